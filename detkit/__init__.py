@@ -1,0 +1,1 @@
+"""detkit: the classic line of object detectors on shared backbones."""

@@ -1,0 +1,265 @@
+"""Configs: YAML files checked against dataclasses.
+
+An unknown key or a wrong type ends with one line that names the file or argument, the key, and the nearest known key.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    GrammarParseError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from detkit.errors import UserError, did_you_mean
+from detkit.files import write_atomic
+
+T = TypeVar("T")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"{key}: {value} is less than {least}")
+
+
+def _positive(key: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{key}: {value} is not positive")
+
+
+@dataclass
+class BackboneConfig:
+    """name: see `detkit backbones`; weights: `imagenet`, a checkpoint's path, or null for random ones."""
+
+    name: str = MISSING
+    weights: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """A data set in VOC layout and what the loader does with it.
+
+    format: `voc`, or `shapes` (drawn by detkit on first use). root: the folder that holds JPEGImages, Annotations
+    and ImageSets, or the folder above several of them. train, val, test: split names, `SUBFOLDER/SPLIT` where root
+    holds several (07+12: [VOC2007/trainval, VOC2012/trainval]). classes: null reads them from the annotations.
+    difficult: whether difficult objects are trained on. cache: keep decoded images in memory.
+    augment: a list of {TransformName: {parameters}}, detkit's own or any of albumentations'.
+    """
+
+    format: str = "voc"
+    root: str = MISSING
+    train: list[str] = field(default_factory=lambda: ["trainval"])
+    val: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=lambda: ["test"])
+    classes: list[str] | None = None
+    difficult: bool = True
+    cache: bool = False
+    augment: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("data.format", self.format, ("voc", "shapes"))
+
+
+@dataclass
+class TrainConfig:
+    """The recipe of one stage of SGD.
+
+    iterations: optimiser steps. batch: images a step over all processes. bias_lr: factor on the rate of biases,
+    which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone.
+    milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up.
+    clip: largest gradient norm. accumulate: micro-batches a step. ema: decay of the averaged weights, 0 = none.
+    evaluate_every, save_every: iterations, 0 = only at the end.
+    """
+
+    iterations: int = MISSING
+    batch: int = 32
+    optimizer: str = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    bias_lr: float = 1.0
+    backbone_lr: float = 1.0
+    schedule: str = "cosine"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    warmup: int = 0
+    amp: str = "none"
+    channels_last: bool = True
+    clip: float | None = None
+    accumulate: int = 1
+    ema: float = 0.0
+    compile: bool = False
+    evaluate_every: int = 0
+    save_every: int = 0
+    seed: int = 0
+    workers: int = 2
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
+        _one_of("train.schedule", self.schedule, ("steps", "cosine"))
+        _one_of("train.amp", self.amp, ("none", "bf16", "fp16"))
+        for key in ("iterations", "batch", "accumulate"):
+            if getattr(self, key) != MISSING:
+                _at_least(f"train.{key}", getattr(self, key), 1)
+        for key in ("warmup", "evaluate_every", "save_every", "workers", "ema", "weight_decay", "momentum"):
+            _at_least(f"train.{key}", getattr(self, key), 0)
+        for key in ("lr", "gamma"):
+            _positive(f"train.{key}", getattr(self, key))
+        if self.ema >= 1:
+            raise UserError(f"train.ema: {self.ema} is not below 1")
+        if self.clip is not None:
+            _positive("train.clip", self.clip)
+        if self.batch % self.accumulate:
+            raise UserError(f"train.batch: {self.batch} is not a multiple of train.accumulate {self.accumulate}")
+
+
+@dataclass
+class DetectConfig:
+    """From predictions to detections: score threshold, best top_k a class, NMS at iou, best keep an image."""
+
+    score: float = 0.01
+    top_k: int = 400
+    iou: float = 0.45
+    keep: int = 200
+
+    def __post_init__(self) -> None:
+        _at_least("detect.top_k", self.top_k, 1)
+        _at_least("detect.keep", self.keep, 1)
+        if not 0 <= self.iou <= 1:
+            raise UserError(f"detect.iou: {self.iou} is not between 0 and 1")
+
+
+@dataclass
+class EvaluateConfig:
+    """metric: voc07 (11 points) or voc (area under the curve). batch: images at once."""
+
+    metric: str = "voc07"
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        _one_of("evaluate.metric", self.metric, ("voc07", "voc"))
+        _at_least("evaluate.batch", self.batch, 1)
+
+
+@dataclass
+class Config:
+    """A whole experiment. `model` is an instance of the detector's own dataclass, found by `model.name`."""
+
+    model: Any = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config, then apply `key=value` arguments.
+
+    Raises UserError, in one line: a missing or broken file, an unknown key, a wrong type, a missing value.
+    """
+    return parse_config(read_yaml(path), str(path), overrides)
+
+
+def parse_config(values: DictConfig, source: str, overrides: list[str] | None = None) -> Config:
+    """Check values read from `source` and `key=value` arguments against the dataclasses."""
+    from detkit.models import model_config_type  # not at the top: models import this module
+
+    arguments = [(f"argument {text!r}", parse_override(text)) for text in overrides or []]
+    name = None
+    for _, layer in [(source, values), *arguments]:
+        model = layer.get("model") if isinstance(layer, DictConfig) else None
+        name = model.get("name", name) if isinstance(model, DictConfig) else name
+    if name is None:
+        raise UserError(f"{source}: model.name is missing; an example: model: {{name: ssd}}")
+    try:
+        schema = OmegaConf.structured(Config)
+        schema.model = OmegaConf.structured(model_config_type(str(name)))
+    except UserError as error:
+        raise UserError(f"{source}: model.name: {error}") from None
+    merged = schema
+    for origin, layer in [(source, values), *arguments]:
+        merged = _merge(merged, layer, origin)
+    return _to_object(merged, source)
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """Read a YAML mapping; UserError where the file is missing, unreadable or something else."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"no config {path}" + (did_you_mean(str(path), near) if near else ""))
+    try:
+        values = OmegaConf.load(path)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a YAML text file") from None
+    except Exception as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, DictConfig):
+        raise UserError(f"{path}: a config is a mapping of keys such as model, data, train")
+    return values
+
+
+def parse_override(text: str) -> DictConfig:
+    """`train.lr=0.01` -> {train: {lr: 0.01}}."""
+    key, equals, _ = text.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f"argument {text!r} is not key=value; an example: train.lr=0.01")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except Exception as error:
+        raise UserError(f"argument {text!r}: {' '.join(str(error).split())}") from None
+
+
+def save_config(path: str | Path, config: Config) -> None:
+    """Write the resolved config as YAML."""
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return plain dicts, lists and scalars, as a checkpoint carries them."""
+    return dataclasses.asdict(config)
+
+
+def from_plain(values: dict[str, Any], source: str, overrides: list[str] | None = None) -> Config:
+    """Rebuild a config from a checkpoint's plain values."""
+    return parse_config(OmegaConf.create(values), source, overrides)
+
+
+def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(base, layer)  # pyright: ignore[reportReturnType]
+    except ConfigKeyError as error:
+        key = str(error.full_key or error.key)
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(base, parent) if parent else base
+        known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        raise UserError(f"{origin}: unknown key {key!r}{did_you_mean(leaf, known)}") from None
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        key = error.full_key or error.key
+        raise UserError(f"{origin}: {key}: {reason}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{origin}: {' '.join(str(error).split())}") from None
+
+
+def _to_object(merged: DictConfig, source: str) -> Config:
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{source}: missing {', '.join(missing)}")
+    try:
+        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except (MissingMandatoryValue, GrammarParseError, OmegaConfBaseException) as error:
+        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,228 @@
+"""What flows through detkit: validated dataclasses of batched tensors.
+
+Boxes are float32 continuous `xyxy` in pixels (a pixel spans [x, x + 1)); labels are 0..C-1 and -1 marks padding;
+`ignore` marks VOC difficult and COCO crowd objects.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+
+def _expect(owner: object, name: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
+    """Raise ValueError unless the field's shape fits (None = any size); reads no tensor values, so never syncs."""
+    tensor: Tensor = getattr(owner, name)
+    fits = tensor.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, tensor.shape))
+    if not fits:
+        wanted = ", ".join("*" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{type(owner).__name__}.{name}: expected shape ({wanted}), got {tuple(tensor.shape)}"
+        )
+    if dtype is not None and tensor.dtype != dtype:
+        raise ValueError(f"{type(owner).__name__}.{name}: expected {dtype}, got {tensor.dtype}")
+
+
+class _Movable:
+    """Moves every tensor field of a dataclass."""
+
+    def _map(self, function) -> Self:
+        tensors = {
+            field.name: function(value)
+            for field in fields(self)  # pyright: ignore[reportArgumentType]
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)  # pyright: ignore[reportArgumentType]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return a copy on `device`; from pinned memory the copy does not block."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Return a copy in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Images(_Movable):
+    """A batch of RGB images, padded at the right and bottom to one size.
+
+    pixels: (B, 3, H, W) uint8. sizes: (B, 2) int64, height and width of each image's valid part.
+    original: (B, 2) int64, height and width of the photo it was resized from. ids: one name an image.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+    original: Tensor
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        batch = len(self.ids)
+        _expect(self, "pixels", (batch, 3, None, None), torch.uint8)
+        _expect(self, "sizes", (batch, 2), torch.int64)
+        _expect(self, "original", (batch, 2), torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Targets(_Movable):
+    """The objects of a batch, padded. boxes: (B, N, 4); labels: (B, N) int64; ignore: (B, N) bool."""
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    def __post_init__(self) -> None:
+        batch, objects = self.labels.shape if self.labels.ndim == 2 else (None, None)
+        _expect(self, "labels", (None, None), torch.int64)
+        _expect(self, "boxes", (batch, objects, 4), torch.float32)
+        _expect(self, "ignore", (batch, objects), torch.bool)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, N) bool: True for objects, False for padding."""
+        return self.labels >= 0
+
+    @classmethod
+    def pad(cls, objects: Iterable[tuple[Tensor, Tensor, Tensor]]) -> "Targets":
+        """Stack per-image (boxes (n, 4), labels (n,), ignore (n,)), padded to the largest n (at least 1)."""
+        objects = list(objects)
+        most = max([1, *(len(labels) for _, labels, _ in objects)])
+        boxes = torch.zeros(len(objects), most, 4)
+        labels = torch.full((len(objects), most), -1, dtype=torch.int64)
+        ignore = torch.zeros(len(objects), most, dtype=torch.bool)
+        # host-side collation of ragged lists: the one place where a loop over images cannot be avoided
+        for row, (box, label, skip) in enumerate(objects):
+            boxes[row, : len(label)] = box
+            labels[row, : len(label)] = label
+            ignore[row, : len(label)] = skip
+        return cls(boxes, labels, ignore)
+
+
+@dataclass(frozen=True)
+class Predictions(_Movable):
+    """Decoded, before NMS. boxes: (B, A, 4) or (B, A, C, 4), network-input pixels; scores: (B, A, C), no background."""
+
+    boxes: Tensor
+    scores: Tensor
+
+    def __post_init__(self) -> None:
+        _expect(self, "scores", (None, None, None))
+        batch, anchors, classes = self.scores.shape
+        shape = (batch, anchors, 4) if self.boxes.ndim == 3 else (batch, anchors, classes, 4)
+        _expect(self, "boxes", shape)
+
+
+@dataclass(frozen=True)
+class Detections(_Movable):
+    """Final boxes of a batch in pixels of the original photos, best first.
+
+    boxes: (B, D, 4); scores: (B, D); labels: (B, D) int64, -1 where an image has fewer than D.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        _expect(self, "labels", (None, None), torch.int64)
+        _expect(self, "boxes", (*self.labels.shape, 4))
+        _expect(self, "scores", tuple(self.labels.shape))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (boxes (n, 4), scores (n,), labels (n,)) of one image without padding; syncs with the device."""
+        real = self.labels[index] >= 0
+        return self.boxes[index][real], self.scores[index][real], self.labels[index][real]
+
+
+@dataclass(frozen=True)
+class TruthSet(_Movable):
+    """All objects of a data set, flat.
+
+    boxes: (G, 4); labels: (G,) int64; ignore: (G,) bool; image: (G,) int64 index into `ids`.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    image: Tensor
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _expect(self, "labels", (None,), torch.int64)
+        count = len(self.labels)
+        _expect(self, "boxes", (count, 4))
+        _expect(self, "ignore", (count,), torch.bool)
+        _expect(self, "image", (count,), torch.int64)
+
+
+@dataclass(frozen=True)
+class DetectionSet(_Movable):
+    """All detections of a data set, flat.
+
+    boxes: (D, 4); scores: (D,); labels: (D,) int64; image: (D,) int64 index into `ids`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    image: Tensor
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _expect(self, "labels", (None,), torch.int64)
+        count = len(self.labels)
+        _expect(self, "boxes", (count, 4))
+        _expect(self, "scores", (count,))
+        _expect(self, "image", (count,), torch.int64)
+
+    @classmethod
+    def from_batches(
+        cls, batches: Iterable[tuple[Detections, tuple[str, ...]]], classes: tuple[str, ...]
+    ) -> "DetectionSet":
+        """Join batches of padded detections (on any device) into one flat set on the CPU."""
+        boxes, scores, labels, image = [torch.zeros(0, 4)], [torch.zeros(0)], [], []
+        labels.append(torch.zeros(0, dtype=torch.int64))
+        image.append(torch.zeros(0, dtype=torch.int64))
+        ids: list[str] = []
+        for detections, names in batches:
+            detections = detections.to("cpu")
+            real = detections.labels >= 0
+            row = torch.arange(len(names)).unsqueeze(1).expand_as(real) + len(ids)
+            boxes.append(detections.boxes[real].float())
+            scores.append(detections.scores[real].float())
+            labels.append(detections.labels[real])
+            image.append(row[real])
+            ids.extend(names)
+        parts = (torch.cat(part) for part in (boxes, scores, labels, image))
+        return cls(*parts, ids=tuple(ids), classes=classes)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a network wants its images.
+
+    size: (height, width) in pixels. resize: "stretch" fills the size regardless of the aspect ratio.
+    Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    divisor: float = 255.0
+    resize: Literal["stretch"] = "stretch"
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> float32 on the same device."""
+        scale = 1.0 / (self.divisor * torch.tensor(self.std, device=pixels.device).view(3, 1, 1))
+        shift = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1) * self.divisor
+        return (pixels - shift) * scale
