@@ -1,0 +1,71 @@
+"""The command line: `detkit COMMAND ...`, and tools/COMMAND.py, which is the same.
+
+A command is a module of this folder with `parser()` and `run(arguments)`. It imports what is heavy inside `run`, so
+that `--help` is quick, and raises UserError for whatever a user can cause.
+"""
+
+import errno
+import os
+import sys
+from importlib import import_module
+
+from detkit.errors import UserError
+
+COMMANDS = {
+    "train": "train a detector from a config",
+    "evaluate": "mAP of a checkpoint, or of a file of detections",
+    "detect": "run a checkpoint on images, folders, videos or a camera",
+    "dataset": "fetch, check, show and count data sets",
+    "benchmark": "time detkit beside torchvision",
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `detkit` command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+        print("usage: detkit COMMAND ...\n\ncommands (each has --help):\n" + "\n".join(lines))
+        return 0 if argv else USAGE_ERROR
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("detkit"))
+        return 0
+    if argv[0] not in COMMANDS:
+        from detkit.errors import did_you_mean
+
+        return _fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
+    return run_command(argv[0], argv[1:])
+
+
+def run_command(name: str, argv: list[str] | None = None) -> int:
+    """Run one command; every error that a user can cause becomes one line on stderr and status 2."""
+    module = import_module(f"detkit.cli.{name}")
+    arguments = module.parser().parse_args(argv)
+    try:
+        status = module.run(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader (head, less) went away; keep Python from complaining once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        return _fail(f"{error.strerror}: {error.filename or 'output'}")
+    return status or 0
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return USAGE_ERROR
