@@ -18,9 +18,7 @@ def _expect(owner: object, name: str, shape: tuple[int | None, ...], dtype: torc
     fits = tensor.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, tensor.shape))
     if not fits:
         wanted = ", ".join("*" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"{type(owner).__name__}.{name}: expected shape ({wanted}), got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{type(owner).__name__}.{name}: expected shape ({wanted}), got {tuple(tensor.shape)}")
     if dtype is not None and tensor.dtype != dtype:
         raise ValueError(f"{type(owner).__name__}.{name}: expected {dtype}, got {tensor.dtype}")
 
