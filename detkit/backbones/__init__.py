@@ -1,0 +1,25 @@
+"""Networks that turn an image into feature maps, by name."""
+
+from detkit.backbones import mobilenet, resnet, tiny, vgg
+from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.registry import BACKBONES
+from detkit.backbones.weights import load_weights
+from detkit.config import BackboneConfig
+
+__all__ = ["BACKBONES", "Backbone", "FeatureInfo", "create_backbone", "list_backbones", "load_weights"]
+
+# importing a family's file registers its names
+FAMILIES = (mobilenet, resnet, tiny, vgg)
+
+
+def create_backbone(config: BackboneConfig) -> Backbone:
+    """Build a backbone and load its weights; UserError for an unknown name or a file that doesn't fit."""
+    backbone = BACKBONES.get(config.name)()
+    if config.weights is not None:
+        load_weights(backbone, config.weights)
+    return backbone
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Return the names that match a shell pattern, such as `res*`."""
+    return BACKBONES.names(pattern)

@@ -1,0 +1,42 @@
+"""ResNet (He et al., 2016): torchvision's, with the maps of its stages."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.registry import BACKBONES
+
+
+class ResNet(Backbone):
+    """Features c2 (stride 4), c3 (8), c4 (16) and c5 (32): the last map of each stage."""
+
+    def __init__(self, build: Callable[..., TorchvisionResNet], imagenet: str) -> None:
+        super().__init__()
+        body = build(weights=None)
+        self.imagenet = imagenet  # pyright: ignore[reportAttributeAccessIssue]
+        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        deepest = body.fc.in_features
+        self.info = tuple(FeatureInfo(f"c{i + 2}", deepest >> (3 - i), 4 << i) for i in range(4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return {"c2": c2, "c3": c3, "c4": c4, "c5": self.layer4(c4)}
+
+
+def _register(depth: int, version: str) -> None:
+    build: Callable[..., nn.Module] = getattr(models, f"resnet{depth}")
+    name = f"ResNet{depth}_Weights.{version}"
+    BACKBONES.register(f"resnet{depth}")(partial(ResNet, build, name))  # pyright: ignore[reportArgumentType]
+
+
+# the first version of the weights: the ones that the papers' accuracies rest on
+for _depth in (18, 34, 50, 101, 152):
+    _register(_depth, "IMAGENET1K_V1")

@@ -1,0 +1,34 @@
+"""A small backbone for CPUs, trained from scratch in minutes."""
+
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.registry import BACKBONES
+
+
+def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+@BACKBONES.register("tiny")
+class Tiny(Backbone):
+    """Nine 3x3 convolutions with batch norm. Features c3 (stride 8, 96 channels), c4 (16, 128) and c5 (32, 128)."""
+
+    info = (FeatureInfo("c3", 96, 8), FeatureInfo("c4", 128, 16), FeatureInfo("c5", 128, 32))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_layer(3, 24, 2), _layer(24, 48, 2), _layer(48, 48))
+        self.stage3 = nn.Sequential(_layer(48, 96, 2), _layer(96, 96))
+        self.stage4 = nn.Sequential(_layer(96, 128, 2), _layer(128, 128))
+        self.stage5 = nn.Sequential(_layer(128, 128, 2), _layer(128, 128))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        c3 = self.stage3(self.stem(x))
+        c4 = self.stage4(c3)
+        return {"c3": c3, "c4": c4, "c5": self.stage5(c4)}

@@ -1,0 +1,58 @@
+"""VGG (Simonyan and Zisserman, 2015) as SSD uses it."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torchvision.models import vgg16
+
+from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.registry import BACKBONES
+
+CONV4_3 = 23  # torchvision's `features` up to and with conv4_3's ReLU
+POOL3 = 16
+POOL5 = 30
+# fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
+KEEP_UNITS, KEEP_PIXELS = 4, 3
+
+
+@BACKBONES.register("vgg16_reduced")
+class ReducedVGG16(Backbone):
+    """VGG16 whose fc6 and fc7 are convolutions, subsampled from the ImageNet classifier (SSD paper, section 3).
+
+    pool5 is 3x3 with stride 1, fc6 is dilated by 6 to see what it saw before. Features: conv4_3 (stride 8), fc7 (16).
+    """
+
+    info = (FeatureInfo("conv4_3", 512, 8), FeatureInfo("fc7", 1024, 16))
+    imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = vgg16(weights=None).features[:POOL5]
+        # 75 x 75 -> 38 x 38, as Caffe rounds
+        self.features[POOL3] = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.pool5 = nn.MaxPool2d(3, 1, 1)
+        self.fc6 = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
+        self.fc7 = nn.Conv2d(1024, 1024, 1)
+        for layer in (self.fc6, self.fc7):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        conv4_3 = self.features[:CONV4_3](x)
+        x = self.pool5(self.features[CONV4_3:](conv4_3))
+        x = self.fc6(x).relu_()
+        return {"conv4_3": conv4_3, "fc7": self.fc7(x).relu_()}
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = dict(state)
+        layers = {"classifier.0": ("fc6", (-1, 512, 7, 7)), "classifier.3": ("fc7", (-1, 4096, 1, 1))}
+        for theirs, (ours, shape) in layers.items():
+            weight, bias = state.pop(f"{theirs}.weight", None), state.pop(f"{theirs}.bias", None)
+            # published feature-only files (converted from Caffe) fill the classifier with NaN
+            if weight is None or bias is None or weight.isnan().any():
+                continue
+            kernel = weight.view(shape)[::KEEP_UNITS, :, ::KEEP_PIXELS, ::KEEP_PIXELS]
+            # fc7 reads the units of fc6 that are left
+            state[f"{ours}.weight"] = kernel if ours == "fc6" else kernel[:, ::KEEP_UNITS]
+            state[f"{ours}.bias"] = bias[::KEEP_UNITS]
+        return state

@@ -1,0 +1,87 @@
+"""Pretrained weights: torchvision's by name, or any local file; a line says what was and wasn't loaded."""
+
+import pickle
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision.models import get_weight
+
+from detkit.backbones.base import Backbone
+from detkit.errors import UserError
+
+WRAPPERS = ("state_dict", "model", "weights")
+# counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
+UNIMPORTANT = ".num_batches_tracked"
+
+
+def load_weights(backbone: Backbone, weights: str) -> None:
+    """Load `imagenet` or a file into a backbone and print what fitted.
+
+    A file may hold torchvision's keys, any of them nested under a common wrapper, or a detkit checkpoint, whose
+    backbone is taken. Raises UserError where there is no such file, where it can't be read, and where no tensor of it,
+    or one of another shape, fits the backbone.
+    """
+    if weights == "imagenet":
+        source, state = _published(backbone)
+    else:
+        source, state = weights, _read(Path(weights))
+    state = backbone.convert(state)
+    own = backbone.state_dict()
+    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise UserError(
+            f"{source}: {key} has shape {tuple(state[key].shape)}, but {type(backbone).__name__} needs "
+            f"{tuple(own[key].shape)}; the file belongs to another backbone"
+        )
+    fitting = {key: state[key] for key in own if key in state}
+    if not fitting:
+        raise UserError(f"{source}: no tensor has a name of {type(backbone).__name__} (such as {next(iter(own))!r})")
+    broken = [key for key, tensor in fitting.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"{source}: {broken[0]} holds values that are not finite")
+    backbone.load_state_dict(fitting, strict=False)
+    counted = [key for key in own if not key.endswith(UNIMPORTANT)]
+    left = [key for key in counted if key not in fitting]
+    unused = [key for key in state if key not in own and not key.endswith(UNIMPORTANT)]
+    line = f"backbone weights: {len(counted) - len(left)} of {len(counted)} tensors from {source}"
+    line += f"; left as initialised: {_some(left)}" if left else ""
+    line += f"; in the file but not used: {_some(unused)}" if unused else ""
+    print(line, file=sys.stderr)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _published(backbone: Backbone) -> tuple[str, dict[str, Tensor]]:
+    if backbone.imagenet is None:
+        raise UserError(f"{type(backbone).__name__} has no published ImageNet weights; use model.backbone.weights=null")
+    weights = get_weight(backbone.imagenet)
+    try:
+        return backbone.imagenet, dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"can't download {weights.url} ({reason}); fetch it elsewhere and give model.backbone.weights=PATH"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"model.backbone.weights: no file {path}; give a path, or imagenet, or null")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a file of PyTorch weights") from None
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if state else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no named tensors")
+    inner = {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
+    return inner or tensors

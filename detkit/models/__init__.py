@@ -1,0 +1,28 @@
+"""The detectors, one file a paper."""
+
+from typing import Any
+
+from detkit.models import ssd
+from detkit.models.base import SGD, Detector
+from detkit.models.postprocess import postprocess
+from detkit.models.registry import MODELS
+
+__all__ = ["MODELS", "SGD", "Detector", "build_detector", "list_models", "model_config_type", "postprocess"]
+
+# importing a paper's file registers its names
+PAPERS = (ssd,)
+
+
+def model_config_type(name: str) -> type:
+    """Return the dataclass of a model's config; UserError for an unknown name."""
+    return MODELS.get(name).config_type
+
+
+def build_detector(config: Any, classes: tuple[str, ...]) -> Detector:
+    """Build the detector that a model config (such as SSDConfig) describes, for these classes."""
+    return MODELS.get(config.name)(config, classes)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names that match a shell pattern."""
+    return MODELS.names(pattern)
