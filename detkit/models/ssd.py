@@ -5,6 +5,7 @@ Where the paper and its Caffe code differ, and what detkit does:
 - Matching is the code's true bipartite step: two objects never share the one default box that each is owed.
 - An image without matched boxes has no negatives either (3 x 0), as in both.
 - Difficult objects are trained on, as in the code (`data.difficult`).
+- Decoded boxes are clipped before NMS, as in Faster R-CNN and torchvision; Caffe's SSD clips after it.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
 from detkit.models.registry import MODELS
-from detkit.ops import BoxCoder, default_boxes, match_ssd, multibox_loss
+from detkit.ops import BoxCoder, default_boxes, map_steps, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1, .2, .2
@@ -31,7 +32,7 @@ class SSDConfig:
     l2norm: those maps that are L2-normalised. extras: added layers, each [channels of the 1x1, channels, kernel,
     stride, padding]; batch_norm: whether these have batch norm (where the backbone is not VGG).
     min_sizes, max_sizes: pixels, one a map. aspect_ratios: beside 1, one list a map.
-    steps: pixels between default boxes, null = size / map's side. clip: limit default boxes' sides to the image.
+    steps: pixels between default boxes, null = size / map's side.
     overlap: IoU from which a default box is matched. negatives: for each positive, most negatives an image.
     """
 
@@ -83,6 +84,7 @@ class SSD(Detector):
     """Backbone, extra feature layers, and on each map a 3x3 classifier and a 3x3 box regressor (section 2.1)."""
 
     config_type = SSDConfig
+    anchors: Tensor
 
     def __init__(self, config: SSDConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
@@ -124,13 +126,15 @@ class SSD(Detector):
             initialise(module)
 
         # 2.2 default boxes
-        steps = None if config.steps is None else [(step, step) for step in config.steps]
         maps = self.map_sizes()
-        self.register_buffer(
-            "anchors",
-            default_boxes(maps, steps, config.min_sizes, config.max_sizes, config.aspect_ratios, size=self.input.size),
-            persistent=False,
+        anchors = default_boxes(
+            maps,
+            config.steps or map_steps(self.input.size, maps),
+            config.min_sizes,
+            config.max_sizes,
+            config.aspect_ratios,
         )
+        self.register_buffer("anchors", anchors, persistent=False)
 
     @torch.no_grad()
     def map_sizes(self) -> list[tuple[int, int]]:
@@ -162,8 +166,10 @@ class SSD(Detector):
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Matching (2.2), hard negative mining and the multibox loss, equation 1, with alpha = 1."""
         logits, deltas = self.network(self.normalise(images))
-        match = match_ssd(targets.boxes, targets.valid, self.anchors, ignore=targets.ignore, threshold=self.overlap)
-        return multibox_loss(logits, deltas, match, targets, self.anchors, CODER, ratio=self.negatives)
+        match = match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.overlap)
+        return multibox_loss(
+            logits, deltas, match, targets.boxes, targets.labels, self.anchors, CODER, ratio=self.negatives
+        )
 
     def predict(self, images: Images) -> Predictions:
         logits, deltas = self.network(self.normalise(images))

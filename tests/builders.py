@@ -1,0 +1,36 @@
+"""Small inputs and models that several tests share."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from detkit.config import BackboneConfig
+from detkit.models.ssd import SSDConfig
+
+
+def photo(height: int, width: int, seed: int = 0) -> Tensor:
+    """Return a (1, 3, height, width) uint8 picture with structure of every size, as photos have."""
+    random = torch.Generator().manual_seed(seed)
+    layers = [
+        interpolate(torch.rand(1, 3, side, side, generator=random), (height, width), mode="bilinear")
+        for side in (2, 5, 13, 40, 120)
+    ]
+    picture = torch.stack(layers).mean(0)
+    picture = (picture - picture.min()) / (picture.max() - picture.min())
+    return (picture * 255).to(torch.uint8)
+
+
+def tiny_ssd_config() -> SSDConfig:
+    """Return an SSD of 96 pixels with four feature maps for backbones that are seen in a test."""
+    return SSDConfig(
+        backbone=BackboneConfig("tiny"),
+        size=96,
+        l2norm=[],
+        features=None,
+        extras=[[32, 64, 3, 2, 1]],
+        batch_norm=False,
+        min_sizes=[12.0, 24.0, 48.0, 72.0],
+        max_sizes=[24.0, 48.0, 72.0, 90.0],
+        aspect_ratios=[[2.0]] * 4,
+        steps=None,
+    )

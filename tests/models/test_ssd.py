@@ -1,0 +1,166 @@
+"""SSD against torchvision's `ssd300_vgg16` at equal weights, and against the paper's numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.models.detection import ssd300_vgg16
+
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.errors import UserError
+from detkit.models import build_detector, postprocess
+from detkit.models.ssd import SSD, L2Norm, SSDConfig
+from detkit.structures import Images, Targets
+from tests.builders import photo, tiny_ssd_config
+
+COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
+SSD512_EXTRAS = [[256, 512, 3, 2, 1], *[[128, 256, 3, 2, 1]] * 3, [128, 256, 4, 1, 1]]
+
+
+def images_of(pixels: torch.Tensor) -> Images:
+    sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
+    return Images(pixels, sizes, sizes, tuple(map(str, range(len(pixels)))))
+
+
+def background_last(tensor: torch.Tensor, classes: int) -> torch.Tensor:
+    """torchvision's classifier has background first in each box's group of rows."""
+    rows = tensor.view(-1, classes, *tensor.shape[1:])
+    return torch.cat((rows[:, 1:], rows[:, :1]), 1).flatten(0, 1)
+
+
+def copy_weights(theirs: torch.nn.Module, ours: SSD) -> None:
+    """Give our SSD300 the weights of torchvision's."""
+    classes = len(ours.classes) + 1
+    state = {}
+    for key, tensor in theirs.state_dict().items():
+        name = key.removeprefix("backbone.").removeprefix("head.")
+        parts = name.split(".")
+        if name == "scale_weight":
+            state["l2norm.conv4_3.weight"] = tensor
+        elif name.startswith("features."):
+            state[f"backbone.{name}"] = tensor
+        elif name.startswith("extra.0.7."):
+            state[f"backbone.{'fc6' if parts[3] == '1' else 'fc7'}.{parts[4]}"] = tensor
+        elif name.startswith("extra.0."):
+            state[f"backbone.features.{int(parts[2]) + 23}.{parts[3]}"] = tensor
+        elif name.startswith("extra."):
+            state[f"extras.{int(parts[1]) - 1}.{parts[2]}.{parts[3]}"] = tensor
+        elif name.startswith("classification_head."):
+            state[f"classifiers.{parts[2]}.{parts[3]}"] = background_last(tensor, classes)
+        else:
+            state[f"regressors.{parts[2]}.{parts[3]}"] = tensor
+    ours.load_state_dict(state, strict=True)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[torch.nn.Module, SSD]:
+    torch.manual_seed(0)
+    theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=21).eval()
+    theirs.anchor_generator.clip = False  # detkit's default boxes are not clipped, as published
+    for module in theirs.head.classification_head.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=0.03)  # spread the scores, as training does
+    config = replace(
+        SSDConfig(),
+        mean=(0.48235, 0.45882, 0.40784),
+        std=(1 / 255, 1 / 255, 1 / 255),
+        min_sizes=[300 * fraction for fraction in COCO_FRACTIONS[:-1]],
+        max_sizes=[300 * fraction for fraction in COCO_FRACTIONS[1:]],
+    )
+    ours = build_detector(config, tuple(f"class{i}" for i in range(20))).eval()
+    assert isinstance(ours, SSD)
+    copy_weights(theirs, ours)
+    return theirs, ours
+
+
+@torch.no_grad()
+def test_raw_outputs_equal_torchvision(pair):
+    theirs, ours = pair
+    pixels = photo(300, 300)
+    images, _ = theirs.transform([pixels[0] / 255])
+    features = list(theirs.backbone(images.tensors).values())
+    raw = theirs.head(features)
+    logits, deltas = ours.network(ours.normalise(images_of(pixels)))
+    torch.testing.assert_close(logits[..., :-1], raw["cls_logits"][..., 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[..., -1], raw["cls_logits"][..., 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(deltas, raw["bbox_regression"], rtol=1e-4, atol=1e-4)
+    anchors = theirs.anchor_generator(images, features)[0]
+    torch.testing.assert_close(ours.anchors, anchors, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_detections_equal_torchvision(pair):
+    theirs, ours = pair
+    pixels = photo(300, 300)
+    expected = theirs([pixels[0] / 255])[0]
+    settings = DetectConfig(score=theirs.score_thresh, top_k=400, iou=0.45, keep=200)
+    images = images_of(pixels)
+    boxes, scores, labels = postprocess(ours.predict(images), images, settings).image(0)
+    assert len(labels) == len(expected["labels"]) > 20
+    torch.testing.assert_close(scores, expected["scores"], rtol=1e-4, atol=1e-5)
+    # nearly equal scores may change places between two roundings
+    order, wanted = [
+        torch.tensor(sorted(range(len(x)), key=lambda i: (x[i].item(), *box[i].round().tolist())))
+        for x, box in ((labels + 1, boxes), (expected["labels"], expected["boxes"]))
+    ]
+    assert (labels + 1)[order].tolist() == expected["labels"][wanted].tolist()
+    torch.testing.assert_close(boxes[order], expected["boxes"][wanted], rtol=1e-4, atol=1e-2)
+
+
+def test_ssd300_and_ssd512_have_the_papers_boxes():
+    ssd300 = build_detector(SSDConfig(), ("a",))
+    assert isinstance(ssd300, SSD)
+    assert ssd300.map_sizes() == [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
+    assert ssd300.anchors.shape == (8732, 4)
+    config = SSDConfig(
+        size=512,
+        extras=SSD512_EXTRAS,
+        min_sizes=[35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8],
+        max_sizes=[76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6],
+        aspect_ratios=[[2.0], *[[2.0, 3.0]] * 4, [2.0], [2.0]],
+        steps=[8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0],
+    )
+    ssd512 = build_detector(config, ("a",))
+    assert isinstance(ssd512, SSD)
+    assert ssd512.anchors.shape == (24564, 4)
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "mobilenet_v2", "resnet18"])
+def test_the_same_head_on_other_backbones(backbone):
+    torch.manual_seed(0)
+    config = replace(tiny_ssd_config(), backbone=BackboneConfig(backbone))
+    detector = build_detector(config, ("a", "b"))
+    images = images_of(photo(96, 96).repeat(2, 1, 1, 1))
+    box = torch.tensor([[[10.0, 20, 60, 80]], [[0.0, 0, 0, 0]]])
+    targets = Targets(box, torch.tensor([[1], [-1]]), torch.zeros(2, 1, dtype=torch.bool))
+    losses = detector(images, targets)
+    assert isinstance(losses, dict)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_losses_without_objects_are_zero_and_connected():
+    detector = build_detector(tiny_ssd_config(), ("a", "b"))
+    images = images_of(photo(96, 96))
+    none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
+    ignored = Targets(torch.tensor([[[10.0, 20, 60, 80]]]), torch.tensor([[0]]), torch.tensor([[True]]))
+    for targets in (none, ignored):
+        total = sum(detector(images, targets).values())
+        total.backward()
+        assert total.item() == 0
+
+
+def test_l2norm_scales_each_position_to_twenty():
+    x = torch.randn(2, 8, 3, 3)
+    torch.testing.assert_close(L2Norm(8)(x).norm(dim=1), torch.full((2, 3, 3), 20.0))
+    assert L2Norm(8)(torch.zeros(1, 8, 1, 1)).isfinite().all()
+
+
+def test_a_misfit_is_named():
+    with pytest.raises(UserError, match=r"model\.min_sizes: 1 entries for 4 feature maps"):
+        build_detector(replace(tiny_ssd_config(), min_sizes=[10.0]), ("a",))
+    with pytest.raises(UserError, match=r"tiny gives the maps c3, c4, c5, not 'conv4_3'"):
+        build_detector(replace(tiny_ssd_config(), l2norm=["conv4_3"]), ("a",))
