@@ -1,0 +1,232 @@
+"""Batches for training and testing.
+
+The training stream is addressed by position: position p = iteration * batch + j is image order(seed, p // n)[p % n],
+augmented with the seed (seed, p). So it is the same for any number of workers, from any resume point and for any
+number of processes, and the loader has no state to save.
+"""
+
+import mmap
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detkit.data.transforms import Transform, build_test, build_train
+from detkit.data.voc import VOCDataset
+from detkit.errors import UserError
+from detkit.structures import Images, InputSpec, Targets
+
+if TYPE_CHECKING:
+    from detkit.config import DataConfig, TrainConfig
+
+# Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
+GRACE = 20
+
+Batch = tuple[Images, Targets]
+
+
+def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return the permutation of range(count) in which an epoch visits the images."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class ImageCache:
+    """Decoded images in one buffer that forked workers share, each written by whoever needs it first.
+
+    A photo whose size is not the one in its XML has no room and is decoded each time.
+    """
+
+    def __init__(self, dataset: VOCDataset) -> None:
+        self.dataset = dataset
+        width, height = dataset.sizes.T
+        self.offsets = np.concatenate([[0], np.cumsum(width * height * 3)])
+        total = int(self.offsets[-1]) + len(dataset)
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if total > free:
+            raise UserError(
+                f"data.cache: the decoded images of {dataset.name} take {total / 1e9:.1f} GB and {free / 1e9:.1f} GB "
+                "of memory are free; set data.cache=false"
+            )
+        # an anonymous map is shared with forked workers and, unlike torch's shared tensors, needs no room in /dev/shm
+        buffer = np.frombuffer(mmap.mmap(-1, max(total, 1)), np.uint8)
+        self.pixels, self.ready = buffer[: self.offsets[-1]], buffer[self.offsets[-1] :]
+
+    def image(self, i: int) -> np.ndarray:
+        """Return image `i` as (H, W, 3) RGB uint8, which must not be written to."""
+        width, height = self.dataset.sizes[i].tolist()
+        place = self.pixels[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
+        if not self.ready[i]:
+            image = self.dataset.image(i)
+            if image.shape != place.shape:
+                return image
+            # two workers may do this at once: they write the same bytes, and only then say that they are there
+            place[:] = image
+            self.ready[i] = 1
+        return place
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's error on its way out of a worker, where torch would wrap it into a traceback."""
+
+    message: str
+
+
+class _Samples(Dataset):
+    """Makes whole batches: of positions in the training stream, or of image numbers for testing."""
+
+    def __init__(
+        self,
+        dataset: VOCDataset,
+        transform: Transform,
+        *,
+        seed: int | None = None,
+        use_difficult: bool = False,
+        cache: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.source = ImageCache(dataset) if cache else dataset
+        self.transform = transform
+        self.seed = seed
+        self.use_difficult = use_difficult
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch | _Failure:
+        try:
+            return self._batch(positions)
+        except UserError as error:
+            return _Failure(str(error))
+
+    def _batch(self, positions: Sequence[int]) -> Batch:
+        height, width = self.transform.spec.size
+        pixels = torch.empty(len(positions), height, width, 3, dtype=torch.uint8)
+        into = pixels.numpy()
+        objects, originals, ids = [], [], []
+        for row, position in enumerate(positions):
+            i = self._image_at(position)
+            record = self.dataset.record(i)
+            image = self.source.image(i)
+            into[row], boxes, kept = self.transform(image, record.boxes, (self.seed or 0, position))
+            ignore = np.zeros(len(kept), dtype=bool) if self.use_difficult else record.difficult[kept]
+            objects.append(tuple(map(torch.from_numpy, (boxes, record.labels[kept], ignore))))
+            originals.append(image.shape[:2])
+            ids.append(record.id)
+        images = Images(
+            # (B, 3, H, W) as a view: in memory it stays channels last, which is how convolutions like it best
+            pixels=pixels.permute(0, 3, 1, 2),
+            sizes=torch.tensor([[height, width]]).expand(len(ids), 2).contiguous(),
+            original=torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
+            ids=tuple(ids),
+        )
+        return images, Targets.pad(objects)
+
+    def _image_at(self, position: int) -> int:
+        if self.seed is None:
+            return position
+        epoch, place = divmod(position, len(self.dataset))
+        if epoch not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key >= epoch - 1}
+            self._orders[epoch] = image_order(self.seed, epoch, len(self.dataset))
+        return int(self._orders[epoch][place])
+
+
+class _Loader:
+    """An iterable over batches that can be gone through any number of times."""
+
+    def __init__(self, samples: _Samples, batches: Sequence[Sequence[int]], workers: int) -> None:
+        self._batches = batches
+        self._loader = DataLoader(
+            samples,
+            sampler=batches,  # pyright: ignore[reportArgumentType]
+            batch_size=None,  # the data set makes the batches itself, so that their memory is allocated once
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_init_worker if workers else None,
+            generator=torch.Generator(),  # its own, or starting workers would draw from the global one
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, _Failure):
+                raise UserError(batch.message)
+            images, targets = batch
+            yield images, targets
+
+
+def _init_worker(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # or every worker would start a thread for each core
+    # The main process decides what happens on Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
+class _Stream(Sequence[range]):
+    """The positions of one process's share of every iteration start..stop-1."""
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
+        self.start, self.batch, self.share, self.rank = start, batch, batch // world, rank
+        self.count = max(0, stop - start)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, step: int) -> range:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= step < self.count:
+            raise IndexError(step)
+        first = (self.start + step) * self.batch + self.rank * self.share
+        return range(first, first + self.share)
+
+
+def train_loader(
+    dataset: VOCDataset,
+    spec: InputSpec,
+    data_config: "DataConfig",
+    train_config: "TrainConfig",
+    *,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world: int = 1,
+) -> _Loader:
+    """Return an iterable of (Images, Targets), one for each iteration start..stop-1.
+
+    Each process of `world` gets the `rank`-th contiguous share of an iteration's batch. Where `data.difficult` is
+    false, difficult objects come with ignore = True, else nothing is ignored.
+    """
+    if train_config.batch % world:
+        raise UserError(f"train.batch: {train_config.batch} is not a multiple of the {world} processes")
+    samples = _Samples(
+        dataset,
+        build_train(data_config.augment, spec),
+        seed=train_config.seed,
+        use_difficult=data_config.difficult,
+        cache=data_config.cache,
+    )
+    return _Loader(samples, _Stream(start, stop, train_config.batch, rank, world), train_config.workers)
+
+
+def test_loader(
+    dataset: VOCDataset, spec: InputSpec, *, batch: int, workers: int, rank: int = 0, world: int = 1
+) -> _Loader:
+    """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
+
+    Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image.
+    """
+    count = len(dataset)
+    first, last = (count * rank) // world, (count * (rank + 1)) // world
+    batches = [range(at, min(at + batch, last)) for at in range(first, last, batch)]
+    return _Loader(_Samples(dataset, build_test(spec)), batches, workers)

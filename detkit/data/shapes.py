@@ -1,0 +1,319 @@
+"""The shapes data set: drawn by detkit itself, in VOC layout, so that everything can be tried without a download.
+
+Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles and blobs of no class.
+Sizes run from a tenth to two thirds of the picture, with rotation, stretch, blur, outlines and patterned fills.
+A box is tight around the visible part, as VOC's rule has it. An object of which less than a third can be seen is
+difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not annotated.
+
+Picture i of a split depends on the seed, the split and i alone.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from detkit.errors import UserError
+from detkit.files import write_atomic
+
+CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
+COUNTS = {"train": 1600, "val": 200, "test": 400}
+VERSION = 1
+MANIFEST = "shapes.json"
+DIFFICULT_BELOW = 1 / 3
+TRUNCATED_BELOW = 0.8
+HIDDEN_BELOW = 0.08
+SHIFT = 4  # cv2 takes coordinates in 1/16 pixels
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One object: class, 1-based inclusive corners of the visible part, flags."""
+
+    name: str
+    corners: tuple[int, int, int, int]
+    difficult: bool
+    truncated: bool
+
+
+def ensure_shapes(root: str | Path, counts: dict[str, int] | None = None, seed: int = 0) -> Path:
+    """Draw the data set at `root` unless it is there, complete, from this version and seed; return `root`.
+
+    An older drawing is replaced as a whole. UserError where `root` holds something that detkit did not draw.
+    """
+    root = Path(root)
+    manifest = _manifest(counts or COUNTS, seed)
+    if _is_current(root, manifest):
+        return root
+    if root.exists() and not (root / MANIFEST).is_file() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} is not a shapes data set and is left alone; draw it elsewhere with data.root=PATH")
+    draw_shapes(root, counts, seed)
+    return root
+
+
+def draw_shapes(root: str | Path, counts: dict[str, int] | None = None, seed: int = 0) -> None:
+    """Draw the data set into a temporary folder beside `root`, then put it in the place of `root`."""
+    root = Path(root)
+    counts = counts or COUNTS
+    manifest = _manifest(counts, seed)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        temporary.chmod(0o755)
+        _draw_into(temporary, counts, seed)
+        write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        old = temporary.with_name(temporary.name + ".old")
+        if root.exists():
+            os.replace(root, old)
+        try:
+            os.replace(temporary, root)
+        except OSError:
+            if not _is_current(root, manifest):  # else another process has drawn the same meanwhile
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _manifest(counts: dict[str, int], seed: int) -> dict:
+    return {"drawn by": "detkit shapes", "version": VERSION, "seed": seed, "counts": counts, "classes": list(CLASSES)}
+
+
+def _is_current(root: Path, manifest: dict) -> bool:
+    try:
+        return json.loads((root / MANIFEST).read_text()) == manifest
+    except (OSError, ValueError):
+        return False
+
+
+def _draw_into(root: Path, counts: dict[str, int], seed: int) -> None:
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    jobs = [(split, i) for split, count in counts.items() for i in range(count)]
+    for split, count in counts.items():
+        write_atomic(root / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{split}_{i:05d}\n" for i in range(count)))
+    # forked: nothing to import again; a chunk is some 50 ms of work
+    workers = min(os.cpu_count() or 1, 16)
+    if len(jobs) < 50 or workers == 1:
+        for job in jobs:
+            _write_picture(root, seed, job)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        for _ in pool.map(partial(_write_picture, root, seed), jobs, chunksize=25):
+            pass
+
+
+def _write_picture(root: Path, seed: int, job: tuple[str, int]) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+    split, i = job
+    name = f"{split}_{i:05d}"
+    image, objects = draw_picture((seed, sorted(COUNTS).index(split) if split in COUNTS else len(COUNTS), i))
+    quality = 88 + i % 8
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok
+    (root / "JPEGImages" / f"{name}.jpg").write_bytes(data.tobytes())
+    (root / "Annotations" / f"{name}.xml").write_text(_xml(name, image.shape, objects))
+
+
+def _xml(name: str, shape: tuple[int, ...], objects: list[Drawn]) -> str:
+    lines = ["<annotation>", f"\t<filename>{name}.jpg</filename>"]
+    height, width, depth = shape
+    lines.append(f"\t<size><width>{width}</width><height>{height}</height><depth>{depth}</depth></size>")
+    for item in objects:
+        corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), item.corners))
+        lines.append(
+            f"\t<object><name>{item.name}</name><truncated>{item.truncated:d}</truncated>"
+            f"<difficult>{item.difficult:d}</difficult><bndbox>{corners}</bndbox></object>"
+        )
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
+    """Return one picture as (H, W, 3) RGB uint8 and the objects in it."""
+    import cv2
+
+    random = np.random.default_rng(seed)
+    height, width = (int(side) for side in random.integers(128, 161, 2))
+    image = _background(random, height, width)
+    for _ in range(int(random.integers(2, 7))):
+        _distract(random, image)
+
+    masks: list[np.ndarray] = []  # (H, W) bool of what is still visible of each object
+    full: list[int] = []  # area of the whole shape, in pixels, also outside the picture
+    names: list[str] = []
+    # mostly a few objects, sometimes none, seldom a crowd
+    for _ in range(int(random.choice(9, p=(0.03, 0.17, 0.2, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)))):
+        name = CLASSES[int(random.integers(len(CLASSES)))]
+        size = float(np.exp(random.uniform(np.log(14), np.log(92))))
+        for _ in range(8):
+            centre = random.uniform((0.0, 0.0), (width, height))
+            if not masks or random.random() < 0.12:
+                break  # the first fits anywhere; now and then one may cover others
+            far = [np.hypot(*(centre - other)) for other in (_centre(mask) for mask in masks)]
+            if min(far) > 0.4 * size + 8:
+                break
+        alpha, area = _shape(random, name, centre, size, height, width)
+        _paint(random, image, alpha)
+        inside = alpha > 127
+        for mask in masks:
+            mask &= ~inside
+        masks.append(inside)
+        full.append(area)
+        names.append(name)
+    for _ in range(int(random.integers(0, 3))):  # things in front of the objects
+        covered = _distract(random, image)
+        for mask in masks:
+            mask &= ~covered
+
+    objects = []
+    for mask, area, name in zip(masks, full, names):
+        visible = mask.sum() / max(area, 1)
+        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        if visible < HIDDEN_BELOW or len(columns) < 5 or len(rows) < 5:
+            continue
+        corners = (int(columns[0]) + 1, int(rows[0]) + 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
+        objects.append(Drawn(name, corners, bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)))
+
+    if random.random() < 0.35:
+        image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.1)))
+    noise = random.integers(-8, 9, image.shape) * float(random.uniform(0, 1))
+    return np.clip(image + noise, 0, 255).astype(np.uint8), objects
+
+
+def _centre(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.nonzero(mask)
+    return np.array([columns.mean(), rows.mean()]) if len(rows) else np.array([np.inf, np.inf])
+
+
+def _colour(random: np.random.Generator) -> np.ndarray:
+    return random.uniform(15, 240, 3)
+
+
+def _background(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A gradient between two colours plus noise of several scales."""
+    import cv2
+
+    direction = random.uniform(-1, 1, 2)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    ramp = (direction[0] * x + direction[1] * y)[..., None]
+    image = _colour(random) * (0.5 + ramp / 2) + _colour(random) * (0.5 - ramp / 2)
+    for cells in (4, 12, 40):
+        coarse = random.uniform(-1, 1, (cells, cells, 3 if random.random() < 0.5 else 1)).astype(np.float32)
+        layer = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, -1)
+        image = image + layer * random.uniform(5, 32)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _distract(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Draw something of no class; return its pixels as (H, W) bool."""
+    import cv2
+
+    height, width = image.shape[:2]
+    mask = np.zeros((height, width), np.uint8)
+    kind = int(random.integers(4))
+    centre = random.uniform((0, 0), (width, height))
+    size = float(random.uniform(8, 30))
+    if kind == 0:  # a smooth irregular blob
+        angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+        radius = np.ones(48)
+        for wave in (2, 3, 5):
+            radius += random.uniform(0.15, 0.35) * np.sin(wave * angle + random.uniform(0, 2 * np.pi))
+        points = centre + size * radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+        cv2.fillPoly(mask, [_fixed(points)], 255, cv2.LINE_AA, SHIFT)
+    elif kind == 1:  # a scribble
+        points = centre + np.cumsum(random.uniform(-size, size, (int(random.integers(3, 8)), 2)), 0)
+        cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(1, 4)), cv2.LINE_AA, SHIFT)
+    elif kind == 2:  # a bar across
+        points = random.uniform((0, 0), (width, height), (2, 2))
+        cv2.line(mask, *map(tuple, _fixed(points).tolist()), 255, int(random.integers(2, 7)), cv2.LINE_AA, SHIFT)
+    else:  # a letter
+        letter = "ABEFGHKMNRSWZ2345789"[int(random.integers(20))]
+        place = (int(centre[0]) - 10, int(centre[1]) + 10)
+        cv2.putText(
+            mask, letter, place, cv2.FONT_HERSHEY_DUPLEX, size / 16, 255, int(random.integers(1, 4)), cv2.LINE_AA
+        )
+    _paint(random, image, mask)
+    return mask > 127
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    return np.round(points * (1 << SHIFT)).astype(np.int32)
+
+
+def _outlines(name: str) -> list[np.ndarray]:
+    """Outlines of a class within [-1, 1]; the second, if there is one, is a hole."""
+    turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], 1)
+    if name == "circle":
+        return [circle]
+    if name == "ring":
+        return [circle, circle * 0.52]
+    if name == "square":
+        return [np.array([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)])]
+    if name == "triangle":
+        angle = np.pi * (np.arange(3) * 2 / 3 - 0.5)
+        return [np.stack([np.cos(angle), np.sin(angle)], 1)]
+    if name == "star":
+        angle = np.pi * (np.arange(10) / 5 - 0.5)
+        radius = np.where(np.arange(10) % 2, 0.42, 1.0)
+        return [np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]]
+    arm = 0.32
+    corner = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm)]
+    return [np.array(corner + [(-x, -y) for x, y in corner])]
+
+
+def _shape(
+    random: np.random.Generator, name: str, centre: np.ndarray, size: float, height: int, width: int
+) -> tuple[np.ndarray, int]:
+    """Return the coverage (H, W) uint8 of a turned and stretched shape, and its whole area in pixels."""
+    import cv2
+
+    angle = random.uniform(0, 2 * np.pi) if random.random() < 0.7 else 0.0
+    stretch = np.exp(random.uniform(-0.25, 0.25))
+    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+    alpha = np.zeros((height, width), np.uint8)
+    area = 0.0
+    for level, outline in enumerate(_outlines(name)):
+        points = (outline * (stretch, 1 / stretch) * (size / 2)) @ turn.T
+        cv2.fillPoly(alpha, [_fixed(points + centre)], 0 if level else 255, cv2.LINE_AA, SHIFT)
+        area += (-1 if level else 1) * cv2.contourArea(points.astype(np.float32))
+    return alpha, int(area)
+
+
+def _paint(random: np.random.Generator, image: np.ndarray, alpha: np.ndarray) -> None:
+    """Paint a region with a colour that stands out from what is below, plain, shaded or striped, maybe outlined."""
+    import cv2
+
+    inside = alpha > 0
+    if not inside.any():
+        return
+    below = image[inside].mean(0)
+    for _ in range(10):
+        colour = _colour(random)
+        if np.abs(colour - below).max() > 45:
+            break
+    height, width = alpha.shape
+    fill = np.broadcast_to(colour, (height, width, 3))
+    style = random.random()
+    if style < 0.45:
+        y, x = np.mgrid[0:height, 0:width]
+        direction = random.uniform(-1, 1, 2)
+        wave = direction[0] * x + direction[1] * y
+        if style < 0.2:  # stripes
+            wave = np.sin(wave * random.uniform(0.5, 1.5)) * random.uniform(10, 30)
+        fill = fill + np.clip(wave, -45, 45)[..., None]
+    cover = alpha[..., None] / 255.0
+    image[:] = np.clip(image * (1 - cover) + fill * cover, 0, 255).astype(np.uint8)
+    if random.random() < 0.3:
+        edge = cv2.morphologyEx(alpha, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) & alpha
+        cover = edge[..., None] / 255.0
+        image[:] = np.clip(image * (1 - cover) + _colour(random) * cover, 0, 255).astype(np.uint8)
