@@ -1,0 +1,31 @@
+"""Batched, padded tensor functions: boxes, anchors, coding, matching, losses and suppression."""
+
+from detkit.ops.anchors import default_boxes, map_steps
+from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
+from detkit.ops.coders import BoxCoder
+from detkit.ops.losses import hard_negative_mask, multibox_loss, smooth_l1, world_mean
+from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_ssd
+from detkit.ops.nms import nms, nms_dense
+
+__all__ = [
+    "BACKGROUND",
+    "IGNORED",
+    "BoxCoder",
+    "Match",
+    "area",
+    "box_iou",
+    "clip",
+    "cxcywh_to_xyxy",
+    "default_boxes",
+    "flip",
+    "hard_negative_mask",
+    "map_steps",
+    "match_ssd",
+    "multibox_loss",
+    "nms",
+    "nms_dense",
+    "scale",
+    "smooth_l1",
+    "world_mean",
+    "xyxy_to_cxcywh",
+]

@@ -1,0 +1,80 @@
+"""Losses of region and dense detectors, over padded batches and without host syncs."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from detkit.ops.coders import BoxCoder
+from detkit.ops.matching import BACKGROUND, Match
+
+
+def world_mean(value: Tensor, least: float = 0.0) -> Tensor:
+    """Return a scalar's mean over all processes; the sum over the processes counts as at least `least`.
+
+    As a loss's divisor it makes gradients averaged over processes equal those of one process with the whole batch.
+    """
+    total = value.detach().float()
+    world = 1
+    if dist.is_available() and dist.is_initialized():
+        total = total.clone()
+        dist.all_reduce(total)
+        world = dist.get_world_size()
+    return total.clamp(min=least) / world
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Return the elementwise loss in float32: d^2 / (2 beta) where |d| < beta, else |d| - beta / 2 (Fast R-CNN, eq. 3).
+
+    beta = 1 / sigma^2 of py-faster-rcnn.
+    """
+    return F.smooth_l1_loss(prediction.float(), target.float(), beta=beta, reduction="none")
+
+
+@torch.no_grad()
+def hard_negative_mask(loss: Tensor, positive: Tensor, candidates: Tensor, ratio: float = 3.0) -> Tensor:
+    """Return (B, A) bool: in each image the candidates of highest loss, `ratio` times as many as positives.
+
+    loss, positive, candidates: (B, A). Among equal losses the lower index is taken (SSD, section 2.2).
+    """
+    quota = (positive.sum(1, keepdim=True) * ratio).floor()
+    order = loss.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    first = torch.arange(loss.shape[1], device=loss.device) < quota
+    return torch.zeros_like(candidates).scatter_(1, order, first) & candidates
+
+
+def multibox_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    match: Match,
+    boxes: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    coder: BoxCoder,
+    ratio: float = 3.0,
+) -> dict[str, Tensor]:
+    """Return SSD's loss {"classification", "box"} (SSD, equation 1), two scalars to be added.
+
+    logits: (B, A, C + 1), background last; deltas: (B, A, 4); match: of `match_ssd`; boxes: (B, N, 4) and labels:
+    (B, N), the objects; anchors: (A, 4).
+
+    Cross-entropy over positives and hard negatives, smooth L1 over positives, both summed and divided by the number
+    of positives in the batch, at least 1, averaged over processes. As in the paper an image without positives has no
+    negatives either: its loss is 0, still connected to the graph.
+    """
+    positive = match.index >= 0
+    if labels.shape[1] == 0:  # gather needs something to point at
+        boxes, labels = boxes.new_zeros(len(labels), 1, 4), labels.new_zeros(len(labels), 1)
+    index = match.index.clamp(min=0)
+    target = torch.where(positive, labels.gather(1, index), logits.shape[-1] - 1)
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    counted = positive | hard_negative_mask(entropy.detach(), positive, match.index == BACKGROUND, ratio)
+
+    wanted = coder.encode(boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)), anchors)
+    shift = smooth_l1(deltas, wanted).sum(-1)
+
+    count = world_mean(positive.sum(), least=1.0)
+    return {
+        "classification": torch.where(counted, entropy, 0).sum() / count,
+        "box": torch.where(positive, shift, 0).sum() / count,
+    }

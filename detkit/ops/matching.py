@@ -1,0 +1,89 @@
+"""Which object each reference box answers for."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.ops.boxes import box_iou
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+class Match(NamedTuple):
+    """index: (B, A) int64, the object of each anchor, or BACKGROUND (-1), or IGNORED (-2: neither).
+
+    iou: (B, A) the anchor's best IoU with any object that is trained on, 0 where there is none.
+    """
+
+    index: Tensor
+    iou: Tensor
+
+
+@torch.no_grad()
+def match_ssd(boxes: Tensor, valid: Tensor, ignore: Tensor | None, anchors: Tensor, threshold: float = 0.5) -> Match:
+    """Match default boxes to objects (SSD, section 2.2 and the authors' Caffe code).
+
+    boxes: (B, N, 4) xyxy; valid: (B, N) bool, False for padding; anchors: (A, 4). ignore: (B, N) bool, objects not
+    trained on, or None to train on all.
+
+    First the greedy bipartite step: of all pairs of a free object and a free anchor the one of highest IoU is
+    matched, again and again, so that no object loses its anchor to another; an object that overlaps no free anchor
+    gets none. Then each anchor that is still free goes to its best object if their IoU is >= threshold. Ties go to
+    the lowest object, then the lowest anchor. Anchors that reach the threshold with ignored objects only are IGNORED.
+    """
+    batch, count = valid.shape
+    if count == 0 or len(anchors) == 0:
+        shape = (batch, len(anchors))
+        return Match(boxes.new_full(shape, BACKGROUND, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.float32))
+    iou = box_iou(boxes, anchors)
+    used = valid if ignore is None else valid & ~ignore
+    hidden = None
+    if ignore is not None:
+        hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= threshold
+    iou.masked_fill_(~used.unsqueeze(-1), 0)
+    best, index = iou.max(1)
+    enough = best >= threshold
+    index = torch.where(enough, index, BACKGROUND)
+    if hidden is not None:
+        index = torch.where(hidden & ~enough, IGNORED, index)
+    own, anchor = _bipartite(iou)
+    # objects without an anchor write to a column that is dropped
+    index = torch.cat((index, index[:, :1]), 1)
+    objects = torch.arange(count, device=index.device).expand(batch, count)
+    index.scatter_(1, torch.where(own, anchor, len(anchors)), objects)
+    return Match(index[:, :-1], best)
+
+
+def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Greedy bipartite matching of iou (B, N, A): whether each object has an anchor, and which, both (B, N).
+
+    Greedy over all pairs in one strict order gives the only stable matching, which deferred acceptance also finds:
+    each object asks its best anchor, each anchor holds the best object that asked, and the others ask again where
+    they would beat the holder. After r rounds the r best pairs are settled, so there are at most N; since objects
+    seldom want the same anchor there are about three, and they touch only the rows of objects which were turned down.
+    """
+    batch, count, anchors = iou.shape
+    value, anchor = iou.max(-1)
+    held = iou.new_zeros(batch, anchors + 1)
+    holder = anchor.new_full((batch, anchors + 1), -1)
+    objects = torch.arange(count, device=iou.device)
+    earlier = objects.unsqueeze(1) < objects
+    image = torch.arange(batch, device=iou.device).unsqueeze(1)
+    while True:
+        mine, other = value.unsqueeze(1), value.unsqueeze(2)  # [b, other, mine]
+        beaten = (other > mine) | ((other == mine) & earlier)
+        lost = ((anchor.unsqueeze(2) == anchor.unsqueeze(1)) & beaten).any(1) & (value > 0)
+        winner = ~lost & (value > 0)
+        column = torch.where(winner, anchor, anchors)
+        held[image, column] = value
+        holder[image, column] = objects.expand(batch, count)
+        # A host sync a round: only the few rows that lost are searched again, not (B, N, A).
+        rows, losers = lost.nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return winner, anchor
+        wish = iou[rows, losers]
+        bar, rival = held[rows, :-1], holder[rows, :-1]
+        refused = (bar > wish) | ((bar == wish) & (rival < losers.unsqueeze(1)))
+        value[rows, losers], anchor[rows, losers] = wish.masked_fill_(refused, 0).max(-1)
