@@ -220,7 +220,13 @@ def train_loader(
 
 
 def test_loader(
-    dataset: VOCDataset, spec: InputSpec, *, batch: int, workers: int, rank: int = 0, world: int = 1
+    dataset: VOCDataset,
+    spec: InputSpec,
+    *,
+    batch: int,
+    workers: int,
+    rank: int = 0,  # noqa: PT028 (this is not a test)
+    world: int = 1,  # noqa: PT028
 ) -> _Loader:
     """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
 

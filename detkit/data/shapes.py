@@ -25,7 +25,7 @@ from detkit.files import write_atomic
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 1600, "val": 200, "test": 400}
-VERSION = 1
+VERSION = 2
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 3
 TRUNCATED_BELOW = 0.8
@@ -150,17 +150,18 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
     masks: list[np.ndarray] = []  # (H, W) bool of what is still visible of each object
     full: list[int] = []  # area of the whole shape, in pixels, also outside the picture
     names: list[str] = []
+    places: list[np.ndarray] = []
     # mostly a few objects, sometimes none, seldom a crowd
     for _ in range(int(random.choice(9, p=(0.03, 0.17, 0.2, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)))):
         name = CLASSES[int(random.integers(len(CLASSES)))]
         size = float(np.exp(random.uniform(np.log(14), np.log(92))))
         for _ in range(8):
             centre = random.uniform((0.0, 0.0), (width, height))
-            if not masks or random.random() < 0.12:
+            if not places or random.random() < 0.2:
                 break  # the first fits anywhere; now and then one may cover others
-            far = [np.hypot(*(centre - other)) for other in (_centre(mask) for mask in masks)]
-            if min(far) > 0.4 * size + 8:
+            if np.hypot(*(np.stack(places) - centre).T).min() > 0.4 * size + 8:
                 break
+        places.append(centre)
         alpha, area = _shape(random, name, centre, size, height, width)
         _paint(random, image, alpha)
         inside = alpha > 127
@@ -170,7 +171,8 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
         full.append(area)
         names.append(name)
     for _ in range(int(random.integers(0, 3))):  # things in front of the objects
-        covered = _distract(random, image)
+        over = places[int(random.integers(len(places)))] if places and random.random() < 0.5 else None
+        covered = _distract(random, image, over)
         for mask in masks:
             mask &= ~covered
 
@@ -185,13 +187,9 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
 
     if random.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.1)))
-    noise = random.integers(-8, 9, image.shape) * float(random.uniform(0, 1))
+    grain = random.integers(0, 256, image.shape, dtype=np.uint8).view(np.int8)
+    noise = grain * np.float32(random.uniform(0, 8 / 128))
     return np.clip(image + noise, 0, 255).astype(np.uint8), objects
-
-
-def _centre(mask: np.ndarray) -> np.ndarray:
-    rows, columns = np.nonzero(mask)
-    return np.array([columns.mean(), rows.mean()]) if len(rows) else np.array([np.inf, np.inf])
 
 
 def _colour(random: np.random.Generator) -> np.ndarray:
@@ -203,24 +201,26 @@ def _background(random: np.random.Generator, height: int, width: int) -> np.ndar
     import cv2
 
     direction = random.uniform(-1, 1, 2)
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    ramp = (direction[0] * x + direction[1] * y)[..., None]
-    image = _colour(random) * (0.5 + ramp / 2) + _colour(random) * (0.5 - ramp / 2)
+    x = np.arange(width, dtype=np.float32) / max(height, width)
+    y = np.arange(height, dtype=np.float32).reshape(-1, 1) / max(height, width)
+    ramp = (direction[0] * x + direction[1] * y).astype(np.float32)[..., None]
+    one, other = (_colour(random).astype(np.float32) for _ in range(2))
+    image = one * (0.5 + ramp / 2) + other * (0.5 - ramp / 2)
     for cells in (4, 12, 40):
         coarse = random.uniform(-1, 1, (cells, cells, 3 if random.random() < 0.5 else 1)).astype(np.float32)
         layer = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, -1)
-        image = image + layer * random.uniform(5, 32)
+        image += layer * np.float32(random.uniform(5, 32))
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _distract(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Draw something of no class; return its pixels as (H, W) bool."""
+def _distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray | None = None) -> np.ndarray:
+    """Draw something of no class, near the point `over` if given; return its pixels as (H, W) bool."""
     import cv2
 
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     kind = int(random.integers(4))
-    centre = random.uniform((0, 0), (width, height))
+    centre = random.uniform((0, 0), (width, height)) if over is None else over + random.uniform(-12, 12, 2)
     size = float(random.uniform(8, 30))
     if kind == 0:  # a smooth irregular blob
         angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -293,27 +293,33 @@ def _paint(random: np.random.Generator, image: np.ndarray, alpha: np.ndarray) ->
     """Paint a region with a colour that stands out from what is below, plain, shaded or striped, maybe outlined."""
     import cv2
 
-    inside = alpha > 0
-    if not inside.any():
+    left, top, width, height = cv2.boundingRect(alpha)
+    if not width:
         return
-    below = image[inside].mean(0)
+    window = (slice(top, top + height), slice(left, left + width))
+    alpha, image = alpha[window], image[window]  # views: only this part is touched
+    below = np.array(cv2.mean(image, alpha)[:3])
     for _ in range(10):
         colour = _colour(random)
         if np.abs(colour - below).max() > 45:
             break
-    height, width = alpha.shape
-    fill = np.broadcast_to(colour, (height, width, 3))
+    fill = np.broadcast_to(colour.astype(np.float32), image.shape)
     style = random.random()
     if style < 0.45:
-        y, x = np.mgrid[0:height, 0:width]
-        direction = random.uniform(-1, 1, 2)
-        wave = direction[0] * x + direction[1] * y
+        direction = random.uniform(-1, 1, 2).astype(np.float32)
+        wave = direction[0] * np.arange(width, dtype=np.float32) + direction[1] * np.arange(
+            height, dtype=np.float32
+        ).reshape(-1, 1)
         if style < 0.2:  # stripes
-            wave = np.sin(wave * random.uniform(0.5, 1.5)) * random.uniform(10, 30)
+            wave = np.sin(wave * np.float32(random.uniform(0.5, 1.5))) * np.float32(random.uniform(10, 30))
         fill = fill + np.clip(wave, -45, 45)[..., None]
-    cover = alpha[..., None] / 255.0
-    image[:] = np.clip(image * (1 - cover) + fill * cover, 0, 255).astype(np.uint8)
+    _blend(image, fill, alpha)
     if random.random() < 0.3:
         edge = cv2.morphologyEx(alpha, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) & alpha
-        cover = edge[..., None] / 255.0
-        image[:] = np.clip(image * (1 - cover) + _colour(random) * cover, 0, 255).astype(np.uint8)
+        _blend(image, _colour(random).astype(np.float32), edge)
+
+
+def _blend(image: np.ndarray, fill: np.ndarray, alpha: np.ndarray) -> None:
+    """Lay `fill` over `image`, in place, as far as alpha (H, W) uint8 covers it."""
+    cover = alpha[..., None] * np.float32(1 / 255)
+    image[:] = np.clip(image + (fill - image) * cover, 0, 255)

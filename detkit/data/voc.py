@@ -14,7 +14,6 @@ import math
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
