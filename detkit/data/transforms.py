@@ -1,44 +1,68 @@
-"""From a photo and its boxes to the network's input: augmentation and resizing."""
+"""From a photo and its boxes to the network's input.
+
+Testing only stretches the photo to the network's size. Training runs `data.augment` first, see augment.py.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detkit.structures import InputSpec
 
+if TYPE_CHECKING:
+    from detkit.data.augment import Chain
+
+LEAST_AREA = 1.0  # square pixels of the network's input: a smaller box is nothing that could be learnt
+
 
 class Transform:
-    """Turns a photo into network input. Call it with (H, W, 3) uint8, (N, 4) boxes and the sample's seed."""
+    """Turns a photo and its boxes into network input, the same way whenever the seed is the same."""
 
-    def __init__(self, augment: Sequence[Any], spec: InputSpec) -> None:
+    def __init__(self, spec: InputSpec, chain: "Chain | None" = None) -> None:
         self.spec = spec
-        self.flip = bool(augment)
+        self.chain = chain
 
     def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, seed: Sequence[int] = (0,)
+        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int] = (0, 0)
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the image (h, w, 3) of the spec's size, the boxes (M, 4) that remain, and their rows (M,)."""
-        import cv2
+        """Transform one photo.
 
-        random = np.random.default_rng(seed)
+        image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. Returns the image (h, w, 3) uint8 of
+        the spec's size, the boxes (M, 4) float32 that remain, in its pixels, and which rows (M,) int64 they were.
+        """
         height, width = image.shape[:2]
-        boxes = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
-        if self.flip and random.random() < 0.5:
-            image = image[:, ::-1]
-            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-        h, w = self.spec.size
-        image = cv2.resize(np.ascontiguousarray(image), (w, h))
-        boxes = boxes * np.array((w / width, h / height) * 2, dtype=np.float32)
-        keep = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) >= 1
-        return image, boxes[keep], np.flatnonzero(keep)
+        boxes = np.clip(boxes / np.array((width, height) * 2, dtype=np.float64), 0, 1)
+        rows = np.arange(len(boxes))
+        if self.chain is not None:
+            image, boxes, rows = self.chain(image, boxes, seed)
+        image = stretch(image, self.spec.size)
+        boxes = boxes * np.array(self.spec.size[::-1] * 2)
+        keep = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) >= LEAST_AREA
+        return image, boxes[keep].astype(np.float32), rows[keep]
+
+
+def stretch(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to `size` (height, width), bilinear; the image itself where it has that size."""
+    import cv2
+
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
 def build_train(augment: Sequence[Any], spec: InputSpec) -> Transform:
-    """Return the training transform of `data.augment`."""
-    return Transform(augment, spec)
+    """Return the training transform: `data.augment`, then a stretch to the spec's size where that is still to do.
+
+    Raises UserError for an unknown transform or parameter and for transforms that boxes cannot follow.
+    """
+    if not augment:
+        return build_test(spec)
+    from detkit.data.augment import Chain  # imports albumentations, which takes a second
+
+    return Transform(spec, Chain(augment, spec))
 
 
 def build_test(spec: InputSpec) -> Transform:
-    """Return the plain resize of validation, test and detection."""
-    return Transform([], spec)
+    """Return the transform for validation, test and detection: a bilinear stretch."""
+    return Transform(spec)
