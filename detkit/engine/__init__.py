@@ -1,0 +1,1 @@
+"""Training and evaluation: one loop, one checkpoint format, one evaluator, for every detector."""

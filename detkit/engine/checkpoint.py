@@ -1,0 +1,135 @@
+"""Checkpoints: plain tensors and data, written whole or not at all, read with `weights_only=True`.
+
+A checkpoint is a dict with
+    format       "detkit 1"
+    model        the state dict that inference uses (the average's where EMA is on)
+    config       the resolved config, as plain dicts
+    classes      names, in the order of the labels
+    iteration    optimiser steps behind these weights
+    metrics      the latest evaluation, {} where there was none
+    training     in last.pt only: whatever a resume needs
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detkit.config import Config, from_plain, to_plain
+from detkit.errors import UserError
+from detkit.files import write_atomic
+
+if TYPE_CHECKING:
+    from detkit.models import Detector
+
+FORMAT = "detkit 1"
+
+
+def save(
+    path: str | Path,
+    detector: "Detector",
+    config: Config,
+    *,
+    iteration: int = 0,
+    metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; UserError where the disk is full, with any earlier file of that name intact."""
+    content = {
+        "format": FORMAT,
+        "model": detector.state_dict(),
+        "config": to_plain(config),
+        "classes": list(detector.classes),
+        "iteration": iteration,
+        "metrics": metrics or {},
+    }
+    if training is not None:
+        content["training"] = training
+    write(path, content)
+
+
+def write(path: str | Path, content: dict[str, Any]) -> None:
+    """`torch.save` with errors in one line, whole or not at all."""
+    # through memory, since torch.save to a path turns a full disk into a RuntimeError about zip offsets
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """`write_atomic` whose errors (no space, no rights) name the file in one line."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        kept = "; the earlier file is intact" if Path(path).exists() else ""
+        raise UserError(f"{path}: {error.strerror or error}, nothing written{kept}") from None
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint onto `device`; UserError, naming the file, for anything that is none."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a checkpoint is a file such as {path / 'best.pt'}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a detkit checkpoint (not a file of plain tensors)") from None
+    except Exception as error:  # torch raises what it likes on a truncated file: RuntimeError, EOFError, KeyError, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: damaged or not a detkit checkpoint ({reason[:120]})") from None
+    if not isinstance(content, dict) or "format" not in content:
+        found = f"a dict of {', '.join(map(str, list(content)[:3]))}, ..." if isinstance(content, dict) else "no dict"
+        raise UserError(
+            f"{path}: not a detkit checkpoint ({found}); weights of a backbone go to model.backbone.weights"
+        )
+    if content["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r}")
+    return content
+
+
+def load_detector(
+    path: str | Path, device: torch.device | str = "cpu", overrides: list[str] | None = None
+) -> tuple["Detector", Config]:
+    """Rebuild a detector, in evaluation mode, from a checkpoint alone; `overrides` are `key=value` arguments."""
+    content = load(path, device)
+    detector, config = build(content, path, overrides)
+    return detector.to(device).eval(), config
+
+
+def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None = None) -> tuple["Detector", Config]:
+    """Make the detector that `content` describes and give it its weights."""
+    from detkit.models import build_detector
+
+    config = from_plain(content["config"], str(path), overrides)
+    backbone = getattr(config.model, "backbone", None)
+    weights = getattr(backbone, "weights", None)
+    if backbone is not None:
+        backbone.weights = None  # they would be read, or fetched, only to be overwritten
+    detector = build_detector(config.model, tuple(content["classes"]))
+    if backbone is not None:
+        backbone.weights = weights
+    load_weights(detector, content["model"], path)
+    return detector, config
+
+
+def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:
+    """Copy a state dict into a detector; UserError that names what does not fit."""
+    own = detector.state_dict()
+    missing = [name for name in own if name not in weights]
+    surplus = [name for name in weights if name not in own]
+    shapes = [
+        f"{name}: {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    kinds = (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
+    wrong = [f"{len(names)} {what} ({names[0]}{', ...' * (len(names) > 1)})" for what, names in kinds if names]
+    if wrong:
+        raise UserError(f"{path}: checkpoint of another architecture, weights {', '.join(wrong)}")
+    detector.load_state_dict(weights)

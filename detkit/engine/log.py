@@ -1,0 +1,115 @@
+"""What a run says: log.jsonl, TensorBoard where it is installed, and the screen. Only rank 0 says anything."""
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from detkit.engine.checkpoint import write_file
+from detkit.errors import UserError
+
+PLAIN_EVERY = 20.0  # seconds between two lines where the output is not a terminal
+
+
+class Log:
+    """A run's records. Enter it to show progress.
+
+    log.jsonl has one JSON object a line, each with `iteration` (steps done) and either loss parts or an evaluation.
+    """
+
+    def __init__(self, folder: Path, start: int, iterations: int, *, writes: bool = True) -> None:
+        self.path = folder / "log.jsonl"
+        self.writes = writes
+        self.console = Console(quiet=not writes, highlight=False, soft_wrap=True)
+        self._iterations = iterations
+        self._start, self._done = start, start
+        self._begun = time.monotonic()
+        self._printed = 0.0
+        self._board: Any = None
+        columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._task = self._progress.add_task("train", total=iterations, completed=start, status="")
+        if writes:
+            truncate(self.path, start)
+            self._board = _tensorboard(folder, start)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def step(self, done: int) -> None:
+        """Move the bar."""
+        self._done = done
+        self._progress.update(self._task, completed=done)
+
+    def losses(self, done: int, losses: dict[str, float], times: dict[str, float], rate: float) -> None:
+        """Record the mean loss parts of the steps up to `done`."""
+        self._write({"iteration": done, **losses, "lr": rate, **times})
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        speed = f"{times['images_per_second']:.1f} images/s  data {times['data_share']:.0%}"
+        status = f"{parts}  lr {rate:.2g}  {speed}"
+        self._progress.update(self._task, status=status)
+        if not self.console.is_terminal and (
+            time.monotonic() - self._printed > PLAIN_EVERY or done == self._iterations
+        ):
+            self._printed = time.monotonic()
+            left = (self._printed - self._begun) / (done - self._start) * (self._iterations - done)
+            self.say(f"{done}/{self._iterations}  {status}  {_clock(left)} left")
+
+    def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
+        """Record an evaluation (metrics as in metrics.json)."""
+        self._write({"iteration": done, **metrics})
+        ap = "no objects" if metrics["mAP"] is None else f"{metrics['mAP']:.4f}"
+        protocol = f"{metrics['metric']}, IoU {metrics['iou']}, {metrics['images']} images, {metrics['seconds']:.1f} s"
+        self.say(f"{done}/{self._iterations}  {metrics['split']} mAP {ap} ({protocol}){', the best so far' * best}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror or error}") from None
+        if self._board is not None:
+            for name, value in entry.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    self._board.add_scalar(name, value, entry["iteration"])
+
+
+def truncate(path: Path, iteration: int) -> None:
+    """Drop the lines after `iteration`, and one cut off by a kill, so that a resumed run does not repeat them."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+        if kept != lines:
+            write_file(path, "".join(kept))
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    # a resumed run hides what the killed one wrote after `start`
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

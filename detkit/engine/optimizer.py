@@ -1,0 +1,54 @@
+"""The optimiser and its parameter groups."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from detkit.config import TrainConfig
+
+
+def build_optimizer(detector: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return SGD or AdamW over the trainable parameters.
+
+    Each group carries `scale`, its factor on the learning rate: biases have `bias_lr` (2 in the Caffe recipes),
+    parameters under `detector.backbone` also `backbone_lr`. Biases and norms have no weight decay.
+    """
+    groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
+    for name, kind, parameter in kinds(detector):
+        groups.setdefault((name.startswith("backbone."), kind), []).append(parameter)
+    options = [
+        {
+            "params": parameters,
+            "scale": (config.backbone_lr if backbone else 1.0) * (config.bias_lr if kind == "bias" else 1.0),
+            "weight_decay": config.weight_decay if kind == "weight" else 0.0,
+        }
+        for (backbone, kind), parameters in sorted(groups.items())
+    ]
+    if config.optimizer == "adamw":
+        return AdamW(options, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    return SGD(options, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def kinds(detector: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield (name, "weight" | "bias" | "norm", parameter) of every trainable parameter once.
+
+    A module whose weight has one dimension is a norm (batch, group, layer, L2), its bias included.
+    """
+    seen: set[int] = set()
+    for prefix, module in detector.named_modules():
+        weight = getattr(module, "weight", None)
+        norm = isinstance(weight, nn.Parameter) and weight.ndim <= 1
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                if norm:
+                    yield name, "norm", parameter
+                else:
+                    yield name, "bias" if name.endswith("bias") else "weight", parameter
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group `rate` times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]

@@ -1,0 +1,167 @@
+"""The folder of a run, and what its stages share.
+
+config.yaml  env.txt  log.jsonl  last.pt (all that a resume needs)  best.pt (all that inference needs)
+"""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detkit.config import Config, save_config
+from detkit.engine import checkpoint, distributed
+from detkit.engine.evaluate import evaluate
+from detkit.engine.log import Log
+from detkit.errors import UserError
+from detkit.structures import Images, InputSpec, Targets
+
+if TYPE_CHECKING:
+    from detkit.data.voc import VOCDataset
+    from detkit.models import Detector
+
+
+Batch = tuple[Images, Targets]
+
+
+@dataclass
+class Run:
+    """What the stages of a training run share.
+
+    val, test: None where the config names no split; without val best.pt holds the last weights. resumed: the content
+    of last.pt, until the stage that it belongs to has taken it. best: the highest mAP on val so far.
+    """
+
+    config: Config
+    folder: Path
+    device: torch.device
+    train: "VOCDataset"
+    val: "VOCDataset | None"
+    test: "VOCDataset | None"
+    resumed: dict[str, Any] | None = None
+    stage: str = ""
+    best: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run's files."""
+        return distributed.rank() == 0
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "last.pt"
+
+    def batches(self, spec: InputSpec, start: int, stop: int, workers: int | None = None) -> Iterable[Batch]:
+        """This process's share of the batches of iterations start..stop-1, for a network with that input."""
+        from detkit.data.loader import train_loader
+
+        recipe = self.config.train
+        recipe = recipe if workers is None else replace(recipe, workers=workers)
+        rank, world = distributed.rank(), distributed.world()
+        return train_loader(self.train, spec, self.config.data, recipe, start=start, stop=stop, rank=rank, world=world)
+
+    def take_resumed(self) -> dict[str, Any] | None:
+        """Return, once, the content of last.pt that this stage goes on from."""
+        resumed, self.resumed = self.resumed, None
+        if resumed is not None:
+            self.best, self.metrics = resumed["training"]["best"], resumed["metrics"]
+        return resumed
+
+    def save_last(self, detector: "Detector", iteration: int, state: dict[str, Any]) -> None:
+        """Write last.pt: `detector` is what inference uses, `state` what the stage needs to go on."""
+        if self.writes:
+            training = {"stage": self.stage, "best": self.best, **state}
+            checkpoint.save(
+                self.last, detector, self.config, iteration=iteration, metrics=self.metrics, training=training
+            )
+
+    def evaluate(self, detector: "Detector", iteration: int, log: Log) -> None:
+        """Evaluate on val and keep the best as best.pt; without val, the latest is best.pt."""
+        better = True
+        if self.val is not None:
+            evaluation = evaluate(detector, self.val, self.config, self.device)
+            self.metrics = {"iteration": iteration, **evaluation.metrics(split="val")}
+            value = self.metrics["mAP"]
+            better = self.best is None or (value is not None and value > self.best)
+            self.best = value if better else self.best
+            log.evaluation(iteration, self.metrics, better)
+        if better and self.writes:
+            path = self.folder / "best.pt"
+            checkpoint.save(path, detector, self.config, iteration=iteration, metrics=self.metrics)
+
+
+def check_folder(out: str | None) -> None:
+    """Raise UserError where `out` is not a new or empty folder."""
+    if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        resume = f"; --resume {out} goes on with the run in it" if (Path(out) / "last.pt").exists() else ""
+        raise UserError(f"--out {out} exists and is not an empty folder{resume}")
+
+
+def create_folder(out: str | None, name: str) -> Path:
+    """Make the folder of a new run: `out`, or the first of runs/NAME-1, -2, ... that is not there yet."""
+    number = 1
+    while out is None and (Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    folder = Path("runs") / f"{name}-{number}" if out is None else Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {error.filename}: {error.strerror}") from None
+    return folder
+
+
+def describe(folder: Path, config: Config, device: torch.device) -> None:
+    """Write config.yaml, and add to env.txt what this run (or this part of it) runs on."""
+    try:
+        save_config(folder / "config.yaml", config)
+    except OSError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error.strerror or error}") from None
+    earlier = (folder / "env.txt").read_text() + "\n" if (folder / "env.txt").exists() else ""
+    checkpoint.write_file(folder / "env.txt", earlier + environment(device))
+
+
+def environment(device: torch.device) -> str:
+    """Return versions, device, git state and command, one `name: value` a line."""
+    from datetime import datetime
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "folder": os.getcwd(),
+        "git": _git_state(),
+        "python": platform.python_version(),
+    }
+    for package in ("detkit", "torch", "torchvision", "numpy", "opencv-python-headless", "albumentations"):
+        try:
+            lines[package] = version(package)
+        except PackageNotFoundError:
+            lines[package] = "not installed"
+    lines["system"] = platform.platform()
+    if device.type == "cuda":
+        lines["device"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    else:
+        lines["device"] = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    lines["processes"] = str(distributed.world())
+    return "".join(f"{name}: {value}\n" for name, value in lines.items())
+
+
+def _git_state() -> str:
+    """The commit of detkit's own checkout, `none` where it is installed from a package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "none"
+    try:
+        commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "-C", root, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    return commit.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")

@@ -1,0 +1,85 @@
+"""A whole training session: config, folder, data, detector, stages, and the test at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detkit.config import Config, TrainConfig, load_config, to_plain
+from detkit.engine import checkpoint, distributed
+from detkit.engine.device import choose_device
+from detkit.engine.finish import finish
+from detkit.engine.memory import tune
+from detkit.engine.run import Run, check_folder, create_folder, describe
+from detkit.engine.stages import run_stages
+from detkit.errors import UserError
+
+
+def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
+    """Train by the config file `config`, or go on in the folder `resume`; return the run's folder.
+
+    Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
+    """
+    from detkit.data import open_dataset
+    from detkit.models import build_detector
+
+    tune()
+    settings = load_config(str(config), overrides) if resume is None else resumed_config(resume, config, overrides)
+    device = choose_device(settings.train.device)
+    distributed.start(device)
+    try:
+        check_batch(settings.train)
+        if resume is None:
+            check_folder(out)
+        resumed = None if resume is None else checkpoint.load(Path(resume) / "last.pt")
+        with distributed.main_first():  # it may draw the data set, or index it
+            classes = None if resumed is None else tuple(resumed["classes"])
+            data = open_dataset(settings.data, "train", classes)
+            val = open_dataset(settings.data, "val", data.classes) if settings.data.val else None
+            test = open_dataset(settings.data, "test", data.classes) if settings.data.test else None
+        torch.manual_seed(settings.train.seed)  # the weights of new layers
+        detector = build_detector(settings.model, data.classes)
+        name = "run" if config is None else Path(config).stem
+        folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
+        run = Run(settings, folder, device, data, val, test, resumed)
+        if run.writes:
+            describe(folder, settings, device)
+        run_stages(detector, run)
+        finish(run)
+        return folder
+    finally:
+        distributed.finish()
+
+
+def resumed_config(folder: str, config: str | None, overrides: list[str]) -> Config:
+    """Read the config of a run to resume; where `config` is given too it must say the same."""
+    own = Path(folder) / "config.yaml"
+    for path in (own, Path(folder) / "last.pt"):
+        if not path.is_file():
+            raise UserError(f"--resume {folder}: there is no {path}; give the folder of an earlier run")
+    settings = load_config(own, overrides)
+    if config is not None:
+        changed = difference(to_plain(load_config(config, overrides)), to_plain(settings))
+        if changed:
+            raise UserError(f"{config} is not what {own} says: {changed}; leave it away to go on with {folder}")
+    return settings
+
+
+def difference(one: Any, other: Any, key: str = "") -> str:
+    """Return `key: value, not value` of the first difference between two plain configs, or an empty text."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        below = (
+            difference(one.get(name), other.get(name), f"{key}.{name}".strip(".")) for name in sorted({*one, *other})
+        )
+        return next(filter(None, below), "")
+    return "" if one == other else f"{key}: {one!r}, not {other!r}"
+
+
+def check_batch(recipe: TrainConfig) -> None:
+    """Raise UserError where a batch cannot be shared out equally."""
+    pieces = distributed.world() * recipe.accumulate
+    if recipe.batch % pieces:
+        raise UserError(
+            f"train.batch: {recipe.batch} is not a multiple of {pieces} "
+            f"({distributed.world()} processes x train.accumulate {recipe.accumulate})"
+        )

@@ -1,0 +1,40 @@
+"""SIGTERM and Ctrl-C finish the step instead of tearing it apart."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved its state: number of the signal, steps done, folder of the run."""
+
+    def __init__(self, number: int, done: int, folder: Path) -> None:
+        super().__init__(f"{signal.Signals(number).name}: {folder / 'last.pt'} saved after step {done}")
+        self.signal = number
+        self.folder = folder
+
+
+class Interrupt:
+    """While entered, notes the first SIGINT or SIGTERM in `received`; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)

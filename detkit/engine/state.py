@@ -1,0 +1,66 @@
+"""What gradient descent carries from one step to the next."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from detkit.engine import checkpoint
+from detkit.engine.ema import Average
+from detkit.engine.meter import Meter
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.models import Detector
+
+
+@dataclass
+class State:
+    """All that a checkpoint must hold for an exact resume.
+
+    Nothing else has state: batches, learning rate and random numbers are functions of the iteration.
+    """
+
+    detector: "Detector"
+    optimizer: Optimizer
+    scaler: GradScaler
+    average: "Average[Detector] | None"
+    meter: Meter
+
+    @property
+    def averaged(self) -> "Detector":
+        """What is evaluated and used for inference: the average where there is one."""
+        return self.detector if self.average is None else self.average.detector
+
+    def dump(self, iteration: int) -> dict[str, Any]:
+        """Return plain tensors and data; `iteration` steps are done. Tensors are shared, not copied."""
+        return {
+            "iteration": iteration,
+            "weights": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": self.meter.steps,
+        }
+
+    def restore(self, content: dict[str, Any], source: str | Path) -> int:
+        """Take up a checkpoint's content (as `checkpoint.load` reads it from `source`); return its steps done.
+
+        Weights and moments come from the checkpoint, the groups' options (weight decay, ...) from the config.
+        """
+        training = content["training"]
+        checkpoint.load_weights(self.detector, training["weights"], source)
+        if self.average is not None:
+            checkpoint.load_weights(self.average.detector, content["model"], source)
+        saved, own = training["optimizer"], self.optimizer.state_dict()
+        parameters = [[len(group["params"]) for group in groups["param_groups"]] for groups in (saved, own)]
+        if (
+            content["config"]["train"]["optimizer"] != type(self.optimizer).__name__.lower()
+            or len(set(map(tuple, parameters))) > 1
+        ):
+            raise UserError(f"{source}: saved by another optimiser; keep train.optimizer and the factors on the rate")
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+        self.scaler.load_state_dict(training["scaler"])
+        self.meter.steps = training["losses"]
+        return training["iteration"]

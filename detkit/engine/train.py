@@ -1,0 +1,129 @@
+"""Training: gradient descent on a detector's losses, the loop on one screen."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from detkit.engine import distributed
+from detkit.engine.device import autocast, place, place_images
+from detkit.engine.ema import Average
+from detkit.engine.log import Log
+from detkit.engine.meter import LOG_EVERY, Meter
+from detkit.engine.nonfinite import stop_nonfinite
+from detkit.engine.optimizer import build_optimizer, set_rate
+from detkit.engine.run import Run
+from detkit.engine.schedule import learning_rate
+from detkit.engine.signals import Interrupt, Stopped
+from detkit.engine.state import State
+from detkit.structures import Images, Targets
+
+if TYPE_CHECKING:
+    from detkit.models import Detector
+
+
+def fit(detector: "Detector", run: Run) -> None:
+    """Train `detector` in place by `run.config.train`, from where `run.resumed` ends.
+
+    A step is a function of the state and the iteration alone: batches, learning rate and random numbers are addressed
+    by the iteration. So a resumed run repeats the uninterrupted one exactly, bit for bit on the CPU.
+    Raises Stopped after SIGTERM or Ctrl-C, with last.pt saved; UserError where a loss is not finite.
+    """
+    recipe, device = run.config.train, run.device
+    place(detector, device, recipe.channels_last)
+    detector.train()
+    optimizer = build_optimizer(detector, recipe)
+    scaler = GradScaler(device.type, enabled=recipe.amp == "fp16")
+    average = Average(detector, recipe.ema) if recipe.ema else None
+    meter = Meter(device)
+    state = State(detector, optimizer, scaler, average, meter)
+    start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
+    if not resumed:
+        run.save_last(state.averaged, 0, state.dump(0))  # a run can be resumed from its first second
+    model = distributed.wrap(compiled(detector) if recipe.compile else detector, device)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    batches = run.batches(detector.input, start, recipe.iterations)
+
+    with Interrupt() as interrupt, Log(run.folder, start, recipe.iterations, writes=run.writes) as log:
+        for iteration, (images, targets) in enumerate(meter.timed(batches), start):
+            torch.manual_seed(step_seed(recipe.seed, iteration, distributed.rank()))
+            set_rate(optimizer, rate := learning_rate(recipe, iteration))
+            parts: list[dict[str, Tensor]] = []
+            for micro_images, micro_targets in split(images, targets, recipe.accumulate):
+                micro_images = place_images(micro_images, device, recipe.channels_last)
+                with synchronised(model, len(parts) + 1 == recipe.accumulate), autocast(device, recipe.amp):
+                    parts.append(model(micro_images, micro_targets.to(device)))
+                    scaler.scale(total(parts[-1]) / recipe.accumulate).backward()
+            meter.add(iteration, parts)
+
+            done = iteration + 1
+            signal = distributed.largest(interrupt.received)
+            logging = due(done, LOG_EVERY, recipe.iterations)
+            evaluating = due(done, recipe.evaluate_every, recipe.iterations)
+            saving = bool(signal) or evaluating or due(done, recipe.save_every, recipe.iterations)
+            # the one place where the host waits for a GPU, every LOG_EVERY steps and before anything is saved
+            if logging or saving or meter.instant:
+                bad = meter.read()
+                if distributed.largest(bad is not None):
+                    stop_nonfinite(detector.input, run, bad)
+
+            if recipe.clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(trained, recipe.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            if average is not None:
+                average.update(iteration)
+
+            log.step(done)
+            if logging:
+                log.losses(done, *meter.summary(), rate)
+            if evaluating:
+                run.evaluate(state.averaged, done, log)
+            if saving:
+                run.save_last(state.averaged, done, state.dump(done))
+                meter.restart()
+            if signal:
+                raise Stopped(signal, done, run.folder)
+
+
+def step_seed(seed: int, iteration: int, rank: int) -> int:
+    """The seed of a step's random numbers (dropout): another for every iteration and process, nothing to save."""
+    return (seed * 1_000_003 + iteration) * 4099 + rank
+
+
+def due(done: int, every: int, iterations: int) -> bool:
+    """Whether something happens after `done` steps: each `every` (0 = never), and always at the end."""
+    return done == iterations or (every > 0 and done % every == 0)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """The sum that training minimises."""
+    return torch.stack(list(losses.values())).sum()
+
+
+def split(images: Images, targets: Targets, count: int) -> Iterator[tuple[Images, Targets]]:
+    """Cut a batch into `count` equal micro-batches; each has its loss normalised by its own objects."""
+    size = len(images) // count
+    for first in range(0, len(images), size):
+        part = slice(first, first + size)
+        yield (
+            Images(images.pixels[part], images.sizes[part], images.original[part], images.ids[part]),
+            Targets(targets.boxes[part], targets.labels[part], targets.ignore[part]),
+        )
+
+
+def synchronised(model: nn.Module, last: bool) -> AbstractContextManager:
+    """Let DDP average gradients with the last micro-batch only."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def compiled(detector: "Detector") -> "Detector":
+    """Compile the detector's `network`, from normalised pixels to raw tensors; matching and losses stay as they are."""
+    detector.network = torch.compile(detector.network)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return detector
