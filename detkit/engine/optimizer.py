@@ -27,7 +27,9 @@ def build_optimizer(detector: nn.Module, config: TrainConfig) -> Optimizer:
     ]
     if config.optimizer == "adamw":
         return AdamW(options, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    return SGD(options, lr=config.lr, momentum=config.momentum, fused=True)
+    # torch's fused SGD lets the steps that GradScaler skips into its momentum. The plain one costs fp16 a wait for the
+    # GPU at every step, to learn whether to skip; bf16 has none.
+    return SGD(options, lr=config.lr, momentum=config.momentum, fused=config.amp != "fp16")
 
 
 def kinds(detector: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
