@@ -18,7 +18,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the import asks the network f
 
 import albumentations as A
 import cv2
-from albumentations.core.transforms_interface import BasicTransform, Transform3D
+from albumentations.core.transforms_interface import Transform3D
 from albumentations.core.type_definitions import Targets
 
 from detkit.errors import UserError, did_you_mean
@@ -196,7 +196,7 @@ class IoUCrop(A.DualTransform):
     def sample(self, size: Size, boxes: np.ndarray) -> tuple[int, int, int, int]:
         """Draw a window (x0, y0, x1, y1) of an image of `size` (height, width) with boxes (N, 4) in pixels."""
         draw = self.random_generator
-        # The first possible kind in a random order is an even choice among the possible ones, and most need not be tried
+        # The first possible kind of a random order is an even choice among the possible; most need not be tried
         for kind in draw.permutation(len(self.min_iou) + 2).tolist():
             if kind == 0:
                 break

@@ -1,0 +1,283 @@
+"""detkit dataset: fetch, check, show and count data sets."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.config import Config
+    from detkit.data.fetch import Progress
+    from detkit.data.voc import VOCDataset
+    from detkit.structures import InputSpec
+
+EPILOG = """examples:
+  detkit dataset fetch voc07
+  detkit dataset check --root data/mine
+  detkit dataset stats --root data/VOCdevkit --split VOC2007/trainval --split VOC2012/trainval
+  detkit dataset show configs/shapes/ssd.yaml --out shapes.jpg
+"""
+MOST_LISTED = 200  # problems printed one by one; the table counts them all
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="detkit dataset",
+        description="Fetch, check, show and count data sets in VOC layout.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats")
+
+    fetch = actions.add_parser("fetch", help="download PASCAL VOC, verified and resumable")
+    fetch.add_argument("name", choices=("voc07", "voc12"), help="voc07: 0.9 GB, voc12: 2 GB")
+    fetch.add_argument("--root", default="data", metavar="DIR", help="it becomes DIR/VOCdevkit/VOC20xx (default: data)")
+    fetch.add_argument("--mirror", metavar="URL", help="a folder on another server that holds the official files")
+
+    about = {
+        "check": "name every broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
+        "show": "write a picture of what the loader feeds the network",
+        "stats": "count images, objects and sizes of every class",
+    }
+    for name, text in about.items():
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
+        action.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+        action.add_argument("--root", metavar="DIR", help="a folder in VOC layout, in place of a config")
+        if name == "show":
+            action.add_argument(
+                "--split", help="train (augmented), val or test of the config; a split of --root (default: train)"
+            )
+            action.add_argument("--out", default="show.jpg", metavar="FILE", help="default: show.jpg")
+            action.add_argument("--images", type=int, default=16, metavar="N", help="how many (default: 16)")
+            action.add_argument("--start", type=int, default=0, metavar="N", help="first position of the stream")
+            action.add_argument("--size", type=int, metavar="PIXELS", help="network input, where no config says it")
+        else:
+            action.add_argument(
+                "--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT of --root; repeatable"
+            )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked; 1 where `check` finds problems."""
+    return {"fetch": _fetch, "check": _check, "show": _show, "stats": _stats}[arguments.action](arguments)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from detkit.data.fetch import fetch
+
+    with _progress(transfer=True) as progress:
+        folder = fetch(arguments.name, arguments.root, arguments.mirror, progress)
+    print(f"{arguments.name} is at {folder}")
+    return 0
+
+
+@contextmanager
+def _progress(transfer: bool = False) -> Iterator["Progress"]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    counts = (DownloadColumn(),) if transfer else (MofNCompleteColumn(),)
+    bar = Progress("{task.description}", BarColumn(), *counts, TimeRemainingColumn(), console=Console(stderr=True))
+    tasks: dict[str, Any] = {}
+    with bar:
+
+        def update(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bar.add_task(text, total=total)
+            bar.update(tasks[text], completed=done)
+
+        yield update
+
+
+def _config(arguments: argparse.Namespace) -> "Config | None":
+    """Return the config that was named, or None where --root was."""
+    if arguments.config is not None and arguments.root is None:
+        from detkit.config import load_config
+
+        return load_config(arguments.config, arguments.overrides)
+    if arguments.config is not None:
+        raise UserError(f"either a config or --root, not both: {arguments.config} and {arguments.root}")
+    if arguments.root is None:
+        raise UserError(f"which data set? an example: detkit dataset {arguments.action} --root data/mine")
+    return None
+
+
+def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[str] | None]:
+    """Return the (root, split) pairs that were asked for, and the class list of the config."""
+    from detkit.data.check import plain_splits
+    from detkit.data.voc import check_layout, parse_splits, read_index
+
+    config = _config(arguments)
+    if config is not None:
+        if arguments.split:
+            raise UserError("--split goes with --root; with a config, name splits as data.train=[...] data.test=[...]")
+        data = config.data
+        if data.format == "shapes":
+            from detkit.data.shapes import ensure_shapes
+
+            ensure_shapes(data.root)
+        splits = list(dict.fromkeys([*data.train, *data.val, *data.test]))
+        return parse_splits(data.root, splits), data.classes
+    if arguments.split:
+        return parse_splits(arguments.root, arguments.split), None
+    root = Path(arguments.root)
+    check_layout(root)
+    return [(root, split) for split in plain_splits(root, read_index(root))], None
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from detkit.data.check import check_root
+
+    sources, classes = _sources(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    roots = list(dict.fromkeys(root for root, _ in sources))
+    if not roots:
+        raise UserError(
+            f"{Path(arguments.root) / 'ImageSets/Main'} holds no split; it should hold train.txt or the like"
+        )
+    found = 0
+    for root in roots:
+        splits = [split for where, split in sources if where == root]
+        with _progress() as progress:
+            report = check_root(root, splits, classes, lambda done, total: progress("images", done, total))
+        for problem in report.problems[:MOST_LISTED]:
+            print(problem)
+        if len(report.problems) > MOST_LISTED:
+            print(f"... and {len(report.problems) - MOST_LISTED} more")
+        table = Table("problem", "count")
+        for kind, count in sorted(Counter(problem.kind for problem in report.problems).items()):
+            table.add_row(kind, str(count))
+        if report.problems:
+            console.print(table)
+        what = f"{report.images} images, {report.objects} objects, splits {', '.join(report.splits)}"
+        print(f"{root}: {what}: {len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)}")
+        found += len(report.problems)
+    return 1 if found else 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from detkit.data.voc import VOCDataset
+
+    sources, classes = _sources(arguments)
+    console = Console(highlight=False)
+    for root, split in sources:
+        for part in _stats_of(VOCDataset([(root, split)], classes)):
+            console.print(part)
+    return 0
+
+
+def _stats_of(dataset: "VOCDataset") -> Iterator[Any]:
+    """Yield a table per class and a line on the images."""
+    import numpy as np
+    from rich.table import Table
+
+    def spread(values: np.ndarray) -> str:
+        """Least, quartiles and most."""
+        return " ".join(f"{v:.0f}" for v in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))) if len(values) else ""
+
+    truth = dataset.truth()
+    boxes, labels, difficult = truth.boxes.numpy(), truth.labels.numpy(), truth.ignore.numpy()
+    image = truth.image.numpy()
+    truncated = np.concatenate([dataset.record(i).truncated for i in range(len(dataset))])
+    size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
+    table = Table(title=f"{dataset.name}: {len(dataset)} images", title_justify="left")
+    for column in ("class", "images", "objects", "difficult", "truncated", "size: min, quartiles, max"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for label, name in [*enumerate(dataset.classes), (None, "all")]:
+        own = labels == label if label is not None else np.ones(len(labels), dtype=bool)
+        counts = (len(np.unique(image[own])), own.sum(), difficult[own].sum(), truncated[own].sum())
+        table.add_row(name, *map(str, counts), spread(size[own]), end_section=label == len(dataset.classes) - 1)
+    yield table
+    each = np.bincount(image, minlength=len(dataset))
+    width, height = dataset.sizes.T
+    yield (
+        f"objects per image: {each.mean():.1f} on average, {each.max()} at most, none in {(each == 0).sum()}; "
+        f"min, quartiles, max of width: {spread(width)}; of height: {spread(height)}. "
+        "Size is the root of a box's area.\n"
+    )
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from detkit.data import open_dataset
+    from detkit.data.voc import VOCDataset, parse_splits
+
+    if arguments.images < 1 or arguments.start < 0:
+        raise UserError(f"--images {arguments.images} --start {arguments.start}: show at least one image, from 0 on")
+    config = _config(arguments)
+    split = arguments.split or "train"
+    if config is None:
+        dataset = VOCDataset(parse_splits(arguments.root, [split]))
+        _write_mosaic(arguments, dataset, _spec(arguments, None, dataset.classes), None)
+        return 0
+    dataset = open_dataset(config.data, split)
+    spec = _spec(arguments, config, dataset.classes)
+    _write_mosaic(arguments, dataset, spec, config if split == "train" else None)
+    return 0
+
+
+def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...]) -> "InputSpec":
+    from detkit.structures import InputSpec
+
+    if arguments.size is not None or config is None:
+        size = 300 if arguments.size is None else arguments.size
+        if size < 1:
+            raise UserError(f"--size {size} is not positive")
+        return InputSpec((size, size))
+    from detkit.models import build_detector
+
+    config.model.backbone.weights = None  # only its input is looked at
+    return build_detector(config.model, classes).input
+
+
+def _write_mosaic(
+    arguments: argparse.Namespace, dataset: "VOCDataset", spec: "InputSpec", training: "Config | None"
+) -> None:
+    """Draw the first images of the stream, as batches bring them, with their boxes."""
+    import cv2
+
+    from detkit import viz
+    from detkit.data import loader
+    from detkit.files import atomic_path
+
+    suffixes = (".jpg", ".jpeg", ".png")
+    if Path(arguments.out).suffix.lower() not in suffixes:
+        raise UserError(f"--out {arguments.out}: a picture's name ends with {', '.join(suffixes)}")
+    if training is not None:
+        training.train.workers, training.train.batch = 0, 1
+        stop = arguments.start + arguments.images
+        batches = loader.train_loader(dataset, spec, training.data, training.train, start=arguments.start, stop=stop)
+    else:
+        batches = loader.test_loader(dataset, spec, batch=1, workers=0)
+    pictures, titles = [], []
+    for number, (images, targets) in enumerate(batches):
+        if training is None and number < arguments.start:
+            continue
+        real = targets.valid[0]
+        labels, ignore = targets.labels[0][real].numpy(), targets.ignore[0][real].numpy()
+        image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
+        boxes = targets.boxes[0][real].numpy()
+        pictures.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
+        titles.append(images.ids[0])
+        if len(pictures) == arguments.images:
+            break
+    if not pictures:
+        raise UserError(f"--start {arguments.start}: {dataset.name} has only {len(dataset)} images")
+    mosaic = viz.mosaic(pictures, titles)
+    with atomic_path(arguments.out) as path:
+        if not cv2.imwrite(str(path), cv2.cvtColor(mosaic, cv2.COLOR_RGB2BGR)):
+            raise UserError(f"cannot write {arguments.out}")
+    how = "augmented for training" if training is not None else "as for testing"
+    print(f"{arguments.out}: {len(pictures)} images of {dataset.name}, {how}, {spec.size[1]}x{spec.size[0]}")
