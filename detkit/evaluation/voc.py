@@ -1,0 +1,243 @@
+"""Average precision by the PASCAL VOC development kit's rules (VOCevaldet.m, VOCap.m, VOC07's xVOCap.m)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from detkit.errors import UserError, did_you_mean
+from detkit.structures import DetectionSet, TruthSet
+
+Metric = Literal["voc07", "voc"]
+METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under the curve"}
+
+# (detection, object) pairs whose IoU is held at once: bounds the memory, and fits the cache
+PAIRS = 1 << 19
+
+
+@dataclass(frozen=True)
+class VOCResult:
+    """AP of every class and the curves behind it.
+
+    ap: (C,) float64, NaN for a class without objects to find. npos: (C,) int64, objects to find, which difficult ones
+    are not. found: (C,) int64, true positives. counted: (C,) int64, true and false positives; detections of difficult
+    objects are neither. The curves of all classes lie in one row, class after class, best score first, one point for
+    each counted detection: recall, precision (P,) float64 and scores (P,); `curve` returns those of one class.
+    """
+
+    metric: Metric
+    iou: float
+    images: int
+    classes: tuple[str, ...]
+    ap: Tensor
+    npos: Tensor
+    found: Tensor
+    counted: Tensor
+    recall: Tensor
+    precision: Tensor
+    scores: Tensor
+
+    @cached_property
+    def mAP(self) -> float:
+        """Mean over the classes that have objects to find; NaN where none has."""
+        return float(self.ap.nanmean())
+
+    @property
+    def protocol(self) -> str:
+        """What the numbers are, for printing beside them."""
+        return f"{self.metric} ({METRICS[self.metric]}), IoU >= {self.iou:g}, difficult objects ignored"
+
+    def curve(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (recall, precision, scores) of one class, best score first."""
+        stop = int(self.counted[: index + 1].sum())
+        part = slice(stop - int(self.counted[index]), stop)
+        return self.recall[part], self.precision[part], self.scores[part]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what metrics.json holds of this result; null stands for NaN, which JSON does not know."""
+        values = [None if value != value else value for value in [self.mAP, *self.ap.tolist()]]
+        return {
+            "metric": self.metric,
+            "mAP": values[0],
+            "AP": dict(zip(self.classes, values[1:])),
+            "iou": self.iou,
+            "images": self.images,
+        }
+
+
+def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metric: Metric | str = "voc07") -> VOCResult:
+    """Score a data set's detections as VOCevaldet.m does.
+
+    Each detection, best score of its class first and equal scores in the order given, is compared with the object of
+    its class and image that it overlaps most (the first of equals), whether difficult or taken already. Where that IoU
+    is at least `iou`: a difficult object makes it neither right nor wrong, a free object is taken and makes it a true
+    positive, a taken one makes it a false positive. Every other detection is a false positive. `voc07` is the mean of
+    the best precision at recalls 0, .1, ..., 1; `voc`, of VOC2010 and later, the area under the precision envelope.
+    Unlike the kit, which gives 0, a class without objects to find has AP NaN and does not enter the mean.
+
+    detections, truth: their `ids` and `classes` may differ in order, and are joined by name; an image or a class that
+    `detections` does not mention has no detections. Both lie on one device, where all of the work is done; boxes are
+    continuous pixels, in which the kit's "+ 1" disappears. IoU is computed in float64, which decides exact halves of
+    whole pixels as the kit does.
+
+    Raises UserError where detections name an image or a class that the truth does not have, or hold a score or box
+    that is not finite; ValueError where a label or an image index is out of range.
+    """
+    if metric not in get_args(Metric):
+        raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
+    if not 0 < iou <= 1:
+        raise UserError(f"iou {iou:g} is not above 0 and up to 1")
+    check_detections(detections)
+    _check_range(truth.labels, len(truth.classes), "truth.labels")
+    _check_range(truth.image, len(truth.ids), "truth.image")
+    labels = _rename(detections.labels, detections.classes, truth.classes, "class")
+    image = _rename(detections.image, detections.ids, truth.ids, "image")
+
+    classes = len(truth.classes)
+    npos = torch.bincount(truth.labels[~truth.ignore], minlength=classes)
+    match = _best_object(detections.boxes, image * classes + labels, truth, iou)
+
+    order = _by_class_and_score(labels, detections.scores)
+    match = match[order]
+    labels, scores = labels[order], detections.scores[order]
+    objects = len(truth.labels)
+    # one more row stands for "no object"
+    ignore = torch.cat((truth.ignore, truth.ignore.new_zeros(1)))[match]
+    match, labels, scores = match[~ignore], labels[~ignore], scores[~ignore]
+    rank = torch.arange(len(match), device=match.device)
+    first = torch.full((objects + 1,), len(match), device=match.device)
+    first.scatter_reduce_(0, match, rank, "amin")
+    right = (match < objects) & (first[match] == rank)
+
+    counted = torch.bincount(labels, minlength=classes)
+    found = torch.bincount(labels[right], minlength=classes)
+    starts = counted.cumsum(0) - counted
+    hits = right.cumsum(0) - (found.cumsum(0) - found)[labels]
+    recall = hits / npos.clamp(min=1)[labels].double()
+    precision = hits / (rank - starts[labels] + 1).double()
+
+    # the precision envelope only steps at true positives, of which there are few
+    measure = _eleven_points if metric == "voc07" else _area
+    ap = measure(recall[right], precision[right], labels[right], npos)
+    ap = torch.where(npos > 0, ap, torch.nan)
+    return VOCResult(
+        metric=metric,  # pyright: ignore[reportArgumentType]
+        iou=iou,
+        images=len(truth.ids),
+        classes=truth.classes,
+        ap=ap,
+        npos=npos,
+        found=found,
+        counted=counted,
+        recall=recall,
+        precision=precision,
+        scores=scores,
+    )
+
+
+def check_detections(detections: DetectionSet) -> None:
+    """Raise UserError for a score or box that is not finite, ValueError for a label or image out of range."""
+    _check_range(detections.labels, len(detections.classes), "detections.labels")
+    _check_range(detections.image, len(detections.ids), "detections.image")
+    for name, values in (("score", detections.scores.unsqueeze(1)), ("box", detections.boxes)):
+        finite = values.isfinite()
+        if not finite.all():
+            row = int((~finite.all(1)).nonzero()[0])
+            label, image = int(detections.labels[row]), int(detections.image[row])
+            shown = ", ".join(f"{value:g}" for value in values[row].tolist())
+            raise UserError(
+                f"detection of {detections.classes[label]!r} in image {detections.ids[image]!r}: "
+                f"its {name} ({shown}) is not finite"
+            )
+
+
+def _check_range(values: Tensor, stop: int, name: str) -> None:
+    if len(values):
+        low, high = (int(value) for value in values.aminmax())
+        if low < 0 or high >= stop:
+            raise ValueError(f"{name}: expected values from 0 to {stop - 1}, got {low} to {high}")
+
+
+def _rename(index: Tensor, names: tuple[str, ...], known: tuple[str, ...], what: str) -> Tensor:
+    """Turn indices into `names` into indices into `known`."""
+    if names == known:
+        return index
+    position = {name: place for place, name in enumerate(known)}
+    for name in names:
+        if name not in position:
+            hint = did_you_mean(name, known) if what == "class" else ""
+            raise UserError(f"detections have the {what} {name!r}, which the data set does not have{hint}")
+    return torch.tensor([position[name] for name in names], dtype=torch.int64, device=index.device)[index]
+
+
+def _by_class_and_score(labels: Tensor, scores: Tensor) -> Tensor:
+    """Return the order by class, then from the best score down, equal scores as given.
+
+    Sorts the scores' bits as integers, five times as fast as floats on a CPU.
+    """
+    bits = (scores.double() + 0.0).view(torch.int64)  # + 0.0: minus zero becomes zero
+    # the bits of floats compare like integers once those of negative ones, sign apart, are turned around
+    descending = ~torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
+    order = descending.sort(stable=True).indices
+    return order[labels[order].sort(stable=True).indices]
+
+
+def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> Tensor:
+    """Return (D,) the object that each detection overlaps most, len(truth.labels) where no IoU reaches `iou`.
+
+    group: (D,) image * C + class; only objects of the same group are compared.
+    """
+    objects, classes = len(truth.labels), len(truth.classes)
+    best_object = torch.full_like(group, objects)
+    owner = truth.image * classes + truth.labels
+    by_group = owner.sort(stable=True).indices
+    count = torch.bincount(owner, minlength=len(truth.ids) * classes)
+    start = count.cumsum(0) - count
+    compared = count[group].nonzero().squeeze(1) if objects else group[:0]
+    pairs = count[group[compared]].cumsum(0)
+    parts = int(pairs[-1]) // PAIRS if len(pairs) else 0
+    limits = torch.arange(1, parts + 1, device=pairs.device) * PAIRS
+    for part in torch.tensor_split(compared, torch.searchsorted(pairs, limits).cpu()):
+        each = count[group[part]]
+        offset = each.cumsum(0) - each
+        row = torch.repeat_interleave(each)
+        place = torch.arange(len(row), device=row.device) + (start[group[part]] - offset)[row]
+        candidate = by_group[place]
+        overlap = _iou(boxes[part].double()[row], truth.boxes.double()[candidate])
+        best = torch.zeros(len(part), dtype=torch.float64, device=row.device)
+        best.scatter_reduce_(0, row, overlap, "amax")
+        # the first of the objects with the largest IoU; order within a group is the order given
+        candidate = torch.where((overlap == best[row]) & (overlap >= iou), candidate, objects)
+        best_object[part] = best_object[part].scatter_reduce(0, row, candidate, "amin")
+    return best_object
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of pairs: (N, 4), (N, 4) -> (N,); 0 where they do not meet, so also for boxes without area."""
+    ax1, ay1, ax2, ay2 = a.unbind(1)
+    bx1, by1, bx2, by2 = b.unbind(1)
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    shared = width * height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+    return torch.where(shared > 0, shared / union, 0.0)
+
+
+def _eleven_points(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor) -> Tensor:
+    """VOC07: (C,) mean over recalls 0, .1, ..., 1 of the best precision at that recall or beyond, 0 for none."""
+    # the products of numpy's arange(0, 1.1, .1), .30000000000000004 among them, as the field's ports have them
+    levels = torch.arange(11, dtype=torch.float64, device=recall.device) * 0.1
+    reached = torch.where(recall[:, None] >= levels, precision[:, None], 0.0)
+    best = reached.new_zeros(len(npos), 11)
+    return best.scatter_reduce(0, labels[:, None].expand_as(reached), reached, "amax").mean(1)
+
+
+def _area(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor) -> Tensor:
+    """VOC2010: (C,) area under the precision made non-increasing from the right; every point adds 1 / npos."""
+    # one running maximum for all classes: read backwards, each class starts above all values of the one before
+    lifted = (precision - 2 * labels).flip(0)
+    envelope = precision.flip(0)[lifted.cummax(0).indices].flip(0)
+    area = torch.zeros(len(npos), dtype=torch.float64, device=recall.device).index_add(0, labels, envelope)
+    return area / npos.clamp(min=1)
