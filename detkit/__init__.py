@@ -1,1 +1,87 @@
-"""detkit: the classic line of object detectors on shared backbones."""
+"""detkit: the classic line of object detectors on shared backbones.
+
+    detector = detkit.load("runs/shapes-1/best.pt")
+    for detections in detector.detect("photos/"):
+        boxes, scores, labels = detections.image(0)
+
+Importing detkit is quick: torch comes with the first call.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from detkit import evaluation, ops
+    from detkit.models import Detector
+
+__all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load", "ops"]
+
+_MODULES = ("evaluation", "ops")
+
+
+def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
+    """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
+
+    Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
+    """
+    from detkit.engine.checkpoint import load_detector
+    from detkit.engine.device import choose_device, place
+
+    where = choose_device(device)
+    detector, config = load_detector(checkpoint, where)
+    place(detector, where, config.train.channels_last)
+    detector.experiment = config
+    return detector
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of the detectors that match a shell pattern."""
+    from detkit import models
+
+    return models.list_models(pattern)
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Return the names of the backbones that match a shell pattern, such as `res*`."""
+    from detkit import backbones
+
+    return backbones.list_backbones(pattern)
+
+
+def create_model(
+    name: str, *, classes: Sequence[str], backbone: str | dict[str, Any] | None = None, **keys: Any
+) -> "Detector":
+    """Build an untrained detector.
+
+    name: one of list_models(). classes: their names, in label order. backbone: one of list_backbones(), or a dict of
+    its keys such as {"name": "vgg16", "weights": "imagenet"}; None is the model's own. keys: any key of a config's
+    `model` section. Raises detkit.errors.UserError for an unknown name or key (with the nearest) or a wrong value.
+    """
+    from omegaconf import OmegaConf
+
+    from detkit.config import parse_config
+    from detkit.errors import UserError
+    from detkit.models import build_detector
+
+    if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
+        raise UserError(f"create_model: classes is a list of names, such as ['cat', 'dog']; got {classes!r}")
+    model = {"name": name, **keys}
+    if backbone is not None:
+        model["backbone"] = {"name": backbone} if isinstance(backbone, str) else backbone
+    # checked as the `model` section of a whole config, whose other sections have two keys without a default
+    whole = {"model": model, "data": {"root": ""}, "train": {"iterations": 1}}
+    config = parse_config(OmegaConf.create(whole), "create_model")
+    return build_detector(config.model, tuple(classes))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"detkit.{name}")
+    raise AttributeError(f"module 'detkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detkit.structures import Images, InputSpec, Predictions, Targets
+from detkit.config import Config
+from detkit.structures import Detections, Images, InputSpec, Predictions, Targets
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Detector(nn.Module):
     """A network with its losses and its decoding; every detector trains, evaluates and detects through these methods.
 
     config_type: the dataclass of its config. classes: the names behind labels 0..C-1. input: how images must arrive.
+    experiment: the whole config of the checkpoint that it was loaded from, if it was.
     """
 
     config_type: ClassVar[type]
     classes: tuple[str, ...]
     input: InputSpec
     backbone: nn.Module
+    experiment: Config | None = None
 
     def __init__(self, config: Any, classes: tuple[str, ...], spec: InputSpec) -> None:
         super().__init__()
@@ -52,6 +55,19 @@ class Detector(nn.Module):
     def predict(self, images: Images) -> Predictions:
         """Return decoded boxes and scores, before NMS."""
         raise NotImplementedError
+
+    def detect(self, source: Any, *, score: float = 0.5, batch: int = 8) -> list[Detections]:
+        """Detect on images, folders, globs, videos and pictures in memory; one Detections for each image, in order.
+
+        source: a path or pattern, an RGB uint8 array (H, W, 3) or tensor (3, H, W), or a list of these; a video gives
+        one for each frame. score: least score. batch: images at once. Each Detections is of one image, on the CPU,
+        without padding: boxes (1, D, 4) in pixels of the original, best first; `.image(0)` takes the 1 away.
+        Raises detkit.errors.UserError, naming the source, where one can't be read.
+        """
+        # The engine runs detectors, and nothing here needs it at import; this call alone goes up, for convenience.
+        from detkit.engine.predict import detect
+
+        return detect(self, source, self.experiment or Config(model=self.config), score=score, batch=batch)
 
     def stages(self) -> list[SGD]:
         """Return the training stages in order."""

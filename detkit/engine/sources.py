@@ -1,0 +1,241 @@
+"""Where pictures to detect on come from: files, folders, globs, videos, cameras."""
+
+import glob
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from detkit.errors import UserError
+from detkit.files import atomic_path
+
+PHOTO_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".avif",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+    )
+)
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
+)
+OPAQUE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm"))
+DEFAULT_FPS = 25.0
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, or a camera by its number."""
+
+    place: Path | int
+
+    @property
+    def is_camera(self) -> bool:
+        return isinstance(self.place, int)
+
+    def __str__(self) -> str:
+        return f"camera {self.place}" if self.is_camera else str(self.place)
+
+
+def find_sources(names: Iterable[str | Path | int]) -> list[Path | Video]:
+    """Resolve what a user named: Path for a photo, Video for a video file or a camera; each once, in the order given.
+
+    A folder stands for the photos in it, a glob (`**` goes down) for photos and videos, a number for a camera.
+    No file is opened, unless its suffix says nothing. Raises UserError for a name that stands for nothing.
+    """
+    found: dict[str | int, Path | Video] = {}
+    for name in names:
+        for source in _resolve(name):
+            place = source.place if isinstance(source, Video) else source
+            found.setdefault(place if isinstance(place, int) else os.path.abspath(place), source)
+    return list(found.values())
+
+
+def _resolve(name: str | Path | int) -> list[Path | Video]:
+    text, path = str(name), Path(str(name))
+    if isinstance(name, int) or (text.isascii() and text.isdigit() and not path.exists()):
+        return [Video(int(text))]
+    if not text:
+        raise UserError("a source is empty; give an image, folder, glob, video or camera number")
+    if path.is_dir():
+        photos = [entry for entry in sorted(path.iterdir()) if _is_photo(entry)]
+        if not photos:
+            raise UserError(f"no images in folder {path}; its subfolders would be {str(path / '**' / '*.jpg')!r}")
+        return [*photos]
+    if path.exists():
+        return [_photo_or_video(path)]
+    if glob.has_magic(text):
+        matches = map(Path, sorted(glob.glob(os.path.expanduser(text), recursive=True)))
+        usable = [Video(m) if _is_video(m) else m for m in matches if _is_photo(m) or _is_video(m)]
+        if not usable:
+            raise UserError(f"glob {text!r} matches no image or video")
+        return usable
+    raise UserError(f"no image, folder or video {text}")
+
+
+def _is_photo(path: Path) -> bool:
+    # the dot: macOS leaves ._name.jpg beside a photo, which is none
+    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _photo_or_video(path: Path) -> Path | Video:
+    suffix = path.suffix.lower()
+    if suffix in PHOTO_SUFFIXES:
+        return path
+    if suffix in VIDEO_SUFFIXES:
+        return Video(path)
+    import cv2
+
+    return path if cv2.haveImageReader(str(path)) else Video(path)
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """Read a file as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
+    transparent shows white, as in a viewer. Raises UserError, naming the file, where it is no whole image.
+    """
+    from detkit.data.voc import decode_photo  # not at the top: torch comes with it, and looking up names needs none
+
+    pixels = decode_photo(path)
+    if path.suffix.lower() in OPAQUE_SUFFIXES:
+        return pixels
+    alpha = _alpha(path)
+    if alpha is None or alpha.shape != pixels.shape[:2]:
+        return pixels
+    weight = alpha[..., None].astype(np.float32) / 255
+    return np.rint(pixels * weight + 255 * (1 - weight)).astype(np.uint8)
+
+
+def _alpha(path: Path) -> np.ndarray | None:
+    """(H, W) uint8 opacity of an upright photo, None where all is opaque; reads the header alone to know that."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            if not image.has_transparency_data:
+                return None
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    except Exception:
+        return None  # what cv2 reads and Pillow doesn't (or not at this size) is shown as cv2 reads it
+
+
+class VideoReader:
+    """The frames of a video or camera, (H, W, 3) RGB uint8, upright. Opening it reads the first frame.
+
+    fps: frames a second, 25 where the file doesn't say. size: (height, width). count: frames that the file announces,
+    0 for a camera and where it doesn't say. read: frames handed out so far.
+    Raises UserError where there is no such video or camera, or nothing in it.
+    """
+
+    def __init__(self, video: Video) -> None:
+        import cv2
+
+        self.video = video
+        self.read = 0
+        self._capture = cv2.VideoCapture(video.place if isinstance(video.place, int) else str(video.place))
+        self._first = self._next()
+        if self._first is None:
+            self._capture.release()
+            raise UserError(self._reason())
+        height, width = self._first.shape[:2]
+        self.size: tuple[int, int] = (height, width)
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if not video.is_camera and math.isfinite(count) and count > 0 else 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        frame, self._first = self._first, None
+        while frame is not None:
+            self.read += 1
+            yield frame
+            frame = self._next()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._capture.release()
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether, after the last frame, clearly fewer came than the file announces (many containers estimate it)."""
+        return self.read < 0.9 * self.count
+
+    def _next(self) -> np.ndarray | None:
+        import cv2
+
+        good, frame = self._capture.read()
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if good else None
+
+    def _reason(self) -> str:
+        if self.video.is_camera:
+            return f"{self.video}: no such camera, or another program uses it"
+        path = Path(str(self.video))
+        if not os.access(path, os.R_OK):
+            return f"{path}: no permission to read it"
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            return f"{path}: not a readable video (damaged, cut off, or of a codec that this OpenCV lacks)"
+        return f"{path}: neither an image nor a video"
+
+
+@contextmanager
+def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Any]:
+    """Yield a function that appends an (H, W, 3) RGB frame of `size` (height, width) to an MP4 file.
+
+    The file appears whole at the end, or not at all. MPEG-4 wants even sides: an odd last row or column is left out.
+    """
+    import cv2
+
+    height, width = size[0] // 2 * 2, size[1] // 2 * 2
+    written = 0
+    with atomic_path(path) as temporary:
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+        if not writer.isOpened():
+            raise UserError(f"{path}: this OpenCV cannot write MP4 video of {width}x{height}")
+
+        def append(frame: np.ndarray) -> None:
+            nonlocal written
+            writer.write(cv2.cvtColor(np.ascontiguousarray(frame[:height, :width]), cv2.COLOR_RGB2BGR))
+            written += 1
+
+        try:
+            yield append
+        finally:
+            writer.release()
+        # the writer says nothing of a full disk, but its index comes last: without it the file doesn't open
+        check = cv2.VideoCapture(str(temporary))
+        whole = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) == written
+        check.release()
+        if not whole:
+            raise UserError(f"{path}: the video could not be written (no space left?), nothing kept")
+
+
+def quiet() -> None:
+    """Keep OpenCV and FFmpeg from printing: what goes wrong is reported in a line of our own."""
+    # read when the first video opens, so it can still be set
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # decoding has threads of its own, and torch wants the cores
+    cv2.setNumThreads(1)

@@ -1,0 +1,358 @@
+"""detkit detect: what it writes, what it says, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detkit.cli import run_command
+from detkit.cli.detect import drawn_names
+from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
+from detkit.engine import checkpoint
+from detkit.engine.sources import Video
+from detkit.models import build_detector
+from tests.builders import photo, tiny_ssd_config
+
+CLASSES = ("ace", "king", "queen")
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.ascontiguousarray(photo(height, width, seed)[0].permute(1, 2, 0).numpy())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the checkpoint of an untrained detector, in which about a third of the boxes passes .35."""
+    torch.manual_seed(0)
+    config = Config(tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(keep=15))
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoint.save(path, build_detector(config.model, CLASSES), config)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder `photos`, of which the parent is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("photos")
+    folder.mkdir()
+    for number, size in enumerate(((60, 90), (131, 77), (96, 96))):
+        Image.fromarray(picture(*size, seed=number)).save(folder / f"{number}.jpg")
+    return folder
+
+
+@pytest.fixture
+def clip(photos: Path) -> Path:
+    """Return a video of seven frames 64x48 at 12.5 a second."""
+    path = Path("clip.avi")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
+    for number in range(7):
+        writer.write(picture(48, 64, seed=number))
+    writer.release()
+    return path
+
+
+def detect(*arguments: object) -> int:
+    return run_command("detect", [*map(str, arguments)])
+
+
+def report(out: str = "detections") -> dict:
+    return json.loads(Path(out, "detections.json").read_text())
+
+
+def files(folder: str = "detections") -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).exists() else []
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_folder(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(weights, photos, "--score", ".35", "--out", "found", "--json", "--batch", 2) == 0
+    assert files("found") == ["0.jpg", "1.jpg", "2.jpg", "detections.json"]
+    content = report("found")
+    assert content["checkpoint"] == weights
+    assert content["classes"] == list(CLASSES)
+    assert (content["model"], content["score"], content["nms_iou"]) == ("ssd", 0.35, 0.45)
+    assert [entry["file"] for entry in content["images"]] == [f"photos/{number}.jpg" for number in range(3)]
+    total = 0
+    for entry, (height, width) in zip(content["images"], ((60, 90), (131, 77), (96, 96))):
+        assert (entry["height"], entry["width"]) == (height, width)
+        drawn = cv2.imread(f"found/{entry['drawn']}")
+        assert drawn.shape == (height, width, 3)
+        assert np.abs(drawn.astype(int) - cv2.imread(entry["file"])).max() > 50
+        assert 0 < len(entry["detections"]) <= 15
+        total += len(entry["detections"])
+        for found in entry["detections"]:
+            left, top, right, bottom = found["box"]
+            assert found["class"] in CLASSES
+            assert 0.35 <= found["score"] <= 1
+            assert 0 <= left <= right <= width
+            assert 0 <= top <= bottom <= height
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert len(lines) == 5
+    assert "ssd (tiny, 96x96), 3 classes; score >= 0.35, NMS IoU 0.45" in lines[0]
+    assert lines[1].startswith("photos/0.jpg  90x60  ")
+    assert lines[4].startswith("3 images in ")
+    assert sum(int(word) for word in lines[4].split(": ")[1].replace(",", " ").split() if word.isdigit()) == total
+    assert captured.err == ""
+
+
+def test_score_replaces_the_config_s(weights: str, photos: Path) -> None:
+    counts = []
+    for score in (-1, 0.35, 0.99):
+        assert detect(weights, photos / "0.jpg", "--score", score, "--json") == 0
+        counts.append(len(report()["images"][0]["detections"]))
+    assert counts[0] == 15
+    assert counts[0] >= counts[1] > counts[2] == 0
+
+
+def test_without_json_there_is_none(weights: str, photos: Path) -> None:
+    assert detect(weights, "photos/[01].jpg") == 0
+    assert files() == ["0.jpg", "1.jpg"]
+
+
+def test_same_names_from_several_folders(weights: str, photos: Path) -> None:
+    for folder in ("other", "third/photos"):
+        Path(folder).mkdir(parents=True)
+        Image.fromarray(picture(30, 40, seed=9)).save(Path(folder, "0.JPG"))
+    Image.fromarray(picture(30, 40, seed=9)).save("other/0.gif")
+    assert detect(weights, "photos/0.jpg", "other", "third/**/0.*", "--json") == 0
+    assert files() == ["0.jpg", "0.png", "detections.json", "other-0.JPG", "photos-0.JPG"]
+    assert [(entry["file"], entry["drawn"]) for entry in report()["images"]] == [
+        ("photos/0.jpg", "0.jpg"),
+        ("other/0.JPG", "other-0.JPG"),
+        ("other/0.gif", "0.png"),
+        ("third/photos/0.JPG", "photos-0.JPG"),
+    ]
+
+
+def test_drawn_names_are_all_different() -> None:
+    sources = [Path("/a/x.jpg"), Path("/b/x.jpg"), Path("/c/b/X.jpg"), Path("/b-x.jpg"), Video(Path("/v.avi"))]
+    sources += [Video(Path("/v.mov")), Video(Path("/w/v.mov")), Video(3)]
+    names = drawn_names(sources)
+    assert names == ["x.jpg", "b-x.jpg", "c-b-X.jpg", "b-x-2.jpg", "v.mp4", "v-2.mp4", "w-v.mp4", "camera3.mp4"]
+
+
+def test_video_and_photo_together(weights: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(weights, "photos/0.jpg", clip, "photos/1.jpg", "--json", "--batch", 3, "--score", ".35") == 0
+    assert files() == ["0.jpg", "1.jpg", "clip.mp4", "detections.json"]
+    entries = report()["images"]
+    assert [entry["file"] for entry in entries] == ["photos/0.jpg", *["clip.avi"] * 7, "photos/1.jpg"]
+    assert [entry["frame"] for entry in entries[1:8]] == list(range(7))
+    assert [entry["seconds"] for entry in entries[1:8]] == [round(number / 12.5, 3) for number in range(7)]
+    assert all((entry["width"], entry["height"]) == (64, 48) and entry["detections"] for entry in entries[1:8])
+    drawn = cv2.VideoCapture("detections/clip.mp4")
+    assert drawn.get(cv2.CAP_PROP_FPS) == 12.5
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 7
+    assert "clip.avi  64x48  7 frames  " in capsys.readouterr().out
+
+
+def test_broken_photo_among_many(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "1.jpg").write_bytes((photos / "1.jpg").read_bytes()[:700])
+    (photos / "00.png").write_text("no picture")
+    assert detect(weights, photos, "--json") == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "error: photos/00.png: corrupt or truncated image",
+        "error: photos/1.jpg: corrupt or truncated image",
+    ]
+    assert files() == ["0.jpg", "2.jpg", "detections.json"]
+    assert [entry["file"] for entry in report()["images"]] == ["photos/0.jpg", "photos/2.jpg"]
+    assert "2 of 4 sources" in captured.out.splitlines()[-1]
+
+
+def test_nothing_but_broken_photos(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.jpg").write_text("no picture")
+    Path("b.jpg").write_bytes(b"")
+    assert detect(weights, "a.jpg", "--json") == 2
+    assert one_error(capsys) == "error: a.jpg: corrupt or truncated image"
+    assert detect(weights, "a.jpg", "b.jpg", "--json") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[2] == "error: none of the 2 sources could be read"
+    assert not Path("detections").exists()
+
+
+def wrong_inputs() -> dict[str, tuple[list[str], str]]:
+    return {
+        "missing file": (["no.jpg"], "no image, folder or video no.jpg"),
+        "missing folder": (["no/"], "no image, folder or video no/"),
+        "empty folder": (["empty"], "no images in folder empty"),
+        "glob": (["photos/*.png"], "glob 'photos/*.png' matches no image or video"),
+        "camera": (["9"], "camera 9: no such camera"),
+        "text as video": (["text.mp4"], "text.mp4: not a readable video"),
+        "empty video": (["empty.mov"], "empty.mov: not a readable video"),
+        "text": (["text"], "text: neither an image nor a video"),
+        "video after photos": (["photos", "text.mp4"], "text.mp4: not a readable video"),
+        "missing after photos": (["photos", "no.jpg"], "no image, folder or video no.jpg"),
+        "empty name": ([""], "a source is empty"),
+        "out is a file": (["photos", "--out", "text"], "--out text: text is a file"),
+        "out below a file": (["photos", "--out", "text/a/b"], "is a file, not a folder"),
+        "out is the source": (["photos", "--out", "photos"], "photos/0.jpg is a source and would be overwritten"),
+        "device": (["photos", "--device", "gpu"], "device 'gpu' is not one of auto, cpu, cuda"),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_inputs())
+def test_wrong_input_is_one_line_and_status_2(
+    weights: str, photos: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    Path("text").write_text("a text file\n" * 50)
+    Path("text.mp4").write_text("a text file\n" * 50)
+    Path("empty.mov").touch()
+    Path("empty").mkdir()
+    before = sorted(path for path in Path().rglob("*"))
+    arguments, words = wrong_inputs()[case]
+    # in a process of its own, since FFmpeg reads its log level once
+    code = "import sys; from detkit.cli import run_command; sys.exit(run_command('detect', sys.argv[1:]))"
+    if "video" in case or case in ("camera", "text"):
+        status = subprocess.run([sys.executable, "-c", code, weights, *arguments, "--json"], check=False).returncode
+    else:
+        status = detect(weights, *arguments, "--json")
+    assert status == 2
+    assert words in one_error(capfd)
+    assert sorted(path for path in Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--score", "high"], ["--score", "nan"], ["--batch", "0"], ["--colour", "red"]])
+def test_wrong_option(weights: str, photos: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        detect(weights, photos, *arguments)
+    assert stop.value.code == 2
+    assert arguments[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_text_file_as_checkpoint(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("best.pt").write_text("no weights")
+    assert detect("best.pt", photos) == 2
+    assert "best.pt: " in one_error(capsys)
+    assert detect("missing.pt", photos) == 2
+    assert "missing.pt" in one_error(capsys)
+    assert not Path("detections").exists()
+
+
+def test_video_cut_off_half_way(weights: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = clip.read_bytes()
+    Path("cut.avi").write_bytes(content[: len(content) // 2])
+    assert detect(weights, "cut.avi", "--json") == 1
+    error = one_error(capsys)
+    assert "cut.avi: ends after " in error
+    assert "of 7 frames" in error
+    frames = len(report()["images"])
+    assert 0 < frames < 7
+    assert cv2.VideoCapture("detections/cut.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == frames
+
+
+class Camera:
+    """A camera that shows a clip for ever; Ctrl-C is pressed while it takes its sixth picture."""
+
+    def __init__(self, clip: Path) -> None:
+        self.clip, self.taken = clip, 0
+        self.capture = cv2_capture(str(clip))
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self.taken += 1
+        if self.taken == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        good, frame = self.capture.read()
+        if not good:
+            self.capture = cv2_capture(str(self.clip))
+            good, frame = self.capture.read()
+        return good, frame
+
+    def get(self, key: int) -> float:
+        return self.capture.get(key) if key == cv2.CAP_PROP_FPS else -1.0
+
+    def release(self) -> None:
+        self.capture.release()
+
+
+cv2_capture = cv2.VideoCapture
+
+
+def test_camera_until_interrupted(
+    weights: str, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def capture(place: str | int) -> object:
+        return Camera(clip) if isinstance(place, int) else cv2_capture(place)
+
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
+    assert detect(weights, "2", "--json") == 0
+    assert files() == ["camera2.mp4", "detections.json"]
+    entries = report()["images"]
+    assert 2 <= len(entries) <= 7
+    assert entries[0]["file"] == "camera 2"
+    assert [entry["frame"] for entry in entries] == list(range(len(entries)))
+    assert "camera 2  64x48  " in capsys.readouterr().out
+    monkeypatch.undo()
+    assert cv2_capture("detections/camera2.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == len(entries)
+
+
+def test_interrupted_video_leaves_nothing_half_written(
+    weights: str, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detkit import viz
+
+    draw, drawn = viz.draw, []
+
+    def interrupted(*arguments, **keys):
+        drawn.append(1)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(*arguments, **keys)
+
+    monkeypatch.setattr(viz, "draw", interrupted)
+    assert detect(weights, clip, "--json", "--batch", 2) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert files() == []
+
+
+@pytest.mark.parametrize("source", ["photos/0.jpg", "clip.avi"])
+def test_no_space_left(weights: str, clip: Path, source: str) -> None:
+    """A limit on the size of files stands for a full disk."""
+    code = (
+        "import sys, resource, signal; from detkit.cli import run_command\n"
+        "import torch, cv2, detkit.engine.predict\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.exit(run_command('detect', sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, weights, source], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert "detections" in lines[0]
+    assert files() == []
+
+
+def test_memory_does_not_grow_with_the_length(weights: str, photos: Path) -> None:
+    """80 pictures of 12 MB each, 8 at once: less than half of their gigabyte is ever there."""
+    Image.fromarray(np.zeros((2000, 2000, 3), np.uint8)).save("big.png")
+    Path("many").mkdir()
+    for number in range(80):
+        os.link("big.png", f"many/{number}.png")
+    code = (
+        "import sys, resource; from detkit.cli import run_command\n"
+        "run_command('detect', [sys.argv[1], 'photos/0.jpg', '--out', 'first'])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert run_command('detect', sys.argv[1:]) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    command = [sys.executable, "-c", code, weights, "many", "--batch", "4", "--score", ".9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout.splitlines()[-1]) * unit < 480e6
