@@ -89,9 +89,9 @@ def distort(
 ) -> np.ndarray:
     """Recolour (H, W, 3) RGB uint8; every step saturates, as in Caffe. Returns a new array unless nothing changes."""
     if brightness > 0:
-        image = cv2.add(image, (brightness,) * 3 + (0,))
+        image = cv2.add(image, np.full(image.shape, brightness, np.uint8))
     elif brightness < 0:
-        image = cv2.subtract(image, (-brightness,) * 3 + (0,))
+        image = cv2.subtract(image, np.full(image.shape, -brightness, np.uint8))
     if contrast != 1 and not contrast_last:
         image = cv2.convertScaleAbs(image, alpha=contrast)
     shift = round(hue * 256 / 180) % 256
@@ -124,12 +124,12 @@ class Expand(A.DualTransform):
         self.ratio = _interval("ratio", ratio, 1)
         if fill is not None and (len(fill) != 3 or not all(0 <= value <= 255 for value in fill)):
             raise ValueError(f"fill is {fill!r}, but should be [red, green, blue] between 0 and 255")
-        self.colour = fill
+        self.colour = None if fill is None else tuple(map(float, fill))
 
     def use(self, spec: InputSpec) -> None:
         """Take the network's mean for the colour where none was given."""
         if self.colour is None:
-            self.colour = [min(255, max(0, round(mean * spec.divisor))) for mean in spec.mean]
+            self.colour = tuple(float(min(255, max(0, round(mean * spec.divisor)))) for mean in spec.mean)
 
     def sample(self, size: Size) -> tuple[Size, Size]:
         """Draw the canvas (height, width) and where on it (top, left) a photo of `size` lies."""
@@ -148,6 +148,7 @@ class Expand(A.DualTransform):
 
     def cut(self, image: np.ndarray, place: Size, window: tuple[int, int, int, int]) -> np.ndarray:
         """Return the part `window` (x0, y0, x1, y1) of the canvas on which `image` lies at `place`."""
+        assert self.colour is not None, "use(spec) comes first"
         (top, left), (x0, y0, x1, y1) = place, window
         bottom, right = top + image.shape[0], left + image.shape[1]
         edges = (max(top - y0, 0), max(y1 - bottom, 0), max(left - x0, 0), max(x1 - right, 0))
@@ -344,8 +345,10 @@ class Chain:
     def __init__(self, augment: Sequence[Any], spec: InputSpec) -> None:
         self.transforms = _fuse([_build(item, spec) for item in augment])
         params = A.BboxParams("albumentations", clip=True)
-        # wires what transforms find out about each other; the steps themselves are taken in __call__
-        self.compose = A.Compose(self.transforms, bbox_params=params, is_check_shapes=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that boxes pass by a chain which only recolours
+            # wires what transforms find out about each other; the steps themselves are taken in __call__
+            self.compose = A.Compose(self.transforms, bbox_params=params, is_check_shapes=False)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int]
@@ -358,13 +361,8 @@ class Chain:
         data: dict[str, Any] = {"image": image, "bboxes": _tidy(np.concatenate([boxes, rows[:, None]], 1))}
         for transform in self.transforms:
             data = _run(transform, data)
-        image, boxes = data["image"], data["bboxes"]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(
-                f"data.augment makes {image.dtype} images of shape {image.shape}; transforms should leave uint8 RGB "
-                "as it is: the network normalises by itself"
-            )
-        return image, boxes[:, :4], boxes[:, 4].astype(np.int64)
+        boxes = data["bboxes"]
+        return data["image"], boxes[:, :4], boxes[:, 4].astype(np.int64)
 
 
 def _tidy(boxes: np.ndarray) -> np.ndarray:
@@ -377,13 +375,19 @@ def _tidy(boxes: np.ndarray) -> np.ndarray:
 
 
 def _run(transform: Any, data: dict[str, Any], force: bool = False) -> dict[str, Any]:
+    name = type(transform).__name__
     try:
         data = transform(force_apply=True, **data) if force else transform(**data)
     except Exception as error:
-        name = type(transform).__name__
         if name in OWN or name == Sample.__name__:
             raise
         raise UserError(f"data.augment: {name}: {' '.join(str(error).split())}") from error
+    image = data["image"]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"data.augment: {name} makes {image.dtype} images of shape {image.shape}; it should leave RGB in uint8: "
+            "the network normalises by itself"
+        )
     data["bboxes"] = _tidy(data["bboxes"])
     return data
 

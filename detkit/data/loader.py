@@ -179,13 +179,13 @@ class _Stream(Sequence[range]):
 
     def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
         self.start, self.batch, self.share, self.rank = start, batch, batch // world, rank
-        self.count = max(0, stop - start)
+        self.steps = max(0, stop - start)
 
     def __len__(self) -> int:
-        return self.count
+        return self.steps
 
     def __getitem__(self, step: int) -> range:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not 0 <= step < self.count:
+        if not 0 <= step < self.steps:
             raise IndexError(step)
         first = (self.start + step) * self.batch + self.rank * self.share
         return range(first, first + self.share)

@@ -155,6 +155,7 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
     for _ in range(int(random.choice(9, p=(0.03, 0.17, 0.2, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)))):
         name = CLASSES[int(random.integers(len(CLASSES)))]
         size = float(np.exp(random.uniform(np.log(14), np.log(92))))
+        centre = np.zeros(2)
         for _ in range(8):
             centre = random.uniform((0.0, 0.0), (width, height))
             if not places or random.random() < 0.2:
@@ -234,7 +235,7 @@ def _distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray |
         cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(1, 4)), cv2.LINE_AA, SHIFT)
     elif kind == 2:  # a bar across
         points = random.uniform((0, 0), (width, height), (2, 2))
-        cv2.line(mask, *map(tuple, _fixed(points).tolist()), 255, int(random.integers(2, 7)), cv2.LINE_AA, SHIFT)
+        cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(2, 7)), cv2.LINE_AA, SHIFT)
     else:  # a letter
         letter = "ABEFGHKMNRSWZ2345789"[int(random.integers(20))]
         place = (int(centre[0]) - 10, int(centre[1]) + 10)
@@ -299,6 +300,7 @@ def _paint(random: np.random.Generator, image: np.ndarray, alpha: np.ndarray) ->
     window = (slice(top, top + height), slice(left, left + width))
     alpha, image = alpha[window], image[window]  # views: only this part is touched
     below = np.array(cv2.mean(image, alpha)[:3])
+    colour = below
     for _ in range(10):
         colour = _colour(random)
         if np.abs(colour - below).max() > 45:

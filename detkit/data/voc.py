@@ -118,9 +118,9 @@ def parse_annotation(content: bytes) -> Annotation:
             problems.append(f"object {number} ({name}) has no <bndbox>")
             continue
         texts = [(box.findtext(edge) or "").strip() for edge in EDGES]
-        corners = [_number(text) for text in texts]
-        if None in corners:
-            edge, text = next((e, t) for e, t, c in zip(EDGES, texts, corners) if c is None)
+        corners = [value for text in texts if (value := _number(text)) is not None]
+        if len(corners) < len(EDGES):
+            edge, text = next((e, t) for e, t in zip(EDGES, texts) if _number(t) is None)
             problems.append(f"object {number} ({name}): {edge} is {text!r}, not a number")
             continue
         xmin, ymin, xmax, ymax = corners
@@ -488,4 +488,4 @@ def clip_corners(corners: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
     """
     low = np.maximum(corners[:, :2] - 1, 0)
     high = np.minimum(corners[:, 2:], np.where(sizes > 0, sizes, np.inf))
-    return np.concatenate([low, high], 1).astype(np.float32), (high <= low).any(1)
+    return np.concatenate([low, high], 1).astype(np.float32), np.logical_or(*(high <= low).T)
