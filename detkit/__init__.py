@@ -66,7 +66,7 @@ def create_model(
     from detkit.errors import UserError
     from detkit.models import build_detector
 
-    if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
+    if not isinstance(classes, list | tuple) or not classes or not all(isinstance(entry, str) for entry in classes):
         raise UserError(f"create_model: classes is a list of names, such as ['cat', 'dog']; got {classes!r}")
     model = {"name": name, **keys}
     if backbone is not None:

@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     except torch.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
     print(job.summary(time.perf_counter() - start))
-    return 1 if job.failures else 0
+    return 1 if job.failures or job.damaged else 0
 
 
 def drawn_names(sources: "Iterable[Path | Video]") -> list[str]:
@@ -194,7 +194,7 @@ class _Job:
     ) -> None:
         self.detector, self.config, self.batch = detector, config, batch
         self.out, self.report, self.sources = out, report, sources
-        self.failures = self.images = 0
+        self.failures = self.damaged = self.images = 0
         self.counts: Counter[str] = Counter()
 
     def photos(self, drawn: dict[Path, str]) -> None:
@@ -228,7 +228,7 @@ class _Job:
         from detkit.engine.sources import VideoReader, video_writer
 
         found: Counter[str] = Counter()
-        number = 0
+        number = written = 0
         # a camera's picture is wanted now, not when a batch is full; and only Ctrl-C ends it, which is then no error
         batch = 1 if video.is_camera else self.batch
         stop = Interrupt() if video.is_camera else None
@@ -245,7 +245,12 @@ class _Job:
                     if isinstance(result, Unreadable):
                         raise result.error
                     seconds = time.monotonic() - begun if video.is_camera else number / frames.fps
-                    append(self._draw(result))
+                    # a camera's pictures come as the network is ready: repeated or left out, they play at true speed
+                    copies = int(seconds * frames.fps) + 1 - written if video.is_camera else 1
+                    drawn = self._draw(result)
+                    for _ in range(copies):
+                        append(drawn)
+                        written += 1
                     found += self._count(result.detections)
                     detections = _plain(result.detections, self.detector.classes)
                     entry = {"file": str(video), "frame": number, "seconds": round(seconds, 3), "drawn": name}
@@ -256,16 +261,19 @@ class _Job:
                         break
         print(f"{video}  {width}x{height}  {number} frames  {_in_words(found)}", flush=True)
         if frames.cut_off:
-            self._failed(UserError(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off"))
+            self.damaged += 1
+            _report(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
     def summary(self, seconds: float) -> str:
         """Return the closing line."""
         rate = f"{self.images / seconds:.1f} images/s"
-        failed = f"; {self.failures} of {self.sources} sources damaged" if self.failures else ""
+        broken = self.failures + self.damaged
+        failed = f"; {broken} of {self.sources} sources damaged" if broken else ""
         where = (
             f"{self.out}/detections.json and pictures in {self.out}" if self.report.path else f"pictures in {self.out}"
         )
-        return f"{self.images} images in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
+        images = f"{self.images} image{'s' * (self.images != 1)}"
+        return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
     def _count(self, detections: "Detections") -> Counter[str]:
         found = Counter(self.detector.classes[label] for label in detections.labels[0].tolist())
@@ -277,7 +285,7 @@ class _Job:
         if self.sources == 1 and not self.images:
             raise error
         self.failures += 1
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _report(str(error))
 
     def _draw(self, result: "Found") -> "np.ndarray":
         from detkit.viz import draw
@@ -346,6 +354,10 @@ def _write_picture(path: Path, image: "np.ndarray") -> None:
     if not good:
         raise UserError(f"{path}: OpenCV cannot write {path.suffix} pictures")
     write_file(path, content.tobytes())
+
+
+def _report(problem: str) -> None:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
 def _in_words(counts: Counter[str]) -> str:

@@ -30,7 +30,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the checkpoint of an untrained detector, in which about a third of the boxes passes .35."""
+    """Return the checkpoint of an untrained detector, in which some boxes pass .3 on every picture."""
     torch.manual_seed(0)
     config = Config(tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(keep=15))
     path = tmp_path_factory.mktemp("run") / "best.pt"
@@ -81,12 +81,12 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_folder(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect(weights, photos, "--score", ".35", "--out", "found", "--json", "--batch", 2) == 0
+    assert detect(weights, photos, "--score", ".3", "--out", "found", "--json", "--batch", 2) == 0
     assert files("found") == ["0.jpg", "1.jpg", "2.jpg", "detections.json"]
     content = report("found")
     assert content["checkpoint"] == weights
     assert content["classes"] == list(CLASSES)
-    assert (content["model"], content["score"], content["nms_iou"]) == ("ssd", 0.35, 0.45)
+    assert (content["model"], content["score"], content["nms_iou"]) == ("ssd", 0.3, 0.45)
     assert [entry["file"] for entry in content["images"]] == [f"photos/{number}.jpg" for number in range(3)]
     total = 0
     for entry, (height, width) in zip(content["images"], ((60, 90), (131, 77), (96, 96))):
@@ -99,13 +99,13 @@ def test_folder(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) 
         for found in entry["detections"]:
             left, top, right, bottom = found["box"]
             assert found["class"] in CLASSES
-            assert 0.35 <= found["score"] <= 1
+            assert 0.3 <= found["score"] <= 1
             assert 0 <= left <= right <= width
             assert 0 <= top <= bottom <= height
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert len(lines) == 5
-    assert "ssd (tiny, 96x96), 3 classes; score >= 0.35, NMS IoU 0.45" in lines[0]
+    assert "ssd (tiny, 96x96), 3 classes; score >= 0.3, NMS IoU 0.45" in lines[0]
     assert lines[1].startswith("photos/0.jpg  90x60  ")
     assert lines[4].startswith("3 images in ")
     assert sum(int(word) for word in lines[4].split(": ")[1].replace(",", " ").split() if word.isdigit()) == total
@@ -114,7 +114,7 @@ def test_folder(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_score_replaces_the_config_s(weights: str, photos: Path) -> None:
     counts = []
-    for score in (-1, 0.35, 0.99):
+    for score in (-1, 0.3, 0.99):
         assert detect(weights, photos / "0.jpg", "--score", score, "--json") == 0
         counts.append(len(report()["images"][0]["detections"]))
     assert counts[0] == 15
@@ -149,7 +149,7 @@ def test_drawn_names_are_all_different() -> None:
 
 
 def test_video_and_photo_together(weights: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect(weights, "photos/0.jpg", clip, "photos/1.jpg", "--json", "--batch", 3, "--score", ".35") == 0
+    assert detect(weights, "photos/0.jpg", clip, "photos/1.jpg", "--json", "--batch", 3, "--score", ".3") == 0
     assert files() == ["0.jpg", "1.jpg", "clip.mp4", "detections.json"]
     entries = report()["images"]
     assert [entry["file"] for entry in entries] == ["photos/0.jpg", *["clip.avi"] * 7, "photos/1.jpg"]
@@ -299,8 +299,9 @@ def test_camera_until_interrupted(
     assert entries[0]["file"] == "camera 2"
     assert [entry["frame"] for entry in entries] == list(range(len(entries)))
     assert "camera 2  64x48  " in capsys.readouterr().out
-    monkeypatch.undo()
-    assert cv2_capture("detections/camera2.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == len(entries)
+    # it plays at true speed
+    count = cv2_capture("detections/camera2.mp4").get(cv2.CAP_PROP_FRAME_COUNT)
+    assert abs(count - (int(entries[-1]["seconds"] * 12.5) + 1)) <= 1
 
 
 def test_interrupted_video_leaves_nothing_half_written(
