@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 FORMAT = "detkit 1"
+KEYS = ("model", "config", "classes", "iteration", "metrics")
 
 
 def save(
@@ -75,12 +76,14 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     if path.is_dir():
         raise UserError(f"{path} is a folder; a checkpoint is a file such as {path / 'best.pt'}")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        file = io.BytesIO(path.read_bytes())  # by itself, since torch raises OSError for broken content too
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+    try:
+        content = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: not a detkit checkpoint (not a file of plain tensors)") from None
-    except Exception as error:  # torch raises what it likes on a truncated file: RuntimeError, EOFError, KeyError, ...
+    except Exception as error:  # torch raises what it likes on a truncated file: RuntimeError, OSError, EOFError, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: damaged or not a detkit checkpoint ({reason[:120]})") from None
     if not isinstance(content, dict) or "format" not in content:
@@ -90,6 +93,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
         )
     if content["format"] != FORMAT:
         raise UserError(f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r}")
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise UserError(f"{path}: damaged checkpoint, no {' and no '.join(missing)} in it")
     return content
 
 

@@ -28,20 +28,8 @@ class Evaluation:
     seconds: float
 
     def metrics(self, **protocol: Any) -> dict[str, Any]:
-        """Return plain data for metrics.json; `protocol` adds keys such as split and checkpoint.
-
-        A class without objects has AP null, and takes no part in mAP.
-        """
-        classes = self.detections.classes
-        return {
-            "metric": self.result.metric,
-            "iou": self.result.iou,
-            **protocol,
-            "mAP": _number(self.result.mAP),
-            "AP": {name: _number(ap) for name, ap in zip(classes, self.result.ap.tolist())},
-            "images": len(self.detections.ids),
-            "seconds": round(self.seconds, 3),
-        }
+        """Return what metrics.json holds; `protocol` adds keys such as split and checkpoint."""
+        return {**self.result.to_dict(), **protocol, "seconds": round(self.seconds, 3)}
 
 
 def evaluate(
@@ -121,8 +109,3 @@ def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:
     return DetectionSet(
         **{name: part[order] for name, part in parts.items()}, image=image[order], ids=ids, classes=shares[0].classes
     )
-
-
-def _number(value: float) -> float | None:
-    value = float(value)
-    return None if value != value else value

@@ -1,26 +1,60 @@
 """The end of a training session: the best checkpoint on the test split, curves and pictures."""
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from detkit.engine import checkpoint
 from detkit.engine.device import place
 from detkit.engine.evaluate import evaluate
 from detkit.engine.run import Run
+from detkit.files import save_atomic
+from detkit.structures import DetectionSet
+
+if TYPE_CHECKING:
+    from detkit.data.voc import VOCDataset
+
+SAMPLES = 12  # pictures in samples/
+SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
 
 
 def finish(run: Run) -> None:
-    """Evaluate best.pt on the test split; write metrics.json, plots/ and samples/, print the table."""
-    from rich.console import Console
+    """Evaluate best.pt on the test split; print the table, write metrics.json, plots/ and samples/."""
+    from detkit.viz import loss_plot, pr_plot
 
-    console = Console(quiet=not run.writes, highlight=False)
-    if run.test is None:
-        console.print(f"no data.test in the config: the weights are in {run.folder / 'best.pt'}", markup=False)
-        return
     best = run.folder / "best.pt"
+    if run.writes:
+        records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        loss_plot(records, run.folder / "plots" / "loss.png")
+    if run.test is None:
+        run.say(f"{best} is not tested, since data.test is empty")
+        return
     detector, _ = checkpoint.load_detector(best)
     place(detector, run.device, run.config.train.channels_last)
     evaluation = evaluate(detector, run.test, run.config, run.device)
     if run.writes:
-        metrics = evaluation.metrics(split="test", checkpoint=str(best))
+        metrics = evaluation.metrics(split="test", dataset=run.test.name, checkpoint=str(best))
         checkpoint.write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        console.print(f"{best} on {run.test.name}: mAP {metrics['mAP']}", markup=False)
+        run.say(f"{best} on {run.test.name}: mAP {evaluation.result.mAP:.4f} ({evaluation.result.protocol})")
+        pr_plot(evaluation.result, run.folder / "plots" / "pr.png")
+        save_samples(run.test, evaluation.detections, run.folder / "samples")
+        run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, plots/, samples/")
+
+
+def save_samples(dataset: "VOCDataset", detections: DetectionSet, folder: Path) -> None:
+    """Write SAMPLES pictures, spread over the data set, of the ground truth beside the detections."""
+    from PIL import Image
+
+    from detkit.viz import draw_pair
+
+    count = min(SAMPLES, len(dataset))
+    for index in torch.linspace(0, len(dataset) - 1, count).round().int().tolist():
+        record = dataset.record(index)
+        truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.difficult}
+        shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
+        found = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
+        picture = Image.fromarray(draw_pair(dataset.image(index), truth, found, dataset.classes))
+        path = folder / f"{record.id.replace('/', '_')}.jpg"
+        save_atomic(path, lambda temporary, picture=picture: picture.save(temporary, quality=90))

@@ -25,7 +25,7 @@ class Log:
     def __init__(self, folder: Path, start: int, iterations: int, *, writes: bool = True) -> None:
         self.path = folder / "log.jsonl"
         self.writes = writes
-        self.console = Console(quiet=not writes, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=not writes, highlight=False)
         self._iterations = iterations
         self._start, self._done = start, start
         self._begun = time.monotonic()
@@ -69,13 +69,13 @@ class Log:
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
         """Record an evaluation (metrics as in metrics.json)."""
         self._write({"iteration": done, **metrics})
-        ap = "no objects" if metrics["mAP"] is None else f"{metrics['mAP']:.4f}"
+        ap = "undefined, no objects" if metrics["mAP"] is None else f"{metrics['mAP']:.4f}"
         protocol = f"{metrics['metric']}, IoU {metrics['iou']}, {metrics['images']} images, {metrics['seconds']:.1f} s"
         self.say(f"{done}/{self._iterations}  {metrics['split']} mAP {ap} ({protocol}){', the best so far' * best}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def _write(self, entry: dict[str, Any]) -> None:
         if not self.writes:

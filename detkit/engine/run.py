@@ -54,6 +54,11 @@ class Run:
         """Whether this process writes the run's files."""
         return distributed.rank() == 0
 
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.writes:
+            print(text, flush=True)
+
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
@@ -67,6 +72,20 @@ class Run:
         recipe = recipe if workers is None else replace(recipe, workers=workers)
         rank, world = distributed.rank(), distributed.world()
         return train_loader(self.train, spec, self.config.data, recipe, start=start, stop=stop, rank=rank, world=world)
+
+    def begin(self) -> None:
+        """Write config.yaml, and add to env.txt what this run, or this part of it, runs on.
+
+        A stage calls this once it is ready to work: a resume that fails has then changed nothing.
+        """
+        if self.writes:
+            try:
+                save_config(self.folder / "config.yaml", self.config)
+            except OSError as error:
+                raise UserError(f"{self.folder / 'config.yaml'}: {error.strerror or error}") from None
+            path = self.folder / "env.txt"
+            earlier = path.read_text() + "\n" if path.exists() else ""
+            checkpoint.write_file(path, earlier + environment(self.device))
 
     def take_resumed(self) -> dict[str, Any] | None:
         """Return, once, the content of last.pt that this stage goes on from."""
@@ -116,16 +135,6 @@ def create_folder(out: str | None, name: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {error.filename}: {error.strerror}") from None
     return folder
-
-
-def describe(folder: Path, config: Config, device: torch.device) -> None:
-    """Write config.yaml, and add to env.txt what this run (or this part of it) runs on."""
-    try:
-        save_config(folder / "config.yaml", config)
-    except OSError as error:
-        raise UserError(f"{folder / 'config.yaml'}: {error.strerror or error}") from None
-    earlier = (folder / "env.txt").read_text() + "\n" if (folder / "env.txt").exists() else ""
-    checkpoint.write_file(folder / "env.txt", earlier + environment(device))
 
 
 def environment(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from detkit.engine import checkpoint, distributed
 from detkit.engine.device import choose_device
 from detkit.engine.finish import finish
 from detkit.engine.memory import tune
-from detkit.engine.run import Run, check_folder, create_folder, describe
+from detkit.engine.run import Run, check_folder, create_folder
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
 
@@ -42,8 +42,6 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
         run = Run(settings, folder, device, data, val, test, resumed)
-        if run.writes:
-            describe(folder, settings, device)
         run_stages(detector, run)
         finish(run)
         return folder

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class Stage(Protocol):
     """A stage of its own kind, such as fitting SVMs on frozen features.
 
-    `run` changes the detector in place. It calls `run.take_resumed()` for what it saved before a kill, saves with
-    `run.save_last(detector, steps, state)`, and at the end keeps its result with `run.evaluate`.
+    `run` changes the detector in place. It calls `run.take_resumed()` for what it saved before a kill, then
+    `run.begin()`, saves with `run.save_last(detector, steps, state)`, and at the end keeps its result with
+    `run.evaluate`.
     """
 
     @property

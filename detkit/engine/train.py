@@ -42,6 +42,7 @@ def fit(detector: "Detector", run: Run) -> None:
     meter = Meter(device)
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
+    run.begin()
     if not resumed:
         run.save_last(state.averaged, 0, state.dump(0))  # a run can be resumed from its first second
     model = distributed.wrap(compiled(detector) if recipe.compile else detector, device)

@@ -1,0 +1,131 @@
+"""Learning rate, parameter groups, average, devices."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.config import BackboneConfig, TrainConfig
+from detkit.engine.device import choose_device, place, place_images
+from detkit.engine.ema import Average
+from detkit.engine.memory import tune
+from detkit.engine.optimizer import build_optimizer, kinds, set_rate
+from detkit.engine.schedule import learning_rate
+from detkit.errors import UserError
+from detkit.models import build_detector
+from detkit.models.ssd import SSDConfig
+from detkit.structures import Images
+
+from .toy import Toy, ToyConfig
+
+
+def test_steps() -> None:
+    config = TrainConfig(iterations=120000, lr=1e-3, schedule="steps", milestones=[80000, 100000], gamma=0.1)
+    rates = [learning_rate(config, at) for at in (0, 79999, 80000, 99999, 100000, 119999)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+
+
+def test_cosine_after_warmup() -> None:
+    config = TrainConfig(iterations=110, lr=2.0, schedule="cosine", warmup=10)
+    rates = [learning_rate(config, at) for at in range(110)]
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[109] == pytest.approx(1 + math.cos(math.pi * 0.99))
+
+
+def test_warmup_longer_than_the_run() -> None:
+    config = TrainConfig(iterations=5, lr=1.0, warmup=10)
+    assert [learning_rate(config, at) for at in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_groups_of_the_caffe_recipe() -> None:
+    detector = Toy(ToyConfig(norm=True), ("a", "b"))
+    detector.out.weight.requires_grad_(False)
+    config = TrainConfig(iterations=1, lr=0.1, bias_lr=2, backbone_lr=0.5, weight_decay=0.3)
+    optimizer = build_optimizer(detector, config)
+    set_rate(optimizer, 0.1)
+    names = {id(parameter): name for name, parameter in detector.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found == {
+        "backbone.0.weight": (0.05, 0.3),
+        "backbone.0.bias": (0.1, 0.0),
+        "backbone.1.weight": (0.05, 0.0),
+        "backbone.1.bias": (0.05, 0.0),
+        "head.0.weight": (0.1, 0.3),
+        "head.0.bias": (0.2, 0.0),
+        "out.bias": (0.2, 0.0),
+    }
+
+
+def test_every_parameter_of_ssd_is_in_one_group() -> None:
+    config = SSDConfig(backbone=BackboneConfig("tiny"), size=96, l2norm=["c3"], extras=[], steps=None)
+    config.min_sizes, config.max_sizes, config.aspect_ratios = [10, 20, 30], [20, 30, 40], [[2]] * 3
+    detector = build_detector(config, ("a",))
+    groups = list(kinds(detector))
+    assert sorted(name for name, _, _ in groups) == sorted(name for name, _ in detector.named_parameters())
+    by_name = {name: kind for name, kind, _ in groups}
+    assert by_name["l2norm.c3.weight"] == "norm"
+    assert by_name["classifiers.0.bias"] == "bias"
+
+
+def test_shared_parameters_are_optimised_once() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer(nn.Sequential(layer, layer), TrainConfig(iterations=1))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_adamw() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), TrainConfig(iterations=1, optimizer="adamw", momentum=0.85))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["betas"] == (0.85, 0.999)
+
+
+def test_average_is_the_exponential_one() -> None:
+    detector = nn.BatchNorm1d(2)
+    average = Average(detector, 0.5)
+    expected = detector.weight.detach().clone()
+    for iteration in range(12):
+        with torch.no_grad():
+            detector.weight.normal_()
+            detector.running_mean.fill_(iteration)
+            detector.num_batches_tracked.add_(1)
+        average.update(iteration)
+        decay = min(0.5, (1 + iteration) / (10 + iteration))
+        expected = decay * expected + (1 - decay) * detector.weight.detach()
+    torch.testing.assert_close(average.detector.weight.data, expected)
+    assert average.detector.num_batches_tracked == 12
+    assert 9 < float(average.detector.running_mean[0]) < 11
+    assert not average.detector.weight.requires_grad
+    assert not average.detector.training
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_layout(channels_last: bool) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    detector = Toy(ToyConfig(), ("a",))
+    place(detector, torch.device("cpu"), channels_last)
+    assert detector.head[0].weight.is_contiguous(memory_format=layout)
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    if not channels_last:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    sizes = torch.full((2, 2), 8)
+    images = place_images(Images(pixels, sizes, sizes, ("a", "b")), torch.device("cpu"), channels_last)
+    assert images.pixels.is_contiguous(memory_format=layout)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match="'gpu' is not one of auto, cpu, cuda"):
+        choose_device("gpu")
+
+
+def test_tune_can_be_repeated() -> None:
+    assert tune() == tune()

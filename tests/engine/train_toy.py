@@ -1,0 +1,16 @@
+"""As a script: `detkit train` with the toy detector; TOY_KILL_AT=N kills it in its N-th step."""
+
+import os
+import signal
+import sys
+
+import torch
+
+from detkit.cli import run_command
+from tests.engine.toy import Toy
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as in the tests, so that sums are the same
+    if "TOY_KILL_AT" in os.environ:
+        Toy.signal_at = (int(os.environ["TOY_KILL_AT"]), signal.SIGKILL)
+    sys.exit(run_command("train"))
