@@ -245,12 +245,25 @@ def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
         node = OmegaConf.select(base, parent) if parent else base
         known = [str(name) for name in node] if isinstance(node, DictConfig) else []
         raise UserError(f"{origin}: unknown key {key!r}{did_you_mean(leaf, known)}") from None
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{origin}: {_reason(base, layer, error)}") from None
+
+
+def _reason(base: DictConfig, layer: DictConfig, error: Exception) -> str:
+    """Name the key at fault: OmegaConf does so for scalars, not where a mapping and a scalar meet."""
+    if isinstance(key := getattr(error, "full_key", None), str) and key:
         reason = str(error).splitlines()[0]
-        key = error.full_key or error.key
-        raise UserError(f"{origin}: {key}: {reason}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{origin}: {' '.join(str(error).split())}") from None
+        return f"{key}: expected a list such as [a, b]" if "ListConfig" in reason else f"{key}: {reason}"
+    for key in layer:
+        node, value = OmegaConf.select(base, str(key)), layer[key]
+        if isinstance(node, DictConfig) and not isinstance(value, DictConfig):
+            return f"{key}: {value!r} is not a mapping with keys such as {', '.join(map(str, list(node)[:3]))}"
+        if isinstance(node, DictConfig) and isinstance(value, DictConfig):
+            try:
+                OmegaConf.merge(node, value)
+            except (OmegaConfBaseException, ValueError, TypeError) as inner:
+                return f"{key}.{_reason(node, value, inner)}"
+    return " ".join(str(error).split())
 
 
 def _to_object(merged: DictConfig, source: str) -> Config:
