@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.voc import Index, check_layout, decode_photo, find_photo, photo_names, read_index
+from detkit.data.voc import Index, check_layout, decode_photo, find_photo, photo_names, read_index, read_split
 from detkit.errors import UserError, did_you_mean
 
 
@@ -74,8 +75,6 @@ def plain_splits(root: Path, index: Index) -> tuple[str, ...]:
 
 
 def _check_split(root: Path, split: str, known: dict[str, int], problems: list[Problem]) -> list[str]:
-    from detkit.data.voc import read_split
-
     path = f"ImageSets/Main/{split}.txt"
     try:
         ids = read_split(root, split, known)
@@ -99,11 +98,13 @@ def _check_objects(
     for f in files.tolist():
         xml = f"Annotations/{index.ids[f]}.xml"
         for line in str(index.problems[f]).splitlines():
-            number, _, text = line.removeprefix("object ").partition(" ")
-            if line.startswith("object ") and number.isdigit():
-                problems.append(Problem(xml, int(number), "broken box", text))
-            else:
+            # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the whole file
+            about = re.fullmatch(r"object (\d+)(?: \((.*?)\))?:? (.*)", line)
+            if about is None:
                 problems.append(Problem(xml, 0, "broken file", line))
+            else:
+                text = f"{about[2]}: {about[3]}" if about[2] else about[3]
+                problems.append(Problem(xml, int(about[1]), "broken box", text))
         if not index.sizes[f].all() and not index.problems[f]:
             problems.append(Problem(xml, 0, "size", "no <size> of the image"))
         seen: dict[tuple, int] = {}
