@@ -82,12 +82,15 @@ def draw(
     placed: list[Box] = []
     # names last, so that no line crosses them; the best first, so that it has the first choice of places
     for row in reversed(shown):
-        text = classes[labels[row]] + ("" if values is None else f" {values[row]:.2f}")
+        name = str(classes[labels[row]])
+        text = name if values is None else f"{name} {values[row]:.2f}"
         _name(pen, text, boxes[row], line, font, colour(int(labels[row])), bool(dashed[row]), placed)
     return np.array(canvas)
 
 
-def draw_pair(image: ArrayLike, truth: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]) -> NDArray:
+def draw_pair(
+    image: ArrayLike, truth: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]
+) -> NDArray[np.uint8]:
     """Return the ground truth beside the detections of one photo; small photos are enlarged.
 
     truth: boxes (N, 4), labels (N,) and perhaps ignore (N,); found: boxes (M, 4), labels (M,) and scores (M,).
@@ -97,7 +100,8 @@ def draw_pair(image: ArrayLike, truth: Mapping[str, Any], found: Mapping[str, An
     for objects in (truth, found):
         picture, factor = _enlarge(image, READABLE)
         boxes = _array(objects["boxes"], np.float64).reshape(-1, 4) * factor
-        pictures.append(draw(picture, **{**objects, "boxes": boxes}, classes=classes))
+        scores, ignore = objects.get("scores"), objects.get("ignore")
+        pictures.append(draw(picture, boxes, objects["labels"], classes, scores, ignore))
     return mosaic(pictures, ("ground truth", "detections"), columns=2)
 
 

@@ -11,7 +11,7 @@ from detkit.errors import UserError, did_you_mean
 from detkit.structures import DetectionSet, TruthSet
 
 Metric = Literal["voc07", "voc"]
-METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under the curve"}
+METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under curve"}
 
 # (detection, object) pairs whose IoU is held at once: bounds the memory, and fits the cache
 PAIRS = 1 << 19
@@ -47,7 +47,7 @@ class VOCResult:
     @property
     def protocol(self) -> str:
         """What the numbers are, for printing beside them."""
-        return f"{self.metric} ({METRICS[self.metric]}), IoU >= {self.iou:g}, difficult objects ignored"
+        return f"{self.metric} ({METRICS[self.metric]}), IoU >= {self.iou:g}, difficult ignored"
 
     def curve(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (recall, precision, scores) of one class, best score first."""

@@ -1,0 +1,171 @@
+"""detkit evaluate: mAP of a checkpoint, or of detections that are already there."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from detkit.errors import UserError, did_you_mean
+from detkit.files import write_atomic
+
+if TYPE_CHECKING:
+    from detkit.evaluation import VOCResult
+    from detkit.structures import DetectionSet, TruthSet
+Set = TypeVar("Set", "DetectionSet", "TruthSet")
+
+EPILOG = """examples:
+  detkit evaluate runs/shapes-1/best.pt
+  detkit evaluate runs/voc/best.pt --metric voc --out runs/voc/test evaluate.batch=32 train.device=cuda
+  detkit evaluate --detections runs/voc/test/detections.json --dataset data/VOCdevkit/VOC2007
+  detkit evaluate --detections results/ --dataset data/VOCdevkit/VOC2007 --classes cat,dog
+
+The last two need no network and no photos: annotations are enough. A folder holds the development kit's
+comp4_det_<split>_<class>.txt. metrics: voc07 is VOC2007's 11-point AP, voc the area under the curve of VOC2010 and
+later; both at IoU >= 0.5, without difficult objects.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes key=value arguments before and after options."""
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        return self.parse_intermixed_args(args, namespace)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = _Parser(
+        prog="detkit evaluate",
+        description="Average precision of every class. With --out, DIR then holds metrics.json, detections.json and "
+        "pr/*.png.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
+    parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
+    parser.add_argument("--dataset", metavar="ROOT", help="with --detections: a data set in VOC layout")
+    parser.add_argument(
+        "--classes", metavar="NAME,NAME", help="with --detections: score these classes alone (default: all)"
+    )
+    parser.add_argument(
+        "--split",
+        default="test",
+        help="of a checkpoint's config: train, val or test; with --detections: a file of ImageSets/Main, or "
+        "SUBFOLDER/SPLIT (default %(default)s)",
+    )
+    parser.add_argument("--metric", help="voc07 or voc (default: the config's; with --detections voc07)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Score, show the table, write the files."""
+    metric = arguments.metric
+    if metric not in (None, "voc07", "voc"):
+        raise UserError(f"--metric {metric!r} is not one of voc07, voc{did_you_mean(metric, ('voc07', 'voc'))}")
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is a file; name a folder")
+    if arguments.detections is not None:
+        _score_detections(arguments)
+    elif arguments.checkpoint is not None:
+        _score_checkpoint(arguments)
+    else:
+        raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
+
+
+def _score_detections(arguments: argparse.Namespace) -> None:
+    """Score stored detections against annotations."""
+    if arguments.checkpoint is not None:
+        raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
+    if arguments.dataset is None:
+        raise UserError("--detections needs --dataset ROOT, a folder with Annotations and ImageSets")
+
+    from detkit.data.voc import VOCDataset, parse_splits
+    from detkit.evaluation import read_comp4, read_detections, voc_ap
+
+    start = time.perf_counter()
+    dataset = VOCDataset(parse_splits(arguments.dataset, [arguments.split]))
+    truth = dataset.truth()
+    path: Path = arguments.detections
+    wanted = None
+    if arguments.classes is not None:
+        wanted = tuple(dict.fromkeys(name.strip() for name in arguments.classes.split(",")))
+        for name in wanted:
+            if name not in truth.classes:
+                hint = did_you_mean(name, truth.classes)
+                raise UserError(f"--classes: {arguments.dataset} has no class {name!r}{hint}")
+    if path.is_dir():
+        detections = read_comp4(path, arguments.split.rpartition("/")[2], classes=wanted, ids=truth.ids)
+    else:
+        detections = read_detections(path)
+    # a class that nobody looked for would count as 0 in the mean: that has to be said, not done
+    for name in wanted or [truth.classes[label] for label in truth.labels.unique().tolist()]:
+        if name not in detections.classes:
+            hint = did_you_mean(name, detections.classes)
+            raise UserError(f"{path} has no detections of class {name!r}{hint}; --classes scores some classes alone")
+    classes = wanted or detections.classes
+    truth, detections = _only(truth, classes), _only(detections, classes)
+    result = voc_ap(detections, truth, metric=arguments.metric or "voc07")
+    protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
+    _report(arguments.out, result, detections, protocol, time.perf_counter() - start)
+
+
+def _score_checkpoint(arguments: argparse.Namespace) -> None:
+    """Run a detector over a split of its config's data set."""
+    for name in ("dataset", "classes"):
+        if getattr(arguments, name) is not None:
+            hint = "; a checkpoint's data set changes with data.root=ROOT" if name == "dataset" else ""
+            raise UserError(f"--{name} goes with --detections{hint}")
+
+    from detkit.data import open_dataset
+    from detkit.engine.checkpoint import load_detector
+    from detkit.engine.device import choose_device, place
+    from detkit.engine.evaluate import evaluate
+
+    detector, config = load_detector(arguments.checkpoint, overrides=arguments.overrides)
+    config.evaluate.metric = arguments.metric or config.evaluate.metric
+    device = choose_device(config.train.device)
+    dataset = open_dataset(config.data, arguments.split, detector.classes)
+    place(detector, device, config.train.channels_last)
+    evaluation = evaluate(detector, dataset, config, device)
+    protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
+    _report(arguments.out, evaluation.result, evaluation.detections, protocol, evaluation.seconds)
+
+
+def _only(objects: Set, classes: tuple[str, ...]) -> Set:
+    """Keep the objects of some classes, and label them by the order of those."""
+    import torch
+
+    place = {name: label for label, name in enumerate(classes)}
+    table = torch.tensor([place.get(name, -1) for name in objects.classes], dtype=torch.int64)
+    labels = table[objects.labels]
+    keep = labels >= 0
+    names = [field.name for field in fields(objects) if field.name not in ("ids", "classes", "labels")]
+    parts = {name: getattr(objects, name)[keep] for name in names}
+    return replace(objects, **parts, labels=labels[keep], classes=classes)
+
+
+def _report(
+    out: Path | None, result: "VOCResult", detections: "DetectionSet", protocol: dict[str, str], seconds: float
+) -> None:
+    """Print the table; write metrics.json, detections.json and pr/*.png into `out`."""
+    from rich.console import Console
+
+    from detkit.evaluation import per_class_table, write_detections
+
+    console = Console(highlight=False)
+    source = protocol.get("checkpoint") or protocol["detections"]
+    console.print(per_class_table(result, split=protocol["dataset"], source=source))
+    if out is None:
+        return
+    from detkit.viz import pr_plots
+
+    metrics = {**result.to_dict(), **protocol, "seconds": round(seconds, 3)}
+    write_detections(out / "detections.json", detections)
+    pr_plots(result, out / "pr")
+    write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    console.print(f"written to {out}: metrics.json, detections.json, pr/", markup=False, soft_wrap=True)
