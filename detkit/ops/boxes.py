@@ -7,6 +7,8 @@ x2 - x1. Results are float32 (float64 for float64 boxes) whatever autocast is on
 import torch
 from torch import Tensor
 
+CPU_PAIRS = 1 << 17  # pairs of boxes that box_iou compares at once: three matrices of half a MiB
+
 
 def _real(boxes: Tensor) -> Tensor:
     """Float32 for halves and integers, since a half has no room for pixel coordinates; float64 stays."""
@@ -19,22 +21,47 @@ def area(boxes: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
 
 
+@torch.no_grad()
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU (..., M, N) in [0, 1] of each of `a` (..., M, 4) with each of `b` (..., N, 4).
 
-    Leading dimensions broadcast. Boxes without area have IoU 0 with every box, themselves included.
+    Leading dimensions broadcast. Boxes without area have IoU 0 with every box, themselves included. For matching and
+    suppression: carries no gradient.
     """
     a, b = _real(a), _real(b)
-    # Each coordinate apart, and contiguous: four (M, N) operands in place of (M, N, 2) ones vectorise several times
-    # better. Adding the areas before the loss of a buffer keeps the live (M, N) matrices at three.
-    ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
-    bx1, by1, bx2, by2 = b.unsqueeze(-3).movedim(-1, 0).contiguous().unbind(0)
-    overlap = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).relu_()
-    overlap = overlap.mul_(torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).relu_())
+    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    result = torch.empty(*lead, a.shape[-2], b.shape[-2], dtype=torch.promote_types(a.dtype, b.dtype), device=a.device)
+    if b.shape[:-2].numel() == 1:  # every box of `a` meets the same `b`: one long matrix
+        a, b = a.expand(*lead, *a.shape[-2:]).reshape(1, -1, 4), b.reshape(1, -1, 4)
+    else:
+        a, b = (boxes.expand(*lead, *boxes.shape[-2:]).flatten(0, -3) for boxes in (a, b))
+    out = result.view(len(a), a.shape[1], b.shape[1])
+    # Each coordinate apart, and contiguous: operands (M, 1) and (1, N) vectorise far better than (M, N, 2).
+    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).unsqueeze(-1).contiguous().unbind(0)
+    bx1, by1, bx2, by2 = b.movedim(-1, 0).unsqueeze(-2).contiguous().unbind(0)
     # an area of at least the smallest normal number makes the union positive: 0 / 0 becomes 0
-    tiny = torch.finfo(a.dtype).tiny
-    union = (area(a).clamp(min=tiny).unsqueeze(-1) + area(b).unsqueeze(-2)).sub_(overlap)
-    return overlap.div_(union)
+    a_area, b_area = area(a).clamp_(min=torch.finfo(result.dtype).tiny).unsqueeze(-1), area(b).unsqueeze(-2)
+
+    # On a CPU the dozen passes over a matrix of pairs are bound by memory, and fresh memory costs page faults: loops
+    # over pieces that fit the cache, with two buffers used again and again, halve the time. On a GPU it is one piece.
+    most = CPU_PAIRS if out.device.type == "cpu" else max(1, out.numel())
+    many = max(1, most // max(1, b.shape[1]))  # rows a piece
+    deep = max(1, many // max(1, a.shape[1]))  # matrices a piece
+    buffers = out.new_empty(2, min(many, a.shape[1]) * min(deep, len(a)) * b.shape[1])
+    for i in range(0, len(a), deep):
+        for j in range(0, a.shape[1], many):
+            row, col = (slice(i, i + deep), slice(j, j + many)), slice(i, i + deep)
+            overlap = out[row]
+            height, other = (buffer[: overlap.numel()].view(overlap.shape) for buffer in buffers)
+            torch.minimum(ax2[row], bx2[col], out=overlap)
+            torch.maximum(ax1[row], bx1[col], out=other)
+            overlap.sub_(other).relu_()
+            torch.minimum(ay2[row], by2[col], out=height)
+            torch.maximum(ay1[row], by1[col], out=other)
+            overlap.mul_(height.sub_(other).relu_())
+            torch.add(a_area[row], b_area[col], out=other)
+            overlap.div_(other.sub_(overlap))
+    return result
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which object each reference box answers for."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ BACKGROUND = -1
 IGNORED = -2
 
 
-class Match(NamedTuple):
+@dataclass(frozen=True)
+class Match:
     """index: (B, A) int64, the object of each anchor, or BACKGROUND (-1), or IGNORED (-2: neither).
 
     iou: (B, A) the anchor's best IoU with any object that is trained on, 0 where there is none.

@@ -3,6 +3,10 @@
 Greedy and exact: in each group (one class in one image) boxes are taken best first, and a box is dropped when its IoU
 with a box that was kept before is above the threshold. Groups are kept apart by their index alone, never by shifting
 coordinates, which rounds boxes and flips decisions.
+
+Candidates are held as flat lists, since how many an image or a class has differs by orders of magnitude and padding
+all to the largest would cost far more than what it saves: on a GPU, reading the sizes is a handful of host syncs a
+batch, marked below.
 """
 
 import torch
@@ -10,10 +14,10 @@ from torch import Tensor
 
 from detkit.ops.boxes import box_iou
 
-# Elements of the largest temporary matrix: on a CPU what stays in cache, on a GPU 64 Mi (256 MiB of float32).
-CPU_ELEMENTS = 1 << 20
-GPU_ELEMENTS = 1 << 26
-BLOCK = 256
+# Boxes of a group that are settled at once, and pairs of boxes compared at once: enough to keep two cores busy, in
+# cache, and to fill a GPU (256 MiB of float32).
+CPU_BLOCK, CPU_PAIRS = 128, 1 << 17
+GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
 
 
 @torch.no_grad()
@@ -32,111 +36,157 @@ def nms(
 
     boxes: (B, N, 4) xyxy; scores: (B, N); labels: (B, N) int64, or None for one class; valid: (B, N) bool.
     Only boxes with score > `score`, label >= 0 and valid take part (so a score of NaN or -inf never does).
-    top_k: the best boxes of each class and image that are looked at. max_out: boxes kept in an image, over all classes.
-    A box is dropped when its IoU with a better one that is kept in its class is > `iou`. Equal scores: the lower index
-    is better. Boxes that are not finite are dropped.
+    top_k: how many boxes of each class in each image are looked at, the best ones. max_out: how many stay in an image,
+    over all classes. A box is dropped when its IoU with a better one that stays in its class is > `iou`. Of equal
+    scores the lower index is better. Boxes with a coordinate that is not finite are dropped.
     """
     batch, count = scores.shape
+    if boxes.shape != (batch, count, 4):
+        raise ValueError(f"nms: expected boxes ({batch}, {count}, 4) for scores ({batch}, {count}), got {boxes.shape}")
     real = scores > score
     if valid is not None:
         real &= valid
     if labels is not None:
         real &= labels >= 0
-    if batch == 0 or count == 0 or top_k <= 0 or max_out <= 0:
-        return scores.new_full((batch, max(max_out, 0)), -1, dtype=torch.int64)
-    # best first in each image; boxes that do not take part come last
-    order = scores.float().masked_fill(~real, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    real = real.gather(1, order)
-
-    # Then by group, which a stable sort leaves best first. The sizes of groups are data: on a GPU these are host syncs.
-    image = torch.arange(batch, device=scores.device).unsqueeze(1)
-    if labels is None:
-        classes = 1
-        group = image.expand(batch, count)
-    else:
-        classes = int(labels.max()) + 1
-        group = image * classes + labels.gather(1, order)
-    groups = batch * max(classes, 1)
-    group = torch.where(real, group, groups).flatten()
-    slot = group.argsort(stable=True)
-    sizes = torch.bincount(group, minlength=groups + 1)
-    width = min(int(sizes[:-1].max()), top_k)
-    starts = sizes.cumsum(0) - sizes
-    ranks = torch.arange(width, device=scores.device)
-    inside = ranks < sizes[:-1].unsqueeze(1)
-    table = slot[(starts[:-1].unsqueeze(1) + ranks).clamp(max=len(slot) - 1)]  # (groups, width) of (image, rank)
-
-    rows = (order + image * count).flatten()[table]
-    keep = greedy(boxes.reshape(-1, 4)[rows], inside, iou)
-
-    # back to (image, rank), where the kept ones are counted off best first
-    kept = torch.zeros(batch * count + 1, dtype=torch.bool, device=scores.device)
-    kept[torch.where(keep, table, batch * count)] = True
-    kept = kept[:-1].view(batch, count)
-    place = kept.cumsum(1) - 1
-    place = torch.where(kept & (place < max_out), place, max_out)
-    out = order.new_full((batch, max_out + 1), -1)
-    return out.scatter_(1, place, order)[:, :-1]
+    place = real.flatten().nonzero().squeeze(1)  # host sync
+    image = place // max(count, 1)
+    group, groups = image, batch
+    if labels is not None and len(place):
+        label = labels.flatten()[place]
+        classes = int(label.max()) + 1  # host sync
+        group, groups = image * classes + label, batch * classes
+    kept, rank = _suppress(
+        boxes.reshape(-1, 4)[place], scores.flatten()[place], image, batch, group, groups, iou, top_k, max_out
+    )
+    out = place.new_full((batch, max_out), -1)
+    out[image[kept], rank] = place[kept] % max(count, 1)
+    return out
 
 
 @torch.no_grad()
 def nms_dense(
     boxes: Tensor, scores: Tensor, *, iou: float, top_k: int, max_out: int, score: float = -torch.inf
 ) -> tuple[Tensor, Tensor]:
-    """NMS per class of a detector's raw output: each box has a score for every class.
+    """NMS per class of a detector's raw output, where each box has a score for every class.
 
     boxes: (B, A, 4) shared by the classes, or (B, A, C, 4); scores: (B, A, C). Returns the box index (B, max_out) and
-    the label (B, max_out), best first, both padded with -1: what `nms` gives for the A * C boxes laid flat.
+    the label (B, max_out), best first, both padded with -1. The same as `nms` of the A * C boxes laid flat.
     """
     batch, anchors, classes = scores.shape
-    if batch == 0 or anchors * classes == 0 or top_k <= 0 or max_out <= 0:
-        empty = scores.new_full((batch, max(max_out, 0)), -1, dtype=torch.int64)
-        return empty, empty.clone()
-    # One int64 key sorts by score, then by lower index: the score's bits, made monotonic, above the index from the end.
-    # Keys differ, so that topk, which promises nothing about ties, has none to break. Adding 0 makes -0 equal to 0.
-    scores = scores.float()
-    bits = (scores + 0.0).view(torch.int32).long()
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    last = anchors * classes - 1
-    backward = last - torch.arange(last + 1, device=scores.device).view(anchors, classes)
-    nothing = torch.iinfo(torch.int64).min
-    key = torch.where(scores > score, (bits << 32) + backward, nothing)
-    key = key.transpose(1, 2).topk(min(top_k, anchors), dim=2).values  # (B, C, K)
-
-    real = key > nothing
-    flat = torch.where(real, last - (key & 0xFFFFFFFF), 0)
-    if boxes.ndim == 3:
-        index = flat // classes
-        chosen = boxes.gather(1, index.flatten(1).unsqueeze(-1).expand(-1, -1, 4))
-    else:
-        chosen = boxes.flatten(1, 2).gather(1, flat.flatten(1).unsqueeze(-1).expand(-1, -1, 4))
-    keep = greedy(chosen.view(batch * classes, -1, 4), real.view(batch * classes, -1), iou)
-
-    key = key.masked_fill(~keep.view_as(key), nothing).flatten(1)
-    key = key.topk(min(max_out, key.shape[1]), dim=1).values
-    key = torch.nn.functional.pad(key, (0, max_out - key.shape[1]), value=nothing)
-    flat = last - (key & 0xFFFFFFFF)
-    real = key > nothing
-    return torch.where(real, flat // classes, -1), torch.where(real, flat % classes, -1)
+    if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
+        raise ValueError(
+            f"nms_dense: expected boxes ({batch}, {anchors}, 4) or ({batch}, {anchors}, {classes}, 4) for scores "
+            f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
+        )
+    real = scores > score
+    if top_k < anchors:
+        # Sorting is spared to all but the best of a crowded class. What equals the last score stays for now, since
+        # topk promises nothing about which of equals it takes; _suppress cuts them off in order.
+        b, c = (real.sum(1) > top_k).nonzero(as_tuple=True)  # host sync
+        if len(b):
+            rows = scores[b, :, c].masked_fill(~real[b, :, c], -torch.inf)
+            real[b, :, c] &= rows >= rows.topk(top_k).values[:, -1:]
+    place = real.flatten().nonzero().squeeze(1)  # host sync
+    box, label = place // max(classes, 1), place % max(classes, 1)
+    image, index = box // max(anchors, 1), box % max(anchors, 1)
+    chosen = boxes.reshape(-1, 4)[box if boxes.ndim == 3 else place]
+    group = image * classes + label
+    kept, rank = _suppress(chosen, scores.flatten()[place], image, batch, group, batch * classes, iou, top_k, max_out)
+    out = place.new_full((2, batch, max_out), -1)
+    out[:, image[kept], rank] = torch.stack((index[kept], label[kept]))
+    return out[0], out[1]
 
 
-def greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
-    """Greedy NMS of groups: boxes (G, K, 4) best first, valid (G, K) with the padding last -> kept (G, K) bool."""
-    keep = valid & boxes.isfinite().all(-1)
-    groups, width = keep.shape
-    cpu = boxes.device.type == "cpu"
-    elements = CPU_ELEMENTS if cpu else GPU_ELEMENTS
-    at_once = max(1, elements // max(1, min(width, BLOCK) * width))
-    # Loops over chunks of groups and blocks of boxes bound the memory, whatever the sizes.
-    for first in range(0, groups, at_once):
-        part, chosen = keep[first : first + at_once], boxes[first : first + at_once]
-        for start in range(0, width, BLOCK):
-            stop = min(start + BLOCK, width)
-            over = box_iou(chosen[:, start:stop], chosen[:, start:]) > iou
-            part[:, start:stop] = _settle(over[:, :, : stop - start].triu(1), part[:, start:stop])
-            if stop < width:
-                part[:, stop:] &= ~(over[:, :, stop - start :] & part[:, start:stop].unsqueeze(2)).any(1)
+def _suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    image: Tensor,
+    images: int,
+    group: Tensor,
+    groups: int,
+    iou: float,
+    top_k: int,
+    max_out: int,
+) -> tuple[Tensor, Tensor]:
+    """NMS of M candidates that belong to groups, groups to images; of equal scores the earlier candidate is better.
+
+    boxes: (M, 4); scores, image, group: (M,). Returns which candidates stay, image by image and best first, and each
+    one's rank in its image, below max_out.
+    """
+    if len(scores) == 0 or top_k <= 0 or max_out <= 0:
+        return group[:0], group[:0]
+    best_first = _descending(scores)
+    table, inside = _table(group, groups, best_first, top_k)
+    keep = _greedy(boxes[table], inside, iou)
+    stays = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    stays[table[keep]] = True
+    table, inside = _table(image, images, best_first[stays[best_first]], max_out)  # host sync
+    return table[inside], inside.nonzero()[:, 1]
+
+
+def _descending(scores: Tensor) -> Tensor:
+    """Stable order of scores (M,), highest first.
+
+    The bits of a float, its lower ones flipped where it is negative, are an integer of the same order; integers are
+    sorted several times faster on a CPU (radix sort, ascending only). Adding 0 makes -0 equal to 0.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32)
+    return (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).argsort(stable=True)
+
+
+def _table(key: Tensor, keys: int, order: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Write candidates that are listed in `order` into rows by their key, each row in that order.
+
+    Returns (keys, K) candidates and (keys, K) bool where there is one; K is the longest row, cut to `most`.
+    """
+    key = key[order]
+    order = order[key.int().argsort(stable=True)]
+    sizes = torch.bincount(key, minlength=keys)
+    width = min(int(sizes.max()), most) if keys else 0  # host sync
+    rank = torch.arange(width, device=order.device)
+    inside = rank < sizes.unsqueeze(1)
+    start = (sizes.cumsum(0) - sizes).unsqueeze(1)
+    return order[torch.where(inside, start + rank, 0)], inside
+
+
+def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
+    """Greedy NMS of rows: boxes (G, K, 4) best first, valid (G, K) with the padding last -> kept (G, K) bool."""
+    block, pairs = (CPU_BLOCK, CPU_PAIRS) if boxes.device.type == "cpu" else (GPU_BLOCK, GPU_PAIRS)
+    sizes, largest = valid.sum(1).sort(descending=True)
+    lengths = sizes.tolist()  # host sync
+    keep = torch.zeros_like(valid)
+    first = 0
+    # Rows of like length together, so many that memory stays bounded.
+    while first < len(lengths) and lengths[first] > 0:
+        width = lengths[first]
+        rows = largest[first : first + max(1, pairs // (min(width, block) * width))]
+        keep[rows, :width] = _greedy_rows(boxes[rows, :width].float(), valid[rows, :width], iou, block)
+        first += len(rows)
     return keep
+
+
+def _greedy_rows(boxes: Tensor, valid: Tensor, iou: float, block: int) -> Tensor:
+    """Greedy NMS of rows that are compared at once, by blocks: settle the best ones, then drop what they suppress."""
+    keep = torch.zeros_like(valid)
+    valid = valid & boxes.isfinite().all(-1)
+    boxes = torch.where(valid.unsqueeze(-1), boxes, 0)  # boxes of no area overlap nothing
+    place = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    while True:
+        head, rest = boxes[:, :block], boxes[:, block:]
+        stays = _settle(_over(head, head, iou).triu_(1), valid[:, :block])
+        keep.scatter_(1, place[:, :block], stays)
+        if rest.shape[1] == 0:
+            return keep
+        # Only boxes that are still in the game are packed and go on: two host syncs a block.
+        head, _, _ = _pack(stays, head, place[:, :block])
+        left = valid[:, block:] & (_over(head, rest, iou).amax(1) == 0)
+        boxes, valid, place = _pack(left, rest, place[:, block:])
+
+
+def _over(a: Tensor, b: Tensor, iou: float) -> Tensor:
+    """1. where the IoU of a (G, M, 4) and b (G, N, 4) is above the threshold, else 0: floats, to be multiplied."""
+    overlap = box_iou(a, b)
+    return torch.gt(overlap, iou, out=overlap)
 
 
 def _settle(over: Tensor, valid: Tensor) -> Tensor:
@@ -147,7 +197,21 @@ def _settle(over: Tensor, valid: Tensor) -> Tensor:
     """
     keep = valid
     while True:
-        new = valid & ~(over & keep.unsqueeze(2)).any(1)
-        if torch.equal(new, keep):  # a host sync on a GPU: one a round instead of K rounds always
+        new = valid & (torch.bmm(keep.to(over.dtype).unsqueeze(1), over).squeeze(1) == 0)
+        if torch.equal(new, keep):  # host sync: one a round, in place of always K rounds
             return new
         keep = new
+
+
+def _pack(mask: Tensor, boxes: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the boxes (G, K, 4) and places (G, K) under mask (G, K) to the front; returns them and where they are."""
+    ordinal = mask.cumsum(1)
+    width = max(1, int(ordinal[:, -1].max()))  # host sync
+    source = torch.zeros(len(mask), width + 1, dtype=torch.int64, device=mask.device)
+    source.scatter_(
+        1, torch.where(mask, ordinal - 1, width), torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    )
+    source = source[:, :width]
+    real = torch.arange(width, device=mask.device) < ordinal[:, -1:]
+    boxes = boxes.gather(1, source.unsqueeze(-1).expand(-1, -1, 4)) * real.unsqueeze(-1)
+    return boxes, real, place.gather(1, source)
