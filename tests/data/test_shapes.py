@@ -67,7 +67,7 @@ def test_objects_are_inside_flagged_and_varied():
 def test_hidden_parts_count_where_they_lie_outside_the_picture():
     for name in shapes.CLASSES:
         alpha, area = shapes._shape(np.random.default_rng(3), name, np.array([70.0, 60.0]), 50.0, 128, 140)
-        assert area == pytest.approx((alpha > 127).sum(), rel=0.08)
+        assert area == pytest.approx((alpha > 127).sum(), rel=0.15)
         alpha, area = shapes._shape(np.random.default_rng(3), name, np.array([0.0, 60.0]), 50.0, 128, 140)
         assert 0.3 < (alpha > 127).sum() / area < 0.7
 

@@ -46,7 +46,7 @@ def with_state(transform, seed: int):
     st.integers(30, 200),
     st.integers(30, 200),
     st.integers(0, 2**32),
-    st.permutations(["Expand", "IoUCrop", "HorizontalFlip"]),
+    st.permutations(["Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]),
 )
 @settings(max_examples=150, deadline=None)
 def test_boxes_follow_the_pixels(height, width, seed, order):
@@ -144,13 +144,18 @@ def test_every_transform_that_can_be_named_is_determined_by_the_seed():
     assert tried > 60
 
 
-@pytest.mark.parametrize("parts", [SSD[:3], SSD[1:3], [SSD[0], SSD[2]]])
-def test_fused_steps_equal_the_single_ones(parts):
-    """Sample must change nothing but the time: same draws, same pixels."""
-    fused, single = build_train(parts, SPEC), build_train(parts, SPEC)
-    transforms = [augment._build(part, SPEC) for part in parts]
+def unfused(parts: list[str], spec: InputSpec):
+    single = build_train(parts, spec)
+    transforms = [augment._build(part, spec) for part in parts]
     single.chain.transforms = transforms
     single.chain.compose = augment.A.Compose(transforms, bbox_params=augment.A.BboxParams("albumentations"))
+    return single
+
+
+@pytest.mark.parametrize("parts", [SSD[:3], SSD[1:3], [SSD[0], SSD[2]], [SSD[0], *SSD[2:4]], [SSD[2]]])
+def test_fused_steps_equal_the_single_ones(parts):
+    """Sample must change nothing but the time: same draws, same pixels."""
+    fused, single = build_train(parts, SPEC), unfused(parts, SPEC)
     assert [type(t) for t in fused.chain.transforms] == [augment.Sample]
     boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60), (90, 70, 99, 79)], np.float32)
     for seed in range(150):
@@ -158,6 +163,22 @@ def test_fused_steps_equal_the_single_ones(parts):
         np.testing.assert_array_equal(one[0], two[0])
         np.testing.assert_allclose(one[1], two[1], atol=1e-4)
         np.testing.assert_array_equal(one[2], two[2])
+
+
+def test_fused_with_expansion_and_resize_stays_within_a_pixel():
+    fused, single = build_train(SSD, SPEC), unfused(SSD, SPEC)
+    assert [type(t).__name__ for t in fused.chain.transforms] == ["Sample", "HorizontalFlip"]
+    boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60), (60, 50, 99, 79)], np.float32)
+    smooth = cv2.GaussianBlur(noise(80, 100), (0, 0), 9)
+    equal = 0
+    for seed in range(300):
+        one, two = fused(smooth, boxes, (3, seed)), single(smooth, boxes, (3, seed))
+        assert set(one[2]) ^ set(two[2]) <= {0, 1, 2}
+        if len(one[2]) == len(two[2]):  # else a box of about one square pixel
+            np.testing.assert_allclose(one[1], two[1], atol=0.75)
+        assert np.abs(one[0].astype(int) - two[0]).mean() < 4
+        equal += np.array_equal(one[0], two[0])
+    assert equal > 120  # wherever no fill is in sight
 
 
 def test_expand_fills_with_the_mean_and_keeps_the_photo():
