@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +31,7 @@ later; both at IoU >= 0.5, without difficult objects.
 class _Parser(argparse.ArgumentParser):
     """Takes key=value arguments before and after options."""
 
-    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.parse_intermixed_args(args, namespace)
 
 

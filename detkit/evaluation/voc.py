@@ -14,7 +14,7 @@ Metric = Literal["voc07", "voc"]
 METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under curve"}
 
 # (detection, object) pairs whose IoU is held at once: bounds the memory, and fits the cache
-PAIRS = 1 << 19
+PAIRS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def check_detections(detections: DetectionSet) -> None:
     _check_range(detections.labels, len(detections.classes), "detections.labels")
     _check_range(detections.image, len(detections.ids), "detections.image")
     for name, values in (("score", detections.scores.unsqueeze(1)), ("box", detections.boxes)):
-        finite = values.isfinite()
-        if not finite.all():
-            row = int((~finite.all(1)).nonzero()[0])
+        # the smallest and the largest of values are NaN where any is
+        if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
+            row = int((~values.isfinite().all(1)).nonzero()[0])
             label, image = int(detections.labels[row]), int(detections.image[row])
             shown = ", ".join(f"{value:g}" for value in values[row].tolist())
             raise UserError(
@@ -198,6 +198,7 @@ def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> T
     compared = count[group].nonzero().squeeze(1) if objects else group[:0]
     pairs = count[group[compared]].cumsum(0)
     parts = int(pairs[-1]) // PAIRS if len(pairs) else 0
+    truth_boxes = truth.boxes.T.double().contiguous()
     limits = torch.arange(1, parts + 1, device=pairs.device) * PAIRS
     for part in torch.tensor_split(compared, torch.searchsorted(pairs, limits).cpu()):
         each = count[group[part]]
@@ -205,7 +206,7 @@ def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> T
         row = torch.repeat_interleave(each)
         place = torch.arange(len(row), device=row.device) + (start[group[part]] - offset)[row]
         candidate = by_group[place]
-        overlap = _iou(boxes[part].double()[row], truth.boxes.double()[candidate])
+        overlap = _iou(boxes[part].T.double().index_select(1, row), truth_boxes.index_select(1, candidate))
         best = torch.zeros(len(part), dtype=torch.float64, device=row.device)
         best.scatter_reduce_(0, row, overlap, "amax")
         # the first of the objects with the largest IoU; order within a group is the order given
@@ -215,9 +216,9 @@ def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> T
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of pairs: (N, 4), (N, 4) -> (N,); 0 where they do not meet, so also for boxes without area."""
-    ax1, ay1, ax2, ay2 = a.unbind(1)
-    bx1, by1, bx2, by2 = b.unbind(1)
+    """IoU of pairs: (4, N), (4, N) -> (N,); 0 where they do not meet, so also for boxes without area."""
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     shared = width * height
