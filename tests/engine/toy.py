@@ -73,13 +73,17 @@ class Toy(Detector):
 
 
 def draw_toys(root: Path) -> None:
-    """Write a VOC-layout data set of 24 + 9 + 9 pictures of 40 x 36 with 0 to 2 coloured squares."""
+    """Write a VOC-layout data set of 24 + 9 + 9 pictures of 40 x 36 with 0 to 2 coloured squares.
+
+    The split `one` is one of them, with two objects.
+    """
     import cv2
     import numpy as np
 
     chance = random.Random(0)
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
+    (root / "ImageSets/Main/one.txt").write_text("train000\n")
     for split, count in (("train", 24), ("val", 9), ("test", 9)):
         names = [f"{split}{number:03}" for number in range(count)]
         (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in names))

@@ -1,0 +1,222 @@
+"""The loop: what it learns, where it stops, what it leaves behind."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detkit.engine import checkpoint
+from detkit.engine.evaluate import evaluate
+from detkit.engine.meter import LOG_EVERY, Meter
+from detkit.engine.run import Run
+from detkit.engine.train import due, split, step_seed, total
+from detkit.models import SGD
+from detkit.structures import Images, Targets
+
+from .conftest import Train
+from .toy import CLASSES, Toy
+
+
+def test_it_learns_and_the_folder_is_complete(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} >= {
+        *("config.yaml", "env.txt", "log.jsonl", "last.pt", "best.pt", "metrics.json", "plots", "samples")
+    }
+    assert {path.name for path in (trained / "plots").iterdir()} == {"loss.png", "pr.png"}
+    assert len(list((trained / "samples").glob("*.jpg"))) == 9
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["mAP"] > 0.5
+    assert set(metrics["AP"]) == set(CLASSES)
+    assert metrics | {"metric": "voc07", "images": 9, "iou": 0.5, "split": "test"} == metrics
+    assert metrics["seconds"] > 0
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "loss" in line] == [20, 24]
+    assert [line["iteration"] for line in lines if "mAP" in line] == [8, 16, 24]
+    assert lines[-2]["loss"] == pytest.approx(lines[-2]["classification"] + lines[-2]["box"])
+    assert "torch: " in (trained / "env.txt").read_text()
+
+
+def test_the_best_on_val_is_kept_and_the_test_split_chooses_nothing(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    # a rate that ruins the weights after a good start
+    schedule = ("train.schedule=steps", "train.milestones=[16]", "train.gamma=1000", "train.clip=100")
+    assert train(*schedule, "--out", folder) == 0
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    by_iteration = {line["iteration"]: line["mAP"] for line in lines if "mAP" in line}
+    best = checkpoint.load(folder / "best.pt")
+    assert best["iteration"] == max(by_iteration, key=lambda at: by_iteration[at]) < 24
+    assert best["metrics"]["mAP"] == max(by_iteration.values())
+    assert best["metrics"]["split"] == "val"
+    # the last is the last
+    assert checkpoint.load(folder / "last.pt")["iteration"] == 24
+
+
+def test_without_val_the_last_is_the_best(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train("data.val=[]", "data.test=[]", "--out", folder) == 0
+    best, last = checkpoint.load(folder / "best.pt"), checkpoint.load(folder / "last.pt")
+    assert best["iteration"] == 24
+    assert all(torch.equal(best["model"][name], last["model"][name]) for name in last["model"])
+    assert best["metrics"] == {}
+    assert not (folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.amp=bf16", "train.channels_last=false"),
+        ("train.amp=fp16", "train.clip=5", "train.ema=0.9"),
+        ("train.optimizer=adamw", "train.lr=0.01", "train.accumulate=2"),
+    ],
+    ids=["bf16", "fp16", "adamw"],
+)
+def test_every_recipe_learns(changes: tuple[str, ...], train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(*changes, "train.iterations=60", "train.evaluate_every=0", "--out", folder) == 0
+    losses = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in losses if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_default_folders_are_numbered(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert train("train.iterations=1", "data.val=[]", "data.test=[]") == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy-1", "toy-2"}
+
+
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_nonfinite_loss_names_the_images(amp: str, train: Train, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    Toy.nan_at = 7
+    assert train("train.save_every=5", f"train.amp={amp}", "train.ema=0.5", "--out", folder) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    saved = torch.load(folder / "nonfinite.pt", weights_only=True)
+    readable = json.loads((folder / "nonfinite.json").read_text())
+    assert "step 7: the loss is not finite" in said
+    assert saved["iteration"] == readable["iteration"] == 7
+    assert readable["losses"]["box"] == "nan"
+    assert saved["pixels"].shape == (4, 3, 32, 32)
+    assert ", ".join(saved["ids"]) in said
+    assert readable["boxes"] == saved["boxes"].tolist()
+    assert not (folder / "best.pt").exists()
+    # what is left is from before, and goes on
+    assert checkpoint.load(folder / "last.pt")["iteration"] == 5
+    Toy.nan_at = None
+    assert train("--resume", folder) == 0
+
+
+def test_meter_reads_a_device_seldom_and_finds_the_step() -> None:
+    meter = Meter(torch.device("meta"))
+    assert not meter.instant
+    assert Meter(torch.device("cpu")).instant
+    for iteration in range(LOG_EVERY):
+        value = torch.tensor(float("inf") if iteration in (13, 15) else iteration)
+        meter.add(iteration, [{"a": torch.tensor(1.0), "b": value}, {"a": torch.tensor(2.0), "b": value}])
+    bad = meter.read()
+    assert bad == (13, {"a": 1.5, "b": float("inf")})
+    assert meter.read() is None
+    losses, times = meter.summary()
+    assert losses["a"] == 1.5
+    assert set(times) == {"images_per_second", "data_share"}
+    assert meter.steps == []
+
+
+def test_micro_batches_are_the_batch_in_order() -> None:
+    boxes = torch.rand(6, 2, 4)
+    sizes = torch.arange(12).reshape(6, 2)
+    images = Images(torch.randint(0, 255, (6, 3, 4, 4), dtype=torch.uint8), sizes, sizes, tuple("abcdef"))
+    targets = Targets(boxes, torch.zeros(6, 2, dtype=torch.int64), torch.zeros(6, 2, dtype=torch.bool))
+    parts = list(split(images, targets, 3))
+    assert [part[0].ids for part in parts] == [("a", "b"), ("c", "d"), ("e", "f")]
+    assert torch.equal(torch.cat([part[0].pixels for part in parts]), images.pixels)
+    assert torch.equal(torch.cat([part[1].boxes for part in parts]), boxes)
+
+
+def test_equal_micro_batches_make_the_step_of_one(train: Train, tmp_path: Path) -> None:
+    same = ("data.train=[one]", "data.augment=[]", "data.val=[]", "data.test=[]", "train.clip=1", "train.iterations=10")
+    weights = []
+    for count in (1, 2, 4):
+        folder = tmp_path / str(count)
+        assert train(*same, f"train.accumulate={count}", "--out", folder) == 0
+        weights.append(checkpoint.load(folder / "last.pt")["model"]["out.weight"])
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights[2], weights[0], rtol=1e-5, atol=1e-6)
+
+
+def test_when_things_are_due() -> None:
+    assert [done for done in range(1, 11) if due(done, 4, 10)] == [4, 8, 10]
+    assert [done for done in range(1, 11) if due(done, 0, 10)] == [10]
+    assert total({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}) == 3
+    seeds = {step_seed(seed, at, rank) for seed in range(3) for at in range(100) for rank in range(4)}
+    assert len(seeds) == 1200
+
+
+def test_evaluate_leaves_the_mode_and_can_be_repeated(trained: Path) -> None:
+    from detkit.data import open_dataset
+
+    detector, config = checkpoint.load_detector(trained / "best.pt")
+    val = open_dataset(config.data, "val", detector.classes)
+    detector.train()
+    results = [evaluate(detector, val, config) for _ in range(2)]
+    assert detector.training
+    assert results[0].result.mAP == results[1].result.mAP == checkpoint.load(trained / "best.pt")["metrics"]["mAP"]
+    assert results[0].detections.ids == tuple(val.ids)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A stage of another kind: adds to the biases, 3 times, saving each time."""
+
+    name: str = "shift"
+    fail_at: int | None = None
+
+    def run(self, detector: Toy, run: Run) -> None:
+        resumed = run.take_resumed()
+        done = 0
+        if resumed is not None:
+            done = resumed["training"]["iteration"]
+            checkpoint.load_weights(detector, resumed["model"], run.last)
+        run.begin()
+        for step in range(done, 3):
+            if step == self.fail_at:
+                raise KeyboardInterrupt
+            with torch.no_grad():
+                detector.out.bias.add_(1.0)
+            run.save_last(detector, step + 1, {"iteration": step + 1})
+
+
+def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_path: Path, monkeypatch) -> None:
+    biases: list[Tensor] = []
+
+    def run(*arguments: str | Path, fail_at: int | None = None) -> int:
+        monkeypatch.setattr(Toy, "stages", lambda _: [SGD(), Shift(fail_at=fail_at)])
+        return train(*arguments)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    short = ("train.iterations=4", "data.val=[]", "data.test=[]")
+    assert run(*short, "--out", whole) == 0
+    assert run(*short, "--out", cut, fail_at=1) == 130
+    content = checkpoint.load(cut / "last.pt")
+    assert content["training"]["stage"] == "shift"
+    assert content["iteration"] == 1
+    calls = Toy.calls
+    assert run("--resume", cut) == 0
+    assert Toy.calls == calls, "the finished stage ran again"
+    for folder in (whole, cut):
+        biases.append(checkpoint.load(folder / "last.pt")["model"]["out.bias"])
+        before = checkpoint.load(folder / "best.pt")["model"]["out.bias"]
+        torch.testing.assert_close(biases[-1], before + 3)
+    assert torch.equal(*biases)
+
+
+def test_compile_trains_the_same_network(train: Train, tmp_path: Path, monkeypatch) -> None:
+    seen: list[nn.Module | Tensor] = []
+    monkeypatch.setattr(torch, "compile", lambda network: seen.append(network) or network)
+    assert (
+        train("train.compile=true", "train.iterations=2", "data.val=[]", "data.test=[]", "--out", tmp_path / "x") == 0
+    )
+    assert len(seen) == 1
