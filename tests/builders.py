@@ -6,6 +6,7 @@ from torch.nn.functional import interpolate
 
 from detkit.config import BackboneConfig
 from detkit.models.ssd import SSDConfig
+from detkit.structures import Images
 
 
 def photo(height: int, width: int, seed: int = 0) -> Tensor:
@@ -34,3 +35,9 @@ def tiny_ssd_config() -> SSDConfig:
         aspect_ratios=[[2.0]] * 4,
         steps=None,
     )
+
+
+def images_of(pixels: Tensor) -> Images:
+    """Wrap (B, 3, H, W) uint8 pixels that are their own originals."""
+    sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
+    return Images(pixels, sizes, sizes, tuple(map(str, range(len(pixels)))))

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from detkit.models import ssd
+from detkit.models import ssd, torchvision_ssd
 from detkit.models.base import SGD, Detector
 from detkit.models.postprocess import postprocess
 from detkit.models.registry import MODELS
 
 __all__ = ["MODELS", "SGD", "Detector", "build_detector", "list_models", "model_config_type", "postprocess"]
 
-# importing a paper's file registers its names
-PAPERS = (ssd,)
+# importing a file registers its names
+PAPERS = (ssd, torchvision_ssd)
 
 
 def model_config_type(name: str) -> type:

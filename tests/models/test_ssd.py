@@ -10,16 +10,11 @@ from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig
-from detkit.structures import Images, Targets
-from tests.builders import photo, tiny_ssd_config
+from detkit.structures import Targets
+from tests.builders import images_of, photo, tiny_ssd_config
 
 COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 SSD512_EXTRAS = [[256, 512, 3, 2, 1], *[[128, 256, 3, 2, 1]] * 3, [128, 256, 4, 1, 1]]
-
-
-def images_of(pixels: torch.Tensor) -> Images:
-    sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
-    return Images(pixels, sizes, sizes, tuple(map(str, range(len(pixels)))))
 
 
 def background_last(tensor: torch.Tensor, classes: int) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""torchvision's SSD as a detector of detkit: the peer, trained and scored by the same path on the same data.
+
+Network head, default boxes, matching, mining and loss are torchvision's; the backbone, loader, optimiser,
+post-processing and evaluation are detkit's. So two runs of one recipe compare the detectors and nothing else.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
+
+from detkit.backbones import Backbone, create_backbone
+from detkit.config import BackboneConfig
+from detkit.models.base import Detector
+from detkit.models.registry import MODELS
+from detkit.structures import Images, InputSpec, Predictions, Targets
+
+# the added layers of torchvision's ssd300: channels of the 1x1, channels, stride and padding of the 3x3
+EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0))
+MAPS = 6
+
+
+@dataclass
+class TorchvisionSSDConfig:
+    """size: side of the stretched input, pixels. The six maps are the backbone's of stride 8 and up, then extras."""
+
+    name: str = "torchvision_ssd"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    size: int = 300
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Pyramid(nn.Module):
+    """The backbone's maps and the added layers, initialised as torchvision's own, in the form that its SSD reads."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        used = [info for info in backbone.info if info.stride >= 8]
+        self.names = [info.name for info in used]
+        self.out_channels = [info.channels for info in used]
+        self.extras = nn.ModuleList()
+        for middle, outputs, stride, padding in EXTRAS[: MAPS - len(used)]:
+            layers = (
+                nn.Conv2d(self.out_channels[-1], middle, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(middle, outputs, 3, stride, padding),
+                nn.ReLU(inplace=True),
+            )
+            self.extras.append(nn.Sequential(*layers))
+            self.out_channels.append(outputs)
+        for layer in self.extras.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        features = self.backbone(x)
+        maps = OrderedDict((name, features[name]) for name in self.names)
+        last = features[self.names[-1]]
+        for number, layer in enumerate(self.extras):
+            maps[f"extra{number}"] = last = layer(last)
+        return maps
+
+
+@MODELS.register("torchvision_ssd")
+class TorchvisionSSD(Detector):
+    """Loops over images, as torchvision does."""
+
+    config_type = TorchvisionSSDConfig
+
+    def __init__(self, config: TorchvisionSSDConfig, classes: tuple[str, ...]) -> None:
+        super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
+        ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
+        self.ssd = SSD(
+            Pyramid(create_backbone(config.backbone)),
+            DefaultBoxGenerator(ratios),
+            self.input.size,
+            num_classes=len(classes) + 1,
+        )
+
+    @property
+    def backbone(self) -> nn.Module:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.ssd.backbone.backbone  # pyright: ignore[reportReturnType]
+
+    def network(self, pixels: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Normalised images -> raw outputs and, for each image, the default boxes."""
+        features = list(self.ssd.backbone(pixels).values())
+        sizes = [self.input.size] * len(pixels)
+        return self.ssd.head(features), self.ssd.anchor_generator(ImageList(pixels, sizes), features)
+
+    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        outputs, anchors = self.network(self.normalise(images))
+        # torchvision wants ragged lists, with background as class 0
+        used = targets.valid & ~targets.ignore
+        ragged = [
+            {"boxes": box[keep], "labels": label[keep] + 1}
+            for box, label, keep in zip(targets.boxes, targets.labels, used)
+        ]
+        matched = []
+        for truth, boxes in zip(ragged, anchors):
+            if len(truth["boxes"]):
+                matched.append(self.ssd.proposal_matcher(box_iou(truth["boxes"], boxes)))
+            else:
+                matched.append(truth["labels"].new_full((len(boxes),), -1))
+        losses = self.ssd.compute_loss(ragged, outputs, anchors, matched)
+        return {"classification": losses["classification"], "box": losses["bbox_regression"]}
+
+    def predict(self, images: Images) -> Predictions:
+        outputs, anchors = self.network(self.normalise(images))
+        scores = outputs["cls_logits"].float().softmax(-1)[..., 1:]
+        boxes = [
+            self.ssd.box_coder.decode_single(deltas.float(), refs)
+            for deltas, refs in zip(outputs["bbox_regression"], anchors)
+        ]
+        return Predictions(torch.stack(boxes), scores)
