@@ -68,6 +68,8 @@ def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Prog
     """
     if name not in SOURCES:
         raise UserError(f"no data set {name!r} to fetch{did_you_mean(name, SOURCES)}")
+    if mirror is not None and not mirror.startswith(("https://", "http://")):
+        raise UserError(f"mirror {mirror} is not an http or https address")
     source, root = SOURCES[name], Path(root)
     target = root / source.folder
     if target.exists():
@@ -102,8 +104,6 @@ def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Prog
 
 def download(url: str, path: Path, size: int, md5: str, progress: Progress) -> Path:
     """Bring one file of known size and MD5 to `path`, by way of `path`.part, which a later call goes on with."""
-    if not url.startswith(("https://", "http://")):
-        raise UserError(f"{url} is not an http or https address")
     if not path.exists():
         part = path.with_name(path.name + ".part")
         fruitless = 0
