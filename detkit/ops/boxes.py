@@ -37,30 +37,28 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
         a, b = (boxes.expand(*lead, *boxes.shape[-2:]).flatten(0, -3) for boxes in (a, b))
     out = result.view(len(a), a.shape[1], b.shape[1])
     # Each coordinate apart, and contiguous: operands (M, 1) and (1, N) vectorise far better than (M, N, 2).
-    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).unsqueeze(-1).contiguous().unbind(0)
-    bx1, by1, bx2, by2 = b.movedim(-1, 0).unsqueeze(-2).contiguous().unbind(0)
-    # an area of at least the smallest normal number makes the union positive: 0 / 0 becomes 0
-    a_area, b_area = area(a).clamp_(min=torch.finfo(result.dtype).tiny).unsqueeze(-1), area(b).unsqueeze(-2)
+    # An area of at least the smallest normal number makes the union positive: 0 / 0 becomes 0.
+    a_area = area(a).clamp_(min=torch.finfo(result.dtype).tiny)
+    a_terms = torch.cat((a.movedim(-1, 0), a_area.unsqueeze(0))).unsqueeze(-1)
+    b_terms = torch.cat((b.movedim(-1, 0), area(b).unsqueeze(0))).unsqueeze(-2)
 
     # On a CPU the dozen passes over a matrix of pairs are bound by memory, and fresh memory costs page faults: loops
     # over pieces that fit the cache, with two buffers used again and again, halve the time. On a GPU it is one piece.
-    most = CPU_PAIRS if out.device.type == "cpu" else max(1, out.numel())
-    many = max(1, most // max(1, b.shape[1]))  # rows a piece
-    deep = max(1, many // max(1, a.shape[1]))  # matrices a piece
-    buffers = out.new_empty(2, min(many, a.shape[1]) * min(deep, len(a)) * b.shape[1])
-    for i in range(0, len(a), deep):
-        for j in range(0, a.shape[1], many):
-            row, col = (slice(i, i + deep), slice(j, j + many)), slice(i, i + deep)
-            overlap = out[row]
+    pairs = CPU_PAIRS if out.device.type == "cpu" else max(1, out.numel())
+    rows = max(1, pairs // max(1, out.shape[2]))  # of a matrix in a piece
+    matrices = max(1, rows // max(1, out.shape[1]))  # in a piece
+    buffers = out.new_empty(2, min(rows, out.shape[1]) * min(matrices, out.shape[0]) * out.shape[2]).unbind(0)
+    for some_a, some_b, some_out in zip(a_terms.split(matrices, 1), b_terms.split(matrices, 1), out.split(matrices)):
+        bx1, by1, bx2, by2, b_area = some_b.unbind(0)
+        for piece, overlap in zip(some_a.split(rows, 2), some_out.split(rows, 1)):
+            ax1, ay1, ax2, ay2, a_area = piece.unbind(0)
             height, other = (buffer[: overlap.numel()].view(overlap.shape) for buffer in buffers)
-            torch.minimum(ax2[row], bx2[col], out=overlap)
-            torch.maximum(ax1[row], bx1[col], out=other)
-            overlap.sub_(other).relu_()
-            torch.minimum(ay2[row], by2[col], out=height)
-            torch.maximum(ay1[row], by1[col], out=other)
-            overlap.mul_(height.sub_(other).relu_())
-            torch.add(a_area[row], b_area[col], out=other)
-            overlap.div_(other.sub_(overlap))
+            torch.minimum(ax2, bx2, out=overlap)
+            overlap.sub_(torch.maximum(ax1, bx1, out=other)).relu_()
+            torch.minimum(ay2, by2, out=height)
+            height.sub_(torch.maximum(ay1, by1, out=other)).relu_()
+            union = torch.add(a_area, b_area, out=other).sub_(overlap.mul_(height))
+            overlap.div_(union)
     return result
 
 

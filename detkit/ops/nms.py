@@ -16,7 +16,7 @@ from detkit.ops.boxes import box_iou
 
 # Boxes of a group that are settled at once, and pairs of boxes compared at once: enough to keep two cores busy, in
 # cache, and to fill a GPU (256 MiB of float32).
-CPU_BLOCK, CPU_PAIRS = 128, 1 << 17
+CPU_BLOCK, CPU_PAIRS = 128, 1 << 20
 GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
 
 
