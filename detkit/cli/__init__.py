@@ -4,7 +4,6 @@ A command is a module of this folder with `parser()` and `run(arguments)`. It im
 that `--help` is quick, and raises UserError for whatever a user can cause.
 """
 
-import errno
 import os
 import sys
 from importlib import import_module
@@ -59,10 +58,8 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
         # the reader (head, less) went away; keep Python from complaining once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        return _fail(f"{error.strerror}: {error.filename or 'output'}")
+    except OSError as error:  # a full disk, a folder that is a file, no permission
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     return status or 0
 
 

@@ -1,0 +1,1 @@
+"""What `tools/benchmark.py` times: each subject beside its peer, in one run."""
