@@ -18,6 +18,7 @@ from detkit.files import save_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
@@ -160,7 +161,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     where = [record["iteration"] for record in training]
 
     top = panels[0]
-    for index, key in enumerate(["loss", *_parts(training)]):
+    for index, key in enumerate(["loss", *_parts(training)] if training else []):
         values = np.array([record.get(key, np.nan) for record in training], np.float64)
         shade = "#222222" if key == "loss" else _hex(colour(index - 1))
         top.plot(where, values, color=shade, alpha=0.25, linewidth=0.8)
@@ -282,7 +283,7 @@ def _smooth(values: NDArray) -> NDArray:
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> "Figure":
     """A matplotlib figure without pyplot, which keeps figures alive and may want a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -302,7 +303,7 @@ def _pr_axes(axes: "Axes") -> None:
     _tidy(axes)
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def _save(figure: "Figure", path: str | Path) -> None:
     save_atomic(path, figure.savefig)
 
 

@@ -63,7 +63,7 @@ def read_detections(path: str | Path) -> DetectionSet:
     for key in ("precision", "classes", "images", "columns", "detections"):
         if key not in content:
             raise UserError(f"{path}: no {key!r} in it")
-    if content["precision"] not in FORMATS:
+    if content["precision"] not in tuple(FORMATS):
         raise UserError(f"{path}: precision is {content['precision']!r}, expected one of {', '.join(FORMATS)}")
     if content["columns"] != list(COLUMNS):
         raise UserError(f"{path}: columns are {content['columns']!r}, expected {', '.join(COLUMNS)}")
@@ -102,7 +102,7 @@ def _table(path: str | Path, rows: Any) -> torch.Tensor:
     if not isinstance(rows, list):
         raise UserError(f"{path}: 'detections' is not a list")
     try:
-        table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1 if rows else len(COLUMNS))
+        table = torch.tensor(rows, dtype=torch.float64) if rows else torch.zeros(0, len(COLUMNS), dtype=torch.float64)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         table = torch.zeros(0, 0)
     if table.shape != (len(rows), len(COLUMNS)) or not table.isfinite().all():
