@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from detkit.engine.distributed import local_rank
+from detkit.engine.memory import tune
 from detkit.errors import UserError
 from detkit.structures import Images
 
@@ -14,10 +15,14 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. Raises UserError for `cuda` without CUDA, and for others."""
+    """`auto` is CUDA where there is one, else the CPU, for which the process is tuned.
+
+    Raises UserError for `cuda` where there is none, and for other names.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
+        tune()
         return torch.device("cpu")
     if name.partition(":")[0] != "cuda":
         raise UserError(f"device {name!r} is not one of auto, cpu, cuda")

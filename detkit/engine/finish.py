@@ -10,6 +10,8 @@ from detkit.engine import checkpoint
 from detkit.engine.device import place
 from detkit.engine.evaluate import evaluate
 from detkit.engine.run import Run
+from detkit.errors import UserError
+from detkit.evaluation import per_class_table
 from detkit.files import save_atomic
 from detkit.structures import DetectionSet
 
@@ -22,6 +24,19 @@ SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
 
 def finish(run: Run) -> None:
     """Evaluate best.pt on the test split; print the table, write metrics.json, plots/ and samples/."""
+    try:
+        conclude(run)
+    except OSError as error:
+        raise UserError(
+            f"{run.folder}: {error.strerror or error}, in writing plots and samples; the weights are saved, "
+            f"--resume {run.folder} repeats what is missing"
+        ) from None
+
+
+def conclude(run: Run) -> None:
+    """See `finish`."""
+    from rich.console import Console
+
     from detkit.viz import loss_plot, pr_plot
 
     best = run.folder / "best.pt"
@@ -37,7 +52,7 @@ def finish(run: Run) -> None:
     if run.writes:
         metrics = evaluation.metrics(split="test", dataset=run.test.name, checkpoint=str(best))
         checkpoint.write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        run.say(f"{best} on {run.test.name}: mAP {evaluation.result.mAP:.4f} ({evaluation.result.protocol})")
+        Console(highlight=False).print(per_class_table(evaluation.result, split=run.test.name, source=str(best)))
         pr_plot(evaluation.result, run.folder / "plots" / "pr.png")
         save_samples(run.test, evaluation.detections, run.folder / "samples")
         run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, plots/, samples/")

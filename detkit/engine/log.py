@@ -7,8 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from detkit.engine.checkpoint import write_file
 from detkit.errors import UserError
@@ -31,19 +33,23 @@ class Log:
         self._begun = time.monotonic()
         self._printed = 0.0
         self._board: Any = None
-        columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self._task = self._progress.add_task("train", total=iterations, completed=start, status="")
+        speed = TextColumn("{task.fields[speed]}")
+        columns = (BarColumn(None), MofNCompleteColumn(), speed, TimeRemainingColumn(compact=True), "left")
+        self._progress = Progress(*columns, console=self.console, expand=True)
+        self._task = self._progress.add_task("train", total=iterations, completed=start, speed="")
+        self._status = Text(no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._progress, self._status), console=self.console, refresh_per_second=4)
         if writes:
             truncate(self.path, start)
             self._board = _tensorboard(folder, start)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self.console.is_terminal and self.writes:
+            self._live.start()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._progress.stop()
+        self._live.stop()
         if self._board is not None:
             self._board.close()
 
@@ -57,14 +63,15 @@ class Log:
         self._write({"iteration": done, **losses, "lr": rate, **times})
         parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         speed = f"{times['images_per_second']:.1f} images/s  data {times['data_share']:.0%}"
-        status = f"{parts}  lr {rate:.2g}  {speed}"
-        self._progress.update(self._task, status=status)
+        status = f"{parts}  lr {rate:.2g}"
+        self._status.plain = status
+        self._progress.update(self._task, speed=speed)
         if not self.console.is_terminal and (
             time.monotonic() - self._printed > PLAIN_EVERY or done == self._iterations
         ):
             self._printed = time.monotonic()
             left = (self._printed - self._begun) / (done - self._start) * (self._iterations - done)
-            self.say(f"{done}/{self._iterations}  {status}  {_clock(left)} left")
+            self.say(f"{done}/{self._iterations}  {status}  {speed}  {_clock(left)} left")
 
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
         """Record an evaluation (metrics as in metrics.json)."""

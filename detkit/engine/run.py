@@ -103,7 +103,7 @@ class Run:
             )
 
     def evaluate(self, detector: "Detector", iteration: int, log: Log) -> None:
-        """Evaluate on val and keep the best as best.pt; without val, the latest is best.pt."""
+        """Evaluate on val and keep the best as best.pt; without val, or objects in it, the latest is best.pt."""
         better = True
         if self.val is not None:
             evaluation = evaluate(detector, self.val, self.config, self.device)
@@ -111,7 +111,7 @@ class Run:
             value = self.metrics["mAP"]
             better = self.best is None or (value is not None and value > self.best)
             self.best = value if better else self.best
-            log.evaluation(iteration, self.metrics, better)
+            log.evaluation(iteration, self.metrics, better and value is not None)
         if better and self.writes:
             path = self.folder / "best.pt"
             checkpoint.save(path, detector, self.config, iteration=iteration, metrics=self.metrics)

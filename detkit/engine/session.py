@@ -9,7 +9,6 @@ from detkit.config import Config, TrainConfig, load_config, to_plain
 from detkit.engine import checkpoint, distributed
 from detkit.engine.device import choose_device
 from detkit.engine.finish import finish
-from detkit.engine.memory import tune
 from detkit.engine.run import Run, check_folder, create_folder
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
@@ -23,7 +22,6 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
     from detkit.data import open_dataset
     from detkit.models import build_detector
 
-    tune()
     settings = load_config(str(config), overrides) if resume is None else resumed_config(resume, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)

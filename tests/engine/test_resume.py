@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detkit.cli import run_command
 from detkit.engine import checkpoint
 from detkit.engine.log import truncate
 from tests.engine.toy import Toy
@@ -97,6 +98,10 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path, train: Train) ->
     assert {name: (trained / name).read_bytes() for name in before} == before
 
 
+def test_the_config_may_be_named_again(trained: Path, config: Path) -> None:
+    assert run_command("train", [str(config), *FLAGS, "--resume", str(trained)]) == 0
+
+
 def test_truncate_drops_later_and_broken_lines(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"iteration": 20}\n{"iteration": 40, "x": 1}\n{"iteration": 60}\n{"itera')
@@ -121,8 +126,6 @@ def test_truncate_drops_later_and_broken_lines(tmp_path: Path) -> None:
 def test_wrong_arguments(
     arguments: list[str], message: str, trained: Path, config: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from detkit.cli import run_command
-
     monkeypatch.chdir(tmp_path)
     files = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
     places = {"trained": trained, "config": config}

