@@ -113,5 +113,7 @@ def test_load_and_detect(tmp_path: Path) -> None:
     assert scores.shape == labels.shape == (3,)
     assert many.labels.shape[1] > 3
     assert torch.equal(many.boxes[:, :3], few.boxes)
+    (none,) = loaded.detect(picture, score=0.99)
+    assert none.boxes.shape == (1, 0, 4)
     with pytest.raises(UserError, match="no checkpoint"):
         detkit.load(tmp_path / "missing.pt")
