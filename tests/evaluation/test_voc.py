@@ -77,6 +77,12 @@ def test_exactly_half_is_enough(size: int):
     assert ap_of([("a", "cat", 0.9, (0, 0, size, 2 * size + 1))], objects) == 0
 
 
+def test_half_of_an_area_that_float32_cannot_hold():
+    # 2 * 5001 * 5003 lies between two float32 values, of which the upper is nearer by the rule for ties
+    objects = [("a", "cat", (0, 0, 5001, 5003))]
+    assert ap_of([("a", "cat", 0.9, (0, 0, 5001, 10006))], objects) == pytest.approx(1, abs=1e-12)
+
+
 def test_equal_scores_keep_the_order_given():
     objects = [("a", "cat", BOX)]
     right, wrong = ("a", "cat", 0.5, BOX), ("a", "cat", 0.5, FAR)
