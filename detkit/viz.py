@@ -171,7 +171,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         top.set_yscale("log")
     top.set_ylabel("loss")
     if training:
-        top.legend(frameon=False)
+        top.legend(loc="upper right", edgecolor="none")
 
     if measured:
         points = [record["iteration"] for record in measured]
@@ -181,9 +181,10 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             f"{values[-1]:.3f}", (points[-1], values[-1]), (0, 6), textcoords="offset points", ha="right"
         )
         panels[1].set(ylabel="mAP", ylim=(0, 1.05))
-    panels[-1].plot(where, [record.get("lr", np.nan) for record in training], color="#666666")
-    panels[-1].set(ylabel="learning rate", xlabel="iteration")
-    panels[-1].set_ylim(bottom=0)
+    rates = [record["lr"] for record in training if "lr" in record]
+    panels[-1].plot([record["iteration"] for record in training if "lr" in record], rates, color="#666666")
+    panels[-1].set(ylabel="learning rate", xlabel="iteration", ylim=(0, 1.1 * max(rates, default=1.0)))
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     for panel in panels:
         _tidy(panel)
     _save(figure, path)
