@@ -109,6 +109,7 @@ def test_best_holds_what_inference_needs_and_last_holds_all(trained: Path) -> No
     assert best["iteration"] == best["metrics"]["iteration"]
     # the average is what both offer to inference
     assert not torch.equal(last["model"]["out.weight"], last["training"]["weights"]["out.weight"])
+    assert last["model"]["backbone.1.num_batches_tracked"] == 24
     checkpoint.load_detector(trained / "last.pt")
 
 

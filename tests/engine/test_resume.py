@@ -92,6 +92,17 @@ def test_signal_finishes_the_step_and_saves(
     assert_same_run(trained, folder)
 
 
+def test_what_was_logged_after_the_last_save_is_not_doubled(trained: Path, train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "failed"
+    Toy.nan_at = 23
+    assert train(*FLAGS, "train.save_every=0", "--out", folder) == 2
+    assert log_of(folder)[-1]["iteration"] == 20
+    assert checkpoint.load(folder / "last.pt")["iteration"] == 16
+    Toy.nan_at = None
+    assert train("--resume", folder) == 0
+    assert_same_run(trained, folder)
+
+
 def test_resuming_a_finished_run_changes_nothing(trained: Path, train: Train) -> None:
     before = {name: (trained / name).read_bytes() for name in ("last.pt", "best.pt", "log.jsonl", "config.yaml")}
     assert train("--resume", trained) == 0

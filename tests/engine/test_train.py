@@ -1,6 +1,7 @@
 """The loop: what it learns, where it stops, what it leaves behind."""
 
 import json
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,8 @@ def test_it_learns_and_the_folder_is_complete(trained: Path) -> None:
 NAN = float("nan")
 
 
-@pytest.mark.parametrize(("aps", "best_at"), [((0.3, 0.9, 0.5), 16), ((NAN, 0.0, 0.0), 16), ((NAN, NAN, NAN), 24)])
-def test_the_best_on_val_is_kept(
-    aps: tuple[float, ...], best_at: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def pretend_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
+    """Let the evaluations on val find these."""
     coming = iter(aps)
 
     def pretend(*arguments: Any) -> Evaluation:
@@ -54,14 +53,30 @@ def test_the_best_on_val_is_kept(
         return replace(evaluation, result=replace(evaluation.result, ap=ap))
 
     monkeypatch.setattr("detkit.engine.run.evaluate", pretend)
+
+
+@pytest.mark.parametrize(("aps", "best_at"), [((0.3, 0.9, 0.5), 16), ((NAN, 0.0, 0.0), 16), ((NAN, NAN, NAN), 24)])
+def test_the_best_on_val_is_kept(
+    aps: tuple[float, ...], best_at: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_aps(monkeypatch, *aps)
     folder = tmp_path / "run"
     assert train("--out", folder) == 0
     best = checkpoint.load(folder / "best.pt")
     assert best["iteration"] == best_at
     assert best["metrics"]["split"] == "val"
     assert checkpoint.load(folder / "last.pt")["iteration"] == 24
-    # the test split is seen once, by the best
+    # the test split is seen by the best alone
     assert json.loads((folder / "metrics.json").read_text())["checkpoint"] == str(folder / "best.pt")
+
+
+def test_a_resumed_run_knows_what_was_best(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_aps(monkeypatch, 0.9, 0.3, 0.5)
+    Toy.signal_at = (10, signal.SIGTERM)
+    folder = tmp_path / "run"
+    assert train("--out", folder) == 143
+    assert train("--resume", folder) == 0
+    assert checkpoint.load(folder / "best.pt")["iteration"] == 8
 
 
 def test_without_val_the_last_is_the_best(train: Train, tmp_path: Path) -> None:
@@ -148,7 +163,7 @@ def test_micro_batches_are_the_batch_in_order() -> None:
 
 
 def test_equal_micro_batches_make_the_step_of_one(train: Train, tmp_path: Path) -> None:
-    same = ("data.train=[one]", "data.augment=[]", "data.val=[]", "data.test=[]", "train.clip=1", "train.iterations=10")
+    same = ("data.train=[one]", "data.augment=[]", "data.val=[]", "data.test=[]", "train.lr=0.01")
     weights = []
     for count in (1, 2, 4):
         folder = tmp_path / str(count)
