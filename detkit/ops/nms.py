@@ -113,6 +113,8 @@ def _suppress(
     boxes: (M, 4); scores, image, group: (M,). Returns which candidates stay, image by image and best first, and each
     one's rank in its image, below max_out.
     """
+    if not 0 <= iou <= 1:
+        raise ValueError(f"nms: iou {iou} is not between 0 and 1")
     if len(scores) == 0 or top_k <= 0 or max_out <= 0:
         return group[:0], group[:0]
     best_first = _descending(scores)
@@ -160,23 +162,24 @@ def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     while first < len(lengths) and lengths[first] > 0:
         width = lengths[first]
         rows = largest[first : first + max(1, pairs // (min(width, block) * width))]
-        keep[rows, :width] = _greedy_rows(boxes[rows, :width].float(), valid[rows, :width], iou, block)
+        keep[rows, :width] = _greedy_rows(boxes[rows, :width], valid[rows, :width], iou, block)
         first += len(rows)
     return keep
 
 
 def _greedy_rows(boxes: Tensor, valid: Tensor, iou: float, block: int) -> Tensor:
     """Greedy NMS of rows that are compared at once, by blocks: settle the best ones, then drop what they suppress."""
-    keep = torch.zeros_like(valid)
+    width = valid.shape[1]
+    keep = valid.new_zeros(len(valid), width + 1)  # the last column takes what padding writes
     valid = valid & boxes.isfinite().all(-1)
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0)  # boxes of no area overlap nothing
-    place = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    place = torch.arange(width, device=valid.device).expand_as(valid)
     while True:
         head, rest = boxes[:, :block], boxes[:, block:]
         stays = _settle(_over(head, head, iou).triu_(1), valid[:, :block])
-        keep.scatter_(1, place[:, :block], stays)
+        keep.scatter_(1, torch.where(stays, place[:, :block], width), stays)
         if rest.shape[1] == 0:
-            return keep
+            return keep[:, :width]
         # Only boxes that are still in the game are packed and go on: two host syncs a block.
         head, _, _ = _pack(stays, head, place[:, :block])
         left = valid[:, block:] & (_over(head, rest, iou).amax(1) == 0)

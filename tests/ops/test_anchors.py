@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from detkit import ops
+
+SSD300 = {
+    "maps": [(n, n) for n in (38, 19, 10, 5, 3, 1)],
+    "steps": [8, 16, 32, 64, 100, 300],
+    "min_sizes": [30, 60, 111, 162, 213, 264],
+    "max_sizes": [60, 111, 162, 213, 264, 315],
+    "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
+}
+SSD512 = {
+    "maps": [(n, n) for n in (64, 32, 16, 8, 4, 2, 1)],
+    "steps": [8, 16, 32, 64, 128, 256, 512],
+    "min_sizes": [35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8],
+    "max_sizes": [76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6],
+    "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]],
+}
+
+
+def test_numbers_of_default_boxes() -> None:
+    assert ops.default_boxes(**SSD300).shape == (8732, 4)
+    assert ops.default_boxes(**SSD512).shape == (24564, 4)
+    assert ops.default_boxes(**SSD300).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("recipe", "size"), [(SSD300, 300), (SSD512, 512)])
+def test_default_boxes_equal_torchvision(recipe: dict, size: int) -> None:
+    scales = [s / size for s in [*recipe["min_sizes"], recipe["max_sizes"][-1]]]
+    generator = DefaultBoxGenerator(recipe["aspect_ratios"], scales=scales, steps=recipe["steps"], clip=False)
+    images = ImageList(torch.zeros(1, 3, size, size), [(size, size)])
+    theirs = generator(images, [torch.zeros(1, 1, *shape) for shape in recipe["maps"]])[0]
+    torch.testing.assert_close(ops.default_boxes(**recipe), theirs, rtol=1e-5, atol=1e-3)
+
+
+def test_order_in_a_cell_and_of_cells() -> None:
+    boxes = ops.xyxy_to_cxcywh(ops.default_boxes([(2, 3)], [(10, 20)], [8], [18], [[4]]))
+    assert boxes[::4, :2].tolist() == [[10, 5], [30, 5], [50, 5], [10, 15], [30, 15], [50, 15]]
+    torch.testing.assert_close(boxes[:4, 2:], torch.tensor([[8.0, 8], [12, 12], [16, 4], [4, 16]]))
+    assert boxes[0, 0] - boxes[2, 2] / 2 == 2
+    wide = ops.default_boxes([(1, 1)], [4], [16], [math.nextafter(16, 17)], [[]])
+    assert wide[0].tolist() == [-6, -6, 10, 10]  # not clipped
+
+
+def test_steps_from_the_input_size() -> None:
+    assert ops.map_steps((96, 128), [(12, 16), (1, 1)]) == [(8, 8), (96, 128)]
+
+
+def test_unequal_lists() -> None:
+    with pytest.raises(ValueError, match="got 1, 1, 2, 1, 1"):
+        ops.default_boxes([(1, 1)], [1], [1, 2], [1], [[]])
