@@ -12,7 +12,8 @@ def tune() -> bool:
     """Keep freed memory in the process, and flush denormal numbers to zero. Returns whether glibc was there to tune.
 
     By default glibc gives every large block back to the system when it is freed, so that each activation of each step
-    is paid for again in page faults. Training SSD300-VGG16 has 3.6 times fewer of them with these settings.
+    is paid for again in page faults. Measured: SSD300-VGG16 in training has about a third of
+    them with these settings, and a training step of configs/shapes/ssd.yaml goes from .19 to .165 s.
     """
     torch.set_flush_denormal(True)
     if not sys.platform.startswith("linux"):
