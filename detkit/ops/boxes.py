@@ -7,7 +7,7 @@ x2 - x1. Results are float32 (float64 for float64 boxes) whatever autocast is on
 import torch
 from torch import Tensor
 
-CPU_PAIRS = 1 << 17  # pairs of boxes that box_iou compares at once: three matrices of half a MiB
+CPU_PAIRS = 1 << 17  # pairs of boxes a thread that box_iou compares at once: three matrices of half a MiB
 
 
 def _real(boxes: Tensor) -> Tensor:
@@ -29,8 +29,10 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     suppression: carries no gradient.
     """
     a, b = _real(a), _real(b)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    a, b = a.to(dtype), b.to(dtype)
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    result = torch.empty(*lead, a.shape[-2], b.shape[-2], dtype=torch.promote_types(a.dtype, b.dtype), device=a.device)
+    result = torch.empty(*lead, a.shape[-2], b.shape[-2], dtype=dtype, device=a.device)
     if b.shape[:-2].numel() == 1:  # every box of `a` meets the same `b`: one long matrix
         a, b = a.expand(*lead, *a.shape[-2:]).reshape(1, -1, 4), b.reshape(1, -1, 4)
     else:
@@ -38,13 +40,13 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     out = result.view(len(a), a.shape[1], b.shape[1])
     # Each coordinate apart, and contiguous: operands (M, 1) and (1, N) vectorise far better than (M, N, 2).
     # An area of at least the smallest normal number makes the union positive: 0 / 0 becomes 0.
-    a_area = area(a).clamp_(min=torch.finfo(result.dtype).tiny)
+    a_area = area(a).clamp_(min=torch.finfo(dtype).tiny)
     a_terms = torch.cat((a.movedim(-1, 0), a_area.unsqueeze(0))).unsqueeze(-1)
     b_terms = torch.cat((b.movedim(-1, 0), area(b).unsqueeze(0))).unsqueeze(-2)
 
     # On a CPU the dozen passes over a matrix of pairs are bound by memory, and fresh memory costs page faults: loops
     # over pieces that fit the cache, with two buffers used again and again, halve the time. On a GPU it is one piece.
-    pairs = CPU_PAIRS if out.device.type == "cpu" else max(1, out.numel())
+    pairs = CPU_PAIRS * torch.get_num_threads() if out.device.type == "cpu" else max(1, out.numel())
     rows = max(1, pairs // max(1, out.shape[2]))  # of a matrix in a piece
     matrices = max(1, rows // max(1, out.shape[1]))  # in a piece
     buffers = out.new_empty(2, min(rows, out.shape[1]) * min(matrices, out.shape[0]) * out.shape[2]).unbind(0)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from detkit.ops.boxes import box_iou
 
-# Boxes of a group that are settled at once, and pairs of boxes compared at once: enough to keep two cores busy, in
-# cache, and to fill a GPU (256 MiB of float32).
-CPU_BLOCK, CPU_PAIRS = 128, 1 << 20
+# Boxes of a group that are settled at once, and pairs of boxes compared at once (float32: 16 MiB and 256 MiB). Small
+# blocks compare fewer boxes that are dropped anyway, many pairs at once make fewer calls.
+CPU_BLOCK, CPU_PAIRS = 128, 1 << 22
 GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
 
 

@@ -123,7 +123,10 @@ def ops_coder():
 def backward(s: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
     assert all(value.isfinite() for value in losses.values())
     sum(losses.values(), torch.zeros(())).backward()
-    assert all(s[k].grad is not None and s[k].grad.isfinite().all() for k in ("logits", "deltas"))
+    for key in ("logits", "deltas"):
+        gradient = s[key].grad
+        assert gradient is not None
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("case", ["no objects", "no columns", "only ignored", "empty batch", "no area"])

@@ -113,8 +113,12 @@ def test_batch_equals_singles_and_padding_changes_nothing(seed: int) -> None:
     boxes, anchors = random_boxes(4, 6, grid=5), random_boxes(50, grid=5)
     valid, ignore = torch.rand(4, 6) < 0.7, torch.rand(4, 6) < 0.2
     whole = ops.match_ssd(boxes, valid, ignore, anchors)
-    more = [torch.cat((x, y), 1) for x, y in ((boxes, random_boxes(4, 3)), (valid, torch.zeros(4, 3).bool()))]
-    padded = ops.match_ssd(*more, torch.cat((ignore, torch.rand(4, 3) < 0.5), 1), anchors)
+    padded = ops.match_ssd(
+        torch.cat((boxes, random_boxes(4, 3)), 1),
+        torch.cat((valid, torch.zeros(4, 3, dtype=torch.bool)), 1),
+        torch.cat((ignore, torch.rand(4, 3) < 0.5), 1),
+        anchors,
+    )
     assert torch.equal(padded.index, whole.index)
     assert torch.equal(padded.iou, whole.iou)
     for i in range(4):

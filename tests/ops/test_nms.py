@@ -131,9 +131,13 @@ def test_batch_equals_singles_and_order_does_not_matter(seed: int) -> None:
     order = torch.randperm(30)
     shuffled = ops.nms(boxes[:, order], scores[:, order], labels[:, order], **arguments)
     assert torch.equal(torch.where(shuffled < 0, -1, order[shuffled]), out)
-    padded = [torch.cat(pair, 1) for pair in zip((boxes, scores), (random_boxes(4, 5), torch.ones(4, 5) * 2))]
-    more = torch.cat((labels, torch.full((4, 5), -1)), 1)
-    assert torch.equal(ops.nms(*padded, more, **arguments), out)
+    padded = ops.nms(
+        torch.cat((boxes, random_boxes(4, 5)), 1),
+        torch.cat((scores, torch.full((4, 5), 2.0)), 1),
+        torch.cat((labels, torch.full((4, 5), -1)), 1),
+        **arguments,
+    )
+    assert torch.equal(padded, out)
 
 
 def test_no_offset_between_images_or_classes() -> None:
