@@ -74,7 +74,7 @@ def test_autocast_and_halves_give_float32(device: torch.device) -> None:
         assert ops.cxcywh_to_xyxy(ops.xyxy_to_cxcywh(a)).dtype == torch.float32
     assert torch.equal(ops.box_iou(a.half(), b.half()), ops.box_iou(a.half().float(), b.half().float()))
     assert ops.box_iou(a.double(), b.double()).dtype == torch.float64
-    assert torch.equal(ops.box_iou(a[:1] * 0, b.double()), torch.zeros(1, 8, dtype=torch.float64, device=device))
+    assert torch.equal(ops.box_iou(a[:1] * 0, b.double() * 0), torch.zeros(1, 8, dtype=torch.float64, device=device))
 
 
 def test_conversions_round_trip_and_equal_torchvision() -> None:

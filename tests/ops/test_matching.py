@@ -52,6 +52,14 @@ def test_chain_of_refusals_ends_in_the_greedy_pairs() -> None:
     check(torch.tensor([objects]), yes, ~yes, torch.tensor(anchors), 0.99)
 
 
+def test_tie_with_an_object_that_asked_before() -> None:
+    """Object 0 loses its first choice, and then ties with object 1 at what that holds since the first round."""
+    boxes = torch.tensor([[[0.0, 0, 10, 8], [0, 8, 10, 16], [0, 0, 10, 10]]])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 4, 10, 12]])
+    yes = torch.ones(1, 3, dtype=torch.bool)
+    assert check(boxes, yes, ~yes, anchors, 0.9).index.tolist() == [[2, 0]]
+
+
 def test_two_objects_do_not_lose_one_prior_as_in_the_ports() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 8]]])
     anchors = torch.tensor([[0.0, 0, 10, 9.5], [50, 50, 60, 60], [0, 0, 3, 3]])
