@@ -35,8 +35,10 @@ class _Movable:
         return replace(self, **tensors)  # pyright: ignore[reportArgumentType]
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a copy on `device`; from pinned memory the copy does not block."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return a copy on `device`; from pinned memory the copy to a GPU does not block."""
+        # towards the CPU it must: what reads the copy next does not wait for the GPU
+        wait = torch.device(device).type == "cpu"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=not wait))
 
     def pin_memory(self) -> Self:
         """Return a copy in page-locked memory."""
@@ -218,9 +220,3 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     divisor: float = 255.0
     resize: Literal["stretch"] = "stretch"
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> float32 on the same device."""
-        scale = 1.0 / (self.divisor * torch.tensor(self.std, device=pixels.device).view(3, 1, 1))
-        shift = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1) * self.divisor
-        return (pixels - shift) * scale

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from detkit.backbones.base import Backbone, FeatureInfo
@@ -31,6 +31,7 @@ class MobileNetV2(Backbone):
 
     def _expand(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run one strided block; return its expanded tensor and its output."""
-        layers = self.features[block].conv
+        layers = self.features[block].get_submodule("conv")
+        assert isinstance(layers, nn.Sequential)
         expanded = layers[0](x)
         return expanded, layers[1:](expanded)

@@ -27,7 +27,9 @@ class ReducedVGG16(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = vgg16(weights=None).features[:POOL5]
+        features = vgg16(weights=None).features
+        assert isinstance(features, nn.Sequential)
+        self.features = features[:POOL5]
         # 75 x 75 -> 38 x 38, as Caffe rounds
         self.features[POOL3] = nn.MaxPool2d(2, 2, ceil_mode=True)
         self.pool5 = nn.MaxPool2d(3, 1, 1)

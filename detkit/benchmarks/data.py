@@ -44,7 +44,7 @@ def load_detkit(setting: Setting) -> Job:
     def job() -> None:
         for jpeg, boxes in photos:
             image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-            transform(image, boxes, (0, next(seeds)))
+            transform(np.asarray(image), boxes, (0, next(seeds)))
 
     return job
 
@@ -71,7 +71,9 @@ def load_torchvision(setting: Setting) -> Job:
         for jpeg, boxes in photos:
             image = v2.functional.pil_to_tensor(Image.open(io.BytesIO(jpeg)).convert("RGB"))
             target = {
-                "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=(HEIGHT, WIDTH)),
+                "boxes": tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
+                    torch.from_numpy(boxes), format="XYXY", canvas_size=(HEIGHT, WIDTH)
+                ),
                 "labels": torch.zeros(len(boxes), dtype=torch.int64),
             }
             transform(tv_tensors.Image(image), target)

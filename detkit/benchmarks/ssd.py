@@ -84,7 +84,7 @@ def train_detkit(setting: Setting) -> Job:
 
     def job() -> None:
         optimizer.zero_grad()
-        sum(detector(images, targets).values()).backward()
+        torch.stack(list(detector(images, targets).values())).sum().backward()
         optimizer.step()
 
     return job
@@ -102,7 +102,7 @@ def train_torchvision(setting: Setting) -> Job:
 
     def job() -> None:
         optimizer.zero_grad()
-        sum(model([photo / 255 for photo in photos], targets).values()).backward()
+        torch.stack(list(model([photo / 255 for photo in photos], targets).values())).sum().backward()
         optimizer.step()
 
     return job

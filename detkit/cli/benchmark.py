@@ -4,8 +4,8 @@ import argparse
 
 SUBJECTS = ("ops", "data", "detect", "train", "evaluate")
 
-EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest round, the
-ratio that of the fastest rounds. examples:
+EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest
+round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
 """

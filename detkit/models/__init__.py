@@ -1,5 +1,6 @@
 """The detectors, one file a paper."""
 
+from collections.abc import Callable
 from typing import Any
 
 from detkit.models import ssd, torchvision_ssd
@@ -20,7 +21,8 @@ def model_config_type(name: str) -> type:
 
 def build_detector(config: Any, classes: tuple[str, ...]) -> Detector:
     """Build the detector that a model config (such as SSDConfig) describes, for these classes."""
-    return MODELS.get(config.name)(config, classes)
+    build: Callable[[Any, tuple[str, ...]], Detector] = MODELS.get(config.name)  # pyright: ignore[reportAssignmentType]
+    return build(config, classes)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -28,6 +28,8 @@ class Detector(nn.Module):
     classes: tuple[str, ...]
     input: InputSpec
     backbone: nn.Module
+    _shift: Tensor
+    _scale: Tensor
     experiment: Config | None = None
 
     def __init__(self, config: Any, classes: tuple[str, ...], spec: InputSpec) -> None:
