@@ -3,11 +3,11 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from detkit.cli.arguments import Parser
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_atomic
 
@@ -28,16 +28,9 @@ later; both at IoU >= 0.5, without difficult objects.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes key=value arguments before and after options."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.parse_intermixed_args(args, namespace)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = _Parser(
+    parser = Parser(
         prog="detkit evaluate",
         description="Average precision of every class. With --out, DIR then holds metrics.json, detections.json and "
         "pr/*.png.",

@@ -3,10 +3,9 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
 EPILOG = """examples:
@@ -17,16 +16,9 @@ EPILOG = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes key=value arguments before and after options."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.parse_intermixed_args(args, namespace)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = _Parser(
+    parser = Parser(
         prog="detkit train",
         description="Train a detector. The run's folder then holds config.yaml, env.txt, log.jsonl, last.pt, best.pt, "
         "metrics.json, plots/ and samples/.",

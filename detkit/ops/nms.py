@@ -123,7 +123,7 @@ def _suppress(
     stays = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     stays[table[keep]] = True
     table, inside = _table(image, images, best_first[stays[best_first]], max_out)  # host sync
-    return table[inside], inside.nonzero()[:, 1]
+    return table[inside], inside.nonzero()[:, 1]  # host syncs: how many stay is data
 
 
 def _descending(scores: Tensor) -> Tensor:
