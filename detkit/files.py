@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files: read with an error in one line, written whole or not at all."""
 
 import os
 import tempfile
@@ -6,6 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from detkit.errors import UserError
+
+
+def read_text(path: str | os.PathLike[str], hint: str = "") -> str:
+    """Return a UTF-8 file's text; UserError, naming it, where that fails, with `hint` where there is no such file."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no file {path}{hint}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 @contextmanager

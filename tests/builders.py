@@ -27,13 +27,11 @@ def tiny_ssd_config() -> SSDConfig:
         backbone=BackboneConfig("tiny"),
         size=96,
         l2norm=[],
-        features=None,
         extras=[[32, 64, 3, 2, 1]],
         batch_norm=False,
         min_sizes=[12.0, 24.0, 48.0, 72.0],
         max_sizes=[24.0, 48.0, 72.0, 90.0],
         aspect_ratios=[[2.0]] * 4,
-        steps=None,
     )
 
 

@@ -22,7 +22,7 @@ TINY = {
     "min_sizes": [12, 24, 48, 72],
     "max_sizes": [24, 48, 72, 90],
     "aspect_ratios": [[2], [2], [2], [2]],
-    "steps": None,
+    "batch_norm": False,
 }
 
 
@@ -73,6 +73,13 @@ def test_create_model() -> None:
     other = detkit.create_model("ssd", backbone={"name": "tiny", "weights": None}, classes=["cat"], **TINY)
     assert other.classes == ("cat",)
     assert len(detector.detect(photo(40, 50)[0])) == 1
+
+
+@pytest.mark.parametrize("backbone", detkit.list_backbones())
+def test_create_model_with_any_backbone(backbone: str) -> None:
+    detector = detkit.create_model("ssd", backbone=backbone, classes=["cat"])
+    assert len(detector.map_sides()) == len(detector.config.features or detector.features) + len(detector.extras)
+    assert detector.map_sides()[-1] == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from detkit import viz
 from detkit.evaluation import voc_ap
+from detkit.viz import plots, sheet
 from tests.evaluation.sets import detection_set, truth_set
 
 GREY = 120
@@ -132,7 +133,7 @@ def test_pair_is_enlarged_and_side_by_side():
     truth = {"boxes": [[5, 10, 25, 30]], "labels": [0], "ignore": [False]}
     found = {"boxes": torch.tensor([[5.0, 10, 25, 30]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
     picture = viz.draw_pair(blank(40, 40), truth, found, CLASSES)
-    assert picture.shape[1] > 2 * viz.READABLE
+    assert picture.shape[1] > 2 * sheet.READABLE
     middle = picture.shape[1] // 2
     assert coloured(picture, 0)[:, :middle].any()
     assert not coloured(picture, 0)[:, middle:].any()
@@ -165,16 +166,16 @@ def test_loss_plot(records: list[dict], tmp_path: Path):
 
 
 def test_parts_of_the_loss():
-    assert viz._parts(training(2)) == ["classification", "box"]
-    assert viz._parts([]) == []
+    assert plots._parts(training(2)) == ["classification", "box"]
+    assert plots._parts([]) == []
 
 
 def test_smoothing_has_no_lag_and_passes_over_gaps():
-    np.testing.assert_allclose(viz._smooth(np.full(200, 3.0)), 3)
+    np.testing.assert_allclose(plots._smooth(np.full(200, 3.0)), 3)
     line = np.arange(200.0)
-    np.testing.assert_allclose(viz._smooth(line)[10:-10], line[10:-10])
+    np.testing.assert_allclose(plots._smooth(line)[10:-10], line[10:-10])
     line[50] = np.nan
-    assert np.isfinite(viz._smooth(line)).all()
+    assert np.isfinite(plots._smooth(line)).all()
 
 
 BOX = (0.0, 0.0, 10.0, 10.0)
@@ -194,7 +195,7 @@ def result():
 
 def test_the_envelope_encloses_ap(result):
     for index in range(3):
-        recall, precision = viz._envelope(result, index)
+        recall, precision = plots._envelope(result, index)
         assert (np.diff(recall) >= 0).all()
         assert (np.diff(precision) <= 0).all()
         assert precision[-1] == 0

@@ -18,10 +18,12 @@ class Backbone(nn.Module):
 
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
+    large: maps of much larger values than the deeper ones, which SSD L2-normalises.
     """
 
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
+    large: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError

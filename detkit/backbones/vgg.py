@@ -24,6 +24,7 @@ class ReducedVGG16(Backbone):
 
     info = (FeatureInfo("conv4_3", 512, 8), FeatureInfo("fc7", 1024, 16))
     imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
+    large: ClassVar[tuple[str, ...]] = ("conv4_3",)
 
     def __init__(self) -> None:
         super().__init__()

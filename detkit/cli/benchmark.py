@@ -4,6 +4,8 @@ import argparse
 
 SUBJECTS = ("ops", "data", "detect", "train", "evaluate")
 
+LINE = "{:2}{:40}{:>12}{:>12}{:>15}"
+
 EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
   detkit benchmark
@@ -41,36 +43,32 @@ def run(arguments: argparse.Namespace) -> None:
     import os
 
     from rich.console import Console
-    from rich.table import Table
 
     from detkit.benchmarks.race import Setting, race
     from detkit.engine.device import choose_device
 
     device = choose_device(arguments.device)
     setting = Setting(str(device), arguments.threads or os.cpu_count() or 1, arguments.rounds)
-    console = Console(stderr=arguments.json)
+    console = Console(stderr=arguments.json, highlight=False)
     console.print(_machine(setting))
-    table = Table("", "contender", "best", "median", "times detkit", box=None)
+    console.print(LINE.format("", "contender", "best ms", "median ms", "times detkit"))
     rows = []
     for name in arguments.subjects or SUBJECTS:
         for subject in _subjects(name):
             with console.status(subject.name):
                 timings = race(subject, setting)
+            console.print(subject.name)
             for timing in timings:
                 ratio = timing.best / timings[0].best
-                table.add_row(
-                    subject.name if timing is timings[0] else "",
-                    timing.name,
-                    f"{timing.best * 1e3:.2f} ms",
-                    f"{timing.middle * 1e3:.2f} ms",
-                    "" if timing is timings[0] else f"{ratio:.2f}",
+                shown = "" if timing is timings[0] else f"{ratio:.2f}"
+                # at once: a run that is interrupted leaves what it had
+                console.print(
+                    LINE.format("", timing.name, f"{timing.best * 1e3:.2f}", f"{timing.middle * 1e3:.2f}", shown)
                 )
                 rows.append({"subject": subject.name, "contender": timing.name, "best": timing.best})
                 rows[-1] |= {"median": timing.middle, "ratio": ratio}
     if arguments.json:
         print(json.dumps({"machine": _machine(setting), "timings": rows}, indent=1))
-    else:
-        console.print(table)
 
 
 def _subjects(name: str):

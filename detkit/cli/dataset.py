@@ -111,7 +111,8 @@ def _config(arguments: argparse.Namespace) -> "Config | None":
 def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[str] | None]:
     """Return the (root, split) pairs that were asked for, and the class list of the config."""
     from detkit.data.check import plain_splits
-    from detkit.data.voc import check_layout, parse_splits, read_index
+    from detkit.data.voc import check_layout, parse_splits
+    from detkit.data.voc_index import read_index
 
     config = _config(arguments)
     if config is not None:

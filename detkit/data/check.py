@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.voc import Index, check_layout, decode_photo, find_photo, photo_names, read_index, read_split
+from detkit.data.photo import decode_photo
+from detkit.data.voc import check_layout, find_photo, photo_names, read_split
+from detkit.data.voc_index import Index, read_index
 from detkit.errors import UserError, did_you_mean
 
 

@@ -1,8 +1,8 @@
 """The shapes data set: drawn by detkit itself, in VOC layout, so that everything can be tried without a download.
 
 Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles and blobs of no class.
-Sizes run from an eighth to two thirds of the picture, with some rotation, stretch, blur, outlines and patterned fills.
-A box is tight around the visible part, as VOC's rule has it. An object of which less than a third can be seen is
+Sizes run from a sixth to two thirds of the picture, with some rotation, stretch, blur, outlines and patterned fills.
+A box is tight around the visible part, as VOC's rule has it. An object of which less than half can be seen is
 difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not annotated.
 
 Picture i of a split depends on the seed, the split and i alone.
@@ -25,9 +25,9 @@ from detkit.files import write_atomic
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 6400, "val": 200, "test": 400}
-VERSION = 3
+VERSION = 4
 MANIFEST = "shapes.json"
-DIFFICULT_BELOW = 1 / 3
+DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
 HIDDEN_BELOW = 0.08
 MOST_TURN = np.pi / 8
@@ -145,7 +145,7 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
     random = np.random.default_rng(seed)
     height, width = (int(side) for side in random.integers(128, 161, 2))
     image = _background(random, height, width)
-    for _ in range(int(random.integers(1, 5))):
+    for _ in range(int(random.integers(0, 4))):
         _distract(random, image)
 
     masks: list[np.ndarray] = []  # (H, W) bool of what is still visible of each object
@@ -155,7 +155,7 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
     # mostly a few objects, sometimes none, seldom a crowd
     for _ in range(int(random.choice(9, p=(0.03, 0.09, 0.17, 0.21, 0.2, 0.13, 0.09, 0.05, 0.03)))):
         name = CLASSES[int(random.integers(len(CLASSES)))]
-        size = float(np.exp(random.uniform(np.log(20), np.log(96))))
+        size = float(np.exp(random.uniform(np.log(24), np.log(96))))
         centre = np.zeros(2)
         for _ in range(8):
             centre = random.uniform((0.0, 0.0), (width, height))
@@ -226,9 +226,8 @@ def _distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray |
     size = float(random.uniform(8, 30))
     if kind == 0:  # a smooth irregular blob
         angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        radius = np.ones(48)
-        for wave in (2, 3, 5):
-            radius += random.uniform(0.15, 0.35) * np.sin(wave * angle + random.uniform(0, 2 * np.pi))
+        radius = 1 + random.uniform(0.4, 0.6) * np.sin(2 * angle + random.uniform(0, 2 * np.pi))
+        radius += random.uniform(0.1, 0.2) * np.sin(3 * angle + random.uniform(0, 2 * np.pi))
         points = centre + size * radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
         cv2.fillPoly(mask, [_fixed(points)], 255, cv2.LINE_AA, SHIFT)
     elif kind == 1:  # a scribble

@@ -1,6 +1,6 @@
 """From a photo and its boxes to the network's input.
 
-Testing only stretches the photo to the network's size. Training runs `data.augment` first, see augment.py.
+Testing only stretches the photo to the network's size. Training runs `data.augment` first, see augment/
 """
 
 from collections.abc import Sequence

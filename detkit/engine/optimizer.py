@@ -1,22 +1,27 @@
 """The optimiser and its parameter groups."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from detkit.config import TrainConfig
 
+if TYPE_CHECKING:
+    from detkit.models import Detector
 
-def build_optimizer(detector: nn.Module, config: TrainConfig) -> Optimizer:
+
+def build_optimizer(detector: "Detector", config: TrainConfig) -> Optimizer:
     """Return SGD or AdamW over the trainable parameters.
 
     Each group carries `scale`, its factor on the learning rate: biases have `bias_lr` (2 in the Caffe recipes),
     parameters under `detector.backbone` also `backbone_lr`. Biases and norms have no weight decay.
     """
+    inside = {id(parameter) for parameter in detector.backbone.parameters()}
     groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
-    for name, kind, parameter in kinds(detector):
-        groups.setdefault((name.startswith("backbone."), kind), []).append(parameter)
+    for _, kind, parameter in kinds(detector):
+        groups.setdefault((id(parameter) in inside, kind), []).append(parameter)
     options = [
         {
             "params": parameters,

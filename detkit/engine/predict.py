@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config
+from detkit.data.photo import decode_photo
 from detkit.data.transforms import Transform, build_test
 from detkit.engine.evaluate import detect_batch
-from detkit.engine.sources import Video, VideoReader, find_sources, read_photo
+from detkit.engine.sources import Video, VideoReader, find_sources
 from detkit.errors import UserError
 from detkit.structures import Detections, Images
 
@@ -129,7 +130,7 @@ def _batches(
 
 def _prepare(source: Picture | Path, transform: Transform) -> _Prepared | Unreadable:
     try:
-        image = read_photo(source) if isinstance(source, Path) else _as_array(source)
+        image = decode_photo(source) if isinstance(source, Path) else _as_array(source)
     except UserError as error:
         return Unreadable(error)
     pixels, _, _ = transform(image, np.zeros((0, 4), np.float32))

@@ -35,7 +35,6 @@ PHOTO_SUFFIXES = frozenset(
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
 )
-OPAQUE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm"))
 DEFAULT_FPS = 25.0
 
 
@@ -107,35 +106,6 @@ def _photo_or_video(path: Path) -> Path | Video:
     import cv2
 
     return path if cv2.haveImageReader(str(path)) else Video(path)
-
-
-def read_photo(path: Path) -> np.ndarray:
-    """Read a file as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
-    transparent shows white, as in a viewer. Raises UserError, naming the file, where it is no whole image.
-    """
-    from detkit.data.voc import decode_photo  # not at the top: torch comes with it, and looking up names needs none
-
-    pixels = decode_photo(path)
-    if path.suffix.lower() in OPAQUE_SUFFIXES:
-        return pixels
-    alpha = _alpha(path)
-    if alpha is None or alpha.shape != pixels.shape[:2]:
-        return pixels
-    weight = alpha[..., None].astype(np.float32) / 255
-    return np.rint(pixels * weight + 255 * (1 - weight)).astype(np.uint8)
-
-
-def _alpha(path: Path) -> np.ndarray | None:
-    """(H, W) uint8 opacity of an upright photo, None where all is opaque; reads the header alone to know that."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            if not image.has_transparency_data:
-                return None
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
-    except Exception:
-        return None  # what cv2 reads and Pillow doesn't (or not at this size) is shown as cv2 reads it
 
 
 class VideoReader:

@@ -15,7 +15,7 @@ import torch
 
 from detkit.errors import UserError
 from detkit.evaluation.voc import check_detections
-from detkit.files import write_atomic
+from detkit.files import read_text, write_atomic
 from detkit.structures import DetectionSet
 
 
@@ -80,14 +80,7 @@ def write_comp4(folder: str | Path, detections: DetectionSet, split: str = "test
 
 def _read(path: Path, known: set[str] | None) -> tuple[list[str], list[float]]:
     """Return the images of a file's lines and, flat, their five numbers each."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no detection file {path}; a class without detections has an empty one") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+    text = read_text(path, "; a class without detections has an empty one")
     rows = [line.split() for line in text.split("\n")]
     filled = [row for row in rows if row]
     names = [row[0] for row in filled]

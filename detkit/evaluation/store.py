@@ -16,7 +16,7 @@ import torch
 
 from detkit.errors import UserError
 from detkit.evaluation.voc import check_detections
-from detkit.files import write_atomic
+from detkit.files import read_text, write_atomic
 from detkit.structures import DetectionSet
 
 FORMAT = "detkit detections 1"
@@ -45,18 +45,13 @@ def write_detections(path: str | Path, detections: DetectionSet) -> None:
 
 def read_detections(path: str | Path) -> DetectionSet:
     """Read detections.json. Raises UserError, in one line, for whatever is not as `write_detections` writes it."""
+    text = read_text(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
+        content = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not detections, its lists are nested too deep") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = f"format is {content['format']!r}" if isinstance(content, dict) and "format" in content else "no format"
         raise UserError(f"{path}: {found}, expected {FORMAT!r}, as evaluate writes detections.json")

@@ -18,7 +18,7 @@ from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
 from detkit.models.registry import MODELS
-from detkit.ops import BoxCoder, default_boxes, map_steps, match_ssd, multibox_loss
+from detkit.ops import BoxCoder, default_boxes, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1, .2, .2
@@ -26,14 +26,16 @@ CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1
 
 @dataclass
 class SSDConfig:
-    """The defaults are SSD300 for VOC (section 3, and the authors' code).
+    """The defaults are SSD300 for VOC (section 3, and the authors' code); null follows the paper for any backbone.
 
     size: side of the stretched input, pixels. features: the backbone's maps that are used, null = stride 8 and up.
-    l2norm: those maps that are L2-normalised. extras: added layers, each [channels of the 1x1, channels, kernel,
-    stride, padding]; batch_norm: whether these have batch norm (where the backbone is not VGG).
-    min_sizes, max_sizes: pixels, one a map. aspect_ratios: beside 1, one list a map.
-    steps: pixels between default boxes, null = size / map's side.
-    overlap: IoU from which a default box is matched. negatives: for each positive, most negatives an image.
+    l2norm: those maps that are L2-normalised, null = those that the backbone says need it (VGG's conv4_3).
+    extras: added layers, each [channels of the 1x1, channels, kernel, stride, padding], null = as `published_extras`;
+    batch_norm: whether these have batch norm, null = if the backbone has.
+    min_sizes, max_sizes: pixels, one a map, null = as `published_sizes`. aspect_ratios: beside 1, one list a map, null
+    = 2 and 3, but only 2 on the first map and the last two. steps: pixels between default boxes, null = as
+    `published_steps`. overlap: IoU from which a default box is matched. negatives: for each positive, most negatives
+    an image.
     """
 
     name: str = "ssd"
@@ -42,19 +44,54 @@ class SSDConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     features: list[str] | None = None
-    l2norm: list[str] = field(default_factory=lambda: ["conv4_3"])
-    extras: list[list[int]] = field(
-        default_factory=lambda: [[256, 512, 3, 2, 1], [128, 256, 3, 2, 1], [128, 256, 3, 1, 0], [128, 256, 3, 1, 0]]
-    )
-    batch_norm: bool = False
-    min_sizes: list[float] = field(default_factory=lambda: [30.0, 60.0, 111.0, 162.0, 213.0, 264.0])
-    max_sizes: list[float] = field(default_factory=lambda: [60.0, 111.0, 162.0, 213.0, 264.0, 315.0])
-    aspect_ratios: list[list[float]] = field(
-        default_factory=lambda: [[2.0], [2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0], [2.0]]
-    )
-    steps: list[float] | None = field(default_factory=lambda: [8.0, 16.0, 32.0, 64.0, 100.0, 300.0])
+    l2norm: list[str] | None = None
+    extras: list[list[int]] | None = None
+    batch_norm: bool | None = None
+    min_sizes: list[float] | None = None
+    max_sizes: list[float] | None = None
+    aspect_ratios: list[list[float]] | None = None
+    steps: list[float] | None = None
     overlap: float = 0.5
     negatives: float = 3.0
+
+
+def published_extras(side: int) -> list[list[int]]:
+    """Return the added layers for a last backbone map of `side` cells, which lead to a single cell.
+
+    Those of SSD300 (side 19) and SSD512 (side 32): stride 2 while that leaves more than a few cells, then unpadded.
+    """
+    layers: list[list[int]] = []
+    while side > 1:
+        if side in (3, 5):
+            kernel, stride, padding = 3, 1, 0
+        elif side == 2:
+            kernel, stride, padding = 4, 1, 1
+        else:
+            kernel, stride, padding = 3, 2, 1
+        layers.append([*((128, 256) if layers else (256, 512)), kernel, stride, padding])
+        side = (side + 2 * padding - kernel) // stride + 1
+    return layers
+
+
+def published_sizes(size: int, maps: int) -> tuple[list[float], list[float]]:
+    """Return min_sizes and max_sizes: .1 of the image on the first map, .2 to .9 evenly on the others (section 2.2).
+
+    In whole percents as the authors' code, so that SSD300 has 30, 60, 111, 162, 213, 264 and at last 315.
+    """
+    step = 70 // max(maps - 2, 1)
+    percents = [10, *(20 + step * number for number in range(maps))]
+    sides = [size * percent / 100 for percent in percents]
+    return sides[:maps], sides[1 : maps + 1]
+
+
+def published_steps(size: int, strides: list[int], sides: list[int]) -> list[float]:
+    """Return pixels between default boxes: a map's stride, but size / side where its cells would not fit the image.
+
+    strides: input pixels that a layer moves by for one cell. So the authors have 8, 16, 32, 64, then 100 and 300.
+    """
+    return [
+        float(stride) if abs(stride * side - size) <= size / 10 else size / side for stride, side in zip(strides, sides)
+    ]
 
 
 class L2Norm(nn.Module):
@@ -94,27 +131,47 @@ class SSD(Detector):
         # 2.1 multi-scale feature maps
         known = {info.name: info for info in self.backbone.info}
         self.features = config.features or [info.name for info in self.backbone.info if info.stride >= 8]
-        for name in [*self.features, *config.l2norm]:
+        normed = config.l2norm
+        if normed is None:
+            normed = [name for name in self.features if name in self.backbone.large]
+        for name in [*self.features, *normed]:
             if name not in self.features or name not in known:
                 raise UserError(f"model: {config.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
-        channels = [known[name].channels for name in self.features]
-        self.l2norm = nn.ModuleDict({name: L2Norm(known[name].channels) for name in config.l2norm})
+        self.l2norm = nn.ModuleDict({name: L2Norm(known[name].channels) for name in normed})
         self.extras = nn.ModuleList()
-        for spec in config.extras:
+        extras = published_extras(self.map_sides()[-1]) if config.extras is None else config.extras
+        batch_norm = config.batch_norm
+        if batch_norm is None:
+            batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules())
+        channels, strides = ([getattr(known[name], key) for name in self.features] for key in ("channels", "stride"))
+        for spec in extras:
             if len(spec) != 5:
                 raise UserError(f"model.extras: {spec} is not [1x1 channels, channels, kernel, stride, padding]")
-            self.extras.append(extra_layer(channels[-1], spec, config.batch_norm))
+            self.extras.append(extra_layer(channels[-1], spec, batch_norm))
             channels.append(spec[1])
+            strides.append(strides[-1] * spec[3])
+        sides = self.map_sides()
 
-        # 2.1 convolutional predictors: one score a class and background, four deltas, for each default box of a cell
-        for key in ("min_sizes", "max_sizes", "aspect_ratios", "steps"):
-            values = getattr(config, key)
-            if values is not None and len(values) != len(channels):
+        # 2.2 default boxes
+        count = len(sides)
+        smallest, largest = published_sizes(config.size, count)
+        layout = {
+            "steps": config.steps or published_steps(config.size, strides, sides),
+            "min_sizes": config.min_sizes or smallest,
+            "max_sizes": config.max_sizes or largest,
+            "aspect_ratios": config.aspect_ratios
+            or [[2.0] if number in (0, count - 2, count - 1) else [2.0, 3.0] for number in range(count)],
+        }
+        for key, values in layout.items():
+            if len(values) != count:
                 raise UserError(
-                    f"model.{key}: {len(values)} entries for {len(channels)} feature maps "
+                    f"model.{key}: {len(values)} entries for {count} feature maps "
                     f"({len(self.features)} of the backbone, {len(self.extras)} extras)"
                 )
-        boxes_a_cell = [2 + 2 * len(ratios) for ratios in config.aspect_ratios]
+        self.register_buffer("anchors", default_boxes([(side, side) for side in sides], **layout), persistent=False)
+
+        # 2.1 convolutional predictors: one score a class and background, four deltas, for each default box of a cell
+        boxes_a_cell = [2 + 2 * len(ratios) for ratios in layout["aspect_ratios"]]
         columns = len(classes) + 1
         self.classifiers = nn.ModuleList(
             nn.Conv2d(size, boxes * columns, 3, padding=1) for size, boxes in zip(channels, boxes_a_cell)
@@ -125,25 +182,14 @@ class SSD(Detector):
         for module in (self.extras, self.classifiers, self.regressors):
             initialise(module)
 
-        # 2.2 default boxes
-        maps = self.map_sizes()
-        anchors = default_boxes(
-            maps,
-            config.steps or map_steps(self.input.size, maps),
-            config.min_sizes,
-            config.max_sizes,
-            config.aspect_ratios,
-        )
-        self.register_buffer("anchors", anchors, persistent=False)
-
     @torch.no_grad()
-    def map_sizes(self) -> list[tuple[int, int]]:
-        """Return (height, width) of each feature map, by a pass through the network."""
+    def map_sides(self) -> list[int]:
+        """Return the cells along a side of each feature map so far, by a pass through the network."""
         training = self.training
         self.eval()
         maps = self.maps(torch.zeros(1, 3, *self.input.size))
         self.train(training)
-        return [(x.shape[-2], x.shape[-1]) for x in maps]
+        return [x.shape[-1] for x in maps]
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> feature maps, finest first."""

@@ -36,7 +36,9 @@ class BoxCoder:
         ref_centre, ref_sides = xyxy_to_cxcywh(refs).split(2, -1)
         sides, ref_sides = sides.clamp(min=SMALLEST_SIDE), ref_sides.clamp(min=SMALLEST_SIDE)
         shift = (centre - ref_centre) / ref_sides
-        return torch.cat((shift, (sides / ref_sides).log()), -1) * shift.new_tensor(self.weights)
+        parts = (*shift.unbind(-1), *(sides / ref_sides).log().unbind(-1))
+        # numbers, not a tensor of them: that would be copied from the host at every call
+        return torch.stack([part * weight for part, weight in zip(parts, self.weights)], -1)
 
     def decode(self, deltas: Tensor, refs: Tensor) -> Tensor:
         """Return boxes (..., 4) xyxy from deltas (..., 4) and references (..., 4) that broadcast against them.
@@ -44,6 +46,7 @@ class BoxCoder:
         dw and dh are cut to at most MAX_LOG_SCALE, so sides stay finite.
         """
         ref_centre, ref_sides = xyxy_to_cxcywh(refs).split(2, -1)
-        shift, growth = (deltas.to(ref_sides.dtype) / ref_sides.new_tensor(self.weights)).split(2, -1)
+        parts = deltas.to(ref_sides.dtype).unbind(-1)
+        shift, growth = torch.stack([part / weight for part, weight in zip(parts, self.weights)], -1).split(2, -1)
         centre = shift * ref_sides + ref_centre
         return cxcywh_to_xyxy(torch.cat((centre, growth.clamp(max=MAX_LOG_SCALE).exp() * ref_sides), -1))

@@ -359,7 +359,7 @@ def test_memory_does_not_grow_with_the_length(weights: str, photos: Path, monkey
         time.sleep(0.03)
         return image
 
-    monkeypatch.setattr(predict, "read_photo", read)
+    monkeypatch.setattr(predict, "decode_photo", read)
     monkeypatch.setattr(viz, "draw", slow)  # the network must wait for whoever draws
     Path("many").mkdir()
     for number in range(60):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkit.data import augment
+from detkit.data.augment import chain, sample, ssd
 from detkit.data.transforms import build_test, build_train
 from detkit.errors import UserError
 from detkit.structures import InputSpec
@@ -124,7 +124,7 @@ def test_transforms_draw_independently():
     assert places == {(0, 0), (90, 0), (0, 60), (90, 60)}
 
 
-NAMES = sorted(set(augment._known()) - set(augment.COMPOSITIONS))
+NAMES = sorted(set(chain._known()) - set(chain.COMPOSITIONS))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -146,9 +146,9 @@ def test_every_transform_that_can_be_named_is_determined_by_the_seed():
 
 def unfused(parts: list[str], spec: InputSpec):
     single = build_train(parts, spec)
-    transforms = [augment._build(part, spec) for part in parts]
+    transforms = [chain._build(part, spec) for part in parts]
     single.chain.transforms = transforms
-    single.chain.compose = augment.A.Compose(transforms, bbox_params=augment.A.BboxParams("albumentations"))
+    single.chain.compose = chain.A.Compose(transforms, bbox_params=chain.A.BboxParams("albumentations"))
     return single
 
 
@@ -156,7 +156,7 @@ def unfused(parts: list[str], spec: InputSpec):
 def test_fused_steps_equal_the_single_ones(parts):
     """Sample must change nothing but the time: same draws, same pixels."""
     fused, single = build_train(parts, SPEC), unfused(parts, SPEC)
-    assert [type(t) for t in fused.chain.transforms] == [augment.Sample]
+    assert [type(t) for t in fused.chain.transforms] == [sample.Sample]
     boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60), (90, 70, 99, 79)], np.float32)
     for seed in range(150):
         one, two = fused(noise(80, 100), boxes, (3, seed)), single(noise(80, 100), boxes, (3, seed))
@@ -199,7 +199,7 @@ def test_expand_fills_with_the_mean_and_keeps_the_photo():
 
 
 def test_expand_happens_half_of_the_time_at_even_ratios():
-    expand = augment._build("Expand", SPEC)
+    expand = chain._build("Expand", SPEC)
     image = noise(50, 60)
     ratios = []
     for seed in range(400):
@@ -229,7 +229,7 @@ def test_iou_crop_binds(seed, height, width):
     low = draw.uniform(0, (width * 0.7, height * 0.7), (3, 2))
     boxes = np.concatenate([low, low + draw.uniform(4, (width * 0.3, height * 0.3), (3, 2))], 1)
     for least in (0.1, 0.5, 0.9):
-        crop = augment.IoUCrop(min_iou=[least])
+        crop = ssd.IoUCrop(min_iou=[least])
         crop.set_random_state(Ordered([2, 0, 1], seed), random.Random())  # pyright: ignore[reportArgumentType]
         for _ in range(10):
             window = x0, y0, x1, y1 = crop.sample((height, width), boxes)
@@ -262,7 +262,7 @@ def slow_crop(draw: np.random.Generator, size: float, box: np.ndarray) -> tuple[
 
 
 def test_iou_crop_draws_as_the_reference_does():
-    crop, box = with_state(augment.IoUCrop(), 0), np.array((60.0, 60.0, 140.0, 140.0))
+    crop, box = with_state(ssd.IoUCrop(), 0), np.array((60.0, 60.0, 140.0, 140.0))
     draw = np.random.default_rng(1)
     ours = np.array([crop.sample((200, 200), box[None]) for _ in range(2500)], dtype=np.float64)
     theirs = np.array([slow_crop(draw, 200.0, box) for _ in range(1200)])
@@ -280,13 +280,13 @@ def test_iou_crop_draws_as_the_reference_does():
 
 def test_iou_crop_keeps_objects_by_their_centre():
     boxes = np.array([(0, 0, 40, 40, 0), (10, 10, 31, 31, 1), (50, 50, 60, 60, 2)], dtype=np.float64)
-    kept = augment.IoUCrop.keep(boxes, (20, 20, 60, 40))
+    kept = ssd.IoUCrop.keep(boxes, (20, 20, 60, 40))
     assert kept[:, 4].tolist() == [0, 1]  # the first has its centre on the corner
     np.testing.assert_allclose(kept[:, :4] * (40, 20, 40, 20), [(0, 0, 20, 20), (0, 0, 11, 11)])
 
 
 def test_crop_without_objects_is_whole_or_free():
-    crop = with_state(augment.IoUCrop(), 1)
+    crop = with_state(ssd.IoUCrop(), 1)
     windows = {crop.sample((100, 100), np.zeros((0, 4))) for _ in range(50)}
     assert (0, 0, 100, 100) in windows
     assert len(windows) > 10
@@ -298,13 +298,13 @@ def test_distortion_follows_its_definition(seed):
     draw = np.random.default_rng(seed)
     image = noise(13, 17, seed)
     level = int(draw.integers(-32, 33))
-    out = augment.distort(image, level, 1.0, 1.0, 0.0, False)
+    out = ssd.distort(image, level, 1.0, 1.0, 0.0, False)
     np.testing.assert_array_equal(out, np.clip(image.astype(int) + level, 0, 255))
     factor = float(draw.uniform(0.5, 1.5))
-    out = augment.distort(image, 0, factor, 1.0, 0.0, bool(draw.integers(2)))
+    out = ssd.distort(image, 0, factor, 1.0, 0.0, bool(draw.integers(2)))
     assert np.abs(out - np.clip(image * factor, 0, 255)).max() <= 0.51
     # saturation: distances to the largest channel scale, as far as they can
-    out = augment.distort(image, 0, 1.0, factor, 0.0, False).astype(float)
+    out = ssd.distort(image, 0, 1.0, factor, 0.0, False).astype(float)
     top = image.max(2, keepdims=True).astype(float)
     most = np.divide(
         top, top - image.min(2, keepdims=True), out=np.full_like(top, np.inf), where=top > image.min(2, keepdims=True)
@@ -315,13 +315,13 @@ def test_distortion_follows_its_definition(seed):
 def test_hue_turns_the_colour_circle():
     image = np.zeros((4, 4, 3), np.uint8)
     image[..., 0] = 200
-    np.testing.assert_allclose(augment.distort(image, 0, 1.0, 1.0, 60.0, False)[0, 0], (0, 200, 0), atol=8)
-    np.testing.assert_allclose(augment.distort(image, 0, 1.0, 1.0, -60.0, False)[0, 0], (0, 0, 200), atol=8)
-    np.testing.assert_allclose(augment.distort(image, 0, 1.0, 1.0, 15.0, False)[0, 0], (200, 100, 0), atol=8)
+    np.testing.assert_allclose(ssd.distort(image, 0, 1.0, 1.0, 60.0, False)[0, 0], (0, 200, 0), atol=8)
+    np.testing.assert_allclose(ssd.distort(image, 0, 1.0, 1.0, -60.0, False)[0, 0], (0, 0, 200), atol=8)
+    np.testing.assert_allclose(ssd.distort(image, 0, 1.0, 1.0, 15.0, False)[0, 0], (200, 100, 0), atol=8)
 
 
 def test_photometric_parts_happen_half_of_the_time():
-    transform = with_state(augment.PhotometricDistort(), 0)
+    transform = with_state(ssd.PhotometricDistort(), 0)
     drawn = [transform.get_params() for _ in range(1000)]
     for key, still in (
         ("brightness", 0),

@@ -15,6 +15,7 @@ from detkit.engine.schedule import learning_rate
 from detkit.errors import UserError
 from detkit.models import build_detector
 from detkit.models.ssd import SSDConfig
+from detkit.models.torchvision_ssd import TorchvisionSSDConfig
 from detkit.structures import Images
 
 from .toy import Toy, ToyConfig
@@ -76,13 +77,23 @@ def test_every_parameter_of_ssd_is_in_one_group() -> None:
 
 
 def test_shared_parameters_are_optimised_once() -> None:
-    layer = nn.Linear(2, 2)
-    optimizer = build_optimizer(nn.Sequential(layer, layer), TrainConfig(iterations=1))
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+    detector = Toy(ToyConfig(), ("a",))
+    count = len(list(detector.parameters()))
+    detector.again = detector.head
+    optimizer = build_optimizer(detector, TrainConfig(iterations=1, backbone_lr=0.5))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == count
+
+
+def test_the_backbone_has_its_rate_wherever_a_detector_keeps_it() -> None:
+    config = TorchvisionSSDConfig(backbone=BackboneConfig("mobilenet_v2"), size=300)
+    detector = build_detector(config, ("a",))
+    optimizer = build_optimizer(detector, TrainConfig(iterations=1, backbone_lr=0.5))
+    slow = {id(p) for group in optimizer.param_groups if group["scale"] == 0.5 for p in group["params"]}
+    assert slow == {id(parameter) for parameter in detector.backbone.parameters()}
 
 
 def test_adamw() -> None:
-    optimizer = build_optimizer(nn.Linear(2, 2), TrainConfig(iterations=1, optimizer="adamw", momentum=0.85))
+    optimizer = build_optimizer(Toy(ToyConfig(), ("a",)), TrainConfig(iterations=1, optimizer="adamw", momentum=0.85))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["betas"] == (0.85, 0.999)
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
+from detkit.data.photo import decode_photo
 from detkit.engine.predict import Found, Unreadable, detect_images
-from detkit.engine.sources import Video, VideoReader, find_sources, read_photo, video_writer
+from detkit.engine.sources import Video, VideoReader, find_sources, video_writer
 from detkit.errors import UserError
 from detkit.models import Detector, build_detector
 from detkit.structures import DetectionSet
@@ -232,7 +233,7 @@ def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: flo
         expected = np.asarray(image.convert("RGB"))
     path = tmp_path / f"photo{suffix}"
     image.save(path, **({"quality": 95} if suffix in (".jpg", ".webp") else {}))
-    pixels = read_photo(path)
+    pixels = decode_photo(path)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels.astype(int) - expected).mean() <= error
@@ -246,7 +247,7 @@ def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png", exif=turned)
-    pixels = np.rot90(read_photo(tmp_path / "x.png"), 1)
+    pixels = np.rot90(decode_photo(tmp_path / "x.png"), 1)
     assert (pixels[:, :20] == 255).all()
     assert np.abs(pixels[:, 20:40] - (colour[:, 20:40] * (128 / 255) + 127)).max() <= 1
     assert (pixels[:, 40:] == colour[:, 40:]).all()

@@ -1,20 +1,23 @@
 """SSD against torchvision's `ssd300_vgg16` at equal weights, and against the paper's numbers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16
 
-from detkit.config import BackboneConfig, DetectConfig
+from detkit.config import BackboneConfig, DetectConfig, load_config
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.ssd import SSD, L2Norm, SSDConfig
+from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps
+from detkit.ops import default_boxes
 from detkit.structures import Targets
 from tests.builders import images_of, photo, tiny_ssd_config
+from tests.ops.test_anchors import SSD300, SSD512
 
 COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
-SSD512_EXTRAS = [[256, 512, 3, 2, 1], *[[128, 256, 3, 2, 1]] * 3, [128, 256, 4, 1, 1]]
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def background_last(tensor: torch.Tensor, classes: int) -> torch.Tensor:
@@ -105,19 +108,32 @@ def test_detections_equal_torchvision(pair):
 def test_ssd300_and_ssd512_have_the_papers_boxes():
     ssd300 = build_detector(SSDConfig(), ("a",))
     assert isinstance(ssd300, SSD)
-    assert ssd300.map_sizes() == [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
-    assert ssd300.anchors.shape == (8732, 4)
-    config = SSDConfig(
-        size=512,
-        extras=SSD512_EXTRAS,
-        min_sizes=[35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8],
-        max_sizes=[76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6],
-        aspect_ratios=[[2.0], *[[2.0, 3.0]] * 4, [2.0], [2.0]],
-        steps=[8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0],
+    assert ssd300.map_sides() == [38, 19, 10, 5, 3, 1]
+    ssd512 = build_detector(
+        load_config(CONFIGS / "voc/ssd512_vgg16.yaml", ["model.backbone.weights=null"]).model, ("a",)
     )
-    ssd512 = build_detector(config, ("a",))
     assert isinstance(ssd512, SSD)
-    assert ssd512.anchors.shape == (24564, 4)
+    assert ssd512.map_sides() == [64, 32, 16, 8, 4, 2, 1]
+    assert torch.equal(ssd300.anchors, default_boxes(**SSD300))
+    assert torch.equal(ssd512.anchors, default_boxes(**SSD512))
+    assert len(ssd300.anchors) == 8732
+    assert len(ssd512.anchors) == 24564
+
+
+def test_layers_and_boxes_that_follow_the_paper():
+    assert published_extras(19) == [[256, 512, 3, 2, 1], [128, 256, 3, 2, 1], *[[128, 256, 3, 1, 0]] * 2]
+    assert published_extras(32) == [[256, 512, 3, 2, 1], *[[128, 256, 3, 2, 1]] * 3, [128, 256, 4, 1, 1]]
+    for side in range(1, 100):
+        for _, _, kernel, stride, padding in published_extras(side):
+            side = (side + 2 * padding - kernel) // stride + 1
+        assert side == 1
+    assert published_sizes(300, 6) == (SSD300["min_sizes"], SSD300["max_sizes"])
+    for maps in range(1, 12):
+        least, most = published_sizes(300, maps)
+        assert len(least) == len(most) == maps
+        assert least[1:] == most[:-1]
+        assert least == sorted(least)
+    assert published_steps(300, [8, 16, 32, 64, 64, 64], [38, 19, 10, 5, 3, 1]) == SSD300["steps"]
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "mobilenet_v2", "resnet18"])

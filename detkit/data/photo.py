@@ -1,0 +1,78 @@
+"""Reading photos."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from detkit.errors import UserError
+
+JPEG = b"\xff\xd8"
+OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
+
+
+def decode_photo(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a photo as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
+    transparent shows white, as in a viewer.
+
+    size: (width, height) that an annotation states: where it fits the stored pixels and not the upright photo, the
+    EXIF orientation is left unapplied. Raises UserError, naming the file, where it is missing, truncated or no image.
+    """
+    import cv2
+
+    try:
+        data = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"no image {path}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    pixels = _decode(data, cv2.IMREAD_COLOR_RGB)
+    if pixels is None or not _complete(data):
+        raise UserError(f"{path}: corrupt or truncated image")
+    if size is not None and pixels.shape[1::-1] != size and pixels.shape[:2] == size:
+        stored = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if stored is not None and stored.shape[1::-1] == size:
+            return stored
+    alpha = None if data[:2].tobytes() in OPAQUE else _alpha(data)
+    if alpha is None or alpha.shape != pixels.shape[:2]:
+        return pixels
+    weight = alpha[..., None].astype(np.float32) / 255
+    return np.rint(pixels * weight + 255 * (1 - weight)).astype(np.uint8)
+
+
+def _alpha(data: np.ndarray) -> np.ndarray | None:
+    """(H, W) uint8 opacity of an upright photo, None where all is opaque; reads the header alone to know that."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(BytesIO(data.tobytes())) as image:
+            if not image.has_transparency_data:
+                return None
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    except Exception:
+        return None  # what cv2 reads and Pillow doesn't (or not at this size) is shown as cv2 reads it
+
+
+def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
+    import cv2
+
+    try:
+        return cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        return None
+
+
+def _complete(data: np.ndarray) -> bool:
+    """Whether a JPEG was not cut off: cv2 fills what is missing with grey and only warns."""
+    head, tail = data[:2].tobytes(), data[-2:].tobytes()
+    if head != JPEG or tail == b"\xff\xd9":
+        return True
+    # No end marker at the very end: cut off, or followed by what a camera or editor appended. Pillow tells them apart.
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data.tobytes())) as image:
+            image.load()
+    except Exception:
+        return False
+    return True

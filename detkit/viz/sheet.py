@@ -1,0 +1,82 @@
+"""Several pictures as one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from detkit.viz.draw import INK, PAPER, as_array, draw, font_of, shorten
+
+# pictures of objects shown beside each other are enlarged to this many pixels, so that names can be read
+READABLE = 400
+
+
+def mosaic(
+    images: Sequence[ArrayLike], titles: Sequence[str] | None = None, columns: int | None = None
+) -> NDArray[np.uint8]:
+    """Return the images in rows, each with its title above.
+
+    Images are scaled to fit a common cell, as wide as the widest and as high as the highest of them. columns: by
+    default as many as make the whole about square.
+    """
+    from PIL import Image, ImageDraw
+
+    pictures = [as_array(image, np.uint8) for image in images]
+    if not pictures:
+        raise ValueError("mosaic: expected at least one image")
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(pictures)))
+    columns = min(columns, len(pictures))
+    width = max(picture.shape[1] for picture in pictures)
+    height = max(picture.shape[0] for picture in pictures)
+    factors = [min(width / picture.shape[1], height / picture.shape[0]) for picture in pictures]
+    sizes = [(round(p.shape[1] * f) or 1, round(p.shape[0] * f) or 1) for p, f in zip(pictures, factors)]
+    gap = max(4, round(width / 80))
+    font = font_of(max(12, round(width / 30)))
+    head = round(font.size * 1.6) if titles else 0
+    heights = [max(size[1] for size in sizes[at : at + columns]) for at in range(0, len(sizes), columns)]
+
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + len(heights) * (head + gap) + gap), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for place, (picture, size) in enumerate(zip(pictures, sizes)):
+        row, column = divmod(place, columns)
+        left = gap + column * (width + gap)
+        top = gap + sum(heights[:row]) + row * (head + gap)
+        fitted = Image.fromarray(np.ascontiguousarray(picture))
+        if size != fitted.size:
+            fitted = fitted.resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(fitted, (left + (width - size[0]) // 2, top + head + (heights[row] - size[1]) // 2))
+        if titles:
+            title = shorten(titles[place], font, width)
+            pen.text((left + width / 2, top + head / 2), title, INK, font, anchor="mm")
+    return np.array(sheet)
+
+
+def draw_pair(
+    image: ArrayLike, truth: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Return the ground truth beside the detections of one photo; small photos are enlarged.
+
+    truth: boxes (N, 4), labels (N,) and perhaps ignore (N,); found: boxes (M, 4), labels (M,) and scores (M,).
+    """
+    image = as_array(image, np.uint8)
+    pictures = []
+    for objects in (truth, found):
+        picture, factor = _enlarge(image, READABLE)
+        boxes = as_array(objects["boxes"], np.float64).reshape(-1, 4) * factor
+        scores, ignore = objects.get("scores"), objects.get("ignore")
+        pictures.append(draw(picture, boxes, objects["labels"], classes, scores, ignore))
+    return mosaic(pictures, ("ground truth", "detections"), columns=2)
+
+
+def _enlarge(image: NDArray, least: int) -> tuple[NDArray, float]:
+    """Scale an image up so that its longer side has at least `least` pixels; return it and the factor."""
+    from PIL import Image
+
+    factor = least / max(image.shape[:2])
+    if factor <= 1:
+        return image, 1.0
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)), factor
