@@ -77,6 +77,7 @@ class TrainConfig:
     iterations: optimiser steps. batch: images a step over all processes. bias_lr: factor on the rate of biases,
     which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone.
     milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up.
+    amp: number format of the network, none = float32; auto is bf16 where the device multiplies it fast, else none.
     clip: largest gradient norm. accumulate: micro-batches a step. ema: decay of the averaged weights, 0 = none.
     evaluate_every, save_every: iterations, 0 = only at the end.
     """
@@ -108,7 +109,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
         _one_of("train.schedule", self.schedule, ("steps", "cosine"))
-        _one_of("train.amp", self.amp, ("none", "bf16", "fp16"))
+        _one_of("train.amp", self.amp, ("none", "auto", "bf16", "fp16"))
         for key in ("iterations", "batch", "accumulate"):
             if getattr(self, key) != MISSING:
                 _at_least(f"train.{key}", getattr(self, key), 1)

@@ -19,15 +19,41 @@ class Backbone(nn.Module):
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
     large: maps of much larger values than the deeper ones, which SSD L2-normalises.
+    region: the map that single-map region detectors pool from. width: of `fully_connected` layers above it.
     """
 
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
     large: ClassVar[tuple[str, ...]] = ()
+    region: ClassVar[str] = "c4"
+    width: ClassVar[int] = 1024
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def stages(self) -> list[nn.Module]:
+        """Return the layers in order, cut where the maps become smaller, so that the first of them can be frozen."""
+        raise NotImplementedError(f"{type(self).__name__} has no stages")
+
+    def tail(self, size: int) -> nn.Module:
+        """Return a network from a region's pooled map (R, C, size, size) to its features (R, D).
+
+        It is what follows the map `region` in the network, taken out of this one, which then gives no deeper maps;
+        where nothing does, or in front of it stands a neck of its own channels, see `fully_connected`.
+        """
+        channels = next(info.channels for info in self.info if info.name == self.region)
+        return fully_connected(channels, size, self.width)
+
+    def drop_tail(self) -> None:
+        """Leave out the layers that only `tail` uses."""
+
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published classifier (torchvision's keys) to this module's keys."""
         return state
+
+
+def fully_connected(channels: int, size: int, width: int) -> nn.Sequential:
+    """Two fully connected layers with ReLU on a flattened (channels, size, size) map, as Fast R-CNN has fc6 and fc7."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * size * size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+    )

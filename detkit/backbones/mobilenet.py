@@ -24,8 +24,23 @@ class MobileNetV2(Backbone):
         super().__init__()
         self.features = mobilenet_v2(weights=None).features
 
+    def stages(self) -> list[nn.Module]:
+        return [self.features[start:stop] for start, stop in ((0, 2), (2, 4), (4, 7), (7, 14), (14, 19))]
+
+    def tail(self, size: int) -> nn.Module:
+        """The layers behind c4 and global average pooling; they halve the size."""
+        expanding = self.features[14].get_submodule("conv")
+        assert isinstance(expanding, nn.Sequential)
+        deep = nn.Sequential(expanding[1:], self.features[15:], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.expand4 = expanding[0]
+        self.features = self.features[:14]
+        self.info = self.info[:-1]
+        return deep
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         c3, x = self._expand(7, self.features[:7](x))
+        if len(self.info) == 2:
+            return {"c3": c3, "c4": self.expand4(self.features[8:14](x))}
         c4, x = self._expand(14, self.features[8:14](x))
         return {"c3": c3, "c4": c4, "c5": self.features[15:](x)}
 

@@ -1,5 +1,7 @@
 """A small backbone for CPUs, trained from scratch in minutes."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from detkit.backbones.base import Backbone, FeatureInfo
@@ -18,6 +20,9 @@ class Tiny(Backbone):
 
     info = (FeatureInfo("c3", 96, 8), FeatureInfo("c4", 128, 16), FeatureInfo("c5", 128, 32))
 
+    region: ClassVar[str] = "c3"
+    width: ClassVar[int] = 256
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(_layer(3, 24, 2), _layer(24, 48, 2), _layer(48, 48))
@@ -27,6 +32,9 @@ class Tiny(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stages(self) -> list[nn.Module]:
+        return [self.stem, self.stage3, self.stage4, self.stage5]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         c3 = self.stage3(self.stem(x))

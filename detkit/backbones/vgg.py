@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman, 2015) as SSD uses it."""
+"""VGG16 (Simonyan and Zisserman, 2015): as region detectors use it, and as SSD does."""
 
 from typing import ClassVar
 
@@ -7,12 +7,57 @@ from torchvision.models import vgg16
 
 from detkit.backbones.base import Backbone, FeatureInfo
 from detkit.backbones.registry import BACKBONES
+from detkit.errors import UserError
 
-CONV4_3 = 23  # torchvision's `features` up to and with conv4_3's ReLU
-POOL3 = 16
-POOL5 = 30
+# torchvision's `features` up to and with the last ReLU in front of a pool
+CONV3_3, CONV4_3, CONV5_3 = 16, 23, 30
+POOL3, POOL5 = CONV3_3, CONV5_3
 # fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
 KEEP_UNITS, KEEP_PIXELS = 4, 3
+
+
+@BACKBONES.register("vgg16")
+class VGG16(Backbone):
+    """The 13 convolutions, without pool5. Features: conv3_3 (stride 4), conv4_3 (8), conv5_3 (16). Tail: fc6, fc7."""
+
+    info = (FeatureInfo("conv3_3", 256, 4), FeatureInfo("conv4_3", 512, 8), FeatureInfo("conv5_3", 512, 16))
+    imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
+    large: ClassVar[tuple[str, ...]] = ("conv3_3", "conv4_3")
+    region: ClassVar[str] = "conv5_3"
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = vgg16(weights=None)
+        assert isinstance(body.features, nn.Sequential)
+        assert isinstance(body.classifier, nn.Sequential)
+        self.features = body.features[:POOL5]
+        self.classifier = body.classifier[:6]
+
+    def stages(self) -> list[nn.Module]:
+        return [self.features[start:stop] for start, stop in ((0, 5), (5, 10), (10, 17), (17, 24), (24, POOL5))]
+
+    def tail(self, size: int) -> nn.Module:
+        """fc6 and fc7 with dropout; they were trained on maps of 7 x 7."""
+        if size != 7:
+            raise UserError(f"model.pool_size: {size}, but fc6 of VGG16 reads maps of 7 x 7")
+        deep, self.classifier = self.classifier, nn.Identity()
+        return nn.Sequential(nn.Flatten(), deep)
+
+    def drop_tail(self) -> None:
+        self.classifier = nn.Identity()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        conv3_3 = self.features[:CONV3_3](x)
+        conv4_3 = self.features[CONV3_3:CONV4_3](conv3_3)
+        return {"conv3_3": conv3_3, "conv4_3": conv4_3, "conv5_3": self.features[CONV4_3:](conv4_3)}
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        # published feature-only files (converted from Caffe) fill the classifier with NaN
+        return {
+            key: tensor
+            for key, tensor in state.items()
+            if not key.startswith("classifier.6.") and not (key.startswith("classifier.") and tensor.isnan().any())
+        }
 
 
 @BACKBONES.register("vgg16_reduced")

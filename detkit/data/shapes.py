@@ -1,8 +1,8 @@
 """The shapes data set: drawn by detkit itself, in VOC layout, so that everything can be tried without a download.
 
-Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles and blobs of no class.
-Sizes run from a sixth to two thirds of the picture, with some rotation, stretch, blur, outlines and patterned fills.
-A box is tight around the visible part, as VOC's rule has it. An object of which less than half can be seen is
+Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles, bars and worms of no
+class. Sizes run from a sixth to two thirds of the picture, with some rotation, stretch, blur, outlines and patterned
+fills. A box is tight around the visible part, as VOC's rule has it. An object of which less than half can be seen is
 difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not annotated.
 
 Picture i of a split depends on the seed, the split and i alone.
@@ -25,7 +25,7 @@ from detkit.files import write_atomic
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 6400, "val": 200, "test": 400}
-VERSION = 4
+VERSION = 5
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
@@ -152,18 +152,16 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
     full: list[int] = []  # area of the whole shape, in pixels, also outside the picture
     names: list[str] = []
     places: list[np.ndarray] = []
+    sizes: list[float] = []
     # mostly a few objects, sometimes none, seldom a crowd
     for _ in range(int(random.choice(9, p=(0.03, 0.09, 0.17, 0.21, 0.2, 0.13, 0.09, 0.05, 0.03)))):
         name = CLASSES[int(random.integers(len(CLASSES)))]
         size = float(np.exp(random.uniform(np.log(24), np.log(96))))
-        centre = np.zeros(2)
-        for _ in range(8):
-            centre = random.uniform((0.0, 0.0), (width, height))
-            if not places or random.random() < 0.2:
-                break  # the first fits anywhere; now and then one may cover others
-            if np.hypot(*(np.stack(places) - centre).T).min() > 0.4 * size + 8:
-                break
+        centre = _place(random, size, places, sizes, (width, height))
+        if centre is None:
+            continue
         places.append(centre)
+        sizes.append(size)
         alpha, area = _shape(random, name, centre, size, height, width)
         _paint(random, image, alpha)
         inside = alpha > 127
@@ -192,6 +190,22 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
     grain = random.integers(0, 256, image.shape, dtype=np.uint8).view(np.int8)
     noise = grain * np.float32(random.uniform(0, 8 / 128))
     return np.clip(image + noise, 0, 255).astype(np.uint8), objects
+
+
+def _place(
+    random: np.random.Generator, size: float, places: list[np.ndarray], sizes: list[float], picture: tuple[int, int]
+) -> np.ndarray | None:
+    """Choose a centre where an object of `size` is mostly in the picture and apart from others; None if there is none.
+
+    Now and then it may cover others, wherever that is.
+    """
+    margin = 0.3 * size
+    anywhere = not places or random.random() < 0.15
+    for _ in range(12):
+        centre = random.uniform((margin, margin), np.array(picture) - margin)
+        if anywhere or (np.hypot(*(np.stack(places) - centre).T) > 0.4 * (np.array(sizes) + size)).all():
+            return centre
+    return None
 
 
 def _colour(random: np.random.Generator) -> np.ndarray:
@@ -224,12 +238,10 @@ def _distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray |
     kind = int(random.integers(4))
     centre = random.uniform((0, 0), (width, height)) if over is None else over + random.uniform(-12, 12, 2)
     size = float(random.uniform(8, 30))
-    if kind == 0:  # a smooth irregular blob
-        angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        radius = 1 + random.uniform(0.4, 0.6) * np.sin(2 * angle + random.uniform(0, 2 * np.pi))
-        radius += random.uniform(0.1, 0.2) * np.sin(3 * angle + random.uniform(0, 2 * np.pi))
-        points = centre + size * radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-        cv2.fillPoly(mask, [_fixed(points)], 255, cv2.LINE_AA, SHIFT)
+    if kind == 0:  # a worm
+        turns = np.cumsum(random.uniform(-0.7, 0.7, 14)) + random.uniform(0, 2 * np.pi)
+        points = centre + size / 6 * np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1), 0)
+        cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(5, 10)), cv2.LINE_AA, SHIFT)
     elif kind == 1:  # a scribble
         points = centre + np.cumsum(random.uniform(-size, size, (int(random.integers(3, 8)), 2)), 0)
         cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(1, 4)), cv2.LINE_AA, SHIFT)

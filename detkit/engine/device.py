@@ -35,8 +35,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def resolve_amp(device: torch.device, amp: str) -> str:
+    """Settle `auto`: bf16 where the device multiplies it in hardware made for that, else none.
+
+    That is CUDA from compute capability 8 on, and CPUs with AMX; others widen bf16 first and are slower than float32.
+    """
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "none"
+    # a torch before 2.12 or so does not tell; then it's float32
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if capabilities.get("amx_bf16") else "none"
+
+
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
-    """The autocast context of `amp`: none, bf16 or fp16."""
+    """The autocast context of `amp`: none, auto, bf16 or fp16."""
+    amp = resolve_amp(device, amp)
     return torch.autocast(device.type, AMP_TYPES.get(amp), enabled=amp != "none")
 
 

@@ -17,6 +17,7 @@ import torch
 
 from detkit.config import Config, save_config
 from detkit.engine import checkpoint, distributed
+from detkit.engine.device import resolve_amp
 from detkit.engine.evaluate import evaluate
 from detkit.engine.log import Log
 from detkit.errors import UserError
@@ -85,7 +86,7 @@ class Run:
                 raise UserError(f"{self.folder / 'config.yaml'}: {error.strerror or error}") from None
             path = self.folder / "env.txt"
             earlier = path.read_text() + "\n" if path.exists() else ""
-            checkpoint.write_file(path, earlier + environment(self.device))
+            checkpoint.write_file(path, earlier + environment(self.device, self.config.train.amp))
 
     def take_resumed(self) -> dict[str, Any] | None:
         """Return, once, the content of last.pt that this stage goes on from."""
@@ -137,8 +138,8 @@ def create_folder(out: str | None, name: str) -> Path:
     return folder
 
 
-def environment(device: torch.device) -> str:
-    """Return versions, device, git state and command, one `name: value` a line."""
+def environment(device: torch.device, amp: str) -> str:
+    """Return versions, device, number format, git state and command, one `name: value` a line."""
     from datetime import datetime
     from importlib.metadata import PackageNotFoundError, version
 
@@ -159,6 +160,7 @@ def environment(device: torch.device) -> str:
         lines["device"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
         lines["device"] = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    lines["amp"] = resolve_amp(device, amp)
     lines["processes"] = str(distributed.world())
     return "".join(f"{name}: {value}\n" for name, value in lines.items())
 

@@ -211,8 +211,9 @@ class SSD(Detector):
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Matching (2.2), hard negative mining and the multibox loss, equation 1, with alpha = 1."""
-        logits, deltas = self.network(self.normalise(images))
+        # before the network: matching waits for a GPU a few times, which is short while nothing is queued there
         match = match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.overlap)
+        logits, deltas = self.network(self.normalise(images))
         return multibox_loss(
             logits, deltas, match, targets.boxes, targets.labels, self.anchors, CODER, ratio=self.negatives
         )

@@ -1,11 +1,12 @@
 """Batched, padded tensor functions: boxes, anchors, coding, matching, losses and suppression."""
 
-from detkit.ops.anchors import default_boxes, map_steps
+from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors
 from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
 from detkit.ops.coders import BoxCoder
-from detkit.ops.losses import hard_negative_mask, multibox_loss, smooth_l1, world_mean
-from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_ssd
+from detkit.ops.losses import hard_negative_mask, multibox_loss, region_loss, rpn_loss, smooth_l1, world_mean
+from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense
+from detkit.ops.sampling import sample
 
 __all__ = [
     "BACKGROUND",
@@ -18,12 +19,18 @@ __all__ = [
     "cxcywh_to_xyxy",
     "default_boxes",
     "flip",
+    "grid_anchors",
     "hard_negative_mask",
-    "map_steps",
+    "match_regions",
+    "match_rpn",
     "match_ssd",
     "multibox_loss",
     "nms",
     "nms_dense",
+    "region_loss",
+    "rpn_anchors",
+    "rpn_loss",
+    "sample",
     "scale",
     "smooth_l1",
     "world_mean",

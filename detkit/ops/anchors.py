@@ -7,24 +7,19 @@ import torch
 from torch import Tensor
 
 
-def map_steps(size: tuple[int, int], maps: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
-    """Return each map's cell (height, width) in pixels for an input `size` (height, width); maps: (rows, columns)."""
-    return [(size[0] / rows, size[1] / columns) for rows, columns in maps]
-
-
 def default_boxes(
     maps: Sequence[tuple[int, int]],
-    steps: Sequence[float | tuple[float, float]],
+    steps: Sequence[float],
     min_sizes: Sequence[float],
     max_sizes: Sequence[float],
     aspect_ratios: Sequence[Sequence[float]],
 ) -> Tensor:
     """Return SSD's default boxes, (A, 4) float32 xyxy in input pixels, not clipped (SSD, section 2.2).
 
-    One entry a map in each argument. maps: (rows, columns). steps: pixels a cell, one number or (vertical,
-    horizontal). min_sizes, max_sizes: pixels. aspect_ratios: ratios above 1; each gives itself and its inverse.
-    Order: maps as given, cells row by row, and in a cell the squares of min and sqrt(min * max), then for each
-    ratio the box min * sqrt(ar) wide and min / sqrt(ar) high and its transpose. Centres are (i + .5) * step.
+    One entry a map in each argument. maps: (rows, columns). steps: pixels a cell. min_sizes, max_sizes: pixels.
+    aspect_ratios: ratios above 1; each gives itself and its inverse. Order: maps as given, cells row by row, and in a
+    cell the squares of min and sqrt(min * max), then for each ratio the box min * sqrt(ar) wide and min / sqrt(ar) high
+    and its transpose. Centres are (i + .5) * step.
     SSD300 has 8732 boxes, SSD512 24564.
     """
     counts = [len(maps), len(steps), len(min_sizes), len(max_sizes), len(aspect_ratios)]
@@ -36,15 +31,40 @@ def default_boxes(
     levels = [torch.zeros(0, 4, dtype=torch.float64)]
     # once a model, on the host: a loop over the maps
     for (rows, columns), step, small, large, ratios in zip(maps, steps, min_sizes, max_sizes, aspect_ratios):
-        vertical, horizontal = step if isinstance(step, tuple | list) else (step, step)
         middle = math.sqrt(small * large)
         sides = [(small, small), (middle, middle)]
         for ratio in ratios:
             root = math.sqrt(ratio)
             sides += [(small * root, small / root), (small / root, small * root)]
         half = torch.tensor(sides, dtype=torch.float64) / 2
-        y = (torch.arange(rows, dtype=torch.float64) + 0.5) * vertical
-        x = (torch.arange(columns, dtype=torch.float64) + 0.5) * horizontal
+        y = (torch.arange(rows, dtype=torch.float64) + 0.5) * step
+        x = (torch.arange(columns, dtype=torch.float64) + 0.5) * step
         centre = torch.stack((x.expand(rows, columns), y.unsqueeze(1).expand(rows, columns)), -1).unsqueeze(2)
         levels.append(torch.cat((centre - half, centre + half), -1).view(-1, 4))
     return torch.cat(levels).float()
+
+
+def rpn_anchors(base: int, ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
+    """Return the RPN's anchors of the cell at the origin, (A, 4) float32 xyxy (Faster R-CNN, section 3.1.1).
+
+    base: side of the square that all are made from, pixels, the map's stride. ratios: height / width. scales:
+    multiples of the base's sides. Order: ratio after ratio, in each the scales. As in the authors' code sides are
+    rounded to whole pixels before they are scaled, halves to even; base 16 with ratios .5, 1, 2 and scales 8, 16, 32
+    gives the nine published ones, the first [-83, -39, 100, 56] in 1-based inclusive pixels.
+    """
+    # once a model, on the host: a loop over ratios and scales
+    sides = []
+    for ratio in ratios:
+        width = round(math.sqrt(base * base / ratio))
+        height = round(width * ratio)
+        sides += [(width * scale, height * scale) for scale in scales]
+    half = torch.tensor(sides, dtype=torch.float64).view(-1, 2) / 2
+    return torch.cat((base / 2 - half, base / 2 + half), -1).float()
+
+
+def grid_anchors(rows: int, columns: int, stride: float, cell: Tensor) -> Tensor:
+    """Lay the anchors `cell` (A, 4) over a map: (rows * columns * A, 4), cells row by row, then the A of a cell."""
+    y = torch.arange(rows, device=cell.device) * stride
+    x = torch.arange(columns, device=cell.device) * stride
+    shift = torch.stack((x.expand(rows, columns), y.unsqueeze(1).expand(rows, columns)), -1).repeat(1, 1, 2)
+    return (shift.unsqueeze(2) + cell).reshape(-1, 4)

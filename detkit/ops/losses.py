@@ -70,7 +70,7 @@ def multibox_loss(
     entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     counted = positive | hard_negative_mask(entropy.detach(), positive, match.index == BACKGROUND, ratio)
 
-    wanted = coder.encode(boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)), anchors)
+    wanted = coder.encode(_rows(boxes, index), anchors)
     shift = smooth_l1(deltas, wanted).sum(-1)
 
     count = world_mean(positive.sum(), least=1.0)
@@ -78,3 +78,58 @@ def multibox_loss(
         "classification": torch.where(counted, entropy, 0).sum() / count,
         "box": torch.where(positive, shift, 0).sum() / count,
     }
+
+
+def rpn_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    match: Match,
+    index: Tensor,
+    valid: Tensor,
+    boxes: Tensor,
+    anchors: Tensor,
+    coder: BoxCoder,
+) -> dict[str, Tensor]:
+    """Return the RPN's loss {"objectness", "rpn_box"}, two scalars to be added (Faster R-CNN, equation 1).
+
+    logits: (B, A), of an object against background (section 3.1, the note that allows logistic regression); deltas:
+    (B, A, 4); match: of `match_rpn`; index, valid: (B, K), the anchors drawn by `sample`; boxes: (B, N, 4), the
+    objects; anchors: (A, 4). Cross-entropy over the drawn, smooth L1 with sigma 3 over the drawn positives, both summed
+    and divided by the number drawn in the batch, at least 1, averaged over processes (as the authors' Python code,
+    where the paper balances with lambda = 10 and the number of places).
+    """
+    owner = match.index.gather(1, index)
+    positive = valid & (owner >= 0)
+    entropy = F.binary_cross_entropy_with_logits(logits.float().gather(1, index), positive.float(), reduction="none")
+    if boxes.shape[1] == 0:  # gather needs something to point at
+        boxes = boxes.new_zeros(len(boxes), 1, 4)
+    wanted = coder.encode(_rows(boxes, owner.clamp(min=0)), anchors[index])
+    shift = smooth_l1(_rows(deltas, index), wanted, beta=1 / 9).sum(-1)
+    count = world_mean(valid.sum(), least=1.0)
+    return {
+        "objectness": torch.where(valid, entropy, 0).sum() / count,
+        "rpn_box": torch.where(positive, shift, 0).sum() / count,
+    }
+
+
+def region_loss(logits: Tensor, deltas: Tensor, target: Tensor, wanted: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Return the multi-task loss {"classification", "box"} of regions (Fast R-CNN, equation 1, with lambda = 1).
+
+    logits: (B, R, C + 1), background last; deltas: (B, R, C, 4), one set a class; target: (B, R) int64, 0..C, C for
+    background; wanted: (B, R, 4), deltas to learn where the target is a class; valid: (B, R) bool. Both are summed and
+    divided by the number of regions in the batch, at least 1, averaged over processes.
+    """
+    classes = deltas.shape[2]
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    own = target.clamp(max=classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+    shift = smooth_l1(deltas.gather(2, own).squeeze(2), wanted).sum(-1)
+    count = world_mean(valid.sum(), least=1.0)
+    return {
+        "classification": torch.where(valid, entropy, 0).sum() / count,
+        "box": torch.where(valid & (target < classes), shift, 0).sum() / count,
+    }
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """(B, N, 4), (B, K) -> (B, K, 4)."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))

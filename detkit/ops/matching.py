@@ -57,6 +57,84 @@ def match_ssd(boxes: Tensor, valid: Tensor, ignore: Tensor | None, anchors: Tens
     return Match(index[:, :-1], best)
 
 
+@torch.no_grad()
+def match_rpn(
+    boxes: Tensor,
+    valid: Tensor,
+    ignore: Tensor | None,
+    anchors: Tensor,
+    inside: Tensor,
+    positive: float = 0.7,
+    negative: float = 0.3,
+) -> Match:
+    """Match the RPN's anchors to objects (Faster R-CNN, section 3.1.2, and the authors' Python code).
+
+    boxes: (B, N, 4) xyxy; valid: (B, N) bool, False for padding; ignore: (B, N) bool, objects not trained on, or None;
+    anchors: (A, 4). inside: (B, A) bool, anchors that do not cross the image's border; the others are IGNORED.
+
+    An anchor is positive for the object that it overlaps most where that IoU is >= `positive`, or where no other anchor
+    overlaps some object more (all that tie, with IoU > 0); BACKGROUND where its best IoU is < `negative`; else IGNORED,
+    as are anchors that would be positive for ignored objects only. A forced anchor regresses to the object that the
+    anchor overlaps most, as in the code. Ties go to the lowest object.
+    """
+    count = valid.shape[1]
+    outside = torch.where(inside, BACKGROUND, IGNORED)
+    if count == 0:
+        return Match(outside, boxes.new_zeros(outside.shape, dtype=torch.float32))
+    iou = box_iou(boxes, anchors)
+    used = valid if ignore is None else valid & ~ignore
+    hidden = None
+    if ignore is not None:
+        hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= positive
+    iou.masked_fill_(~(used.unsqueeze(-1) & inside.unsqueeze(1)), 0)
+    best, index = iou.max(1)
+    most = iou.amax(2, keepdim=True)
+    forced = ((iou == most) & (most > 0)).any(1)
+    state = torch.where(best < negative, BACKGROUND, IGNORED)
+    if hidden is not None:
+        state = torch.where(hidden, IGNORED, state)
+    return Match(torch.where(inside, torch.where((best >= positive) | forced, index, state), IGNORED), best)
+
+
+@torch.no_grad()
+def match_regions(
+    boxes: Tensor,
+    valid: Tensor,
+    ignore: Tensor | None,
+    regions: Tensor,
+    region_valid: Tensor,
+    foreground: float = 0.5,
+    background: tuple[float, float] = (0.0, 0.5),
+) -> Match:
+    """Match regions to objects (Fast R-CNN, section 2.3).
+
+    boxes: (B, N, 4) xyxy; valid: (B, N) bool; ignore: (B, N) bool, objects not trained on, or None; regions: (B, R, 4)
+    with region_valid (B, R) bool, False for padding, which is IGNORED.
+
+    A region belongs to the object that it overlaps most where that IoU is >= `foreground`; it is BACKGROUND where its
+    best IoU is in [low, high) of `background`; else IGNORED, as are regions that would belong to ignored objects only.
+    Ties go to the lowest object.
+    """
+    count = valid.shape[1]
+    if count == 0:
+        best = regions.new_zeros(region_valid.shape, dtype=torch.float32)
+        index = best.new_zeros(best.shape, dtype=torch.int64)
+        hidden = None
+    else:
+        iou = box_iou(boxes, regions)
+        hidden = None
+        if ignore is not None:
+            hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= foreground
+        used = valid if ignore is None else valid & ~ignore
+        best, index = iou.masked_fill_(~used.unsqueeze(-1), 0).max(1)
+    low, high = background
+    state = torch.where((best >= low) & (best < high), BACKGROUND, IGNORED)
+    if hidden is not None:
+        state = torch.where(hidden, IGNORED, state)
+    owned = (best >= foreground) & (best > 0)
+    return Match(torch.where(region_valid, torch.where(owned, index, state), IGNORED), best)
+
+
 def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
     """Greedy bipartite matching of iou (B, N, A): whether each object has an anchor, and which, both (B, N).
 

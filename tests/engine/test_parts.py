@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detkit.config import BackboneConfig, TrainConfig
-from detkit.engine.device import choose_device, place, place_images
+from detkit.engine.device import autocast, choose_device, place, place_images, resolve_amp
 from detkit.engine.ema import Average
 from detkit.engine.memory import tune
 from detkit.engine.optimizer import build_optimizer, kinds, set_rate
@@ -140,3 +140,19 @@ def test_devices() -> None:
 
 def test_tune_can_be_repeated() -> None:
     assert tune() == tune()
+
+
+@pytest.mark.parametrize(("capabilities", "expected"), [({"amx_bf16": True}, "bf16"), ({}, "none")])
+def test_auto_is_bf16_where_the_processor_is_made_for_it(monkeypatch, capabilities: dict, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    cpu = torch.device("cpu")
+    assert resolve_amp(cpu, "auto") == expected
+    assert resolve_amp(cpu, "none") == "none"
+    assert resolve_amp(cpu, "fp16") == "fp16"
+    with autocast(cpu, "auto"):
+        assert torch.is_autocast_enabled("cpu") == (expected == "bf16")
+
+
+def test_auto_on_an_old_torch(monkeypatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert resolve_amp(torch.device("cpu"), "auto") == "none"

@@ -84,6 +84,50 @@ def match_ssd(
     return result, pairs
 
 
+def match_rpn(
+    overlap: Tensor, valid: Tensor, ignore: Tensor, inside: Tensor, positive: float, negative: float
+) -> list[int]:
+    """One image: overlap (N, A). Returns each anchor's object, -1 or -2."""
+    count, anchors = overlap.shape
+    table = overlap.tolist()
+    used = [n for n in range(count) if valid[n] and not ignore[n]]
+    most = {n: max((table[n][a] for a in range(anchors) if inside[a]), default=0.0) for n in used}
+    result = []
+    for a in range(anchors):
+        best = min(((-table[n][a], n) for n in used), default=(0.0, -1))
+        hidden = max((table[n][a] for n in range(count) if valid[n] and ignore[n]), default=0.0)
+        forced = any(table[n][a] == most[n] > 0 for n in used)
+        if not inside[a]:
+            result.append(-2)
+        elif used and (-best[0] >= positive or forced):
+            result.append(best[1])
+        else:
+            result.append(-1 if -best[0] < negative and hidden < positive else -2)
+    return result
+
+
+def match_regions(
+    overlap: Tensor, valid: Tensor, ignore: Tensor, real: Tensor, foreground: float, background: tuple[float, float]
+) -> list[int]:
+    """One image: overlap (N, R). Returns each region's object, -1 or -2."""
+    count, regions = overlap.shape
+    table = overlap.tolist()
+    used = [n for n in range(count) if valid[n] and not ignore[n]]
+    result = []
+    for r in range(regions):
+        best = min(((-table[n][r], n) for n in used), default=(0.0, -1))
+        hidden = max((table[n][r] for n in range(count) if valid[n] and ignore[n]), default=0.0)
+        if not real[r]:
+            result.append(-2)
+        elif used and -best[0] >= foreground:
+            result.append(best[1])
+        elif hidden >= foreground or not background[0] <= -best[0] < background[1]:
+            result.append(-2)
+        else:
+            result.append(-1)
+    return result
+
+
 def hard_negatives(loss: list[float], positive: list[bool], candidates: list[bool], ratio: float) -> list[bool]:
     """One image."""
     ranked = sorted((i for i, c in enumerate(candidates) if c), key=lambda i: (-loss[i], i))

@@ -1,0 +1,182 @@
+"""Faster R-CNN (Ren et al., NIPS 2015), beside the paper from top to bottom.
+
+Where the paper and its Python code differ, and what detkit does:
+- Training is the approximate joint one (section 3.2, and the code's end2end), where proposals are constants.
+- The RPN has one logit an anchor, not two (the paper's note in section 3.1: logistic regression).
+- Both of its losses are divided by the number of anchors drawn (code), not balanced by lambda = 10 (paper).
+- Deltas of the second stage are scaled by .1, .1, .2, .2 (code), not by statistics of the data (Fast R-CNN).
+- Difficult objects are not trained on, as in the code (`data.difficult: false`), but anchors and regions that overlap
+  them alone are left out of the loss, where in the code they are background.
+- Boxes are continuous: no "+ 1".
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from detkit.backbones import create_backbone, fully_connected
+from detkit.config import BackboneConfig
+from detkit.errors import UserError
+from detkit.models.necks import FPN
+from detkit.models.region import CODER, MapFeatures, RegionDetector, RegionHead, sample_regions
+from detkit.models.registry import MODELS
+from detkit.ops import grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
+from detkit.proposals.rpn import CODER as RPN_CODER
+from detkit.proposals.rpn import RPNHead, propose
+from detkit.structures import Images, InputSpec, Predictions, Targets
+
+
+@dataclass
+class FasterRCNNConfig:
+    """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code).
+
+    size: shortest side and largest longest side of the input, pixels. features: the backbone's maps, null = the one
+    that its region tail follows, with a neck all of stride 4 and up. neck: `none`, or `fpn` with `channels`.
+    stages, norms: how many first stages of the backbone, and whether its batch norms, stay as they are.
+    ratios (height / width) and scales (times the map's stride): the anchors. rpn_width: channels of its convolution.
+    rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
+    before, after: best proposals before and after their NMS at rpn_iou, in training; test_before, test_after: else.
+    smallest: pixels of the photo that both sides of a proposal have.
+    pool: `pool` or `align`, pool_size: cells a side; canonical: pixels a side of a region for the map of stride 16.
+    number, fraction: regions drawn an image, and most foreground; foreground: least IoU; background: [low, high).
+    """
+
+    name: str = "faster_rcnn"
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
+    size: list[int] = field(default_factory=lambda: [600, 1000])
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    features: list[str] | None = None
+    neck: str = "none"
+    channels: int = 256
+    stages: int = 2
+    norms: bool = True
+    ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    scales: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0])
+    rpn_width: int = 512
+    rpn_positive: float = 0.7
+    rpn_negative: float = 0.3
+    rpn_number: int = 256
+    rpn_fraction: float = 0.5
+    rpn_iou: float = 0.7
+    before: int = 12000
+    after: int = 2000
+    test_before: int = 6000
+    test_after: int = 300
+    smallest: float = 16.0
+    pool: str = "pool"
+    pool_size: int = 7
+    canonical: float = 224.0
+    number: int = 128
+    fraction: float = 0.25
+    foreground: float = 0.5
+    background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+
+
+@MODELS.register("faster_rcnn")
+class FasterRCNN(RegionDetector):
+    """Backbone (and neck), region proposal network, and a region head on the same maps."""
+
+    config_type = FasterRCNNConfig
+
+    def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:
+        super().__init__(config, classes, InputSpec((config.size[0], config.size[1]), config.mean, config.std))
+        c = self.config = config
+        self.backbone = create_backbone(c.backbone, tail=c.neck == "none")
+        known = {info.name: info for info in self.backbone.info}
+        if c.neck == "none":
+            self.features = c.features or [self.backbone.region]
+        else:
+            self.features = c.features or [info.name for info in self.backbone.info if info.stride >= 4]
+        for name in self.features:
+            if name not in known:
+                raise UserError(f"model.features: {c.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
+        info = tuple(known[name] for name in self.features)
+        self.neck = FPN(info, c.channels) if c.neck == "fpn" else None
+        maps = info if self.neck is None else self.neck.info
+
+        # 3.1 region proposal network
+        self.strides = [feature.stride for feature in maps]
+        self.rpn = RPNHead(maps[0].channels, c.rpn_width, len(c.ratios) * len(c.scales))
+        for number, stride in enumerate(self.strides):
+            cell = rpn_anchors(stride, c.ratios, c.scales)
+            self.register_buffer(f"cell{number}", cell, persistent=False)
+
+        # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
+        pooled = maps if self.neck is None else maps[:-1]
+        self.region_features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical)
+        if self.neck is None:
+            tail = self.backbone.tail(c.pool_size)
+        else:
+            tail = fully_connected(c.channels, c.pool_size, self.backbone.width)
+        self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes))
+        self.freeze_layers(c.stages, c.norms)
+
+    def maps(self, images: Images) -> list[Tensor]:
+        """Images -> feature maps, finest first."""
+        features = self.backbone(self.normalise(images))
+        if self.neck is not None:
+            return list(self.neck(features).values())
+        return [features[name] for name in self.features]
+
+    def anchors(self, maps: list[Tensor]) -> list[Tensor]:
+        """3.1.1: the anchors (A, 4) of each map, in pixels of the input."""
+        return [
+            grid_anchors(x.shape[-2], x.shape[-1], stride, self.get_buffer(f"cell{number}"))
+            for number, (x, stride) in enumerate(zip(maps, self.strides))
+        ]
+
+    def proposals(
+        self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """3.3: the best boxes of the RPN, (B, R, 4), and whether each is there, (B, R)."""
+        c = self.config
+        before, after = (c.before, c.after) if self.training else (c.test_before, c.test_after)
+        smallest = c.smallest * (images.sizes / images.original).amin(1)
+        return propose(logits, deltas, anchors, images.sizes, smallest, before=before, after=after, iou=c.rpn_iou)
+
+    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        c = self.config
+        maps = self.maps(images)
+        logits, deltas = self.rpn(maps)
+        anchors = self.anchors(maps)
+
+        # 3.1.2, 3.1.3: the RPN learns from anchors inside the image
+        every = torch.cat(anchors)
+        inside = (every[:, :2] >= 0).all(-1) & (every[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
+        objects = (targets.boxes, targets.valid, targets.ignore)
+        match = match_rpn(*objects, every, inside, c.rpn_positive, c.rpn_negative)
+        index, drawn = sample(match.index >= 0, match.index == -1, c.rpn_number, c.rpn_fraction)
+        losses = rpn_loss(
+            torch.cat(logits, 1), torch.cat(deltas, 1), match, index, drawn, targets.boxes, every, RPN_CODER
+        )
+
+        # 3.2: Fast R-CNN learns from its proposals, which are constants
+        regions, there = self.proposals(images, logits, deltas, anchors)
+        sampled = sample_regions(
+            regions,
+            there,
+            targets,
+            len(self.classes),
+            number=c.number,
+            fraction=c.fraction,
+            foreground=c.foreground,
+            background=c.background,
+        )
+        class_logits, class_deltas = self.regions(maps, sampled.boxes)
+        return losses | region_loss(class_logits, class_deltas, sampled.target, sampled.wanted, sampled.valid)
+
+    def regions(self, maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and deltas (B, R, C, 4)."""
+        pooled = self.region_features(maps[: len(self.region_features.strides)], boxes)
+        return self.head(pooled, len(boxes))
+
+    def predict(self, images: Images) -> Predictions:
+        maps = self.maps(images)
+        regions, there = self.proposals(images, *self.rpn(maps), self.anchors(maps))
+        logits, deltas = self.regions(maps, regions)
+        scores = logits.float().softmax(-1)[..., :-1]
+        boxes = CODER.decode(deltas.float(), regions.unsqueeze(2))
+        # proposals that are not there are detected as nothing
+        return Predictions(boxes, torch.where(there.unsqueeze(-1), scores, -torch.inf))

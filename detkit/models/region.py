@@ -1,0 +1,146 @@
+"""What the region detectors share: proposals x region features x region head."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.backbones import FeatureInfo
+from detkit.models.base import Detector
+from detkit.models.freezing import freeze, norm_layers
+from detkit.ops import BoxCoder, match_regions, roi_align, roi_pool, sample
+from detkit.structures import Targets
+
+CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
+REFERENCE_LEVEL = 4  # FPN, equation 1: the level of stride 16 has regions of `canonical` pixels
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Regions drawn for training.
+
+    boxes: (B, K, 4). target: (B, K) int64, the class, C for background. wanted: (B, K, 4), deltas to learn. valid:
+    (B, K) bool, False where an image had too few.
+    """
+
+    boxes: Tensor
+    target: Tensor
+    wanted: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def sample_regions(
+    regions: Tensor,
+    valid: Tensor,
+    targets: Targets,
+    classes: int,
+    *,
+    number: int,
+    fraction: float,
+    foreground: float,
+    background: Sequence[float],
+) -> Sampled:
+    """Draw `number` regions an image, at most `fraction` of them foreground (Fast R-CNN, section 2.3).
+
+    regions: (B, R, 4) with valid (B, R) bool; the objects themselves are drawn from, too. foreground: least IoU;
+    background: IoU in [low, high).
+    """
+    used = targets.valid & ~targets.ignore
+    regions = torch.cat((regions, targets.boxes), 1)
+    valid = torch.cat((valid, used), 1)
+    low, high = background
+    match = match_regions(
+        targets.boxes, targets.valid, targets.ignore, regions, valid, foreground, (float(low), float(high))
+    )
+    index, drawn = sample(match.index >= 0, match.index == -1, number, fraction)
+    owner = match.index.gather(1, index)
+    inside = drawn & (owner >= 0)
+    owner = owner.clamp(min=0)
+    boxes = regions.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    wanted = CODER.encode(targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4)), boxes)
+    target = torch.where(inside, targets.labels.gather(1, owner), classes)
+    return Sampled(boxes, target, torch.where(inside.unsqueeze(-1), wanted, 0), drawn)
+
+
+class MapFeatures(nn.Module):
+    """A fixed-size map of each region, pooled from the image's maps (Fast R-CNN, section 2.1).
+
+    info: the maps, finest first. Of several, each region is pooled from one, by its size (FPN, equation 1): regions of
+    `canonical` pixels a side from the map of stride 16, those half as large from that of stride 8, and so on.
+    """
+
+    def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
+        super().__init__()
+        self.strides = [feature.stride for feature in info]
+        self.pool = {"pool": roi_pool, "align": roi_align}[kind]
+        self.size, self.canonical = size, canonical
+
+    def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
+        """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""
+        if len(maps) == 1:
+            return self.pool(maps[0], boxes, self.size, self.strides[0]).flatten(0, 1)
+        side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
+        level = (REFERENCE_LEVEL + torch.log2(side / self.canonical + 1e-6)).floor()
+        levels = [int(math.log2(stride)) for stride in self.strides]
+        level = level.clamp(levels[0], levels[-1])
+        # Every region is pooled from every map and one result is kept: pooling is cheap beside the head, and choosing
+        # regions first would wait for the device once a map.
+        pooled = maps[0].new_zeros(*boxes.shape[:2], maps[0].shape[1], self.size, self.size)
+        for number, x, stride in zip(levels, maps, self.strides):
+            mine = (level == number)[..., None, None, None]
+            pooled = pooled + torch.where(mine, self.pool(x, boxes, self.size, stride), 0)
+        return pooled.flatten(0, 1)
+
+
+class RegionHead(nn.Module):
+    """The tail of the backbone, then scores of C classes and background, and four deltas a class (section 2.1).
+
+    channels: of the pooled map, size: its side.
+    """
+
+    def __init__(self, tail: nn.Module, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.tail, self.classes = tail, classes
+        tail.eval()
+        with torch.no_grad():
+            width = tail(torch.zeros(1, channels, size, size)).shape[1]
+        tail.train()
+        self.classifier = nn.Linear(width, classes + 1)
+        self.regressor = nn.Linear(width, classes * 4)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.normal_(self.regressor.weight, std=0.001)
+        nn.init.zeros_(self.classifier.bias)
+        nn.init.zeros_(self.regressor.bias)
+
+    def forward(self, pooled: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """(B * R, C, size, size) -> logits (B, R, classes + 1), background last, and deltas (B, R, classes, 4)."""
+        x = self.tail(pooled)
+        regions = len(x) // max(batch, 1)
+        return (
+            self.classifier(x).view(batch, regions, self.classes + 1),
+            self.regressor(x).view(batch, regions, self.classes, 4),
+        )
+
+
+class RegionDetector(Detector):
+    """Keeps frozen layers frozen; see `freeze_layers`."""
+
+    _still: list[nn.Module]
+
+    def freeze_layers(self, stages: int, norms: bool) -> None:
+        """Fix the first `stages` of the backbone, and all of its batch norms where `norms` says so."""
+        if norms:
+            for layer in norm_layers(self):
+                layer.requires_grad_(False)
+        fixed = freeze(self.backbone.stages()[:stages])  # pyright: ignore[reportCallIssue]
+        self._still = norm_layers(self) if norms else fixed
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for layer in getattr(self, "_still", ()):
+            layer.eval()
+        return self

@@ -1,0 +1,66 @@
+"""Region proposal network (Ren et al., NIPS 2015): Faster R-CNN, section 3.1."""
+
+import torch
+from torch import Tensor, nn
+
+from detkit.ops import BoxCoder, clip, nms
+
+CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # section 3.1.2, equation 2: deltas are not scaled
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then for each anchor of a cell one logit (object or not) and four deltas (section 3.1).
+
+    One head serves all maps of a pyramid. Weights are drawn from N(0, .01).
+    """
+
+    def __init__(self, channels: int, width: int, anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.objectness = nn.Conv2d(width, anchors, 1)
+        self.deltas = nn.Conv2d(width, anchors * 4, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, C, H, W) -> for each, logits (B, H * W * A) and deltas (B, H * W * A, 4), cell by cell."""
+        logits, deltas = [], []
+        for x in maps:
+            x = self.conv(x).relu_()
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return logits, deltas
+
+
+@torch.no_grad()
+def propose(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    sizes: Tensor,
+    smallest: Tensor,
+    *,
+    before: int,
+    after: int,
+    iou: float = 0.7,
+) -> tuple[Tensor, Tensor]:
+    """Return proposals (B, `after`, 4), best first, and whether each is there, (B, `after`) bool (section 3.3).
+
+    One entry a map: logits (B, A), deltas (B, A, 4), anchors (A, 4). sizes: (B, 2), height and width of each image.
+    smallest: (B,), pixels that both sides of a proposal have. Boxes are clipped, the best `before` of each map are
+    suppressed at `iou` among themselves, and the best `after` of all maps stay. Proposals carry no gradient.
+    """
+    boxes, scores, levels = [], [], []
+    for level, (score, delta, refs) in enumerate(zip(logits, deltas, anchors)):  # over maps
+        score, index = score.float().topk(min(before, score.shape[1]), dim=1)
+        delta = delta.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+        boxes.append(clip(CODER.decode(delta, refs[index]), sizes))
+        scores.append(score)
+        levels.append(torch.full_like(index, level))
+    box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
+    large = ((box[..., 2:] - box[..., :2]) >= smallest.view(-1, 1, 1)).all(-1)
+    index = nms(box, score, torch.cat(levels, 1), iou=iou, top_k=before, max_out=after, valid=large)
+    there = index >= 0
+    chosen = box.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
+    return chosen * there.unsqueeze(-1), there
