@@ -1,11 +1,15 @@
-"""Batched, padded tensor functions: boxes, anchors, coding, matching, losses and suppression."""
+"""Batched, padded tensor functions: boxes, anchors, coding, matching, losses, suppression, regions and linear fits."""
 
 from detkit.ops.anchors import default_boxes, map_steps
 from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
 from detkit.ops.coders import BoxCoder
+from detkit.ops.crops import crop_warp, crops_at_once
+from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
 from detkit.ops.losses import hard_negative_mask, multibox_loss, smooth_l1, world_mean
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_ssd
 from detkit.ops.nms import nms, nms_dense
+from detkit.ops.roi import roi_align, roi_pool, spp_pool
+from detkit.ops.scales import short_side_scale, sppnet_scale
 
 __all__ = [
     "BACKGROUND",
@@ -15,8 +19,13 @@ __all__ = [
     "area",
     "box_iou",
     "clip",
+    "crop_warp",
+    "crops_at_once",
     "cxcywh_to_xyxy",
     "default_boxes",
+    "feature_scale",
+    "fit_ridge",
+    "fit_svm",
     "flip",
     "hard_negative_mask",
     "map_steps",
@@ -24,8 +33,13 @@ __all__ = [
     "multibox_loss",
     "nms",
     "nms_dense",
+    "roi_align",
+    "roi_pool",
     "scale",
+    "short_side_scale",
     "smooth_l1",
+    "spp_pool",
+    "sppnet_scale",
     "world_mean",
     "xyxy_to_cxcywh",
 ]
