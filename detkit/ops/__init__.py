@@ -1,12 +1,16 @@
-"""Batched, padded tensor functions: boxes, anchors, coding, matching, losses and suppression."""
+"""Batched, padded tensor functions: boxes, anchors, coding, matching, losses, suppression, regions and linear fits."""
 
 from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors
 from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
 from detkit.ops.coders import BoxCoder
+from detkit.ops.crops import crop_warp, crops_at_once
+from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
 from detkit.ops.losses import hard_negative_mask, multibox_loss, region_loss, rpn_loss, smooth_l1, world_mean
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense
+from detkit.ops.roi import roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
+from detkit.ops.scales import short_side_scale, sppnet_scale
 
 __all__ = [
     "BACKGROUND",
@@ -16,8 +20,13 @@ __all__ = [
     "area",
     "box_iou",
     "clip",
+    "crop_warp",
+    "crops_at_once",
     "cxcywh_to_xyxy",
     "default_boxes",
+    "feature_scale",
+    "fit_ridge",
+    "fit_svm",
     "flip",
     "grid_anchors",
     "hard_negative_mask",
@@ -28,11 +37,16 @@ __all__ = [
     "nms",
     "nms_dense",
     "region_loss",
+    "roi_align",
+    "roi_pool",
     "rpn_anchors",
     "rpn_loss",
     "sample",
     "scale",
+    "short_side_scale",
     "smooth_l1",
+    "spp_pool",
+    "sppnet_scale",
     "world_mean",
     "xyxy_to_cxcywh",
 ]

@@ -1,0 +1,88 @@
+"""Regions cut from photos and warped to one size: the input of R-CNN's network."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPORARY = 128 << 20  # bytes that crop_warp uses beside its result
+
+
+def crops_at_once(size: int, memory: int = 256 << 20) -> int:
+    """Return how many crops of `size` x `size` fit in `memory` bytes as float32 with three channels; at least 1.
+
+    crop_warp bounds what it uses itself, but its result grows with the boxes: 2000 crops of 227 x 227 are 1.2 GB. To
+    pass that many through a network, give it `boxes.split(crops_at_once(size), 1)` one after the other.
+    """
+    return max(1, memory // (3 * size * size * 4))
+
+
+def crop_warp(
+    images: Tensor,
+    boxes: Tensor,
+    size: int = 227,
+    context: int = 16,
+    fill: Sequence[float] = (122.7717, 115.9465, 102.9801),
+    sizes: Tensor | None = None,
+) -> Tensor:
+    """Return (B, R, 3, size, size) float32: each box with its surroundings, stretched to a square (R-CNN, section 2.1
+    and appendix A, and the authors' code).
+
+    images: (B, 3, H, W), uint8 or float; boxes: (B, R, 4) xyxy in pixels; sizes: (B, 2), height and width of each
+    image's valid part, or None where images are not padded. fill: what lies outside the image, in the scale and channel
+    order of the images: their mean, so that it is 0 once that is subtracted.
+
+    The box is enlarged about its centre by size / (size - 2 * context), so that `context` pixels around it are seen at
+    the target scale; its edges are rounded to pixels, halves away from zero, both included, and cut to the image. What
+    remains is resized bilinearly without antialiasing to its share of the square, edge pixels repeated. A box that
+    misses the image is all fill, and so is one of NaN.
+    """
+    if images.ndim != 4 or boxes.ndim != 3 or boxes.shape[-1] != 4 or len(boxes) != len(images):
+        raise ValueError(
+            f"crop_warp: expected images (B, 3, H, W) and boxes (B, R, 4), got {tuple(images.shape)} and "
+            f"{tuple(boxes.shape)}"
+        )
+    if not 0 <= 2 * context < size:
+        raise ValueError(f"crop_warp: context {context} leaves nothing of a crop of {size} pixels")
+    images, boxes = images.float(), boxes.float()
+    batch, count = boxes.shape[:2]
+    height, width = images.shape[-2:]
+    limits = images.new_tensor([height, width]) if sizes is None else sizes.to(images)
+    limits = limits.view(-1, 1, 2).flip(-1)  # as (x, y)
+    low, high = boxes.split(2, -1)
+    centre, half = (low + high) / 2, (high - low) / 2 * (size / (size - 2 * context))
+    low, high = _round(centre - half), _round(centre + half)
+    ratio = size / (high - low + 1)  # (B, R, 2): crop pixels an image pixel
+    first, last = low.clamp(min=0), torch.minimum(high, limits - 1)
+    start = _round((first - low) * ratio)
+    length = torch.minimum(_round((last - first + 1) * ratio), size - start)
+
+    out = images.new_empty(batch, count, images.shape[1], size, size)
+    blank = images.new_tensor(tuple(fill)).view(-1, 1, 1)
+    step = images.new_tensor([2 / width, 2 / height])
+    place = torch.arange(size, device=images.device, dtype=images.dtype).unsqueeze(-1)  # (size, 1)
+    # Pieces, since the grid and the samples of all boxes would be as large as the result again.
+    rows = max(1, TEMPORARY // (max(1, batch) * (images.shape[1] + 3) * size * size * 4))
+    for piece in range(0, count, rows):
+        some = slice(piece, piece + rows)
+        begin, share, origin, final = (part[:, some].unsqueeze(2) for part in (start, length, first, last))
+        ahead = place - begin  # (B, r, size, 2)
+        inside = (ahead >= 0) & (ahead < share)
+        source = origin + (ahead + 0.5) * ((final - origin + 1) / share) - 0.5
+        source = source.maximum(origin).minimum(final)
+        # grid_sample's own coordinates; where nothing is seen, the corner stands in for infinities and NaN
+        source = torch.where(inside, (source + 0.5) * step - 1, -1)
+        x, y = source.unbind(-1)
+        shape = (*x.shape, size)
+        grid = torch.stack((x.unsqueeze(2).expand(shape), y.unsqueeze(3).expand(shape)), -1)
+        seen = inside[..., 0].unsqueeze(2) & inside[..., 1].unsqueeze(3)
+        samples = F.grid_sample(images, grid.flatten(1, 2), padding_mode="border", align_corners=False)
+        samples = samples.unflatten(2, (-1, size)).transpose(1, 2)  # (B, r, 3, size, size)
+        out[:, some] = torch.where(seen.unsqueeze(2), samples, blank)
+    return out
+
+
+def _round(values: Tensor) -> Tensor:
+    """To the nearest integer, halves away from zero, as MATLAB's and C's round do."""
+    return values.sign() * (values.abs() + 0.5).floor()

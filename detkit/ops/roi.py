@@ -1,0 +1,120 @@
+"""Features of regions, pooled from a feature map to a fixed size.
+
+Boxes are (B, R, 4) xyxy in input pixels, float32 and finite; the features of image b are features[b]. A padded row is
+an ordinary box whose output the caller ignores, or with `valid` (B, R) bool one whose output and gradients are 0
+whatever stands in it. R and B may be 0. The arithmetic is float32 (float64 for float64 features) whatever autocast is
+on. Gradients reach the features, never the boxes: proposals are constants.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align as _roi_align
+from torchvision.ops import roi_pool as _roi_pool
+
+# The kernel finds a bin's edge as i * (cells / level), rounded in float32: exact up to here, off by a cell beyond it.
+FINEST_LEVEL = 6
+
+
+def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float, valid: Tensor | None = None) -> Tensor:
+    """Return (B, R, C, size, size), the maximum over each bin of each box (Fast R-CNN, section 2.1).
+
+    features: (B, C, H, W), one cell each `stride` pixels. A box covers the cells round(x1 / stride) to
+    round(x2 / stride), both included and at least one; bin i of n cells in `size` bins runs from floor(i * n / size)
+    up to ceil((i + 1) * n / size), cut to the map; a bin outside the map is 0. round is C's, halves away from zero,
+    in Caffe and in torchvision's kernel alike (torch.round takes halves to the even number).
+    """
+    features = _real(features)
+    return _per_image(_roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
+
+
+def roi_align(
+    features: Tensor,
+    boxes: Tensor,
+    size: int,
+    stride: float,
+    sampling: int = 2,
+    aligned: bool = True,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Return (B, R, C, size, size), the mean of bilinear samples in each bin of each box (Mask R-CNN, section 3).
+
+    features: (B, C, H, W), one cell each `stride` pixels. sampling: samples a bin and side; 0: as many as the bin has
+    cells. aligned: a cell's value lies at its centre, (i + .5) * stride; without it at i * stride, as first published,
+    and boxes count as at least one cell wide and high.
+    """
+    features = _real(features)
+    rois = _rois(features, boxes, valid)
+    return _per_image(_roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
+
+
+def spp_pool(
+    features: Tensor,
+    boxes: Tensor,
+    levels: Sequence[int] = (6, 3, 2, 1),
+    stride: float = 16,
+    centre: float = 20.5,
+    shrink: float = 6.5,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Return (B, R, C, sum(level ** 2)), the maxima over a pyramid of bins (SPPNet, section 4.1, and its code).
+
+    features: (B, C, H, W), one cell each `stride` pixels. levels: bins a side, 1 to 6, in the order of the result; in
+    a level bins go row by row. A box covers the cells floor((x1 + .5 - centre + shrink) / stride + .5) to
+    ceil((x2 - .5 - centre - shrink) / stride - .5), both included; where they cross, the cell between them; all cut to
+    the map. Bin i of n cells in a level runs from floor(i * n / level) up to ceil((i + 1) * n / level).
+
+    centre: the pixel coordinate under the middle of cell 0; shrink: how far in pixels a cell's middle may lie outside
+    the box. The defaults are those published for ZF-5 (offset0 21 in 1-based pixels, offset 6.5), whose convolutions
+    are hardly padded. A VGG's cells have their middle at stride / 2, a torchvision ResNet's at .5.
+
+    Levels that divide a finer one are pooled from its bins, which gives the same maxima. Takes about three times the
+    memory of the result.
+    """
+    if any(not 1 <= level <= FINEST_LEVEL for level in levels):
+        raise ValueError(f"spp_pool: levels must be from 1 to {FINEST_LEVEL}, got {tuple(levels)}")
+    features = _real(features)
+    rows, columns = features.shape[-2:]
+    low, high = boxes.double().split(2, -1)
+    # Beyond these limits nothing changes, and integers have room for them.
+    cells = features.new_tensor([columns, rows], dtype=torch.float64) - 1
+    low = ((low + 0.5 - centre + shrink) / stride + 0.5).floor()
+    high = ((high - 0.5 - centre - shrink) / stride - 0.5).ceil()
+    between = ((low + high) / 2).floor()
+    crossed = low > high
+    low, high = torch.where(crossed, between, low), torch.where(crossed, between, high)
+    windows = torch.cat((low, high), -1).clamp(min=0).minimum(torch.cat((cells, cells)))
+    rois = _rois(features, windows, valid)
+    pooled: dict[int, Tensor] = {}
+    for level in sorted(set(levels), reverse=True):
+        finer = next((other for other in pooled if other % level == 0), None)
+        if finer is None:
+            pooled[level] = _roi_pool(features, rois, level, 1.0)
+        else:
+            pooled[level] = F.max_pool2d(pooled[finer], finer // level)
+    return _per_image(torch.cat([pooled[level].flatten(2) for level in levels], -1), boxes, valid)
+
+
+def _real(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _rois(features: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
+    """Boxes (B, R, 4) as the kernels want them, (B * R, 5) with the image in front, without a host sync."""
+    if boxes.ndim != 3 or boxes.shape[-1] != 4 or len(boxes) != len(features):
+        raise ValueError(f"expected boxes ({len(features)}, R, 4), one row of boxes an image, got {tuple(boxes.shape)}")
+    boxes = boxes.detach().to(features.dtype)
+    if valid is not None:
+        boxes = torch.where(valid.unsqueeze(-1), boxes, 0)  # what pads may be NaN, which the kernels do not expect
+    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype).view(-1, 1, 1)
+    return torch.cat((image.expand(*boxes.shape[:2], 1), boxes), -1).view(-1, 5)
+
+
+def _per_image(pooled: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
+    """(B * R, ...) -> (B, R, ...), 0 where not valid."""
+    pooled = pooled.view(*boxes.shape[:2], *pooled.shape[1:])
+    if valid is None:
+        return pooled
+    return torch.where(valid.view(*valid.shape, *[1] * (pooled.ndim - 2)), pooled, 0)
