@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -173,7 +173,7 @@ class _Loader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:  # of Batch: who asked for proposals knows which of the two
         for batch in self._loader:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
@@ -247,7 +247,7 @@ def test_loader(
     workers: int,
     rank: int = 0,  # noqa: PT028 (this is not a test)
     world: int = 1,  # noqa: PT028
-    proposals: "StoredProposals | None" = None,
+    proposals: "StoredProposals | None" = None,  # noqa: PT028
 ) -> _Loader:
     """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
 

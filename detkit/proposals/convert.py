@@ -131,9 +131,8 @@ def _numbers(where: str, key: str, values: Any) -> np.ndarray:
     except ValueError:  # lists of different lengths
         numbers = np.array(None)
     if numbers.dtype.kind not in "fiu" or numbers.ndim == 0:
-        raise UserError(
-            f"{where}: {key} is not a list of {'[left, top, right, bottom]' if key == 'boxes' else 'numbers'}"
-        )
+        items = "[left, top, right, bottom]" if key == "boxes" else "numbers"
+        raise UserError(f"{where}: {key} is not a list of {items}")
     return numbers
 
 

@@ -2,8 +2,9 @@
 
 import shutil
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,15 +116,16 @@ class _Parts:
 def _run(
     dataset: "VOCDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (image number, boxes) as they are done."""
+    """Yield (image number, boxes) in the order of `images`."""
     if not images:
         return
     pool = ProcessPoolExecutor(
         min(workers, len(images)), initializer=_init_worker, initargs=(dataset, method, parameters)
     )
     try:
-        for future in as_completed([pool.submit(_make, i) for i in images]):
-            yield future.result()
+        futures = deque(pool.submit(_make, i) for i in images)
+        while futures:
+            yield futures.popleft().result()
     except BrokenProcessPool:
         raise UserError(
             "a process that made proposals was killed, perhaps for want of memory; start the same command again, "
