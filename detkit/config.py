@@ -54,6 +54,9 @@ class DataConfig:
     holds several (07+12: [VOC2007/trainval, VOC2012/trainval]). classes: null reads them from the annotations.
     difficult: whether difficult objects are trained on. cache: keep decoded images in memory.
     augment: a list of {TransformName: {parameters}}, detkit's own or any of albumentations'.
+    proposals: stores as `detkit proposals` writes them, searched by image in this order, for detectors that classify
+    given regions. proposal_count: the best so many of each image, padded where it has fewer; 0 takes all, padded to
+    the most in a batch.
     """
 
     format: str = "voc"
@@ -65,9 +68,12 @@ class DataConfig:
     difficult: bool = True
     cache: bool = False
     augment: list[Any] = field(default_factory=list)
+    proposals: list[str] = field(default_factory=list)
+    proposal_count: int = 0
 
     def __post_init__(self) -> None:
         _one_of("data.format", self.format, ("voc", "shapes"))
+        _at_least("data.proposal_count", self.proposal_count, 0)
 
 
 @dataclass

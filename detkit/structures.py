@@ -4,7 +4,7 @@ Boxes are float32 continuous `xyxy` in pixels (a pixel spans [x, x + 1)); labels
 `ignore` marks VOC difficult and COCO crowd objects.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
@@ -101,6 +101,47 @@ class Targets(_Movable):
             labels[row, : len(label)] = label
             ignore[row, : len(label)] = skip
         return cls(boxes, labels, ignore)
+
+
+@dataclass(frozen=True)
+class Proposals(_Movable):
+    """Regions of a batch that may hold an object, padded, in network-input pixels.
+
+    boxes: (B, R, 4), 0 where padded; valid: (B, R) bool, False for padding; scores: (B, R), 0 where padded, or None.
+    """
+
+    boxes: Tensor
+    valid: Tensor
+    scores: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _expect(self, "valid", (None, None), torch.bool)
+        _expect(self, "boxes", (*self.valid.shape, 4), torch.float32)
+        if self.scores is not None:
+            _expect(self, "scores", tuple(self.valid.shape), torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    @classmethod
+    def pad(
+        cls, boxes: Sequence[Tensor], scores: Sequence[Tensor] | None = None, count: int | None = None
+    ) -> "Proposals":
+        """Stack the boxes (r, 4), and the scores (r,), of each image.
+
+        They are padded to the largest r (at least 1), or cut and padded to `count`.
+        """
+        most = max([1, *map(len, boxes)]) if count is None else count
+        padded = torch.zeros(len(boxes), most, 4)
+        valid = torch.zeros(len(boxes), most, dtype=torch.bool)
+        values = None if scores is None else torch.zeros(len(boxes), most)
+        # host-side collation of ragged lists, as in Targets.pad
+        for row, own in enumerate(boxes):
+            padded[row, : len(own)] = own[:most]
+            valid[row, : len(own)] = True
+            if values is not None and scores is not None:
+                values[row, : len(own)] = scores[row][:most]
+        return cls(padded, valid, values)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "mAP of a checkpoint, or of a file of detections",
     "detect": "run a checkpoint on images, folders, videos or a camera",
     "dataset": "fetch, check, show and count data sets",
+    "proposals": "make, measure and convert region proposals",
     "benchmark": "time detkit beside torchvision",
 }
 

@@ -2,15 +2,14 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.config import Config
-    from detkit.data.fetch import Progress
     from detkit.data.voc import VOCDataset
     from detkit.structures import InputSpec
 
@@ -71,28 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _fetch(arguments: argparse.Namespace) -> int:
     from detkit.data.fetch import fetch
 
-    with _progress(transfer=True) as progress:
-        folder = fetch(arguments.name, arguments.root, arguments.mirror, progress)
+    with progress(transfer=True) as update:
+        folder = fetch(arguments.name, arguments.root, arguments.mirror, update)
     print(f"{arguments.name} is at {folder}")
     return 0
-
-
-@contextmanager
-def _progress(transfer: bool = False) -> Iterator["Progress"]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    counts = (DownloadColumn(),) if transfer else (MofNCompleteColumn(),)
-    bar = Progress("{task.description}", BarColumn(), *counts, TimeRemainingColumn(), console=Console(stderr=True))
-    tasks: dict[str, Any] = {}
-    with bar:
-
-        def update(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bar.add_task(text, total=total)
-            bar.update(tasks[text], completed=done)
-
-        yield update
 
 
 def _config(arguments: argparse.Namespace) -> "Config | None":
@@ -150,8 +131,8 @@ def _check(arguments: argparse.Namespace) -> int:
     found = 0
     for root in roots:
         splits = [split for where, split in sources if where == root]
-        with _progress() as progress:
-            report = check_root(root, splits, classes, lambda done, total: progress("images", done, total))
+        with progress() as update:
+            report = check_root(root, splits, classes, lambda done, total: update("images", done, total))
         for problem in report.problems[:MOST_LISTED]:
             print(problem)
         if len(report.problems) > MOST_LISTED:
@@ -263,7 +244,7 @@ def _write_mosaic(
     else:
         batches = loader.test_loader(dataset, spec, batch=1, workers=0)
     pictures, titles = [], []
-    for number, (images, targets) in enumerate(batches):
+    for number, (images, targets, *_) in enumerate(batches):
         if training is None and number < arguments.start:
             continue
         real = targets.valid[0]

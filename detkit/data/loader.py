@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,15 +19,17 @@ from torch.utils.data import DataLoader, Dataset
 from detkit.data.transforms import Transform, build_test, build_train
 from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
-from detkit.structures import Images, InputSpec, Targets
+from detkit.structures import Images, InputSpec, Proposals, Targets
 
 if TYPE_CHECKING:
     from detkit.config import DataConfig, TrainConfig
+    from detkit.proposals.store import StoredProposals
 
 # Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
 GRACE = 20
 
-Batch = tuple[Images, Targets]
+# with proposals only where the loader was given some
+Batch = tuple[Images, Targets] | tuple[Images, Targets, Proposals]
 
 
 def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -88,8 +90,10 @@ class _Samples(Dataset):
         seed: int | None = None,
         use_difficult: bool = False,
         cache: bool = False,
+        proposals: "StoredProposals | None" = None,
     ) -> None:
         self.dataset = dataset
+        self.proposals = proposals
         self.source = ImageCache(dataset) if cache else dataset
         self.transform = transform
         self.seed = seed
@@ -109,12 +113,22 @@ class _Samples(Dataset):
         height, width = self.transform.spec.size
         pixels = torch.empty(len(positions), height, width, 3, dtype=torch.uint8)
         into = pixels.numpy()
-        objects, originals, ids = [], [], []
+        objects, regions, region_scores, originals, ids = [], [], [], [], []
         for row, position in enumerate(positions):
             i = self._image_at(position)
             record = self.dataset.record(i)
             image = self.source.image(i)
-            into[row], boxes, kept = self.transform(image, record.boxes, (self.seed or 0, position))
+            seed, count, known = (self.seed or 0, position), len(record.boxes), record.boxes
+            if self.proposals is not None:
+                known = np.concatenate([known, self.proposals.boxes(i)])
+            into[row], boxes, kept = self.transform(image, known, seed, count)
+            if self.proposals is not None:
+                first = np.count_nonzero(kept < count)
+                regions.append(torch.from_numpy(boxes[first:]))
+                scores = self.proposals.scores(i)
+                if scores is not None:
+                    region_scores.append(torch.from_numpy(scores[kept[first:] - count]))
+                boxes, kept = boxes[:first], kept[:first]
             ignore = np.zeros(len(kept), dtype=bool) if self.use_difficult else record.difficult[kept]
             objects.append(tuple(map(torch.from_numpy, (boxes, record.labels[kept], ignore))))
             originals.append(image.shape[:2])
@@ -126,7 +140,10 @@ class _Samples(Dataset):
             original=torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
             ids=tuple(ids),
         )
-        return images, Targets.pad(objects)
+        if self.proposals is None:
+            return images, Targets.pad(objects)
+        scores = region_scores if self.proposals.scored else None
+        return images, Targets.pad(objects), Proposals.pad(regions, scores, self.proposals.count)
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:
@@ -156,12 +173,12 @@ class _Loader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:  # of Batch: who asked for proposals knows which of the two
         for batch in self._loader:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
-            images, targets = batch
-            yield images, targets
+            # pinning memory makes lists of tuples
+            yield tuple(batch)
 
 
 def _init_worker(_: int) -> None:
@@ -205,16 +222,19 @@ def train_loader(
     """Return an iterable of (Images, Targets), one for each iteration start..stop-1.
 
     Each process of `world` gets the `rank`-th contiguous share of an iteration's batch. Where `data.difficult` is
-    false, difficult objects come with ignore = True, else nothing is ignored.
+    false, difficult objects come with ignore = True, else nothing is ignored. Where `data.proposals` names stores it
+    is (Images, Targets, Proposals): they move with the image, and images and objects are the same as without them.
     """
     if train_config.batch % world:
         raise UserError(f"train.batch: {train_config.batch} is not a multiple of the {world} processes")
+    proposals = open_proposals(dataset, data_config)
     samples = _Samples(
         dataset,
-        build_train(data_config.augment, spec),
+        build_train(data_config.augment, spec, proposals is not None),
         seed=train_config.seed,
         use_difficult=data_config.difficult,
         cache=data_config.cache,
+        proposals=proposals,
     )
     return _Loader(samples, _Stream(start, stop, train_config.batch, rank, world), train_config.workers)
 
@@ -227,12 +247,26 @@ def test_loader(
     workers: int,
     rank: int = 0,  # noqa: PT028 (this is not a test)
     world: int = 1,  # noqa: PT028
+    proposals: "StoredProposals | None" = None,  # noqa: PT028
 ) -> _Loader:
     """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
 
-    Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image.
+    Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image. With
+    `proposals`, see `open_proposals`, it is (Images, Targets, Proposals).
     """
     count = len(dataset)
     first, last = (count * rank) // world, (count * (rank + 1)) // world
     batches = [range(at, min(at + batch, last)) for at in range(first, last, batch)]
-    return _Loader(_Samples(dataset, build_test(spec)), batches, workers)
+    return _Loader(_Samples(dataset, build_test(spec), proposals=proposals), batches, workers)
+
+
+def open_proposals(dataset: VOCDataset, data_config: "DataConfig") -> "StoredProposals | None":
+    """Open the stores of `data.proposals`, None where it is empty.
+
+    Raises UserError, in one line, for a store that is missing or damaged and for an image that is in none of them.
+    """
+    if not data_config.proposals:
+        return None
+    from detkit.proposals.store import StoredProposals
+
+    return StoredProposals(data_config.proposals, dataset, data_config.proposal_count or None)

@@ -24,21 +24,25 @@ class Transform:
         self.chain = chain
 
     def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int] = (0, 0)
+        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int] = (0, 0), objects: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Transform one photo.
 
-        image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. Returns the image (h, w, 3) uint8 of
-        the spec's size, the boxes (M, 4) float32 that remain, in its pixels, and which rows (M,) int64 they were.
+        image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. objects: how many of them, from the
+        first, are objects, by default all; the others are proposals, which no random draw looks at and which stay
+        where any part of them is left. Returns the image (h, w, 3) uint8 of the spec's size, the boxes (M, 4) float32
+        that remain, in its pixels and in their order, and which rows (M,) int64 they were.
         """
         height, width = image.shape[:2]
         boxes = np.clip(boxes / np.array((width, height) * 2, dtype=np.float64), 0, 1)
         rows = np.arange(len(boxes))
+        objects = len(boxes) if objects is None else objects
         if self.chain is not None:
-            image, boxes, rows = self.chain(image, boxes, seed)
+            image, boxes, rows = self.chain(image, boxes, seed, objects)
         image = stretch(image, self.spec.size)
         boxes = boxes * np.array(self.spec.size[::-1] * 2)
-        keep = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) >= LEAST_AREA
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        keep = np.where(rows < objects, area >= LEAST_AREA, area > 0)
         return image, boxes[keep].astype(np.float32), rows[keep]
 
 
@@ -51,16 +55,17 @@ def stretch(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def build_train(augment: Sequence[Any], spec: InputSpec) -> Transform:
+def build_train(augment: Sequence[Any], spec: InputSpec, proposals: bool = False) -> Transform:
     """Return the training transform: `data.augment`, then a stretch to the spec's size where that is still to do.
 
-    Raises UserError for an unknown transform or parameter and for transforms that boxes cannot follow.
+    Raises UserError for an unknown transform or parameter and for transforms that boxes, or where `proposals` come
+    with them thousands of boxes, cannot follow.
     """
     if not augment:
         return build_test(spec)
     from detkit.data.augment import Chain  # imports albumentations, which takes a second
 
-    return Transform(spec, Chain(augment, spec))
+    return Transform(spec, Chain(augment, spec, proposals))
 
 
 def build_test(spec: InputSpec) -> Transform:

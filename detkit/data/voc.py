@@ -130,6 +130,7 @@ class VOCDataset:
         if not sources:
             raise UserError("no split of the data set is given; an example: data.test=[test]")
         sources = [(Path(root), split) for root, split in sources]
+        self.sources: tuple[tuple[Path, str], ...] = tuple(sources)
         roots = list(dict.fromkeys(root for root, _ in sources))
         indices = {}
         for root in roots:

@@ -17,14 +17,27 @@ from detkit.errors import UserError, did_you_mean
 from detkit.structures import InputSpec
 
 COMPOSITIONS = ("OneOf", "RandomOrder", "Sequential", "SomeOf")
+# Albumentations' transforms that proposals cannot pass: those whose draws depend on all boxes, and those that cut boxes
+# up or move each by drawing a mask of it, which for thousands takes seconds.
+LOOKS_AT_BOXES = ("AtLeastOneBBoxRandomCrop", "BBoxSafeRandomCrop", "RandomSizedBBoxSafeCrop")
+DRAWS_MASKS = (
+    *("ElasticTransform", "GridDistortion", "GridElasticDeform", "Morphological", "OpticalDistortion"),
+    *("PiecewiseAffine", "PixelDropout", "RandomGridShuffle", "ThinPlateSpline"),
+)
 OWN = {kind.__name__: kind for kind in (PhotometricDistort, Expand, IoUCrop, RandomInterpolationResize)}
 
 
 class Chain:
-    """The transforms of `data.augment`, called with an image, its boxes as fractions (N, 4), and a seed."""
+    """The transforms of `data.augment`, called with an image, its boxes as fractions (N, 4), and a seed.
 
-    def __init__(self, augment: Sequence[Any], spec: InputSpec) -> None:
-        self.transforms = fuse([_build(item, spec) for item in augment])
+    proposals: whether proposals will be among the boxes, which some transforms cannot have.
+    """
+
+    def __init__(self, augment: Sequence[Any], spec: InputSpec, proposals: bool = False) -> None:
+        transforms = [_build(item, spec) for item in augment]
+        if proposals:
+            _check_proposals_follow(transforms)
+        self.transforms = fuse(transforms)
         params = A.BboxParams("albumentations", clip=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that boxes pass by a chain which only recolours
@@ -32,18 +45,20 @@ class Chain:
             self.compose = A.Compose(self.transforms, bbox_params=params, is_check_shapes=False)
 
     def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int]
+        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int], objects: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the image, the boxes (M, 4) that remain and their rows (M,)."""
+        """Return the image, the boxes (M, 4) that remain and their rows (M,); from row `objects` on are proposals."""
         # One state for all transforms. Compose.set_random_seed would give each the same seed, and so let, say, the
         # flip happen exactly when the expansion does.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random((seed[0] << 64) | seed[1]))
         rows = np.arange(len(boxes), dtype=np.float64)
+        rows[objects:] = -1 - rows[objects:]  # so that transforms tell them from objects, see `only_objects`
         data: dict[str, Any] = {"image": image, "bboxes": _tidy(np.concatenate([boxes, rows[:, None]], 1))}
         for transform in self.transforms:
             data = _run(transform, data)
         boxes = data["bboxes"]
-        return data["image"], boxes[:, :4], boxes[:, 4].astype(np.int64)
+        rows = boxes[:, 4].astype(np.int64)
+        return data["image"], boxes[:, :4], np.where(rows < 0, -1 - rows, rows)
 
 
 def _tidy(boxes: np.ndarray) -> np.ndarray:
@@ -132,6 +147,19 @@ def _check_boxes_follow(name: str, kind: type) -> None:
     targets = getattr(kind, "_targets", ())
     if Targets.BBOXES not in (targets if isinstance(targets, tuple) else (targets,)):
         raise UserError(f"data.augment: {name} moves pixels but not boxes, so it cannot be used for detection")
+
+
+def _check_proposals_follow(transforms: Sequence[Any]) -> None:
+    for transform in transforms:
+        name = type(transform).__name__
+        if name in COMPOSITIONS:
+            _check_proposals_follow(transform.transforms)
+        for refused, reason in (
+            (LOOKS_AT_BOXES, "would take proposals for objects"),
+            (DRAWS_MASKS, "cannot move thousands of boxes"),
+        ):
+            if name in refused:
+                raise UserError(f"data.augment: {name} {reason}, so it cannot be used with data.proposals")
 
 
 def _construct(name: str, kind: type, values: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from detkit.data.augment.ssd import (
     PhotometricDistort,
     RandomInterpolationResize,
     distort,
+    only_objects,
     to_pixels,
 )
 
@@ -57,7 +58,8 @@ class Sample(A.DualTransform):
             canvas, place = self.expand.sample(size)
         boxes = to_pixels(data["bboxes"], size)
         boxes[:, :4] += place[::-1] * 2
-        window = self.crop.sample(canvas, boxes[:, :4]) if self.crop.should_apply() else (0, 0, *canvas[::-1])
+        crops = self.crop.should_apply()
+        window = self.crop.sample(canvas, only_objects(boxes)[:, :4]) if crops else (0, 0, *canvas[::-1])
         method = self.resize.get_params()["method"] if self.resize else None
         (top, left), (x0, y0, x1, y1) = place, window
         # what is left of the photo, in pixels of the window

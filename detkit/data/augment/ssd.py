@@ -209,7 +209,7 @@ class IoUCrop(A.DualTransform):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         size = params["shape"][:2]
-        return {"window": self.sample(size, to_pixels(data["bboxes"], size)[:, :4])}
+        return {"window": self.sample(size, to_pixels(only_objects(data["bboxes"]), size)[:, :4])}
 
     def apply(self, img: np.ndarray, window: tuple[int, int, int, int], **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         x0, y0, x1, y1 = window
@@ -220,10 +220,13 @@ class IoUCrop(A.DualTransform):
 
     @staticmethod
     def keep(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-        """Boxes (N, 4+) in pixels whose centre is in the window -> fractions of the window."""
+        """Boxes (N, 5) in pixels whose centre is in the window, and all proposals -> fractions of the window, clipped.
+
+        A proposal outside of the window becomes empty.
+        """
         x0, y0, x1, y1 = window
         x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-        inside = boxes[(x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)]
+        inside = boxes[((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)) | (boxes[:, 4] < 0)]
         return from_pixels(inside, (y1 - y0, x1 - x0), (-y0, -x0)).clip((0,) * 4 + (-np.inf,), (1,) * 4 + (np.inf,))
 
 
@@ -248,6 +251,11 @@ class RandomInterpolationResize(A.DualTransform):
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         return bboxes
+
+
+def only_objects(bboxes: np.ndarray) -> np.ndarray:
+    """Boxes (N, 5) without the proposals, whose row numbers are negative."""
+    return bboxes[bboxes[:, 4] >= 0]
 
 
 def to_pixels(bboxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,138 @@
+"""detkit proposals: make, measure and convert the proposals of a data set."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.cli.progress import progress
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.data.voc import VOCDataset
+
+EPILOG = """examples:
+  detkit proposals make --root data/VOCdevkit/VOC2007 --split trainval --split test --mode fast
+  detkit proposals make configs/voc/fast_rcnn.yaml --split train --out proposals/train.npz
+  detkit proposals recall proposals/test.npz --dataset data/VOCdevkit/VOC2007 --split test
+  detkit proposals convert voc_2007_test.mat test.npz --dataset data/VOCdevkit/VOC2007 --split test
+  detkit proposals convert proposals/test.npz test.json
+
+A config names stores in data.proposals. An interrupted `make` goes on where it was.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="detkit proposals",
+        description="Make, measure and convert the regions that R-CNN, SPPnet and Fast R-CNN classify.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert")
+
+    make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
+    make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
+    make.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    make.add_argument("--root", metavar="DIR", help="a folder in VOC layout, in place of a config")
+    make.add_argument(
+        "--split",
+        action="append",
+        metavar="SPLIT",
+        help="train (default), val or test of the config; SPLIT or SUBFOLDER/SPLIT of --root, repeatable",
+    )
+    make.add_argument("--method", default="selective_search", help="default: selective_search")
+    make.add_argument("--mode", default="fast", help="single, fast or quality (default: fast)")
+    make.add_argument("--out", metavar="FILE.npz", help="default: proposals/DATASET-METHOD-MODE.npz")
+    make.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+
+    recall = actions.add_parser("recall", help="recall against IoU and number of boxes, and MABO")
+    recall.add_argument("store", metavar="STORE", help="a .npz of proposals")
+    _add_dataset(recall, required=True)
+    recall.add_argument("--out", metavar="FILE", help="the picture of the curves (default: STORE-recall.png)")
+
+    convert = actions.add_parser("convert", help="published MATLAB boxes or JSON to a store; a store to JSON")
+    convert.add_argument("source", metavar="IN", help=".mat, .json or .npz")
+    convert.add_argument("out", metavar="OUT", help=".npz, or .json for a store")
+    _add_dataset(convert, required=False)
+    return parser
+
+
+def _add_dataset(action: argparse.ArgumentParser, required: bool) -> None:
+    use = "" if required else ", to check names and sizes"
+    action.add_argument("--dataset", required=required, metavar="ROOT", help=f"a folder in VOC layout{use}")
+    action.add_argument("--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT (default: test)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what was asked."""
+    {"make": _make, "recall": _recall, "convert": _convert}[arguments.action](arguments)
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    from detkit.proposals.make import make_store
+
+    workers = arguments.workers if arguments.workers is not None else os.cpu_count() or 1
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least one process")
+    dataset = _dataset_to_make(arguments)
+    parameters = {"mode": arguments.mode, "seed": 0}
+    name = f"{dataset.name.replace('/', '-')}-{arguments.method}-{arguments.mode}.npz"
+    out = Path(arguments.out) if arguments.out is not None else Path("proposals") / name
+    with progress() as update:
+        store = make_store(
+            out,
+            dataset,
+            arguments.method,
+            parameters,
+            workers=workers,
+            progress=lambda done, total: update("photos", done, total),
+        )
+    boxes = int(store.counts.sum())
+    print(f"{out}: {boxes} boxes of {len(store)} images, {boxes / len(store):.0f} each; {store.manifest.recipe}")
+
+
+def _dataset_to_make(arguments: argparse.Namespace) -> "VOCDataset":
+    if arguments.root is not None:
+        if arguments.config is not None:
+            raise UserError(f"either a config or --root, not both: {arguments.config} and {arguments.root}")
+        if not arguments.split:
+            raise UserError(f"which images of {arguments.root}? an example: --split trainval")
+        return _open(arguments.root, arguments.split)
+    if arguments.config is None:
+        raise UserError("which data set? an example: detkit proposals make --root data/mine --split train")
+    from detkit.config import load_config
+    from detkit.data import open_dataset
+
+    splits = arguments.split or ["train"]
+    if len(splits) > 1:
+        raise UserError(f"--split {' --split '.join(splits)}: of a config, one at a time")
+    return open_dataset(load_config(arguments.config, arguments.overrides).data, splits[0])
+
+
+def _open(root: str, splits: list[str]) -> "VOCDataset":
+    from detkit.data.voc import VOCDataset, parse_splits
+
+    return VOCDataset(parse_splits(root, splits))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from detkit.proposals.convert import to_store, write_json
+    from detkit.proposals.store import check_store, open_store
+
+    if arguments.split and arguments.dataset is None:
+        raise UserError(f"--split {arguments.split[0]} goes with --dataset ROOT")
+    source, out = Path(arguments.source), Path(arguments.out)
+    dataset = _open(arguments.dataset, arguments.split or ["test"]) if arguments.dataset is not None else None
+    if source.suffix == ".npz":
+        if out.suffix != ".json":
+            raise UserError(f"{out}: a store becomes a .json file")
+        store = open_store(source)
+        if dataset is not None:
+            check_store(store, dataset)
+        write_json(out, store)
+    else:
+        to_store(source, out, dataset)
+        store = open_store(out)
+    print(f"{out}: {int(store.counts.sum())} boxes of {len(store)} images")

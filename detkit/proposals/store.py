@@ -1,0 +1,308 @@
+"""The proposals of a data set in one file.
+
+A store is an uncompressed .npz, which numpy.load opens too:
+
+    manifest  text of a JSON object, see Manifest
+    ids       (n,) names of the photos
+    first     (n + 1,) int64: photo i has the boxes first[i]:first[i + 1]
+    boxes     (P, 4) float32 continuous xyxy in pixels of the upright photo, of each photo the best first
+    scores    (P,) float32, only where the method gives any
+
+Boxes and scores are mapped into memory rather than read, so opening takes no time and processes share the pages.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detkit.errors import UserError
+from detkit.files import save_atomic
+
+if TYPE_CHECKING:
+    from detkit.data.voc import VOCDataset
+
+FORMAT = "detkit proposals 1"
+LOCAL_HEADER = 30  # bytes of a zip member's header before its name (APPNOTE.TXT 4.3.7)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds and how that was made.
+
+    method: such as selective_search. parameters: of the method, JSON values. images: how many photos; images_hash: of
+    their names in order, see `hash_ids`. detkit: the version that made it.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    images: int
+    images_hash: str
+    detkit: str
+    format: str = FORMAT
+
+    @property
+    def recipe(self) -> str:
+        """The method with its parameters, as text."""
+        return f"{self.method}({', '.join(f'{key}={value}' for key, value in sorted(self.parameters.items()))})"
+
+
+class ProposalStore:
+    """An open store. Arrays as in the file; `ids` is a tuple, `scores` may be None."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        ids: Sequence[str],
+        first: np.ndarray,
+        boxes: np.ndarray,
+        scores: np.ndarray | None,
+    ) -> None:
+        self.path, self.manifest, self.ids = path, manifest, tuple(ids)
+        self._first, self._boxes, self._scores = first, boxes, scores
+        self._rows = {name: row for row, name in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(n,) int64 boxes of each photo."""
+        return np.diff(self._first)
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are scores."""
+        return self._scores is not None
+
+    def row(self, id: str) -> int:
+        """Place of a photo in `ids`; UserError where the store has no such photo."""
+        if id not in self._rows:
+            raise UserError(f"{self.path}: no proposals of image {id}")
+        return self._rows[id]
+
+    def boxes(self, id: str) -> np.ndarray:
+        """Return the boxes (N, 4) float32 of a photo, a copy; UserError where the store has no such photo."""
+        return self.boxes_at(self.row(id))
+
+    def scores(self, id: str) -> np.ndarray | None:
+        """Return the scores (N,) float32 of a photo, a copy, or None where the store has none."""
+        return self.scores_at(self.row(id))
+
+    def boxes_at(self, row: int, count: int | None = None) -> np.ndarray:
+        """Return the boxes, or the first `count` of them, of the photo at a place in `ids`."""
+        return np.array(self._boxes[self._slice(row, count)])
+
+    def scores_at(self, row: int, count: int | None = None) -> np.ndarray | None:
+        """Return the scores that belong to `boxes_at`."""
+        return None if self._scores is None else np.array(self._scores[self._slice(row, count)])
+
+    def _slice(self, row: int, count: int | None) -> slice:
+        start, stop = int(self._first[row]), int(self._first[row + 1])
+        return slice(start, stop if count is None else min(stop, start + count))
+
+
+def make_manifest(method: str, parameters: dict[str, Any], ids: Sequence[str]) -> Manifest:
+    """Return the manifest of a store over `ids`, made by this version of detkit."""
+    try:
+        own = version("detkit")
+    except PackageNotFoundError:  # run from a checkout
+        own = "unknown"
+    return Manifest(method, parameters, len(ids), hash_ids(ids), own)
+
+
+def hash_ids(ids: Sequence[str]) -> str:
+    """Return a digest of a list of names, which differs for another order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def write_store(
+    path: str | Path,
+    ids: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray] | None = None,
+    *,
+    manifest: Manifest,
+) -> None:
+    """Write a store, whole or not at all.
+
+    ids: names of the photos, each once. boxes: (N_i, 4) xyxy of each photo, the best first. scores: (N_i,) of each
+    photo, or None. Raises UserError for a box or score that is not finite, and for an empty box.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: a proposal store's name ends with .npz")
+    if len(set(ids)) != len(ids) or len(boxes) != len(ids):
+        raise ValueError(f"{len(boxes)} lists of boxes for {len(set(ids))} different names of {len(ids)}")
+    boxes = [np.asarray(own, dtype=np.float32) for own in boxes]
+    for name, own in zip(ids, boxes):
+        check_boxes(f"image {name}", own)
+    lengths = [len(own) for own in boxes]
+    arrays: dict[str, Any] = {
+        "manifest": np.array(json.dumps(asdict(manifest))),
+        "ids": np.array(ids, dtype=np.str_),
+        "first": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "boxes": np.concatenate([np.zeros((0, 4), dtype=np.float32), *boxes]),
+    }
+    if scores is not None:
+        if [len(own) for own in scores] != lengths:
+            raise ValueError("each box has one score")
+        arrays["scores"] = np.concatenate([np.zeros(0), *scores], dtype=np.float32)
+        if not np.isfinite(arrays["scores"]).all():
+            raise UserError(f"{path}: a score is not finite")
+    save_atomic(path, lambda temporary: np.savez(temporary, **arrays))
+
+
+def check_boxes(where: str, boxes: np.ndarray) -> None:
+    """Raise UserError, in one line, unless boxes are (N, 4), finite, and none of them is empty."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise UserError(f"{where}: boxes of shape {boxes.shape}, expected (N, 4): left, top, right, bottom")
+    good = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    if not good.all():
+        bad = int(good.argmin())
+        numbers = ", ".join(f"{value:g}" for value in boxes[bad].tolist())
+        raise UserError(f"{where}: box {bad} is [{numbers}], expected left < right and top < bottom")
+
+
+def open_store(path: str | Path) -> ProposalStore:
+    """Open a store. Raises UserError, in one line, where the file is missing, damaged or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no proposals {path}; make them with: detkit proposals make CONFIG --out {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = _read_manifest(path, archive)
+            ids = [str(name) for name in _read(archive, "ids")]
+            first = _read(archive, "first")
+            boxes = _map(path, archive, "boxes")
+            scores = _map(path, archive, "scores") if "scores.npy" in archive.namelist() else None
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged, or no proposal store: {' '.join(str(error).split())}") from None
+    whole = first.shape == (len(ids) + 1,) and first[0] == 0 and (np.diff(first) >= 0).all()
+    whole = whole and boxes.shape == (first[-1], 4) and (scores is None or scores.shape == (first[-1],))
+    if not whole or manifest.images_hash != hash_ids(ids):
+        raise UserError(f"{path}: damaged: its parts do not belong together; make it again")
+    return ProposalStore(path, manifest, ids, first, boxes, scores)
+
+
+def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
+    values = json.loads(str(_read(archive, "manifest")))
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+    try:
+        return Manifest(**values)
+    except TypeError as error:
+        raise UserError(f"{path}: its manifest is not one of {FORMAT!r}: {error}") from None
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _map(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Map an array of an uncompressed archive into memory; numpy can do so only for files of one array."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        return _read(archive, name)
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(LOCAL_HEADER)
+        # the local header's own lengths of name and extra field: the latter differs from the central directory's
+        file.seek(sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28)), 1)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    if dtype != np.float32:
+        raise ValueError(f"{name} is {dtype}, expected float32")
+    # a map cannot be empty
+    return np.memmap(path, dtype, "r", offset, shape) if np.prod(shape) else np.zeros(shape, dtype)
+
+
+def match_ids(wanted: Sequence[str], ids: Sequence[str]) -> np.ndarray:
+    """Place in `ids` of each wanted name, (len(wanted),) int64, -1 where it is missing.
+
+    A data set of several folders calls its photos FOLDER/NAME, one of a single folder NAME. Where only one side has
+    the folder the names alone have to agree, and to be unique on both sides.
+    """
+    place = {name: row for row, name in enumerate(ids)}
+    bare, asked = _by_bare_name(ids), _by_bare_name(wanted)
+
+    def find(name: str) -> int:
+        if name in place:
+            return place[name]
+        folder, _, short = name.rpartition("/")
+        row = bare.get(short, -1)
+        alike = row < 0 or asked[short] < 0 or bool(folder) == ("/" in ids[row])
+        return -1 if alike else row
+
+    return np.array([find(name) for name in wanted], dtype=np.int64)
+
+
+def _by_bare_name(ids: Sequence[str]) -> dict[str, int]:
+    """Place of each name without its folder, -1 where it is not unique."""
+    places: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        short = name.rpartition("/")[2]
+        places[short] = -1 if short in places else row
+    return places
+
+
+def make_command(dataset: "VOCDataset") -> str:
+    """Return the command that makes the proposals of a data set."""
+    roots = list(dict.fromkeys(root for root, _ in dataset.sources))
+    above = roots[0] if len(roots) == 1 else Path(os.path.commonpath(roots))
+    splits = [(root.relative_to(above) / split).as_posix() for root, split in dataset.sources]
+    options = ["--root", str(above), *(word for split in splits for word in ("--split", split))]
+    return shlex.join(["detkit", "proposals", "make", *options])
+
+
+def check_store(store: ProposalStore, dataset: "VOCDataset") -> None:
+    """Raise UserError, in one line, unless the store has proposals of every image of a data set."""
+    StoredProposals([store], dataset)
+
+
+class StoredProposals:
+    """The proposals of a data set's images, found in one or several stores, the first that knows an image first.
+
+    stores: open ones, or their paths. count: at most so many of an image, the best, or None for all. `scored` says
+    whether all stores have scores. Raises UserError, in one line, where images are missing.
+    """
+
+    def __init__(
+        self, stores: Sequence[ProposalStore | str | Path], dataset: "VOCDataset", count: int | None = None
+    ) -> None:
+        self.stores = [store if isinstance(store, ProposalStore) else open_store(store) for store in stores]
+        self.count = count
+        self.scored = all(store.scored for store in self.stores)
+        self._store = np.full(len(dataset.ids), -1)
+        self._row = np.full(len(dataset.ids), -1)
+        for number, store in enumerate(self.stores):
+            rows = match_ids(dataset.ids, store.ids)
+            new = (rows >= 0) & (self._store < 0)
+            self._store[new], self._row[new] = number, rows[new]
+        missing = np.flatnonzero(self._store < 0)
+        if len(missing):
+            files = ", ".join(str(store.path) for store in self.stores)
+            raise UserError(
+                f"{files}: no proposals of image {dataset.ids[missing[0]]} of {dataset.name} "
+                f"({len(missing)} of {len(dataset.ids)} are missing); make them with: {make_command(dataset)}"
+            )
+
+    def boxes(self, i: int) -> np.ndarray:
+        """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the photo."""
+        return self.stores[self._store[i]].boxes_at(self._row[i], self.count)
+
+    def scores(self, i: int) -> np.ndarray | None:
+        """Return the scores (N,) float32 of image `i`, or None unless all stores have scores."""
+        return self.stores[self._store[i]].scores_at(self._row[i], self.count) if self.scored else None
