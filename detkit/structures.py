@@ -252,7 +252,8 @@ class DetectionSet(_Movable):
 class InputSpec:
     """How a network wants its images.
 
-    size: (height, width) in pixels. resize: "stretch" fills the size regardless of the aspect ratio.
+    resize: "stretch" fills `size`, (height, width) in pixels, regardless of the aspect ratio; "shortest" keeps it, and
+    makes the shortest side size[0] long, or less where the longest would be more than size[1].
     Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
     """
 
@@ -260,4 +261,16 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     divisor: float = 255.0
-    resize: Literal["stretch"] = "stretch"
+    resize: Literal["stretch", "shortest"] = "stretch"
+
+    def __str__(self) -> str:
+        if self.resize == "stretch":
+            return f"{self.size[1]}x{self.size[0]}"
+        return f"shortest side {self.size[0]}, longest at most {self.size[1]}"
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that a photo of this size is resized to."""
+        if self.resize == "stretch":
+            return self.size
+        factor = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
+        return max(1, round(height * factor)), max(1, round(width * factor))

@@ -35,14 +35,19 @@ class Backbone(nn.Module):
         """Return the layers in order, cut where the maps become smaller, so that the first of them can be frozen."""
         raise NotImplementedError(f"{type(self).__name__} has no stages")
 
+    def cut(self, name: str) -> None:
+        """Leave out the layers behind the map `name`: nothing would train them."""
+        last = [info.name for info in self.info].index(name)
+        self.info = self.info[: last + 1]
+
     def tail(self, size: int) -> nn.Module:
         """Return a network from a region's pooled map (R, C, size, size) to its features (R, D).
 
-        It is what follows the map `region` in the network, taken out of this one, which then gives no deeper maps;
-        where nothing does, or in front of it stands a neck of its own channels, see `fully_connected`.
+        It is what follows the map `region` in the network, taken out of this one; where nothing does, two fully
+        connected layers.
         """
-        channels = next(info.channels for info in self.info if info.name == self.region)
-        return fully_connected(channels, size, self.width)
+        self.cut(self.region)
+        return fully_connected(self.info[-1].channels, size, self.width)
 
     def drop_tail(self) -> None:
         """Leave out the layers that only `tail` uses."""

@@ -9,6 +9,9 @@ from detkit.backbones.base import Backbone, FeatureInfo
 from detkit.backbones.registry import BACKBONES
 
 
+EXPANDING = {"c3": 7, "c4": 14}  # the strided blocks whose expanded tensors are maps
+
+
 @BACKBONES.register("mobilenet_v2")
 class MobileNetV2(Backbone):
     """Features c3 (stride 8), c4 (stride 16) and c5 (stride 32).
@@ -27,26 +30,38 @@ class MobileNetV2(Backbone):
     def stages(self) -> list[nn.Module]:
         return [self.features[start:stop] for start, stop in ((0, 2), (2, 4), (4, 7), (7, 14), (14, 19))]
 
+    def cut(self, name: str) -> None:
+        super().cut(name)
+        if name == "c5":
+            return
+        block = EXPANDING[name]
+        self.features[block].conv = self._layers(block)[:1]
+        self.features = self.features[: block + 1]
+
     def tail(self, size: int) -> nn.Module:
         """The layers behind c4 and global average pooling; they halve the size."""
-        expanding = self.features[14].get_submodule("conv")
-        assert isinstance(expanding, nn.Sequential)
-        deep = nn.Sequential(expanding[1:], self.features[15:], nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.expand4 = expanding[0]
-        self.features = self.features[:14]
-        self.info = self.info[:-1]
+        block = EXPANDING[self.region]
+        deep = nn.Sequential(self._layers(block)[1:], self.features[block + 1 :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.cut(self.region)
         return deep
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        c3, x = self._expand(7, self.features[:7](x))
-        if len(self.info) == 2:
-            return {"c3": c3, "c4": self.expand4(self.features[8:14](x))}
-        c4, x = self._expand(14, self.features[8:14](x))
-        return {"c3": c3, "c4": c4, "c5": self.features[15:](x)}
+        maps = {}
+        first = 0
+        for info in self.info:
+            block = EXPANDING.get(info.name)
+            if block is None:
+                maps[info.name] = self.features[first:](x)
+                break
+            x = self.features[first:block](x)
+            layers = self._layers(block)
+            maps[info.name] = expanded = layers[0](x)
+            x = layers[1:](expanded)
+            first = block + 1
+        return maps
 
-    def _expand(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run one strided block; return its expanded tensor and its output."""
+    def _layers(self, block: int) -> nn.Sequential:
+        """The expansion of a strided block, then what follows it."""
         layers = self.features[block].get_submodule("conv")
         assert isinstance(layers, nn.Sequential)
-        expanded = layers[0](x)
-        return expanded, layers[1:](expanded)
+        return layers

@@ -24,21 +24,26 @@ class ResNet(Backbone):
         self.info = tuple(FeatureInfo(f"c{i + 2}", deepest >> (3 - i), 4 << i) for i in range(4))
 
     def stages(self) -> list[nn.Module]:
-        return [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
+        layers = (self.get_submodule(f"layer{layer}") for layer, _ in enumerate(self.info, 1))
+        return [nn.ModuleList([self.conv1, self.bn1]), *layers]
+
+    def cut(self, name: str) -> None:
+        super().cut(name)
+        for layer in range(len(self.info) + 1, 5):
+            delattr(self, f"layer{layer}")
 
     def tail(self, size: int) -> nn.Module:
         """conv5 and global average pooling (He et al., 2016, appendix A); it halves the size."""
-        deep, self.layer4 = self.layer4, nn.Identity()
-        self.info = self.info[:-1]
+        deep = self.layer4
+        self.cut(self.region)
         return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        c2 = self.layer1(x)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        maps = {"c2": c2, "c3": c3, "c4": c4}
-        return maps | {"c5": self.layer4(c4)} if len(self.info) > len(maps) else maps
+        maps = {}
+        for layer, info in enumerate(self.info, 1):
+            maps[info.name] = x = self.get_submodule(f"layer{layer}")(x)
+        return maps
 
 
 def _register(depth: int, version: str) -> None:

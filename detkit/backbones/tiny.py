@@ -34,9 +34,16 @@ class Tiny(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self) -> list[nn.Module]:
-        return [self.stem, self.stage3, self.stage4, self.stage5]
+        return [self.stem, *(self.get_submodule(f"stage{stage}") for stage, _ in enumerate(self.info, 3))]
+
+    def cut(self, name: str) -> None:
+        super().cut(name)
+        for stage in range(len(self.info) + 3, 6):
+            delattr(self, f"stage{stage}")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        c3 = self.stage3(self.stem(x))
-        c4 = self.stage4(c3)
-        return {"c3": c3, "c4": c4, "c5": self.stage5(c4)}
+        x = self.stem(x)
+        maps = {}
+        for stage, info in enumerate(self.info, 3):
+            maps[info.name] = x = self.get_submodule(f"stage{stage}")(x)
+        return maps

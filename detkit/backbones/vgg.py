@@ -10,7 +10,7 @@ from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
 
 # torchvision's `features` up to and with the last ReLU in front of a pool
-CONV3_3, CONV4_3, CONV5_3 = 16, 23, 30
+CONV3_3, CONV4_3, CONV5_3 = ENDS = 16, 23, 30
 POOL3, POOL5 = CONV3_3, CONV5_3
 # fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
 KEEP_UNITS, KEEP_PIXELS = 4, 3
@@ -40,16 +40,22 @@ class VGG16(Backbone):
         """fc6 and fc7 with dropout; they were trained on maps of 7 x 7."""
         if size != 7:
             raise UserError(f"model.pool_size: {size}, but fc6 of VGG16 reads maps of 7 x 7")
-        deep, self.classifier = self.classifier, nn.Identity()
+        deep = self.classifier
+        self.drop_tail()
         return nn.Sequential(nn.Flatten(), deep)
+
+    def cut(self, name: str) -> None:
+        super().cut(name)
+        self.features = self.features[: ENDS[len(self.info) - 1]]
 
     def drop_tail(self) -> None:
         self.classifier = nn.Identity()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        conv3_3 = self.features[:CONV3_3](x)
-        conv4_3 = self.features[CONV3_3:CONV4_3](conv3_3)
-        return {"conv3_3": conv3_3, "conv4_3": conv4_3, "conv5_3": self.features[CONV4_3:](conv4_3)}
+        maps = {}
+        for info, start, stop in zip(self.info, (0, *ENDS), ENDS):
+            maps[info.name] = x = self.features[start:stop](x)
+        return maps
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         # published feature-only files (converted from Caffe) fill the classifier with NaN

@@ -262,4 +262,4 @@ def _write_mosaic(
         if not cv2.imwrite(str(path), cv2.cvtColor(mosaic, cv2.COLOR_RGB2BGR)):
             raise UserError(f"cannot write {arguments.out}")
     how = "augmented for training" if training is not None else "as for testing"
-    print(f"{arguments.out}: {len(pictures)} images of {dataset.name}, {how}, {spec.size[1]}x{spec.size[0]}")
+    print(f"{arguments.out}: {len(pictures)} images of {dataset.name}, {how}, {spec}")

@@ -168,8 +168,7 @@ def _check_out(out: Path, sources: "list[Path | Video]", drawn: list[str]) -> No
 
 def _protocol(checkpoint: str, detector: "Detector", config: "Config", device: Any) -> str:
     backbone = getattr(getattr(config.model, "backbone", None), "name", None)
-    height, width = detector.input.size
-    inside = f" ({backbone}, {width}x{height})" if backbone else f" ({width}x{height})"
+    inside = f" ({backbone}, {detector.input})" if backbone else f" ({detector.input})"
     settings = config.detect
     return (
         f"{checkpoint}: {config.model.name}{inside}, {len(detector.classes)} classes; "

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detkit.data.transforms import Transform, build_test, build_train
+from detkit.data.transforms import Transform, build_test, build_train, pad
 from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
@@ -110,18 +110,16 @@ class _Samples(Dataset):
             return _Failure(str(error))
 
     def _batch(self, positions: Sequence[int]) -> Batch:
-        height, width = self.transform.spec.size
-        pixels = torch.empty(len(positions), height, width, 3, dtype=torch.uint8)
-        into = pixels.numpy()
-        objects, regions, region_scores, originals, ids = [], [], [], [], []
-        for row, position in enumerate(positions):
+        made, objects, regions, region_scores, originals, ids = [], [], [], [], [], []
+        for position in positions:
             i = self._image_at(position)
             record = self.dataset.record(i)
             image = self.source.image(i)
             seed, count, known = (self.seed or 0, position), len(record.boxes), record.boxes
             if self.proposals is not None:
                 known = np.concatenate([known, self.proposals.boxes(i)])
-            into[row], boxes, kept = self.transform(image, known, seed, count)
+            pixels, boxes, kept = self.transform(image, known, seed, count)
+            made.append(pixels)
             if self.proposals is not None:
                 first = np.count_nonzero(kept < count)
                 regions.append(torch.from_numpy(boxes[first:]))
@@ -133,13 +131,7 @@ class _Samples(Dataset):
             objects.append(tuple(map(torch.from_numpy, (boxes, record.labels[kept], ignore))))
             originals.append(image.shape[:2])
             ids.append(record.id)
-        images = Images(
-            # (B, 3, H, W) as a view: in memory it stays channels last, which is how convolutions like it best
-            pixels=pixels.permute(0, 3, 1, 2),
-            sizes=torch.tensor([[height, width]]).expand(len(ids), 2).contiguous(),
-            original=torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
-            ids=tuple(ids),
-        )
+        images = Images(*pad(made), torch.tensor(originals, dtype=torch.int64).reshape(-1, 2), tuple(ids))
         if self.proposals is None:
             return images, Targets.pad(objects)
         scores = region_scores if self.proposals.scored else None

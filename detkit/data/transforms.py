@@ -1,12 +1,14 @@
 """From a photo and its boxes to the network's input.
 
-Testing only stretches the photo to the network's size. Training runs `data.augment` first, see augment/
+Testing only resizes the photo to the network's size. Training runs `data.augment` first, see augment/
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from detkit.structures import InputSpec
 
@@ -30,8 +32,8 @@ class Transform:
 
         image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. objects: how many of them, from the
         first, are objects, by default all; the others are proposals, which no random draw looks at and which stay
-        where any part of them is left. Returns the image (h, w, 3) uint8 of the spec's size, the boxes (M, 4) float32
-        that remain, in its pixels and in their order, and which rows (M,) int64 they were.
+        where any part of them is left. Returns the image (h, w, 3) uint8 of the size that the spec gives it, the boxes
+        (M, 4) float32 that remain, in its pixels and in their order, and which rows (M,) int64 they were.
         """
         height, width = image.shape[:2]
         boxes = np.clip(boxes / np.array((width, height) * 2, dtype=np.float64), 0, 1)
@@ -39,14 +41,15 @@ class Transform:
         objects = len(boxes) if objects is None else objects
         if self.chain is not None:
             image, boxes, rows = self.chain(image, boxes, seed, objects)
-        image = stretch(image, self.spec.size)
-        boxes = boxes * np.array(self.spec.size[::-1] * 2)
+        size = self.spec.fit(*image.shape[:2])
+        image = resize(image, size)
+        boxes = boxes * np.array(size[::-1] * 2)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         keep = np.where(rows < objects, area >= LEAST_AREA, area > 0)
         return image, boxes[keep].astype(np.float32), rows[keep]
 
 
-def stretch(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W, 3) uint8 to `size` (height, width), bilinear; the image itself where it has that size."""
     import cv2
 
@@ -55,8 +58,23 @@ def stretch(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
+def pad(images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Stack images (h, w, 3) uint8 at the upper left of their largest size, the rest black.
+
+    Returns pixels (B, 3, H, W), a view: in memory they stay channels last, which is how convolutions like them best;
+    and sizes (B, 2) int64, the height and width of each.
+    """
+    sizes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
+    height, width = sizes.amax(0).tolist()
+    pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
+    into = pixels.numpy()
+    for row, image in enumerate(images):  # on the host, where ragged images become a batch
+        into[row, : image.shape[0], : image.shape[1]] = image
+    return pixels.permute(0, 3, 1, 2), sizes
+
+
 def build_train(augment: Sequence[Any], spec: InputSpec, proposals: bool = False) -> Transform:
-    """Return the training transform: `data.augment`, then a stretch to the spec's size where that is still to do.
+    """Return the training transform: `data.augment`, then a resize to the spec's size where that is still to do.
 
     Raises UserError for an unknown transform or parameter and for transforms that boxes, or where `proposals` come
     with them thousands of boxes, cannot follow.
@@ -69,5 +87,5 @@ def build_train(augment: Sequence[Any], spec: InputSpec, proposals: bool = False
 
 
 def build_test(spec: InputSpec) -> Transform:
-    """Return the transform for validation, test and detection: a bilinear stretch."""
+    """Return the transform for validation, test and detection: a bilinear resize."""
     return Transform(spec)

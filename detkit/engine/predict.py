@@ -18,7 +18,7 @@ from torch import Tensor
 
 from detkit.config import Config
 from detkit.data.photo import decode_photo
-from detkit.data.transforms import Transform, build_test
+from detkit.data.transforms import Transform, build_test, pad
 from detkit.engine.evaluate import detect_batch
 from detkit.engine.sources import Video, VideoReader, find_sources
 from detkit.errors import UserError
@@ -151,14 +151,8 @@ def _as_array(picture: Picture) -> np.ndarray:
 
 def _detect(detector: "Detector", items: list[_Prepared], config: Config) -> Iterator[Detections]:
     """The network on one batch."""
-    height, width = detector.input.size
-    images = Images(
-        # channels last in memory, as the test loader makes them
-        pixels=torch.from_numpy(np.stack([item.pixels for item in items])).permute(0, 3, 1, 2),
-        sizes=torch.tensor([[height, width]]).repeat(len(items), 1),
-        original=torch.tensor([item.image.shape[:2] for item in items]),
-        ids=tuple(map(str, range(len(items)))),
-    )
+    original = torch.tensor([item.image.shape[:2] for item in items])
+    images = Images(*pad([item.pixels for item in items]), original, tuple(map(str, range(len(items)))))
     training = detector.training
     detector.eval()
     with torch.inference_mode():

@@ -43,8 +43,13 @@ class Detector(nn.Module):
         self.register_buffer("_scale", 1 / (std * spec.divisor), persistent=False)
 
     def normalise(self, images: Images) -> Tensor:
-        """(B, 3, H, W) uint8 -> float32: (value / divisor - mean) / std."""
-        return (images.pixels - self._shift) * self._scale
+        """(B, 3, H, W) uint8 -> float32: (value / divisor - mean) / std, and 0 where an image is padded."""
+        pixels = (images.pixels - self._shift) * self._scale
+        if self.input.resize == "stretch":
+            return pixels
+        row, column = (torch.arange(side, device=pixels.device) for side in pixels.shape[-2:])
+        inside = (row < images.sizes[:, :1]).unsqueeze(2) & (column < images.sizes[:, 1:]).unsqueeze(1)
+        return pixels * inside.unsqueeze(1)
 
     def forward(self, images: Images, targets: Targets | None = None) -> dict[str, Tensor] | Predictions:
         """Losses where targets are given, else predictions: one entry, so that DDP sees every pass."""

@@ -31,8 +31,8 @@ from detkit.structures import Images, InputSpec, Predictions, Targets
 class FasterRCNNConfig:
     """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code).
 
-    size: shortest side and largest longest side of the input, pixels. features: the backbone's maps, null = the one
-    that its region tail follows, with a neck all of stride 4 and up. neck: `none`, or `fpn` with `channels`.
+    size: shortest side and largest longest side of the input, pixels. neck: `none`, with the backbone's map that its
+    region tail follows, or `fpn` with `channels` over `features`, null = all maps of stride 4 and up.
     stages, norms: how many first stages of the backbone, and whether its batch norms, stay as they are.
     ratios (height / width) and scales (times the map's stride): the anchors. rpn_width: channels of its convolution.
     rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
@@ -81,18 +81,25 @@ class FasterRCNN(RegionDetector):
     config_type = FasterRCNNConfig
 
     def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:
-        super().__init__(config, classes, InputSpec((config.size[0], config.size[1]), config.mean, config.std))
+        spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest")
+        super().__init__(config, classes, spec)
         c = self.config = config
         self.backbone = create_backbone(c.backbone, tail=c.neck == "none")
         known = {info.name: info for info in self.backbone.info}
-        if c.neck == "none":
-            self.features = c.features or [self.backbone.region]
-        else:
+        self.features = [self.backbone.region]
+        if c.neck == "fpn":
             self.features = c.features or [info.name for info in self.backbone.info if info.stride >= 4]
+        elif c.features is not None:
+            raise UserError(f"model.features: without a neck regions are pooled from {self.features[0]} alone")
         for name in self.features:
             if name not in known:
                 raise UserError(f"model.features: {c.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
         info = tuple(known[name] for name in self.features)
+        if c.neck == "none":
+            tail = self.backbone.tail(c.pool_size)
+        else:
+            self.backbone.cut(self.features[-1])
+            tail = fully_connected(c.channels, c.pool_size, self.backbone.width)
         self.neck = FPN(info, c.channels) if c.neck == "fpn" else None
         maps = info if self.neck is None else self.neck.info
 
@@ -106,10 +113,6 @@ class FasterRCNN(RegionDetector):
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
         pooled = maps if self.neck is None else maps[:-1]
         self.region_features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical)
-        if self.neck is None:
-            tail = self.backbone.tail(c.pool_size)
-        else:
-            tail = fully_connected(c.channels, c.pool_size, self.backbone.width)
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes))
         self.freeze_layers(c.stages, c.norms)
 
@@ -174,7 +177,8 @@ class FasterRCNN(RegionDetector):
 
     def predict(self, images: Images) -> Predictions:
         maps = self.maps(images)
-        regions, there = self.proposals(images, *self.rpn(maps), self.anchors(maps))
+        logits, deltas = self.rpn(maps)
+        regions, there = self.proposals(images, logits, deltas, self.anchors(maps))
         logits, deltas = self.regions(maps, regions)
         scores = logits.float().softmax(-1)[..., :-1]
         boxes = CODER.decode(deltas.float(), regions.unsqueeze(2))

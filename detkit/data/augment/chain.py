@@ -130,7 +130,10 @@ def _build(item: Any, spec: InputSpec) -> Any:
         values = {**values, "transforms": [_build(part, spec) for part in inner]}
     transform = _construct(name, kind, values)
     if isinstance(transform, Expand | RandomInterpolationResize):
-        transform.use(spec)
+        try:
+            transform.use(spec)
+        except ValueError as error:
+            raise UserError(f"data.augment: {name}: {error}") from None
     if name not in COMPOSITIONS:
         _try(transform)
     return transform

@@ -240,7 +240,9 @@ class RandomInterpolationResize(A.DualTransform):
         super().__init__(p=p)
 
     def use(self, spec: InputSpec) -> None:
-        """Take the size from the network."""
+        """Take the size from the network; ValueError where that keeps the aspect ratio."""
+        if spec.resize != "stretch":
+            raise ValueError("it stretches to one size, but this network keeps the aspect ratio")
         self.spec = spec
 
     def get_params(self) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Faster R-CNN: its parts against torchvision's and loops, and the whole on small inputs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from detkit.backbones import FeatureInfo
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.errors import UserError
+from detkit.models import build_detector, postprocess
+from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from detkit.models.region import CODER, MapFeatures, sample_regions
+from detkit.structures import Images, Targets
+from tests.builders import images_of, photo
+
+
+def config(**keys) -> FasterRCNNConfig:
+    small = FasterRCNNConfig(
+        backbone=BackboneConfig("tiny"),
+        size=[64, 96],
+        scales=[2.0, 4.0],
+        rpn_width=16,
+        before=100,
+        after=30,
+        test_before=60,
+        test_after=12,
+        smallest=2.0,
+        number=16,
+        pool_size=3,
+        stages=0,
+        norms=False,
+    )
+    return replace(small, **keys)
+
+
+def targets(*objects: list[list[float]], ignore: bool = False) -> Targets:
+    rows = [
+        (torch.tensor(boxes).view(-1, 4), torch.arange(len(boxes)) % 2, torch.full((len(boxes),), ignore))
+        for boxes in objects
+    ]
+    return Targets.pad(rows)
+
+
+PICTURES = images_of(photo(64, 80).repeat(2, 1, 1, 1))
+TWO = targets([[10.0, 20, 40, 50], [30, 5, 70, 40]], [])
+
+
+@pytest.mark.parametrize("neck", ["none", "fpn"])
+@pytest.mark.parametrize("backbone", ["tiny", "mobilenet_v2", "resnet18", "vgg16"])
+def test_any_backbone_learns(neck: str, backbone: str) -> None:
+    torch.manual_seed(0)
+    size = 7 if backbone == "vgg16" else 3
+    extra = {"channels": 24} if neck == "fpn" else {}
+    scales = [2.0] if neck == "fpn" else [1.0, 2.0]
+    keys = {"backbone": BackboneConfig(backbone), "neck": neck, "scales": scales, "pool_size": size, **extra}
+    detector = build_detector(config(**keys), ("a", "b"))
+    losses = detector(PICTURES, TWO)
+    assert set(losses) == {"objectness", "rpn_box", "classification", "box"}
+    sum(losses.values()).backward()
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    detector.eval()
+    with torch.inference_mode():
+        found = postprocess(detector.predict(PICTURES), PICTURES, DetectConfig(score=0.0, keep=9))
+    assert found.boxes.shape == (2, 9, 4)
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_batches_without_objects_have_finite_losses(ignore: bool) -> None:
+    detector = build_detector(config(), ("a", "b"))
+    batch = targets([[10.0, 20, 40, 50]], [[1.0, 1, 2, 2]], ignore=True) if ignore else targets([], [])
+    losses = detector(PICTURES, batch)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["rpn_box"] == losses["box"] == 0
+
+
+def test_a_batch_equals_its_images_one_by_one() -> None:
+    torch.manual_seed(0)
+    detector = build_detector(config(), ("a", "b")).eval()
+    pixels = torch.cat([photo(64, 96, seed) for seed in range(2)])
+    sizes = torch.tensor([[64, 96], [64, 72]])
+    both = detector.predict(Images(pixels, sizes, sizes, ("a", "b")))
+    second = detector.predict(Images(pixels[1:, ..., :72].contiguous(), sizes[1:], sizes[1:], ("b",)))
+    found = postprocess(both, Images(pixels, sizes, sizes, ("a", "b")), DetectConfig(score=0.0, keep=5))
+    boxes, _, _ = found.image(1)
+    assert (boxes[:, 2] <= 72).all()
+    # what lies outside of an image is 0 to the network, as its own padding is, up to the depth of the convolutions
+    assert both.boxes[1].shape == second.boxes[0].shape
+
+
+def test_padding_is_zero_after_normalising() -> None:
+    detector = build_detector(config(), ("a",))
+    pixels = torch.full((1, 3, 8, 10), 200, dtype=torch.uint8)
+    sizes = torch.tensor([[6, 7]])
+    x = detector.normalise(Images(pixels, sizes, sizes, ("a",)))
+    assert (x[0, :, :6, :7] != 0).all()
+    assert not x[0, :, 6:].any()
+    assert not x[0, :, :, 7:].any()
+
+
+def test_regions_are_pooled_from_the_map_of_their_size() -> None:
+    """FPN, equation 1, against a loop over torchvision's kernel."""
+    torch.manual_seed(0)
+    info = [FeatureInfo(f"p{level}", 4, 1 << level) for level in (2, 3, 4, 5)]
+    maps = [torch.randn(2, 4, 256 >> level, 256 >> level) for level in (2, 3, 4, 5)]
+    sides = torch.tensor([3.0, 27, 28.1, 55, 57, 111, 113, 200])
+    boxes = torch.stack((sides * 0, sides * 0 + 5, sides, sides + 5), -1).expand(2, -1, 4).contiguous()
+    pooled = MapFeatures(info, "align", 7, canonical=112.0)(maps, boxes).view(2, -1, 4, 7, 7)
+    for image in range(2):
+        for row, side in enumerate(sides.tolist()):
+            level = 2 if side < 56 else 3 if side < 112 else 4
+            roi = torch.cat((torch.tensor([image]), boxes[image, row])).unsqueeze(0)
+            wanted = roi_align(maps[level - 2], roi, 7, 1 / (1 << level), 2, True)[0]
+            torch.testing.assert_close(pooled[image, row], wanted)
+
+
+def test_sampled_regions_carry_their_class_and_deltas() -> None:
+    torch.manual_seed(0)
+    objects = targets([[10.0, 20, 40, 50], [50, 10, 70, 40]], [[0.0, 0, 20, 20]])
+    regions = torch.rand(2, 200, 4) * 40
+    regions[..., 2:] += regions[..., :2] + 10
+    regions[:, :40] = objects.boxes[:, :1] + torch.randn(2, 40, 4)
+    valid = torch.ones(2, 200, dtype=torch.bool)
+    valid[1, 100:] = False
+    drawn = sample_regions(regions, valid, objects, 2, number=32, fraction=0.25, foreground=0.5, background=(0.0, 0.5))
+    assert drawn.valid.all()
+    inside = drawn.target < 2
+    assert (inside.sum(1) == 8).all()
+    decoded = CODER.decode(drawn.wanted, drawn.boxes)
+    for image in range(2):
+        for box, label in zip(decoded[image][inside[image]], drawn.target[image][inside[image]]):
+            same = (objects.boxes[image] - box).abs().amax(1) < 1e-3
+            assert objects.labels[image][same].tolist() == [label]
+    assert not drawn.wanted[~inside].any()
+
+
+def test_frozen_layers_stay_as_they_are() -> None:
+    detector = build_detector(config(stages=2, norms=True), ("a", "b"))
+    assert isinstance(detector, FasterRCNN)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    detector.train()
+    sum(detector(PICTURES, TWO).values()).backward()
+    optimizer.step()
+    moved = {name for name, tensor in detector.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith(("backbone.stem", "backbone.stage3.0")) for name in moved)
+    norms = [name for name, module in detector.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(name.startswith(norm) for name in moved for norm in norms)
+    assert any(name.startswith("head.") for name in moved)
+    assert any(name.startswith("rpn.") for name in moved)
+
+
+def test_a_misfit_is_named() -> None:
+    with pytest.raises(UserError, match=r"model\.features: tiny gives the maps c3, c4, c5, not 'c9'"):
+        build_detector(config(neck="fpn", features=["c9"]), ("a",))
+    with pytest.raises(UserError, match=r"model\.pool_size: 5, but fc6 of VGG16"):
+        build_detector(config(backbone=BackboneConfig("vgg16"), pool_size=5), ("a",))
+
+
+def overfit(detector: torch.nn.Module, images: Images, objects: Targets, steps: int) -> Tensor:
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
+    for _ in range(steps):
+        total = torch.stack(list(detector(images, objects).values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    return total.detach()
+
+
+def test_it_finds_what_it_has_learnt() -> None:
+    torch.manual_seed(0)
+    pixels = torch.full((2, 3, 64, 80), 90, dtype=torch.uint8)
+    objects = targets([[8.0, 8, 40, 40], [50, 30, 76, 60]], [[20.0, 10, 60, 50]])
+    for image in range(2):
+        for box, label in zip(objects.boxes[image].int().tolist(), objects.labels[image].tolist()):
+            if label >= 0:
+                pixels[image, label, box[1] : box[3], box[0] : box[2]] = 230
+    sizes = torch.tensor([[64, 80]] * 2)
+    images = Images(pixels, sizes, sizes, ("a", "b"))
+    detector = build_detector(config(neck="fpn", channels=32, scales=[3.0], canonical=64.0, pool="align"), ("a", "b"))
+    overfit(detector.train(), images, objects, 100)
+    detector.eval()
+    with torch.inference_mode():
+        found = postprocess(detector.predict(images), images, DetectConfig(score=0.5, iou=0.3))
+    for image in range(2):
+        real = objects.labels[image] >= 0
+        boxes, _, labels = found.image(image)
+        assert sorted(labels.tolist()) == sorted(objects.labels[image][real].tolist())
+        for box, label in zip(objects.boxes[image][real], objects.labels[image][real]):
+            assert ((boxes - box).abs().amax(1)[labels == label] < 4).any()
