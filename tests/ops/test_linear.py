@@ -27,7 +27,7 @@ def objective(
     bias: Tensor,
     C: float,
     positive_weight: float,
-    bias_feature: float,
+    feature: float,
 ) -> Tensor:
     """Each class's primal objective (K,), float64, from its definition; feature: the value of the bias feature."""
     x, y, w, b = features.double(), labels.double(), weight.double(), bias.double()
