@@ -45,14 +45,15 @@ def crop_warp(
         )
     if not 0 <= 2 * context < size:
         raise ValueError(f"crop_warp: context {context} leaves nothing of a crop of {size} pixels")
-    images, boxes = images.float(), boxes.float()
+    images, boxes = images.float(), boxes.double()  # float64, as the authors' code: products fall on halves
     batch, count = boxes.shape[:2]
     height, width = images.shape[-2:]
-    limits = images.new_tensor([height, width]) if sizes is None else sizes.to(images)
+    limits = boxes.new_tensor([height, width]) if sizes is None else sizes.to(boxes)
     limits = limits.view(-1, 1, 2).flip(-1)  # as (x, y)
     low, high = boxes.split(2, -1)
     centre, half = (low + high) / 2, (high - low) / 2 * (size / (size - 2 * context))
-    low, high = _round(centre - half), _round(centre + half)
+    # rounded as 1-based pixels, since halves away from zero depend on where zero is
+    low, high = _round(centre - half + 1) - 1, _round(centre + half + 1) - 1
     ratio = size / (high - low + 1)  # (B, R, 2): crop pixels an image pixel
     first, last = low.clamp(min=0), torch.minimum(high, limits - 1)
     start = _round((first - low) * ratio)
@@ -66,7 +67,7 @@ def crop_warp(
     rows = max(1, TEMPORARY // (max(1, batch) * (images.shape[1] + 3) * size * size * 4))
     for piece in range(0, count, rows):
         some = slice(piece, piece + rows)
-        begin, share, origin, final = (part[:, some].unsqueeze(2) for part in (start, length, first, last))
+        begin, share, origin, final = (part[:, some].unsqueeze(2).float() for part in (start, length, first, last))
         ahead = place - begin  # (B, r, size, 2)
         inside = (ahead >= 0) & (ahead < share)
         source = origin + (ahead + 0.5) * ((final - origin + 1) / share) - 0.5

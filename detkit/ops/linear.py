@@ -98,7 +98,7 @@ def fit_svm(
         w = w + length.unsqueeze(1) * step
         z = z + length * along
     else:
-        gap = float(((lowest - highest) / lowest).max())
+        gap = float(((lowest - highest) / lowest).nan_to_num().max())
         warnings.warn(f"fit_svm: relative gap {gap:.1e} after {iterations} iterations", RuntimeWarning, stacklevel=2)
     return best[:, :-1].contiguous(), bias * best[:, -1]
 

@@ -9,7 +9,6 @@ on. Gradients reach the features, never the boxes: proposals are constants.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align as _roi_align
 from torchvision.ops import roi_pool as _roi_pool
@@ -70,8 +69,7 @@ def spp_pool(
     the box. The defaults are those published for ZF-5 (offset0 21 in 1-based pixels, offset 6.5), whose convolutions
     are hardly padded. A VGG's cells have their middle at stride / 2, a torchvision ResNet's at .5.
 
-    Levels that divide a finer one are pooled from its bins, which gives the same maxima. Takes about three times the
-    memory of the result.
+    Takes about three times the memory of the result.
     """
     if any(not 1 <= level <= FINEST_LEVEL for level in levels):
         raise ValueError(f"spp_pool: levels must be from 1 to {FINEST_LEVEL}, got {tuple(levels)}")
@@ -87,14 +85,8 @@ def spp_pool(
     low, high = torch.where(crossed, between, low), torch.where(crossed, between, high)
     windows = torch.cat((low, high), -1).clamp(min=0).minimum(torch.cat((cells, cells)))
     rois = _rois(features, windows, valid)
-    pooled: dict[int, Tensor] = {}
-    for level in sorted(set(levels), reverse=True):
-        finer = next((other for other in pooled if other % level == 0), None)
-        if finer is None:
-            pooled[level] = _roi_pool(features, rois, level, 1.0)
-        else:
-            pooled[level] = F.max_pool2d(pooled[finer], finer // level)
-    return _per_image(torch.cat([pooled[level].flatten(2) for level in levels], -1), boxes, valid)
+    pooled = torch.cat([_roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
+    return _per_image(pooled, boxes, valid)
 
 
 def _real(features: Tensor) -> Tensor:
