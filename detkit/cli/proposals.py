@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of boxes an image, whose recall is shown
 IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
 COLUMNS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the table
+LEGEND = "best so many boxes of each image; R@t: recall at IoU t; MABO: mean over classes of the average best overlap"
 
 EPILOG = """examples:
   detkit proposals make --root data/VOCdevkit/VOC2007 --split trainval --split test --mode fast
@@ -165,7 +166,7 @@ def _recall(arguments: argparse.Namespace) -> None:
     numbers = [number for number in NUMBERS if number < most]
     result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
     what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
-    Console(highlight=False).print(_table(result, f"{path}\n{what}, difficult ones left out"))
+    Console(highlight=False).print(_table(result, f"{path}\n{what}, difficult ones left out\n{LEGEND}"))
     out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
     recall_plot(result, out, what)
     print(f"curves: {out}")
@@ -177,7 +178,7 @@ def _table(result: "ProposalRecall", caption: str) -> "Table":
 
     table = Table(caption=escape(caption), caption_justify="left", caption_style="")
     shown = [index for index, iou in enumerate(result.ious) if iou in COLUMNS]
-    for name in ("best", "boxes an image", "MABO", *(f"recall at {result.ious[index]:g}" for index in shown)):
+    for name in ("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)):
         table.add_column(name, justify="right")
     for number, boxes, mabo, recall in zip(
         result.numbers, result.boxes.tolist(), result.mabo.tolist(), result.recall.tolist()
