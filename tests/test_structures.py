@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkit.structures import Detections, DetectionSet, Images, Predictions, Targets
+from detkit.structures import Detections, DetectionSet, Images, Predictions, Proposals, Targets
 
 
 def test_padding_is_minus_one_and_never_empty():
@@ -16,6 +16,23 @@ def test_padding_is_minus_one_and_never_empty():
     assert Targets.pad([]).boxes.shape == (0, 1, 4)
 
 
+@pytest.mark.parametrize("count", [None, 1, 5])
+def test_proposals_are_padded_or_cut(count):
+    boxes = [torch.arange(8.0).view(2, 4), torch.zeros(0, 4), torch.arange(12.0).view(3, 4)]
+    scores = [torch.ones(2), torch.ones(0), torch.full((3,), 2.0)]
+    proposals = Proposals.pad(boxes, scores, count)
+    most = 3 if count is None else count
+    assert len(proposals) == 3
+    assert proposals.valid.tolist() == [[i < n for i in range(most)] for n in (2, 0, 3)]
+    for i in range(3):
+        assert torch.equal(proposals.boxes[i][proposals.valid[i]], boxes[i][:most])
+        assert torch.equal(proposals.scores[i][proposals.valid[i]], scores[i][:most])
+    assert not proposals.boxes[~proposals.valid].any()
+    assert Proposals.pad(boxes).to("cpu").scores is None
+    assert Proposals.pad(boxes[1:2]).boxes.shape == (1, 1, 4)
+    assert Proposals.pad([]).boxes.shape == (0, 1, 4)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -26,6 +43,14 @@ def test_padding_is_minus_one_and_never_empty():
         (
             lambda: Targets(torch.zeros(1, 2, 4), torch.zeros(1, 3).long(), torch.zeros(1, 3).bool()),
             r"Targets\.boxes: expected shape \(1, 3, 4\), got \(1, 2, 4\)",
+        ),
+        (
+            lambda: Proposals(torch.zeros(1, 2, 4), torch.zeros(1, 3).bool()),
+            r"Proposals\.boxes: expected shape \(1, 3, 4\), got \(1, 2, 4\)",
+        ),
+        (
+            lambda: Proposals(torch.zeros(1, 2, 4), torch.zeros(1, 2).bool(), torch.zeros(1, 3)),
+            r"Proposals\.scores: expected shape \(1, 2\)",
         ),
         (lambda: Predictions(torch.zeros(1, 5, 3, 4), torch.zeros(1, 5, 2)), r"Predictions\.boxes: expected shape"),
         (lambda: Detections(torch.zeros(1, 5), torch.zeros(1, 5), torch.zeros(1, 5).long()), r"Detections\.boxes"),

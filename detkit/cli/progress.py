@@ -14,11 +14,15 @@ def progress(transfer: bool = False) -> Iterator[Callable[[str, int, int], None]
     counts = (DownloadColumn(),) if transfer else (MofNCompleteColumn(),)
     bar = Progress("{task.description}", BarColumn(), *counts, TimeRemainingColumn(), console=Console(stderr=True))
     tasks: dict[str, Any] = {}
-    with bar:
 
-        def update(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bar.add_task(text, total=total)
-            bar.update(tasks[text], completed=done)
+    def update(text: str, done: int, total: int) -> None:
+        if text not in tasks:
+            bar.start()  # only now, so that where nothing happens nothing is shown
+            tasks[text] = bar.add_task(text, total=total)
+        bar.update(tasks[text], completed=done)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            bar.stop()

@@ -9,7 +9,15 @@ from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from detkit.data.voc import VOCDataset
+    from detkit.evaluation.recall import ProposalRecall
+
+NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of boxes an image, whose recall is shown
+IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
+COLUMNS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the table
+LEGEND = "best so many boxes of each image; R@t: recall at IoU t; MABO: mean over classes of the average best overlap"
 
 EPILOG = """examples:
   detkit proposals make --root data/VOCdevkit/VOC2007 --split trainval --split test --mode fast
@@ -136,3 +144,45 @@ def _convert(arguments: argparse.Namespace) -> None:
         to_store(source, out, dataset)
         store = open_store(out)
     print(f"{out}: {int(store.counts.sum())} boxes of {len(store)} images")
+
+
+def _recall(arguments: argparse.Namespace) -> None:
+    import torch
+    from rich.console import Console
+
+    from detkit.evaluation.recall import proposal_recall
+    from detkit.proposals.store import StoredProposals, open_store
+    from detkit.viz.proposals import recall_plot
+
+    path = Path(arguments.store)
+    store = open_store(path)
+    dataset = _open(arguments.dataset, arguments.split or ["test"])
+    stored = StoredProposals([store], dataset)
+    truth = dataset.truth()
+    if bool(truth.ignore.all()):
+        raise UserError(f"{dataset.name} has no objects to find")
+    boxes = [torch.from_numpy(stored.boxes(i)) for i in range(len(dataset))]
+    most = max(map(len, boxes))
+    numbers = [number for number in NUMBERS if number < most]
+    result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
+    what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
+    Console(highlight=False).print(_table(result, f"{path}\n{what}, difficult ones left out\n{LEGEND}"))
+    out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
+    recall_plot(result, out, what)
+    print(f"curves: {out}")
+
+
+def _table(result: "ProposalRecall", caption: str) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption=escape(caption), caption_justify="left", caption_style="")
+    shown = [index for index, iou in enumerate(result.ious) if iou in COLUMNS]
+    for name in ("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)):
+        table.add_column(name, justify="right")
+    for number, boxes, mabo, recall in zip(
+        result.numbers, result.boxes.tolist(), result.mabo.tolist(), result.recall.tolist()
+    ):
+        name = "all" if number is None else str(number)
+        table.add_row(name, f"{boxes:.1f}", f"{mabo:.4f}", *(f"{recall[index]:.4f}" for index in shown))
+    return table

@@ -14,7 +14,7 @@ import numpy as np
 from detkit.engine.signals import Interrupt
 from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
-from detkit.proposals.store import Manifest, ProposalStore, make_manifest, open_store, write_store
+from detkit.proposals.store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 
 if TYPE_CHECKING:
     from detkit.data.voc import VOCDataset
@@ -34,11 +34,13 @@ def make_store(
     """Make the proposals of every image of a data set and write them to the store `path`; return it, open.
 
     Where that store is there already, nothing is done. What an interrupted run over the same images left in the folder
-    beside it, PATH.parts-HASH, is taken over. progress: called with (done, total). Raises UserError: a photo cannot be
-    read (it is named), or the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
+    beside it, PATH.parts-HASH, is taken over. progress: called with (done, total), first when a photo is done: by
+    then the processes are there, which threads of a progress bar might harm. Raises UserError: a photo cannot be read
+    (it is named), or the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
     SIGTERM, once what is done is written.
     """
     path = Path(path)
+    check_name(path)
     manifest = make_manifest(method, parameters, dataset.ids)
     if path.exists():
         _check_same(open_store(path), manifest, path)
@@ -48,8 +50,6 @@ def make_store(
     done = parts.read()
     left = [i for i, name in enumerate(dataset.ids) if name not in done]
     total = len(dataset.ids)
-    if progress is not None:
-        progress(total - len(left), total)
     with parts, Interrupt() as interrupt:
         for count, (i, boxes) in enumerate(_run(dataset, left, method, parameters, workers), total - len(left) + 1):
             parts.add(dataset.ids[i], boxes)

@@ -139,8 +139,7 @@ def write_store(
     photo, or None. Raises UserError for a box or score that is not finite, and for an empty box.
     """
     path = Path(path)
-    if path.suffix != ".npz":
-        raise UserError(f"{path}: a proposal store's name ends with .npz")
+    check_name(path)
     if len(set(ids)) != len(ids) or len(boxes) != len(ids):
         raise ValueError(f"{len(boxes)} lists of boxes for {len(set(ids))} different names of {len(ids)}")
     boxes = [np.asarray(own, dtype=np.float32) for own in boxes]
@@ -160,6 +159,12 @@ def write_store(
         if not np.isfinite(arrays["scores"]).all():
             raise UserError(f"{path}: a score is not finite")
     save_atomic(path, lambda temporary: np.savez(temporary, **arrays))
+
+
+def check_name(path: Path) -> None:
+    """Raise UserError unless a file can have the name of a store."""
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: a proposal store's name ends with .npz")
 
 
 def check_boxes(where: str, boxes: np.ndarray) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detkit.files import save_atomic
-from detkit.viz.draw import INK, PALETTE, Colour, colour
+from detkit.viz.draw import INK, PALETTE, colour
+from detkit.viz.figure import hex_code, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from detkit.evaluation import VOCResult
 
@@ -27,7 +26,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """
     training = [record for record in records if "loss" in record]
     measured = [record for record in records if record.get("mAP") is not None]
-    figure = _figure(9, 7 if measured else 5.5)
+    figure = new_figure(9, 7 if measured else 5.5)
     ratios = [3, 2, 1] if measured else [3, 1]
     panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     where = [record["iteration"] for record in training]
@@ -35,7 +34,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     top = panels[0]
     for index, key in enumerate(["loss", *_parts(training)] if training else []):
         values = np.array([record.get(key, np.nan) for record in training], np.float64)
-        shade = "#222222" if key == "loss" else _hex(colour(index - 1))
+        shade = "#222222" if key == "loss" else hex_code(colour(index - 1))
         top.plot(where, values, color=shade, alpha=0.25, linewidth=0.8)
         top.plot(where, _smooth(values), color=shade, linewidth=2 if key == "loss" else 1.5, label=key)
     positive = [record["loss"] for record in training if record["loss"] > 0]
@@ -48,7 +47,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     if measured:
         points = [record["iteration"] for record in measured]
         values = [record["mAP"] for record in measured]
-        panels[1].plot(points, values, "o-", color=_hex(colour(1)), markersize=4)
+        panels[1].plot(points, values, "o-", color=hex_code(colour(1)), markersize=4)
         panels[1].annotate(
             f"{values[-1]:.3f}", (points[-1], values[-1]), (0, 6), textcoords="offset points", ha="right"
         )
@@ -58,20 +57,20 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     panels[-1].set(ylabel="learning rate", xlabel="iteration", ylim=(0, 1.1 * max(rates, default=1.0)))
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     for panel in panels:
-        _tidy(panel)
-    _save(figure, path)
+        tidy(panel)
+    save(figure, path)
 
 
 def pr_plot(result: "VOCResult", path: str | Path) -> None:
     """Draw precision against recall of all classes in one picture, the best class first in its legend."""
     names = _by_ap(result)
-    figure = _figure(10, 6.5)
+    figure = new_figure(10, 6.5)
     axes = figure.add_subplot()
     for index in names:
         recall, precision = _envelope(result, index)
         style = ("-", "--", ":")[index // len(PALETTE) % 3]
         label = f"{result.classes[index]}  {float(result.ap[index]):.3f}"
-        axes.plot(recall, precision, style, color=_hex(colour(index)), linewidth=1.5, label=label)
+        axes.plot(recall, precision, style, color=hex_code(colour(index)), linewidth=1.5, label=label)
     axes.set_title(f"mAP {result.mAP:.4f}\n{result.protocol}, {result.images} images", fontsize=10)
     _pr_axes(axes)
     if names:
@@ -79,7 +78,7 @@ def pr_plot(result: "VOCResult", path: str | Path) -> None:
         axes.legend(
             loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=columns, title="class  AP"
         )
-    _save(figure, path)
+    save(figure, path)
 
 
 def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
@@ -98,9 +97,9 @@ def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
 
 
 def _class_plot(result: "VOCResult", index: int, path: Path) -> None:
-    shade = _hex(colour(index))
+    shade = hex_code(colour(index))
     recall, precision, scores = (part.double().cpu().numpy() for part in result.curve(index))
-    figure = _figure(6.5, 5)
+    figure = new_figure(6.5, 5)
     axes = figure.add_subplot()
     axes.plot(recall, precision, color=shade, alpha=0.45, linewidth=1, label="measured")
     steps, envelope = _envelope(result, index)
@@ -108,7 +107,7 @@ def _class_plot(result: "VOCResult", index: int, path: Path) -> None:
     if result.metric == "voc07":
         levels = np.arange(11) * 0.1
         best = [max(precision[recall >= level], default=0.0) for level in levels]
-        axes.plot(levels, best, "o", color=_hex(INK), markersize=4, label="11 points")
+        axes.plot(levels, best, "o", color=hex_code(INK), markersize=4, label="11 points")
     else:
         axes.fill_between(steps, envelope, color=shade, alpha=0.12)
     for threshold in (0.9, 0.7, 0.5, 0.3, 0.1):
@@ -122,7 +121,7 @@ def _class_plot(result: "VOCResult", index: int, path: Path) -> None:
     axes.set_title(f"{title}\n{result.protocol}", fontsize=9)
     _pr_axes(axes)
     axes.legend(loc="lower left", frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _by_ap(result: "VOCResult") -> list[int]:
@@ -156,29 +155,6 @@ def _smooth(values: NDArray) -> NDArray:
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """A matplotlib figure without pyplot, which keeps figures alive and may want a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _pr_axes(axes: "Axes") -> None:
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    _tidy(axes)
-
-
-def _save(figure: "Figure", path: str | Path) -> None:
-    save_atomic(path, figure.savefig)
-
-
-def _hex(shade: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*shade)
+    tidy(axes)

@@ -229,7 +229,7 @@ def test_making(tmp_path, monkeypatch, workers):
     for i, name in enumerate(dataset.ids):
         np.testing.assert_array_equal(store.boxes(name), corners(dataset.image(i)))
     assert store.manifest.recipe == "corners(mode=fast)"
-    assert seen == [(count, 9) for count in range(10)]
+    assert seen == [(count, 9) for count in range(1, 10)]
     assert os.listdir(out.parent) == ["a.npz"]
     before = out.stat()
     assert make_store(out, dataset, "corners", {"mode": "fast"}, workers=workers).ids == dataset.ids
@@ -283,9 +283,11 @@ def test_a_killed_process_ends_in_one_line(tmp_path, monkeypatch):
         make_store(tmp_path / "a.npz", photos(tmp_path), "corners", {}, workers=2)
 
 
-def test_an_unknown_method_is_refused_before_any_work(tmp_path):
+def test_an_unknown_method_or_file_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match=r"a\.pkl: a proposal store's name ends with \.npz"):
+        make_store(tmp_path / "a.pkl", photos(tmp_path), "corners", {}, workers=1)
     with pytest.raises(UserError, match=r"no method 'selectiv_search' .*did you mean 'selective_search'"):
-        make_store(tmp_path / "a.npz", photos(tmp_path), "selectiv_search", {}, workers=1)
+        make_store(tmp_path / "a.npz", VOCDataset([(tmp_path / "photos", "all")]), "selectiv_search", {}, workers=1)
 
 
 SCRIPT = """

@@ -1,0 +1,167 @@
+"""detkit proposals: what it makes, prints and refuses."""
+
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detkit.cli import main
+from detkit.proposals.store import make_manifest, open_store, write_store
+from tests.data.roots import make_root, xml
+from tests.proposals.test_convert import PUBLISHED, mat
+
+TOOL = Path(__file__).parents[2] / "tools" / "proposals.py"
+CONFIG = "model: {name: ssd}\ndata: {root: ROOT, train: [train], test: [test]}\ntrain: {iterations: 10}\n"
+
+
+@pytest.fixture(autouse=True)
+def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put boxes that any photo has in the place of selective search."""
+
+    def search(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
+        assert image.shape == (40, 60, 3)
+        return np.array([[0, 0, 60, 40], [0, 0, 10, 10]][: {"single": 1, "fast": 2}[mode]], np.float32)
+
+    module = types.ModuleType("detkit.proposals.selective_search")
+    module.selective_search = search  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a data set whose objects two boxes of every photo find with IoU 1 and 0.64, and one that is difficult."""
+    annotations = {
+        "1": xml([("cat", (1, 1, 60, 40))]),
+        "2": xml([("dog", (1, 1, 8, 8)), ("dog", (30, 30, 31, 31), 1, 0)]),
+        "3": xml([]),
+    }
+    return make_root(tmp_path / "animals", annotations, {"train": ["1", "2"], "test": ["1", "2", "3"]})
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["proposals", *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_make_from_a_folder(root, capsys):
+    options = ["--root", str(root), "--split", "test", "--workers", "2"]
+    assert main(["proposals", "make", *options]) == 0
+    out = Path("proposals/animals-test-selective_search-fast.npz")
+    text = capsys.readouterr().out
+    assert text == f"{out}: 6 boxes of 3 images, 2 each; selective_search(mode=fast, seed=0)\n"
+    store = open_store(out)
+    assert store.ids == ("1", "2", "3")
+    assert store.boxes("3").tolist() == [[0, 0, 60, 40], [0, 0, 10, 10]]
+    assert "holds selective_search(mode=fast, seed=0), not selective_search(mode=single, seed=0)" in failure(
+        capsys, "make", *options, "--mode", "single", "--out", str(out)
+    )
+
+
+def test_make_from_a_config(root, tmp_path):
+    (tmp_path / "a.yaml").write_text(CONFIG.replace("ROOT", str(root)))
+    assert main(["proposals", "make", "a.yaml", "--out", "x/a.npz", "--workers", "1"]) == 0
+    assert open_store("x/a.npz").ids == ("1", "2")
+    assert main(["proposals", "make", "a.yaml", "data.test=[train]", "--split", "test", "--mode", "single"]) == 0
+    assert open_store("proposals/animals-train-selective_search-single.npz").counts.tolist() == [1, 1]
+
+
+def test_refusals_of_make(root, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(CONFIG.replace("ROOT", str(root)))
+    folder = ["--root", str(root), "--split", "test"]
+    for argv, text in (
+        ([], r"which data set\? an example: detkit proposals make --root"),
+        (["--root", str(root)], r"which images of .*animals\? an example: --split trainval"),
+        (["a.yaml", *folder], "either a config or --root, not both"),
+        (["a.yaml", "--split", "train", "--split", "test"], "--split train --split test: of a config, one at a time"),
+        (["a.yaml", "--split", "tests"], "no split 'tests' in a config; did you mean 'test'"),
+        ([*folder, "--workers", "0"], "--workers 0: at least one process"),
+        ([*folder, "--method", "edge_boxes"], "no method 'edge_boxes' of making proposals; known: selective_search"),
+        ([*folder, "--out", "a.pkl"], r"a\.pkl: a proposal store's name ends with \.npz"),
+    ):
+        assert re.search(text, failure(capsys, "make", *argv))
+    (root / "JPEGImages" / "2.jpg").write_bytes(b"no picture")
+    assert main(["proposals", "make", *folder, "--workers", "1"]) == 2
+    assert "2.jpg: corrupt or truncated image" in capsys.readouterr().err.splitlines()[-1]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [re.findall(r"[\w.]+", line) for line in text.splitlines() if line.lstrip().startswith(("│", "|"))]
+
+
+def test_recall(root, capsys):
+    assert main(["proposals", "make", "--root", str(root), "--split", "test", "--out", "a.npz"]) == 0
+    capsys.readouterr()
+    assert main(["proposals", "recall", "a.npz", "--dataset", str(root)]) == 0
+    text = capsys.readouterr().out
+    # cat: IoU 1; dog: 64 of 100 square pixels
+    assert rows(text) == [["all", "2.0", "0.8200", "1.0000", "1.0000", "0.5000", "0.5000", "0.5000"]]
+    assert "selective_search(mode=fast, seed=0) on animals/test: 3 images, 2 objects, difficult ones left out" in text
+    assert "curves: a-recall.png" in text
+    picture = cv2.imread("a-recall.png")
+    assert picture is not None
+    assert picture.std() > 5
+
+
+def test_recall_takes_the_best_boxes_first(root, capsys):
+    draw = np.random.default_rng(0)
+    low = draw.random((40, 2)) * 30 + 10
+    ids = ["1", "2", "3"]
+    boxes = np.concatenate([np.concatenate([low, low + 2], 1), [[0, 0, 60, 40], [0, 0, 10, 10]]])
+    write_store("a.npz", ids, [boxes, boxes, boxes[:0]], manifest=make_manifest("m", {}, ids))
+    assert main(["proposals", "recall", "a.npz", "--dataset", str(root), "--split", "train", "--out", "b.png"]) == 0
+    table = rows(capsys.readouterr().out)
+    assert [row[:2] for row in table] == [["10", "10.0"], ["30", "30.0"], ["all", "42.0"]]
+    assert [row[3] for row in table] == ["0.0000", "0.0000", "1.0000"]
+    assert Path("b.png").exists()
+
+
+def test_refusals_of_recall(root, capsys):
+    write_store("a.npz", ["1"], [np.zeros((0, 4))], manifest=make_manifest("m", {}, ["1"]))
+    folder = ["--dataset", str(root)]
+    text = failure(capsys, "recall", "a.npz", *folder)
+    assert "a.npz: no proposals of image 2 of animals/test (2 of 3 are missing); make them with: " in text
+    assert f"detkit proposals make --root {root} --split test" in text
+    assert "no proposals b.npz" in failure(capsys, "recall", "b.npz", *folder)
+    (root / "ImageSets/Main/none.txt").write_text("3\n")
+    write_store("c.npz", ["3"], [np.zeros((0, 4))], manifest=make_manifest("m", {}, ["3"]))
+    assert "animals/none has no objects to find" in failure(capsys, "recall", "c.npz", *folder, "--split", "none")
+
+
+def test_convert(root, capsys):
+    mat(Path("voc.mat"), [PUBLISHED] * 3)
+    assert main(["proposals", "convert", "voc.mat", "a.npz", "--dataset", str(root)]) == 0
+    assert capsys.readouterr().out == "a.npz: 9 boxes of 3 images\n"
+    assert main(["proposals", "convert", "a.npz", "a.json"]) == 0
+    assert json.loads(Path("a.json").read_text())[0] == {
+        "image": "1",
+        "boxes": [[0, 0, 60, 40], [0, 0, 1, 1], [10, 5, 20, 8]],
+    }
+    assert main(["proposals", "convert", "a.json", "b.npz"]) == 0
+    assert open_store("b.npz").boxes("2").tolist() == open_store("a.npz").boxes("2").tolist()
+    for argv, text in (
+        (["a.npz", "b.npz"], "b.npz: a store becomes a .json file"),
+        (["a.json", "b.json"], "b.json: a proposal store's name ends with .npz"),
+        (["a.txt", "b.npz"], "a.txt: boxes are read from files that end with .mat or .json"),
+        (["a.json", "b.npz", "--split", "test"], "--split test goes with --dataset ROOT"),
+    ):
+        assert text in failure(capsys, "convert", *argv)
+
+
+def test_the_tool_is_the_command():
+    out = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "make|recall|convert" in out
