@@ -15,9 +15,9 @@ COLOUR_BINS = 25
 COLOURS = CHANNELS * COLOUR_BINS
 DIRECTIONS, TEXTURE_BINS = 8, 10
 TEXTURES = CHANNELS * DIRECTIONS * TEXTURE_BINS
-SIGMA = 1.0
-# A Gaussian derivative answers an edge from black to white, the strongest there is, with the Gaussian's peak.
-STRONGEST = 255 / (SIGMA * math.sqrt(2 * math.pi))
+# As the authors' code has them (the paper says sigma 1): derivatives, of values from 0 to 1, are rounded to the nearest
+# of TEXTURE_BINS strengths from 0 to STRONGEST; the few that are stronger (an edge from black to white has .5) join it.
+SIGMA, STRONGEST = 0.8, 0.43
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def describe(labels: np.ndarray, image: np.ndarray, textures: np.ndarray) -> Reg
 def _texture_codes(along_x, along_y):
     height, width, channels = along_x.shape
     codes = np.empty((height, width, 4 * channels), np.uint8)
-    scale = np.float32(TEXTURE_BINS / STRONGEST)
+    scale = np.float32((TEXTURE_BINS - 1) / (255 * STRONGEST))
     diagonal = np.float32(math.sqrt(0.5))
     for y in range(height):
         for x in range(width):
@@ -77,7 +77,7 @@ def _texture_codes(along_x, along_y):
                 turned = ((dx + dy) * diagonal, (dy - dx) * diagonal)
                 for axis, value in enumerate((dx, turned[0], dy, turned[1])):
                     direction = axis if value > 0 else axis + 4
-                    strength = min(int(abs(value)), TEXTURE_BINS - 1)
+                    strength = min(int(abs(value) + np.float32(0.5)), TEXTURE_BINS - 1)
                     codes[y, x, 4 * c + axis] = direction * TEXTURE_BINS + strength
     return codes
 
@@ -90,18 +90,21 @@ def _describe(labels, image, textures, count):
     boxes[:, 0], boxes[:, 1] = width, height
     histograms = np.zeros((count, COLOURS + TEXTURES), np.int32)
     for y in range(height):
+        start = 0
         for x in range(width):
             r = labels[y, x]
-            size[r] += 1
-            boxes[r, 0] = min(boxes[r, 0], x)
-            boxes[r, 1] = min(boxes[r, 1], y)
-            boxes[r, 2] = max(boxes[r, 2], x + 1)
-            boxes[r, 3] = max(boxes[r, 3], y + 1)
             for c in range(CHANNELS):
                 histograms[r, c * COLOUR_BINS + (image[y, x, c] * COLOUR_BINS >> 8)] += 1
                 offset = COLOURS + c * DIRECTIONS * TEXTURE_BINS
                 for axis in range(4):
                     histograms[r, offset + textures[y, x, 4 * c + axis]] += 1
+            if x + 1 == width or labels[y, x + 1] != r:
+                size[r] += x + 1 - start
+                boxes[r, 0] = min(boxes[r, 0], start)
+                boxes[r, 1] = min(boxes[r, 1], y)
+                boxes[r, 2] = max(boxes[r, 2], x + 1)
+                boxes[r, 3] = y + 1
+                start = x + 1
     for r in range(count):
         for start in range(COLOURS, COLOURS + TEXTURES, TEXTURE_BINS):
             counted = 0
@@ -115,7 +118,7 @@ def _describe(labels, image, textures, count):
 def _contacts(labels, count):
     """Return low * count + high for each pair of different neighbours in the 8-connected grid, many times over."""
     height, width = labels.shape
-    found = np.empty(1024, np.int64)
+    found = np.empty(4 * labels.size, np.int64)  # the most there can be; memory never written to costs nothing
     used = 0
     for y in range(height):
         for x in range(width):
@@ -125,8 +128,6 @@ def _contacts(labels, count):
                 if y + down < height and 0 <= x + right < width:
                     a, b = labels[y, x], labels[y + down, x + right]
                     if a != b:
-                        if used == len(found):
-                            found = np.concatenate((found, np.empty_like(found)))
                         found[used] = np.int64(min(a, b)) * count + max(a, b)
                         used += 1
     return found[:used]
