@@ -8,7 +8,6 @@ from torchvision.models import mobilenet_v2
 from detkit.backbones.base import Backbone, FeatureInfo
 from detkit.backbones.registry import BACKBONES
 
-
 EXPANDING = {"c3": 7, "c4": 14}  # the strided blocks whose expanded tensors are maps
 
 

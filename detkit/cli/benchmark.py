@@ -2,7 +2,7 @@
 
 import argparse
 
-SUBJECTS = ("ops", "data", "detect", "train", "evaluate")
+SUBJECTS = ("ops", "data", "detect", "train", "evaluate", "proposals")
 
 LINE = "{:2}{:40}{:>12}{:>12}{:>15}"
 

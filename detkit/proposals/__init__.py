@@ -1,1 +1,1 @@
-"""Proposals: regions of a photo that may hold an object, made once for a data set and kept in a store."""
+"""Where in an image objects may be: class-agnostic boxes, made on the fly or kept in a store for a data set."""
