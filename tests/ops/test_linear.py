@@ -211,3 +211,12 @@ def test_feature_scale(device: torch.device) -> None:
     assert factor.shape == ()
     assert float((features * factor).norm(dim=1).mean()) == pytest.approx(20, rel=1e-5)
     assert float((features * ops.feature_scale(features, 7)).norm(dim=1).mean()) == pytest.approx(7, rel=1e-5)
+
+
+def test_ridge_in_float32_is_good_to_rounding() -> None:
+    """Without the second solve the error would be twenty times as large."""
+    features, _ = problem(400, 200, 4)
+    targets, owner = torch.randn(400, 4), torch.zeros(400, dtype=torch.int64)
+    expected, _ = by_scikit(features, targets, 1.0)
+    weight, _ = ops.fit_ridge(features, targets, owner, 1, 1.0)
+    assert (weight[0].double() - expected).abs().max() < 2e-6 * expected.abs().max()
