@@ -24,15 +24,16 @@ def _expect(owner: object, name: str, shape: tuple[int | None, ...], dtype: torc
 
 
 class _Movable:
-    """Moves every tensor field of a dataclass."""
+    """Moves every tensor field of a dataclass, also those within another."""
 
     def _map(self, function) -> Self:
-        tensors = {
-            field.name: function(value)
-            for field in fields(self)  # pyright: ignore[reportArgumentType]
-            if isinstance(value := getattr(self, field.name), Tensor)
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))  # pyright: ignore[reportArgumentType]
+        moved = {
+            name: value._map(function) if isinstance(value, _Movable) else function(value)
+            for name, value in values
+            if isinstance(value, Tensor | _Movable)
         }
-        return replace(self, **tensors)  # pyright: ignore[reportArgumentType]
+        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy on `device`; from pinned memory the copy to a GPU does not block."""
@@ -43,64 +44,6 @@ class _Movable:
     def pin_memory(self) -> Self:
         """Return a copy in page-locked memory."""
         return self._map(Tensor.pin_memory)
-
-
-@dataclass(frozen=True)
-class Images(_Movable):
-    """A batch of RGB images, padded at the right and bottom to one size.
-
-    pixels: (B, 3, H, W) uint8. sizes: (B, 2) int64, height and width of each image's valid part.
-    original: (B, 2) int64, height and width of the photo it was resized from. ids: one name an image.
-    """
-
-    pixels: Tensor
-    sizes: Tensor
-    original: Tensor
-    ids: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        batch = len(self.ids)
-        _expect(self, "pixels", (batch, 3, None, None), torch.uint8)
-        _expect(self, "sizes", (batch, 2), torch.int64)
-        _expect(self, "original", (batch, 2), torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class Targets(_Movable):
-    """The objects of a batch, padded. boxes: (B, N, 4); labels: (B, N) int64; ignore: (B, N) bool."""
-
-    boxes: Tensor
-    labels: Tensor
-    ignore: Tensor
-
-    def __post_init__(self) -> None:
-        batch, objects = self.labels.shape if self.labels.ndim == 2 else (None, None)
-        _expect(self, "labels", (None, None), torch.int64)
-        _expect(self, "boxes", (batch, objects, 4), torch.float32)
-        _expect(self, "ignore", (batch, objects), torch.bool)
-
-    @property
-    def valid(self) -> Tensor:
-        """(B, N) bool: True for objects, False for padding."""
-        return self.labels >= 0
-
-    @classmethod
-    def pad(cls, objects: Iterable[tuple[Tensor, Tensor, Tensor]]) -> "Targets":
-        """Stack per-image (boxes (n, 4), labels (n,), ignore (n,)), padded to the largest n (at least 1)."""
-        objects = list(objects)
-        most = max([1, *(len(labels) for _, labels, _ in objects)])
-        boxes = torch.zeros(len(objects), most, 4)
-        labels = torch.full((len(objects), most), -1, dtype=torch.int64)
-        ignore = torch.zeros(len(objects), most, dtype=torch.bool)
-        # host-side collation of ragged lists: the one place where a loop over images cannot be avoided
-        for row, (box, label, skip) in enumerate(objects):
-            boxes[row, : len(label)] = box
-            labels[row, : len(label)] = label
-            ignore[row, : len(label)] = skip
-        return cls(boxes, labels, ignore)
 
 
 @dataclass(frozen=True)
@@ -142,6 +85,70 @@ class Proposals(_Movable):
             if values is not None and scores is not None:
                 values[row, : len(own)] = scores[row][:most]
         return cls(padded, valid, values)
+
+
+@dataclass(frozen=True)
+class Images(_Movable):
+    """A batch of RGB images, padded at the right and bottom to one size.
+
+    pixels: (B, 3, H, W) uint8. sizes: (B, 2) int64, height and width of each image's valid part.
+    original: (B, 2) int64, height and width of the photo it was resized from. ids: one name an image.
+    proposals: regions given with the images, for detectors that classify such.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+    original: Tensor
+    ids: tuple[str, ...]
+    proposals: Proposals | None = None
+
+    def __post_init__(self) -> None:
+        batch = len(self.ids)
+        _expect(self, "pixels", (batch, 3, None, None), torch.uint8)
+        _expect(self, "sizes", (batch, 2), torch.int64)
+        _expect(self, "original", (batch, 2), torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, rows: slice) -> "Images":
+        """Return some images of the batch."""
+        return replace(self._map(lambda tensor: tensor[rows]), ids=self.ids[rows])
+
+
+@dataclass(frozen=True)
+class Targets(_Movable):
+    """The objects of a batch, padded. boxes: (B, N, 4); labels: (B, N) int64; ignore: (B, N) bool."""
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    def __post_init__(self) -> None:
+        batch, objects = self.labels.shape if self.labels.ndim == 2 else (None, None)
+        _expect(self, "labels", (None, None), torch.int64)
+        _expect(self, "boxes", (batch, objects, 4), torch.float32)
+        _expect(self, "ignore", (batch, objects), torch.bool)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, N) bool: True for objects, False for padding."""
+        return self.labels >= 0
+
+    @classmethod
+    def pad(cls, objects: Iterable[tuple[Tensor, Tensor, Tensor]]) -> "Targets":
+        """Stack per-image (boxes (n, 4), labels (n,), ignore (n,)), padded to the largest n (at least 1)."""
+        objects = list(objects)
+        most = max([1, *(len(labels) for _, labels, _ in objects)])
+        boxes = torch.zeros(len(objects), most, 4)
+        labels = torch.full((len(objects), most), -1, dtype=torch.int64)
+        ignore = torch.zeros(len(objects), most, dtype=torch.bool)
+        # host-side collation of ragged lists: the one place where a loop over images cannot be avoided
+        for row, (box, label, skip) in enumerate(objects):
+            boxes[row, : len(label)] = box
+            labels[row, : len(label)] = label
+            ignore[row, : len(label)] = skip
+        return cls(boxes, labels, ignore)
 
 
 @dataclass(frozen=True)

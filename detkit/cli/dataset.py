@@ -244,7 +244,7 @@ def _write_mosaic(
     else:
         batches = loader.test_loader(dataset, spec, batch=1, workers=0)
     pictures, titles = [], []
-    for number, (images, targets, *_) in enumerate(batches):
+    for number, (images, targets) in enumerate(batches):
         if training is None and number < arguments.start:
             continue
         real = targets.valid[0]

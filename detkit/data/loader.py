@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 # Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
 GRACE = 20
 
-# with proposals only where the loader was given some
-Batch = tuple[Images, Targets] | tuple[Images, Targets, Proposals]
+Batch = tuple[Images, Targets]
 
 
 def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -131,11 +130,11 @@ class _Samples(Dataset):
             objects.append(tuple(map(torch.from_numpy, (boxes, record.labels[kept], ignore))))
             originals.append(image.shape[:2])
             ids.append(record.id)
-        images = Images(*pad(made), torch.tensor(originals, dtype=torch.int64).reshape(-1, 2), tuple(ids))
-        if self.proposals is None:
-            return images, Targets.pad(objects)
-        scores = region_scores if self.proposals.scored else None
-        return images, Targets.pad(objects), Proposals.pad(regions, scores, self.proposals.count)
+        given = None
+        if self.proposals is not None:
+            given = Proposals.pad(regions, region_scores if self.proposals.scored else None, self.proposals.count)
+        original = torch.tensor(originals, dtype=torch.int64).reshape(-1, 2)
+        return Images(*pad(made), original, tuple(ids), given), Targets.pad(objects)
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:
@@ -165,12 +164,12 @@ class _Loader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Any]:  # of Batch: who asked for proposals knows which of the two
+    def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
-            # pinning memory makes lists of tuples
-            yield tuple(batch)
+            images, targets = batch
+            yield images, targets
 
 
 def _init_worker(_: int) -> None:
@@ -214,8 +213,8 @@ def train_loader(
     """Return an iterable of (Images, Targets), one for each iteration start..stop-1.
 
     Each process of `world` gets the `rank`-th contiguous share of an iteration's batch. Where `data.difficult` is
-    false, difficult objects come with ignore = True, else nothing is ignored. Where `data.proposals` names stores it
-    is (Images, Targets, Proposals): they move with the image, and images and objects are the same as without them.
+    false, difficult objects come with ignore = True, else nothing is ignored. Where `data.proposals` names
+    stores, Images have proposals: they move with the image, and images and objects are the same as without them.
     """
     if train_config.batch % world:
         raise UserError(f"train.batch: {train_config.batch} is not a multiple of the {world} processes")
@@ -244,7 +243,7 @@ def test_loader(
     """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
 
     Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image. With
-    `proposals`, see `open_proposals`, it is (Images, Targets, Proposals).
+    `proposals`, see `open_proposals`, Images have them.
     """
     count = len(dataset)
     first, last = (count * rank) // world, (count * (rank + 1)) // world

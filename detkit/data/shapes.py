@@ -24,7 +24,7 @@ from detkit.errors import UserError
 from detkit.files import write_atomic
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
-COUNTS = {"train": 6400, "val": 200, "test": 400}
+COUNTS = {"train": 9600, "val": 200, "test": 400}
 VERSION = 5
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2

@@ -43,7 +43,7 @@ def evaluate(
     The detector stays in the mode (train or eval) that it was in. Under torchrun each process takes a share of the
     images and all return the same result. device: where the detector is; by default that of its parameters.
     """
-    from detkit.data.loader import test_loader
+    from detkit.data.loader import open_proposals, test_loader
     from detkit.evaluation import voc_ap
 
     device = device or next(detector.parameters()).device
@@ -54,6 +54,7 @@ def evaluate(
         workers=config.train.workers,
         rank=distributed.rank(),
         world=distributed.world(),
+        proposals=open_proposals(dataset, config.data),
     )
     start = time.perf_counter()
     distributed.share_buffers(detector)

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from detkit.engine.device import resolve_amp
 from detkit.engine.evaluate import evaluate
 from detkit.engine.log import Log
 from detkit.errors import UserError
-from detkit.structures import Images, InputSpec, Targets
+from detkit.structures import Images, InputSpec, Proposals, Targets
 
 if TYPE_CHECKING:
     from detkit.data.voc import VOCDataset
@@ -73,6 +73,26 @@ class Run:
         recipe = recipe if workers is None else replace(recipe, workers=workers)
         rank, world = distributed.rank(), distributed.world()
         return train_loader(self.train, spec, self.config.data, recipe, start=start, stop=stop, rank=rank, world=world)
+
+    def regions(self, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
+        """Yield the objects and proposals of the training photos, in their pixels, so many photos at once."""
+        from detkit.data.loader import open_proposals
+
+        stored = open_proposals(self.train, self.config.data)
+        assert stored is not None, "check_proposals comes first"
+        for first in range(0, len(self.train), images):
+            rows = range(first, min(first + images, len(self.train)))
+            records = [self.train.record(row) for row in rows]
+            use = self.config.data.difficult
+            targets = Targets.pad(
+                (
+                    torch.from_numpy(record.boxes),
+                    torch.from_numpy(record.labels),
+                    torch.from_numpy(record.difficult & (not use)),
+                )
+                for record in records
+            )
+            yield targets, Proposals.pad([torch.from_numpy(stored.boxes(row).copy()) for row in rows])
 
     def begin(self) -> None:
         """Write config.yaml, and add to env.txt what this run, or this part of it, runs on.

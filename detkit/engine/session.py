@@ -1,7 +1,7 @@
 """A whole training session: config, folder, data, detector, stages, and the test at the end."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from detkit.engine.finish import finish
 from detkit.engine.run import Run, check_folder, create_folder
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.data.voc import VOCDataset
 
 
 def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
@@ -35,6 +38,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             data = open_dataset(settings.data, "train", classes)
             val = open_dataset(settings.data, "val", data.classes) if settings.data.val else None
             test = open_dataset(settings.data, "test", data.classes) if settings.data.test else None
+            check_proposals(settings, [one for one in (data, val, test) if one is not None])
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
         name = "run" if config is None else Path(config).stem
@@ -69,6 +73,20 @@ def difference(one: Any, other: Any, key: str = "") -> str:
         )
         return next(filter(None, below), "")
     return "" if one == other else f"{key}: {one!r}, not {other!r}"
+
+
+def check_proposals(settings: Config, datasets: "list[VOCDataset]") -> None:
+    """Raise UserError where the detector classifies given regions and a data set has none."""
+    from detkit.data.loader import open_proposals
+    from detkit.models import MODELS
+
+    if MODELS.get(settings.model.name).given_proposals and not settings.data.proposals:
+        raise UserError(
+            f"data.proposals is empty, but {settings.model.name} classifies given regions; make them with "
+            "`detkit proposals make` and name the store, as in data.proposals=[proposals/mine.npz]"
+        )
+    for dataset in datasets:
+        open_proposals(dataset, settings.data)
 
 
 def check_batch(recipe: TrainConfig) -> None:

@@ -113,10 +113,7 @@ def split(images: Images, targets: Targets, count: int) -> Iterator[tuple[Images
     size = len(images) // count
     for first in range(0, len(images), size):
         part = slice(first, first + size)
-        yield (
-            Images(images.pixels[part], images.sizes[part], images.original[part], images.ids[part]),
-            Targets(targets.boxes[part], targets.labels[part], targets.ignore[part]),
-        )
+        yield images.part(part), Targets(targets.boxes[part], targets.labels[part], targets.ignore[part])
 
 
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager:

@@ -1,5 +1,6 @@
 """What a detector is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,10 +22,12 @@ class Detector(nn.Module):
     """A network with its losses and its decoding; every detector trains, evaluates and detects through these methods.
 
     config_type: the dataclass of its config. classes: the names behind labels 0..C-1. input: how images must arrive.
+    given_proposals: whether it classifies regions that come with the images.
     experiment: the whole config of the checkpoint that it was loaded from, if it was.
     """
 
     config_type: ClassVar[type]
+    given_proposals: ClassVar[bool] = False
     classes: tuple[str, ...]
     input: InputSpec
     backbone: nn.Module
@@ -76,6 +79,6 @@ class Detector(nn.Module):
 
         return detect(self, source, self.experiment or Config(model=self.config), score=score, batch=batch)
 
-    def stages(self) -> list[SGD]:
-        """Return the training stages in order."""
+    def stages(self) -> Sequence[Any]:
+        """Return the training stages in order: SGD, or others with a `run` of their own, see engine/stages.py."""
         return [SGD()]

@@ -52,6 +52,7 @@ class FastRCNN(RegionDetector):
     """Backbone once an image, RoI pooling of given proposals, and the backbone's tail with two siblings on top."""
 
     config_type = FastRCNNConfig
+    given_proposals = True
 
     def __init__(self, config: FastRCNNConfig, classes: tuple[str, ...]) -> None:
         spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest")

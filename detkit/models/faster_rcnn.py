@@ -19,7 +19,7 @@ from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.necks import FPN
-from detkit.models.region import CODER, MapFeatures, RegionDetector, RegionHead, sample_regions
+from detkit.models.region import MapFeatures, RegionDetector, RegionHead, sample_regions
 from detkit.models.registry import MODELS
 from detkit.ops import grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
 from detkit.proposals.rpn import CODER as RPN_CODER
@@ -168,7 +168,8 @@ class FasterRCNN(RegionDetector):
             background=c.background,
         )
         class_logits, class_deltas = self.regions(maps, sampled.boxes)
-        return losses | region_loss(class_logits, class_deltas, sampled.target, sampled.wanted, sampled.valid)
+        wanted = self.head.normalise(sampled.wanted, sampled.target)
+        return losses | region_loss(class_logits, class_deltas, sampled.target, wanted, sampled.valid)
 
     def regions(self, maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and deltas (B, R, C, 4)."""
@@ -181,6 +182,6 @@ class FasterRCNN(RegionDetector):
         regions, there = self.proposals(images, logits, deltas, self.anchors(maps))
         logits, deltas = self.regions(maps, regions)
         scores = logits.float().softmax(-1)[..., :-1]
-        boxes = CODER.decode(deltas.float(), regions.unsqueeze(2))
+        boxes = self.head.decode(deltas.float(), regions)
         # proposals that are not there are detected as nothing
         return Predictions(boxes, torch.where(there.unsqueeze(-1), scores, -torch.inf))

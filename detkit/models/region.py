@@ -102,6 +102,9 @@ class RegionHead(nn.Module):
     channels: of the pooled map, size: its side.
     """
 
+    delta_mean: Tensor
+    delta_std: Tensor
+
     def __init__(self, tail: nn.Module, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.tail, self.classes = tail, classes
@@ -115,6 +118,9 @@ class RegionHead(nn.Module):
         nn.init.normal_(self.regressor.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
         nn.init.zeros_(self.regressor.bias)
+        # of the deltas of each class, which are learnt normalised; set by DeltaStatistics where they are not fixed
+        self.register_buffer("delta_mean", torch.zeros(classes, 4))
+        self.register_buffer("delta_std", torch.ones(classes, 4))
 
     def forward(self, pooled: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """(B * R, C, size, size) -> logits (B, R, classes + 1), background last, and deltas (B, R, classes, 4)."""
@@ -125,10 +131,20 @@ class RegionHead(nn.Module):
             self.regressor(x).view(batch, regions, self.classes, 4),
         )
 
+    def normalise(self, wanted: Tensor, target: Tensor) -> Tensor:
+        """Deltas (B, R, 4) of regions whose class is target (B, R), C for background, as they are learnt."""
+        own = target.clamp(max=self.classes - 1)
+        return (wanted - self.delta_mean[own]) / self.delta_std[own]
+
+    def decode(self, deltas: Tensor, regions: Tensor) -> Tensor:
+        """Learnt deltas (B, R, C, 4) and regions (B, R, 4) -> boxes (B, R, C, 4)."""
+        return CODER.decode(deltas * self.delta_std + self.delta_mean, regions.unsqueeze(2))
+
 
 class RegionDetector(Detector):
     """Keeps frozen layers frozen; see `freeze_layers`."""
 
+    head: RegionHead
     _still: list[nn.Module]
 
     def freeze_layers(self, stages: int, norms: bool) -> None:
@@ -144,3 +160,35 @@ class RegionDetector(Detector):
         for layer in getattr(self, "_still", ()):
             layer.eval()
         return self
+
+
+@dataclass(frozen=True)
+class DeltaStatistics:
+    """A stage before SGD: mean and standard deviation of each class's deltas over the training proposals.
+
+    (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes the proposals of IoU >= `overlap`.)
+    """
+
+    overlap: float
+    name: str = "delta_statistics"
+
+    def run(self, detector: RegionDetector, run: Any) -> None:
+        """Set the buffers of the region head; a class without proposals keeps mean 0 and deviation 1."""
+        run.take_resumed()
+        head = detector.head
+        sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
+        for targets, given in run.regions():
+            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.overlap)
+            inside = match.index >= 0
+            owner = match.index.clamp(min=0)
+            truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
+            deltas = CODER.encode(truth, given.boxes)[inside].double()
+            label = targets.labels.gather(1, owner)[inside]
+            for row, values in enumerate((torch.ones_like(deltas), deltas, deltas.square())):
+                sums[row].index_add_(0, label, values)
+        count, total, squares = sums
+        mean = total / count.clamp(min=1)
+        std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+        known = count >= 2
+        head.delta_mean.copy_(torch.where(known, mean, 0))
+        head.delta_std.copy_(torch.where(known & (std > 0), std, 1))

@@ -158,9 +158,10 @@ def test_the_stream_is_the_same_with_proposals(small_root, tmp_path):
     store_of(small_root, tmp_path / "a.npz")
     plain = stream(small_root, 0, 12)
     batches = stream(small_root, 0, 12, proposals=[str(tmp_path / "a.npz")])
-    assert_equal(plain, [batch[:2] for batch in batches])
-    assert all(len(batch) == 2 for batch in plain)
-    for images, _, proposals in batches:
+    assert_equal(plain, batches)
+    assert all(images.proposals is None for images, _ in plain)
+    for images, _ in batches:
+        proposals = images.proposals
         assert len(proposals) == len(images)
         assert proposals.scores is None
         assert proposals.valid.sum(1).max() == proposals.valid.shape[1]
@@ -168,10 +169,10 @@ def test_the_stream_is_the_same_with_proposals(small_root, tmp_path):
         inside = (proposals.boxes >= 0) & (proposals.boxes <= torch.tensor([32.0, 24, 32, 24]))
         assert inside.all()
     resumed = stream(small_root, 5, 12, workers=2, cache=True, proposals=[str(tmp_path / "a.npz")])
-    assert_equal([batch[:2] for batch in batches[5:]], [batch[:2] for batch in resumed])
-    for (*_, one), (*_, two) in zip(batches[5:], resumed):
-        assert torch.equal(one.boxes, two.boxes)
-        assert torch.equal(one.valid, two.valid)
+    assert_equal(batches[5:], resumed)
+    for (one, _), (two, _) in zip(batches[5:], resumed):
+        assert torch.equal(one.proposals.boxes, two.proposals.boxes)
+        assert torch.equal(one.proposals.valid, two.proposals.valid)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -180,9 +181,9 @@ def test_testing_scales_them_with_the_photo(small_root, tmp_path, workers):
     dataset = VOCDataset([(small_root, "trainval")])
     stored = loader.open_proposals(dataset, DataConfig(root="x", proposals=[str(tmp_path / "a.npz")]))
     seen = 0
-    for images, _, proposals in loader.test_loader(
-        dataset, InputSpec((80, 60)), batch=4, workers=workers, proposals=stored
-    ):
+    batches = loader.test_loader(dataset, InputSpec((80, 60)), batch=4, workers=workers, proposals=stored)
+    for images, _ in batches:
+        proposals = images.proposals
         for name, own, valid, scores in zip(images.ids, proposals.boxes, proposals.valid, proposals.scores):
             count = len(boxes[name])
             assert valid.tolist() == [True] * count + [False] * (len(valid) - count)
@@ -196,7 +197,8 @@ def test_testing_scales_them_with_the_photo(small_root, tmp_path, workers):
 def test_the_best_so_many(small_root, tmp_path):
     boxes = store_of(small_root, tmp_path / "a.npz", scored=True)
     options = {"proposals": [str(tmp_path / "a.npz")], "proposal_count": 12}
-    for images, _, proposals in stream(small_root, 0, 3, augment=[], **options):
+    for images, _ in stream(small_root, 0, 3, augment=[], **options):
+        proposals = images.proposals
         assert proposals.boxes.shape == (4, 12, 4)
         for name, own, valid, scores in zip(images.ids, proposals.boxes, proposals.valid, proposals.scores):
             kept = min(12, len(boxes[name]))
