@@ -133,16 +133,21 @@ class TrainConfig:
 
 @dataclass
 class DetectConfig:
-    """From predictions to detections: score threshold, best top_k a class, NMS at iou, best keep an image."""
+    """From predictions to detections: score threshold, best top_k a class, NMS at iou, best keep an image.
+
+    proposals: mode of selective search on photos that are in no store, for detectors that classify given regions.
+    """
 
     score: float = 0.01
     top_k: int = 400
     iou: float = 0.45
     keep: int = 200
+    proposals: str = "fast"
 
     def __post_init__(self) -> None:
         _at_least("detect.top_k", self.top_k, 1)
         _at_least("detect.keep", self.keep, 1)
+        _one_of("detect.proposals", self.proposals, ("single", "fast", "quality"))
         if not 0 <= self.iou <= 1:
             raise UserError(f"detect.iou: {self.iou} is not between 0 and 1")
 

@@ -25,7 +25,7 @@ from detkit.files import write_atomic
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 9600, "val": 200, "test": 400}
-VERSION = 5
+VERSION = 6
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
@@ -170,7 +170,7 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
         masks.append(inside)
         full.append(area)
         names.append(name)
-    for _ in range(int(random.integers(0, 3))):  # things in front of the objects
+    for _ in range(int(random.integers(0, 2))):  # a thing in front of the objects
         over = places[int(random.integers(len(places)))] if places and random.random() < 0.5 else None
         covered = _distract(random, image, over)
         for mask in masks:
@@ -200,7 +200,7 @@ def _place(
     Now and then it may cover others, wherever that is.
     """
     margin = 0.3 * size
-    anywhere = not places or random.random() < 0.15
+    anywhere = not places or random.random() < 0.1
     for _ in range(12):
         centre = random.uniform((margin, margin), np.array(picture) - margin)
         if anywhere or (np.hypot(*(np.stack(places) - centre).T) > 0.4 * (np.array(sizes) + size)).all():

@@ -4,7 +4,7 @@ Photos are decoded and resized (by the test loader's own transform) in a few thr
 so that a folder or video of any length needs the memory of a few batches.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,7 +22,8 @@ from detkit.data.transforms import Transform, build_test, pad
 from detkit.engine.evaluate import detect_batch
 from detkit.engine.sources import Video, VideoReader, find_sources
 from detkit.errors import UserError
-from detkit.structures import Detections, Images
+from detkit.proposals.methods import Method, find_method
+from detkit.structures import Detections, Images, Proposals
 
 if TYPE_CHECKING:
     from detkit.models import Detector
@@ -59,6 +60,7 @@ class Unreadable:
 class _Prepared:
     image: np.ndarray
     pixels: np.ndarray
+    regions: np.ndarray | None
 
 
 def detect_images(
@@ -70,7 +72,12 @@ def detect_images(
     number format and memory layout that evaluation uses too. Close the iterator if you leave it early.
     """
     transform = build_test(detector.input)
-    with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, transform, pool, batch))) as batches:
+    propose = _method(config) if detector.given_proposals else None
+
+    def prepare(source: Picture | Path) -> _Prepared | Unreadable:
+        return _prepare(source, transform, propose)
+
+    with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
         for prepared in batches:
             usable = [item for item in prepared if isinstance(item, _Prepared)]
             found = iter(_detect(detector, usable, config) if usable else ())
@@ -121,20 +128,30 @@ def _frames(places: list[Path | Video | Picture]) -> Iterator[Picture | Path]:
 
 
 def _batches(
-    images: Iterable[Picture | Path], transform: Transform, pool: ThreadPoolExecutor, size: int
+    images: Iterable[Picture | Path],
+    prepare: Callable[[Picture | Path], "_Prepared | Unreadable"],
+    pool: ThreadPoolExecutor,
+    size: int,
 ) -> Iterator[list[_Prepared | Unreadable]]:
     images = iter(images)
     while chunk := list(islice(images, size)):
-        yield list(pool.map(lambda image: _prepare(image, transform), chunk))
+        yield list(pool.map(prepare, chunk))
 
 
-def _prepare(source: Picture | Path, transform: Transform) -> _Prepared | Unreadable:
+def _method(config: Config) -> Method:
+    """How regions are proposed on photos that no store knows: as many as in training."""
+    method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
+    return lambda image: method(image)[: config.data.proposal_count or None]
+
+
+def _prepare(source: Picture | Path, transform: Transform, propose: Method | None) -> _Prepared | Unreadable:
     try:
         image = decode_photo(source) if isinstance(source, Path) else _as_array(source)
     except UserError as error:
         return Unreadable(error)
-    pixels, _, _ = transform(image, np.zeros((0, 4), np.float32))
-    return _Prepared(image, pixels)
+    regions = np.zeros((0, 4), np.float32) if propose is None else propose(image)
+    pixels, regions, _ = transform(image, regions, objects=0)
+    return _Prepared(image, pixels, None if propose is None else regions)
 
 
 def _as_array(picture: Picture) -> np.ndarray:
@@ -152,7 +169,9 @@ def _as_array(picture: Picture) -> np.ndarray:
 def _detect(detector: "Detector", items: list[_Prepared], config: Config) -> Iterator[Detections]:
     """The network on one batch."""
     original = torch.tensor([item.image.shape[:2] for item in items])
-    images = Images(*pad([item.pixels for item in items]), original, tuple(map(str, range(len(items)))))
+    regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]
+    given = Proposals.pad(regions) if regions else None
+    images = Images(*pad([item.pixels for item in items]), original, tuple(map(str, range(len(items)))), given)
     training = detector.training
     detector.eval()
     with torch.inference_mode():

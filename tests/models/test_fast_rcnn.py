@@ -1,0 +1,165 @@
+"""Fast R-CNN: the statistics of its deltas, and the whole path from proposals to detections."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detkit import cli
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.errors import UserError
+from detkit.models import build_detector, postprocess
+from detkit.models.fast_rcnn import FastRCNN, FastRCNNConfig
+from detkit.models.region import CODER, DeltaStatistics
+from detkit.ops import box_iou
+from detkit.structures import Images, Proposals, Targets
+from tests.builders import photo
+from tests.engine.toy import draw_toys
+
+SIZES = torch.tensor([[64, 80]] * 2)
+
+
+def config(**keys) -> FastRCNNConfig:
+    small = FastRCNNConfig(
+        backbone=BackboneConfig("tiny"), size=[64, 96], pool_size=3, number=16, stages=0, norms=False
+    )
+    return replace(small, **keys)
+
+
+def batch(count: int = 40) -> tuple[Images, Targets]:
+    generator = torch.Generator().manual_seed(0)
+    targets = Targets.pad(
+        [
+            (torch.tensor([[10.0, 20, 40, 50], [30, 5, 70, 40]]), torch.tensor([0, 1]), torch.zeros(2) > 0),
+            (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0) > 0),
+        ]
+    )
+    low = torch.rand(2, count, 2, generator=generator) * torch.tensor([50.0, 40])
+    boxes = torch.cat((low, low + 10 + torch.rand(2, count, 2, generator=generator) * 20), -1)
+    boxes[0, : count // 2] = targets.boxes[0, [0, 1] * (count // 4)] + torch.randn(count // 2, 4, generator=generator)
+    given = Proposals.pad([boxes[0], boxes[1, : count // 2]])
+    return Images(photo(64, 80).repeat(2, 1, 1, 1), SIZES, SIZES, ("a", "b"), given), targets
+
+
+def test_it_learns_and_detects() -> None:
+    torch.manual_seed(0)
+    detector = build_detector(config(), ("a", "b"))
+    images, targets = batch()
+    losses = detector(images, targets)
+    assert set(losses) == {"classification", "box"}
+    sum(losses.values()).backward()
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    detector.eval()
+    with torch.inference_mode():
+        predictions = detector.predict(images)
+        found = postprocess(predictions, images, DetectConfig(score=0.0, keep=9))
+    assert predictions.boxes.shape == (2, 40, 2, 4)
+    assert (predictions.scores[1, 20:] == -torch.inf).all()
+    assert found.boxes.shape == (2, 9, 4)
+
+
+def test_without_proposals_it_says_so() -> None:
+    detector = build_detector(config(), ("a", "b"))
+    images, targets = batch()
+    with pytest.raises(UserError, match=r"data\.proposals: this detector classifies given regions"):
+        detector(replace(images, proposals=None), targets)
+
+
+class Regions:
+    """What a stage asks of a run."""
+
+    def __init__(self, *batches: tuple[Targets, Proposals]) -> None:
+        self.batches = batches
+
+    def take_resumed(self) -> None: ...
+
+    def regions(self):
+        return iter(self.batches)
+
+
+def test_statistics_are_those_of_a_loop() -> None:
+    detector = build_detector(config(), ("a", "b", "never seen"))
+    assert isinstance(detector, FastRCNN)
+    images, targets = batch(80)
+    assert images.proposals is not None
+    stage = detector.stages()[0]
+    assert isinstance(stage, DeltaStatistics)
+    stage.run(detector, Regions((targets, images.proposals), (targets, images.proposals)))
+    deltas: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    for box in images.proposals.boxes[0]:
+        overlap = box_iou(targets.boxes[0], box[None])[:, 0]
+        if overlap.max() >= 0.5:
+            label = int(overlap.argmax())
+            deltas[label].append(CODER.encode(targets.boxes[0, label], box).double())
+    for label, values in deltas.items():
+        rows = torch.stack(values)
+        torch.testing.assert_close(detector.head.delta_mean[label].double(), rows.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(detector.head.delta_std[label].double(), rows.std(0, False), atol=1e-4, rtol=1e-4)
+    assert detector.head.delta_mean[2].tolist() == [0] * 4
+    assert detector.head.delta_std[2].tolist() == [1] * 4
+
+
+def test_normalised_deltas_are_decoded_again() -> None:
+    detector = build_detector(config(), ("a", "b"))
+    assert isinstance(detector, FastRCNN)
+    detector.head.delta_mean.normal_()
+    detector.head.delta_std.uniform_(0.5, 2)
+    images, targets = batch()
+    assert images.proposals is not None
+    regions, label = images.proposals.boxes[:1, :20], torch.tensor([[0, 1] * 10])
+    truth = targets.boxes[:1, [0, 1] * 10]
+    learnt = detector.head.normalise(CODER.encode(truth, regions), label)
+    boxes = detector.head.decode(learnt.unsqueeze(2).expand(-1, -1, 2, -1), regions)
+    own = boxes[0, torch.arange(20), label[0]]
+    torch.testing.assert_close(own, truth[0], atol=1e-3, rtol=1e-4)
+
+
+RECIPE = """
+model:
+  name: fast_rcnn
+  backbone: {name: tiny}
+  size: [64, 80]
+  stages: 0
+  norms: false
+  pool_size: 3
+  number: 16
+data:
+  root: ROOT
+  train: [train]
+  test: [test]
+  proposals: [STORES/train.npz, STORES/test.npz]
+  augment: [HorizontalFlip]
+train: {iterations: 4, batch: 4, workers: 0}
+"""
+
+
+def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_toys(tmp_path / "toys")
+    text = RECIPE.replace("ROOT", str(tmp_path / "toys")).replace("STORES", str(tmp_path))
+    (tmp_path / "fast.yaml").write_text(text)
+    assert cli.main(["train", "fast.yaml", "--out", "run"]) == 2
+    assert "no proposals" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["train", "fast.yaml", "data.proposals=[]", "--out", "run"]) == 2
+    assert "data.proposals is empty, but fast_rcnn classifies given regions" in capsys.readouterr().err
+    for split in ("train", "test"):
+        monkeypatch.setattr("detkit.proposals.selective_search.selective_search", few)
+        options = ["--split", split, "--out", f"{split}.npz", "--workers", "1"]
+        assert cli.main(["proposals", "make", "fast.yaml", *options]) in (0, None)
+    assert cli.main(["train", "fast.yaml", "--out", "run"]) in (0, None)
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    photos = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
+    assert cli.main(["detect", "run/best.pt", str(photos), "--score", "0.01", "--out", "found", "--json"]) in (0, None)
+    assert (tmp_path / "found" / "detections.json").is_file()
+
+
+def few(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
+    """Stands for selective search, whose compilation takes seconds."""
+    height, width = image.shape[:2]
+    low = np.random.default_rng(seed).random((30, 2)) * (width - 16, height - 16)
+    return np.concatenate([low, low + 15], 1).astype(np.float32)
