@@ -166,17 +166,17 @@ def _recall(arguments: argparse.Namespace) -> None:
     numbers = [number for number in NUMBERS if number < most]
     result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
     what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
-    Console(highlight=False).print(_table(result, f"{path}\n{what}, difficult ones left out\n{LEGEND}"))
+    Console(highlight=False).print(_table(result))
+    print(f"{path}: {what}, difficult ones left out\n{LEGEND}")
     out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
     recall_plot(result, out, what)
     print(f"curves: {out}")
 
 
-def _table(result: "ProposalRecall", caption: str) -> "Table":
-    from rich.markup import escape
+def _table(result: "ProposalRecall") -> "Table":
     from rich.table import Table
 
-    table = Table(caption=escape(caption), caption_justify="left", caption_style="")
+    table = Table()
     shown = [index for index, iou in enumerate(result.ious) if iou in COLUMNS]
     for name in ("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)):
         table.add_column(name, justify="right")

@@ -326,12 +326,12 @@ def test_an_interruption_keeps_what_is_done_and_leaves_no_processes(tmp_path, nu
         os.killpg(process.pid, number)  # as a terminal does: to all processes
     else:
         process.send_signal(number)
-    _, noise = process.communicate(timeout=30)
+    _, noise = process.communicate(timeout=120)
     assert noise.strip().endswith("KeyboardInterrupt")
     assert noise.count("Traceback") == 1
     assert not out.exists()
     done = sum(len(open_store(path)) for path in tmp_path.glob("a.npz.parts-*/*.npz"))
-    assert 5 <= done <= 12
+    assert 5 <= done < 60
     deadline = time.monotonic() + 10
     while members(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
