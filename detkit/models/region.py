@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detkit.backbones import FeatureInfo
 from detkit.models.base import Detector
 from detkit.models.freezing import freeze, norm_layers
-from detkit.ops import BoxCoder, match_regions, roi_align, roi_pool, sample
+from detkit.ops import BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
 from detkit.structures import Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
@@ -76,24 +76,17 @@ class MapFeatures(nn.Module):
     def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
         super().__init__()
         self.strides = [feature.stride for feature in info]
-        self.pool = {"pool": roi_pool, "align": roi_align}[kind]
-        self.size, self.canonical = size, canonical
+        self.align, self.size, self.canonical = {"pool": False, "align": True}[kind], size, canonical
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""
         if len(maps) == 1:
-            return self.pool(maps[0], boxes, self.size, self.strides[0]).flatten(0, 1)
+            pool = roi_align if self.align else roi_pool
+            return pool(maps[0], boxes, self.size, self.strides[0]).flatten(0, 1)
         side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         level = (REFERENCE_LEVEL + torch.log2(side / self.canonical + 1e-6)).floor()
-        levels = [int(math.log2(stride)) for stride in self.strides]
-        level = level.clamp(levels[0], levels[-1])
-        # Every region is pooled from every map and one result is kept: pooling is cheap beside the head, and choosing
-        # regions first would wait for the device once a map.
-        pooled = maps[0].new_zeros(*boxes.shape[:2], maps[0].shape[1], self.size, self.size)
-        for number, x, stride in zip(levels, maps, self.strides):
-            mine = (level == number)[..., None, None, None]
-            pooled = pooled + torch.where(mine, self.pool(x, boxes, self.size, stride), 0)
-        return pooled.flatten(0, 1)
+        level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
+        return pyramid_pool(maps, boxes, level, self.size, self.strides, self.align).flatten(0, 1)
 
 
 class RegionHead(nn.Module):

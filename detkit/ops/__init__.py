@@ -8,7 +8,7 @@ from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
 from detkit.ops.losses import hard_negative_mask, multibox_loss, region_loss, rpn_loss, smooth_l1, world_mean
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense
-from detkit.ops.roi import roi_align, roi_pool, spp_pool
+from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import short_side_scale, sppnet_scale
 
@@ -36,6 +36,7 @@ __all__ = [
     "multibox_loss",
     "nms",
     "nms_dense",
+    "pyramid_pool",
     "region_loss",
     "roi_align",
     "roi_pool",

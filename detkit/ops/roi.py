@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align as _roi_align
-from torchvision.ops import roi_pool as _roi_pool
 
 # The kernel finds a bin's edge as i * (cells / level), rounded in float32: exact up to here, off by a cell beyond it.
 FINEST_LEVEL = 6
@@ -47,6 +45,28 @@ def roi_align(
     features = _real(features)
     rois = _rois(features, boxes, valid)
     return _per_image(_roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
+
+
+def pyramid_pool(
+    maps: Sequence[Tensor], boxes: Tensor, level: Tensor, size: int, strides: Sequence[float], align: bool = True
+) -> Tensor:
+    """Return (B, R, C, size, size), each box pooled from one of several maps (FPN, section 4.2).
+
+    maps: (B, C, H, W) each, one cell each of `strides` pixels; level: (B, R) int64, which map. align: as `roi_align`
+    with 2 samples, else as `roi_pool`.
+    """
+    features = [_real(x) for x in maps]
+    rois, level = _rois(features[0], boxes, None), level.flatten()
+    pooled = features[0].new_zeros(len(rois), features[0].shape[1], size, size)
+    for number, (x, stride) in enumerate(zip(features, strides)):
+        # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
+        rows = (level == number).nonzero().squeeze(1)
+        if align:
+            own = _roi_align(x, rois[rows], size, 1 / stride, 2, True)
+        else:
+            own = _roi_pool(x, rois[rows], size, 1 / stride)
+        pooled = pooled.index_copy(0, rows, own)
+    return _per_image(pooled, boxes, None)
 
 
 def spp_pool(
@@ -87,6 +107,18 @@ def spp_pool(
     rois = _rois(features, windows, valid)
     pooled = torch.cat([_roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
     return _per_image(pooled, boxes, valid)
+
+
+def _roi_pool(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    from torchvision.ops import roi_pool  # not at the top: scoring detections needs box_iou, and no torchvision
+
+    return roi_pool(features, rois, size, scale)
+
+
+def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float, sampling: int, aligned: bool) -> Tensor:
+    from torchvision.ops import roi_align
+
+    return roi_align(features, rois, size, scale, sampling, aligned)
 
 
 def _real(features: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Toy(Detector):
         self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 4, 1), norm, nn.ReLU())
         self.head = nn.Sequential(nn.Conv2d(width, 16, 3, 2, 1), nn.ReLU(), nn.Dropout(config.dropout))
         self.out = nn.Conv2d(16, 2 * (len(classes) + 1 + 4), 3, padding=1)
-        boxes = default_boxes([(4, 4)], [(8.0, 8.0)], [10.0], [20.0], [[]])
+        boxes = default_boxes([(4, 4)], [8.0], [10.0], [20.0], [[]])
         self.register_buffer("anchors", boxes, persistent=False)
 
     def network(self, pixels: Tensor) -> Tensor:
