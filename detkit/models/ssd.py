@@ -151,6 +151,7 @@ class SSD(Detector):
             channels.append(spec[1])
             strides.append(strides[-1] * spec[3])
         sides = self.map_sides()
+        self.single_cell_norm = batch_norm and len(extras) > 0 and sides[-1] == 1
 
         # 2.2 default boxes
         count = len(sides)
@@ -211,6 +212,11 @@ class SSD(Detector):
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Matching (2.2), hard negative mining and the multibox loss, equation 1, with alpha = 1."""
+        if self.training and self.single_cell_norm and len(images) == 1:
+            raise UserError(
+                "train.batch: one image a step (of a process and micro-batch) gives the batch norm of the single cell "
+                "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
+            )
         # before the network: matching waits for a GPU a few times, which is short while nothing is queued there
         match = match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.overlap)
         logits, deltas = self.network(self.normalise(images))

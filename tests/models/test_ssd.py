@@ -170,6 +170,15 @@ def test_l2norm_scales_each_position_to_twenty():
     assert L2Norm(8)(torch.zeros(1, 8, 1, 1)).isfinite().all()
 
 
+def test_one_image_and_a_norm_of_one_cell_do_not_go_together():
+    config = SSDConfig(backbone=BackboneConfig("tiny"), size=64)
+    none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"train\.batch: one image a step"):
+        build_detector(config, ("a",))(images_of(photo(64, 64)), none)
+    build_detector(replace(config, batch_norm=False), ("a",))(images_of(photo(64, 64)), none)
+    assert build_detector(config, ("a",)).eval().predict(images_of(photo(64, 64))).scores.shape[0] == 1
+
+
 def test_a_misfit_is_named():
     with pytest.raises(UserError, match=r"model\.min_sizes: 1 entries for 4 feature maps"):
         build_detector(replace(tiny_ssd_config(), min_sizes=[10.0]), ("a",))
