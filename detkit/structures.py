@@ -113,7 +113,8 @@ class Images(_Movable):
 
     def part(self, rows: slice) -> "Images":
         """Return some images of the batch."""
-        return replace(self._map(lambda tensor: tensor[rows]), ids=self.ids[rows])
+        given = None if self.proposals is None else self.proposals._map(lambda tensor: tensor[rows])
+        return Images(self.pixels[rows], self.sizes[rows], self.original[rows], self.ids[rows], given)
 
 
 @dataclass(frozen=True)
