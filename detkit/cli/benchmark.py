@@ -4,7 +4,7 @@ import argparse
 
 SUBJECTS = ("ops", "data", "detect", "train", "evaluate", "proposals")
 
-LINE = "{:2}{:40}{:>12}{:>12}{:>15}"
+LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
 
 EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
