@@ -14,36 +14,20 @@ import torch
 from torch import Tensor
 
 from detkit.backbones import create_backbone
-from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import SGD
-from detkit.models.region import DeltaStatistics, MapFeatures, RegionDetector, RegionHead, sample_regions
+from detkit.models.region import DeltaStatistics, MapFeatures, RegionConfig, RegionDetector, RegionHead, sample_regions
 from detkit.models.registry import MODELS
 from detkit.ops import region_loss
 from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
 
 
 @dataclass
-class FastRCNNConfig:
-    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code).
-
-    size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
-    backbone, and whether its batch norms, stay as they are. pool: `pool` or `align`, pool_size: cells a side.
-    number, fraction: regions drawn an image, and most foreground; foreground: least IoU; background: [low, high).
-    """
+class FastRCNNConfig(RegionConfig):
+    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see RegionConfig."""
 
     name: str = "fast_rcnn"
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
-    size: list[int] = field(default_factory=lambda: [600, 1000])
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    stages: int = 2
-    norms: bool = True
-    pool: str = "pool"
-    pool_size: int = 7
     number: int = 64
-    fraction: float = 0.25
-    foreground: float = 0.5
     background: list[float] = field(default_factory=lambda: [0.1, 0.5])
 
 
@@ -76,17 +60,8 @@ class FastRCNN(RegionDetector):
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """2.3: hierarchical sampling and the multi-task loss."""
-        c, given = self.config, proposals_of(images)
-        sampled = sample_regions(
-            given.boxes,
-            given.valid,
-            targets,
-            len(self.classes),
-            number=c.number,
-            fraction=c.fraction,
-            foreground=c.foreground,
-            background=c.background,
-        )
+        given = proposals_of(images)
+        sampled = sample_regions(given.boxes, given.valid, targets, len(self.classes), self.config)
         logits, deltas = self.regions(images, sampled.boxes)
         wanted = self.head.normalise(sampled.wanted, sampled.target)
         return region_loss(logits, deltas, sampled.target, wanted, sampled.valid)

@@ -16,42 +16,33 @@ import torch
 from torch import Tensor
 
 from detkit.backbones import create_backbone, fully_connected
-from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.necks import FPN
-from detkit.models.region import MapFeatures, RegionDetector, RegionHead, sample_regions
+from detkit.models.region import MapFeatures, RegionConfig, RegionDetector, RegionHead, sample_regions
 from detkit.models.registry import MODELS
-from detkit.ops import grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
+from detkit.ops import BACKGROUND, grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
 from detkit.proposals.rpn import CODER as RPN_CODER
 from detkit.proposals.rpn import RPNHead, propose
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 
 @dataclass
-class FasterRCNNConfig:
-    """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code).
+class FasterRCNNConfig(RegionConfig):
+    """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code); see RegionConfig, too.
 
-    size: shortest side and largest longest side of the input, pixels. neck: `none`, with the backbone's map that its
-    region tail follows, or `fpn` with `channels` over `features`, null = all maps of stride 4 and up.
-    stages, norms: how many first stages of the backbone, and whether its batch norms, stay as they are.
+    neck: `none`, with the backbone's map that its region tail follows, or `fpn` with `channels` over `features`, null =
+    all maps of stride 4 and up. canonical: pixels a side of a region for the map of stride 16.
     ratios (height / width) and scales (times the map's stride): the anchors. rpn_width: channels of its convolution.
     rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
     before, after: best proposals before and after their NMS at rpn_iou, in training; test_before, test_after: else.
     smallest: pixels of the photo that both sides of a proposal have.
-    pool: `pool` or `align`, pool_size: cells a side; canonical: pixels a side of a region for the map of stride 16.
-    number, fraction: regions drawn an image, and most foreground; foreground: least IoU; background: [low, high).
     """
 
     name: str = "faster_rcnn"
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
-    size: list[int] = field(default_factory=lambda: [600, 1000])
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     features: list[str] | None = None
     neck: str = "none"
     channels: int = 256
-    stages: int = 2
-    norms: bool = True
+    canonical: float = 224.0
     ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     scales: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0])
     rpn_width: int = 512
@@ -65,13 +56,11 @@ class FasterRCNNConfig:
     test_before: int = 6000
     test_after: int = 300
     smallest: float = 16.0
-    pool: str = "pool"
-    pool_size: int = 7
-    canonical: float = 224.0
-    number: int = 128
-    fraction: float = 0.25
-    foreground: float = 0.5
-    background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.neck not in ("none", "fpn"):
+            raise UserError(f"model.neck: {self.neck!r} is not one of none, fpn")
 
 
 @MODELS.register("faster_rcnn")
@@ -150,23 +139,14 @@ class FasterRCNN(RegionDetector):
         inside = (every[:, :2] >= 0).all(-1) & (every[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
         objects = (targets.boxes, targets.valid, targets.ignore)
         match = match_rpn(*objects, every, inside, c.rpn_positive, c.rpn_negative)
-        index, drawn = sample(match.index >= 0, match.index == -1, c.rpn_number, c.rpn_fraction)
+        index, drawn = sample(match.index >= 0, match.index == BACKGROUND, c.rpn_number, c.rpn_fraction)
         losses = rpn_loss(
             torch.cat(logits, 1), torch.cat(deltas, 1), match, index, drawn, targets.boxes, every, RPN_CODER
         )
 
         # 3.2: Fast R-CNN learns from its proposals, which are constants
         regions, there = self.proposals(images, logits, deltas, anchors)
-        sampled = sample_regions(
-            regions,
-            there,
-            targets,
-            len(self.classes),
-            number=c.number,
-            fraction=c.fraction,
-            foreground=c.foreground,
-            background=c.background,
-        )
+        sampled = sample_regions(regions, there, targets, len(self.classes), c)
         class_logits, class_deltas = self.regions(maps, sampled.boxes)
         wanted = self.head.normalise(sampled.wanted, sampled.target)
         return losses | region_loss(class_logits, class_deltas, sampled.target, wanted, sampled.valid)

@@ -2,20 +2,58 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo
+from detkit.config import BackboneConfig
+from detkit.errors import UserError
 from detkit.models.base import Detector
 from detkit.models.freezing import freeze, norm_layers
-from detkit.ops import BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
+from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
 from detkit.structures import Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
 REFERENCE_LEVEL = 4  # FPN, equation 1: the level of stride 16 has regions of `canonical` pixels
+
+
+@dataclass
+class RegionConfig:
+    """What the region detectors' configs share.
+
+    size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
+    backbone, and whether its batch norms, stay as they are. pool: `pool` or `align`, pool_size: cells a side.
+    number, fraction: regions drawn an image, and most foreground; foreground: least IoU; background: [low, high).
+    """
+
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
+    size: list[int] = field(default_factory=lambda: [600, 1000])
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    stages: int = 2
+    norms: bool = True
+    pool: str = "pool"
+    pool_size: int = 7
+    number: int = 128
+    fraction: float = 0.25
+    foreground: float = 0.5
+    background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
+            raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
+        if self.pool not in ("pool", "align"):
+            raise UserError(f"model.pool: {self.pool!r} is not one of pool, align")
+        if len(self.background) != 2 or not 0 <= self.background[0] < self.background[1]:
+            raise UserError(f"model.background: {self.background} is not [low, high) of IoU")
+        if not 0 <= self.fraction <= 1:
+            raise UserError(f"model.fraction: {self.fraction} is not between 0 and 1")
+        for key in ("number", "pool_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key}: {getattr(self, key)} is less than 1")
 
 
 @dataclass(frozen=True)
@@ -33,30 +71,18 @@ class Sampled:
 
 
 @torch.no_grad()
-def sample_regions(
-    regions: Tensor,
-    valid: Tensor,
-    targets: Targets,
-    classes: int,
-    *,
-    number: int,
-    fraction: float,
-    foreground: float,
-    background: Sequence[float],
-) -> Sampled:
-    """Draw `number` regions an image, at most `fraction` of them foreground (Fast R-CNN, section 2.3).
+def sample_regions(regions: Tensor, valid: Tensor, targets: Targets, classes: int, config: RegionConfig) -> Sampled:
+    """Draw `config.number` regions an image, at most `config.fraction` of them foreground (Fast R-CNN, section 2.3).
 
-    regions: (B, R, 4) with valid (B, R) bool; the objects themselves are drawn from, too. foreground: least IoU;
-    background: IoU in [low, high).
+    regions: (B, R, 4) with valid (B, R) bool; the objects themselves are drawn from, too.
     """
     used = targets.valid & ~targets.ignore
     regions = torch.cat((regions, targets.boxes), 1)
     valid = torch.cat((valid, used), 1)
-    low, high = background
-    match = match_regions(
-        targets.boxes, targets.valid, targets.ignore, regions, valid, foreground, (float(low), float(high))
-    )
-    index, drawn = sample(match.index >= 0, match.index == -1, number, fraction)
+    low, high = config.background
+    objects = (targets.boxes, targets.valid, targets.ignore)
+    match = match_regions(*objects, regions, valid, config.foreground, (low, high))
+    index, drawn = sample(match.index >= 0, match.index == BACKGROUND, config.number, config.fraction)
     owner = match.index.gather(1, index)
     inside = drawn & (owner >= 0)
     owner = owner.clamp(min=0)
@@ -76,7 +102,7 @@ class MapFeatures(nn.Module):
     def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
         super().__init__()
         self.strides = [feature.stride for feature in info]
-        self.align, self.size, self.canonical = {"pool": False, "align": True}[kind], size, canonical
+        self.align, self.size, self.canonical = kind == "align", size, canonical
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""

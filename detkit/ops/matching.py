@@ -38,17 +38,10 @@ def match_ssd(boxes: Tensor, valid: Tensor, ignore: Tensor | None, anchors: Tens
     if count == 0 or len(anchors) == 0:
         shape = (batch, len(anchors))
         return Match(boxes.new_full(shape, BACKGROUND, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.float32))
-    iou = box_iou(boxes, anchors)
-    used = valid if ignore is None else valid & ~ignore
-    hidden = None
-    if ignore is not None:
-        hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= threshold
-    iou.masked_fill_(~used.unsqueeze(-1), 0)
+    iou, hidden = _overlap(boxes, valid, ignore, anchors, threshold)
     best, index = iou.max(1)
     enough = best >= threshold
-    index = torch.where(enough, index, BACKGROUND)
-    if hidden is not None:
-        index = torch.where(hidden & ~enough, IGNORED, index)
+    index = torch.where(enough, index, torch.where(hidden, IGNORED, BACKGROUND))
     own, anchor = _bipartite(iou)
     # objects without an anchor write to a column that is dropped
     index = torch.cat((index, index[:, :1]), 1)
@@ -81,18 +74,12 @@ def match_rpn(
     outside = torch.where(inside, BACKGROUND, IGNORED)
     if count == 0:
         return Match(outside, boxes.new_zeros(outside.shape, dtype=torch.float32))
-    iou = box_iou(boxes, anchors)
-    used = valid if ignore is None else valid & ~ignore
-    hidden = None
-    if ignore is not None:
-        hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= positive
-    iou.masked_fill_(~(used.unsqueeze(-1) & inside.unsqueeze(1)), 0)
+    iou, hidden = _overlap(boxes, valid, ignore, anchors, positive)
+    iou.masked_fill_(~inside.unsqueeze(1), 0)
     best, index = iou.max(1)
     most = iou.amax(2, keepdim=True)
     forced = ((iou == most) & (most > 0)).any(1)
-    state = torch.where(best < negative, BACKGROUND, IGNORED)
-    if hidden is not None:
-        state = torch.where(hidden, IGNORED, state)
+    state = torch.where((best < negative) & ~hidden, BACKGROUND, IGNORED)
     return Match(torch.where(inside, torch.where((best >= positive) | forced, index, state), IGNORED), best)
 
 
@@ -115,24 +102,32 @@ def match_regions(
     best IoU is in [low, high) of `background`; else IGNORED, as are regions that would belong to ignored objects only.
     Ties go to the lowest object.
     """
-    count = valid.shape[1]
-    if count == 0:
+    if valid.shape[1] == 0:
         best = regions.new_zeros(region_valid.shape, dtype=torch.float32)
-        index = best.new_zeros(best.shape, dtype=torch.int64)
-        hidden = None
+        index, hidden = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(region_valid)
     else:
-        iou = box_iou(boxes, regions)
-        hidden = None
-        if ignore is not None:
-            hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= foreground
-        used = valid if ignore is None else valid & ~ignore
-        best, index = iou.masked_fill_(~used.unsqueeze(-1), 0).max(1)
+        iou, hidden = _overlap(boxes, valid, ignore, regions, foreground)
+        best, index = iou.max(1)
     low, high = background
-    state = torch.where((best >= low) & (best < high), BACKGROUND, IGNORED)
-    if hidden is not None:
-        state = torch.where(hidden, IGNORED, state)
+    state = torch.where((best >= low) & (best < high) & ~hidden, BACKGROUND, IGNORED)
     owned = (best >= foreground) & (best > 0)
     return Match(torch.where(region_valid, torch.where(owned, index, state), IGNORED), best)
+
+
+def _overlap(
+    boxes: Tensor, valid: Tensor, ignore: Tensor | None, refs: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Return the IoU (B, N, A) of objects and references, 0 for objects that are not trained on; and hidden (B, A)
+    bool, whether a reference reaches the threshold with an ignored object.
+    """
+    iou = box_iou(boxes, refs)
+    if ignore is None:
+        hidden = iou.new_zeros(iou.shape[0], iou.shape[2], dtype=torch.bool)
+        used = valid
+    else:
+        hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= threshold
+        used = valid & ~ignore
+    return iou.masked_fill_(~used.unsqueeze(-1), 0), hidden
 
 
 def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ def test_sampled_regions_carry_their_class_and_deltas() -> None:
     regions[:, :40] = objects.boxes[:, :1] + torch.randn(2, 40, 4)
     valid = torch.ones(2, 200, dtype=torch.bool)
     valid[1, 100:] = False
-    drawn = sample_regions(regions, valid, objects, 2, number=32, fraction=0.25, foreground=0.5, background=(0.0, 0.5))
+    drawn = sample_regions(regions, valid, objects, 2, config(number=32))
     assert drawn.valid.all()
     inside = drawn.target < 2
     assert (inside.sum(1) == 8).all()
@@ -162,6 +162,22 @@ def test_a_misfit_is_named() -> None:
         build_detector(config(neck="fpn", features=["c9"]), ("a",))
     with pytest.raises(UserError, match=r"model\.pool_size: 5, but fc6 of VGG16"):
         build_detector(config(backbone=BackboneConfig("vgg16"), pool_size=5), ("a",))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"neck": "fnp"}, "model.neck: 'fnp' is not one of none, fpn"),
+        ({"pool": "max"}, "model.pool: 'max' is not one of pool, align"),
+        ({"size": [600]}, r"model.size: \[600\] is not"),
+        ({"background": [0.5]}, r"model.background: \[0.5\] is not"),
+        ({"fraction": 2.0}, "model.fraction: 2.0"),
+        ({"number": 0}, "model.number: 0 is less than 1"),
+    ],
+)
+def test_a_wrong_value_is_named(keys: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        config(**keys)
 
 
 def overfit(detector: torch.nn.Module, images: Images, objects: Targets, steps: int) -> Tensor:
