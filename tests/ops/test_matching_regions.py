@@ -59,3 +59,14 @@ def test_without_objects() -> None:
     wanted = [[BACKGROUND, IGNORED], [BACKGROUND, BACKGROUND]]
     assert ops.match_rpn(boxes, none, none, anchors, inside).index.tolist() == wanted
     assert ops.match_regions(boxes, none, none, anchors.expand(2, 2, 4), inside).index.tolist() == wanted
+
+
+def test_what_belongs_to_ignored_objects_alone_is_left_out() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [50, 50, 70, 70]]])
+    yes = torch.ones(1, 2, dtype=torch.bool)
+    ignore = torch.tensor([[True, False]])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 70, 70], [80, 0, 90, 10]])
+    every = torch.ones(1, 3, dtype=torch.bool)
+    wanted = [[IGNORED, 1, BACKGROUND]]
+    assert ops.match_rpn(boxes, yes, ignore, anchors, every).index.tolist() == wanted
+    assert ops.match_regions(boxes, yes, ignore, anchors[None], every).index.tolist() == wanted
