@@ -54,7 +54,9 @@ def crop_warp(
     centre, half = (low + high) / 2, (high - low) / 2 * (size / (size - 2 * context))
     # rounded as 1-based pixels, since halves away from zero depend on where zero is
     low, high = _round(centre - half + 1) - 1, _round(centre + half + 1) - 1
-    ratio = size / (high - low + 1)  # (B, R, 2): crop pixels an image pixel
+    extent = high - low + 1
+    # (B, R, 2): crop pixels an image pixel; a true quotient, where torch's `size / extent` takes a rounded reciprocal
+    ratio = torch.full_like(extent, size) / extent
     first, last = low.clamp(min=0), torch.minimum(high, limits - 1)
     start = _round((first - low) * ratio)
     length = torch.minimum(_round((last - first + 1) * ratio), size - start)

@@ -15,6 +15,7 @@ from tests.ops.reference import random_boxes
 module = sys.modules["detkit.ops.crops"]
 FILL = (10.0, 20.0, 30.0)
 TOLERANCE = 0.05  # grey levels of 255: float32 coordinates are good to 1e-4 pixels
+CLOSE = {"rtol": 0, "atol": TOLERANCE}
 
 
 def away(value: float) -> int:
@@ -64,14 +65,24 @@ def test_equals_the_slow_crop(seed: int, shape: tuple[int, int], side: float) ->
     boxes = random_boxes(2, 6, size=120, side=side, grid=[None, 0.5][seed % 2]) - 20 + torch.tensor([0.0, 0, 1, 1])
     out = ops.crop_warp(images, boxes, *shape, FILL)
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out, slow_crops(images, boxes, *shape), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(out, slow_crops(images, boxes, *shape), **CLOSE)
+
+
+@pytest.mark.parametrize("side", range(1, 65))
+def test_halves_in_the_share_of_the_square(side: int) -> None:
+    """A box cut in two by the border, for every length: where half of the square is no whole pixel, both agree."""
+    torch.manual_seed(side)
+    images = torch.randint(0, 256, (1, 3, 70, 90), dtype=torch.uint8)
+    starts = torch.arange(1, side + 1)[:, None].float()
+    boxes = torch.cat((-starts, -starts, side - starts, side - starts), 1)[None]
+    torch.testing.assert_close(ops.crop_warp(images, boxes, 31, 0, FILL), slow_crops(images, boxes, 31, 0), **CLOSE)
 
 
 def test_papers_size_on_a_photo_sized_image(device: torch.device) -> None:
     image = torch.randint(0, 256, (1, 3, 375, 500), dtype=torch.uint8)
     boxes = torch.tensor([[[0.0, 0, 500, 375], [100, 50, 300, 200], [480, 360, 500, 375], [10, 10, 12, 11]]])
     out = ops.crop_warp(image.to(device), boxes.to(device), fill=FILL).cpu()
-    torch.testing.assert_close(out, slow_crops(image, boxes, 227, 16), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(out, slow_crops(image, boxes, 227, 16), **CLOSE)
 
 
 def test_context_is_the_pixels_around_the_box() -> None:
@@ -89,10 +100,10 @@ def test_valid_part_bounds_a_padded_image() -> None:
     sizes = torch.tensor([[50, 90], [70, 40]])
     boxes = random_boxes(2, 8, size=80)
     out = ops.crop_warp(images, boxes, 33, 4, FILL, sizes)
-    torch.testing.assert_close(out, slow_crops(images, boxes, 33, 4, sizes), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(out, slow_crops(images, boxes, 33, 4, sizes), **CLOSE)
     for i, (height, width) in enumerate(sizes.tolist()):
         images[i, :, height:], images[i, :, :, width:] = 255, 255
-    torch.testing.assert_close(ops.crop_warp(images, boxes, 33, 4, FILL, sizes), out, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(ops.crop_warp(images, boxes, 33, 4, FILL, sizes), out, **CLOSE)
 
 
 def test_what_is_outside_is_the_mean() -> None:
