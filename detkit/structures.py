@@ -261,24 +261,29 @@ class InputSpec:
     """How a network wants its images.
 
     resize: "stretch" fills `size`, (height, width) in pixels, regardless of the aspect ratio; "shortest" keeps it, and
-    makes the shortest side size[0] long, or less where the longest would be more than size[1].
+    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "none" leaves photos as
+    they are, for networks that resize them, or regions of them, by themselves.
     Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int] = (0, 0)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     divisor: float = 255.0
-    resize: Literal["stretch", "shortest"] = "stretch"
+    resize: Literal["stretch", "shortest", "none"] = "stretch"
 
     def __str__(self) -> str:
         if self.resize == "stretch":
             return f"{self.size[1]}x{self.size[0]}"
+        if self.resize == "none":
+            return "photos at their own size"
         return f"shortest side {self.size[0]}, longest at most {self.size[1]}"
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) that a photo of this size is resized to."""
         if self.resize == "stretch":
             return self.size
+        if self.resize == "none":
+            return height, width
         factor = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))

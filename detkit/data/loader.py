@@ -251,6 +251,25 @@ def test_loader(
     return _Loader(_Samples(dataset, build_test(spec), proposals=proposals), batches, workers)
 
 
+def sweep_loader(
+    dataset: VOCDataset,
+    spec: InputSpec,
+    data_config: "DataConfig",
+    rows: Sequence[int],
+    *,
+    batch: int,
+    workers: int,
+) -> _Loader:
+    """Return an iterable of (Images, Targets) over the photos `rows`, in that order, as in training but unaugmented."""
+    samples = _Samples(
+        dataset,
+        build_test(spec),
+        use_difficult=data_config.difficult,
+        proposals=open_proposals(dataset, data_config),
+    )
+    return _Loader(samples, [rows[at : at + batch] for at in range(0, len(rows), batch)], workers)
+
+
 def open_proposals(dataset: VOCDataset, data_config: "DataConfig") -> "StoredProposals | None":
     """Open the stores of `data.proposals`, None where it is empty.
 

@@ -78,7 +78,10 @@ class Log:
         self._write({"iteration": done, **metrics})
         ap = "undefined, no objects" if metrics["mAP"] is None else f"{metrics['mAP']:.4f}"
         protocol = f"{metrics['metric']}, IoU {metrics['iou']}, {metrics['images']} images, {metrics['seconds']:.1f} s"
-        self.say(f"{done}/{self._iterations}  {metrics['split']} mAP {ap} ({protocol}){', the best so far' * best}")
+        stage = "" if metrics.get("stage", "sgd") == "sgd" else f" {metrics['stage']}"
+        self.say(
+            f"{done}/{self._iterations}{stage}  {metrics['split']} mAP {ap} ({protocol}){', the best so far' * best}"
+        )
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

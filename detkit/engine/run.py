@@ -8,7 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ import torch
 
 from detkit.config import Config, save_config
 from detkit.engine import checkpoint, distributed
-from detkit.engine.device import resolve_amp
+from detkit.engine.device import autocast, resolve_amp
 from detkit.engine.evaluate import evaluate
 from detkit.engine.log import Log
+from detkit.engine.sweep import sweep
 from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
 
@@ -74,6 +76,24 @@ class Run:
         rank, world = distributed.rank(), distributed.world()
         return train_loader(self.train, spec, self.config.data, recipe, start=start, stop=stop, rank=rank, world=world)
 
+    def sweep(
+        self,
+        detector: "Detector",
+        rows: Sequence[int],
+        text: str,
+        *,
+        done: int = 0,
+        save: Callable[[int], None],
+    ) -> Iterator[Batch]:
+        """Yield the training photos `rows` from place `done` on, unaugmented, on the device; see `sweep`."""
+        return sweep(self, detector, rows, text, done, save)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Compute without gradients, in the number format of the network."""
+        with torch.no_grad(), autocast(self.device, self.config.train.amp):
+            yield
+
     def regions(self, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
         """Yield the objects and proposals of the training photos, in their pixels, so many photos at once."""
         from detkit.data.loader import open_proposals
@@ -115,20 +135,42 @@ class Run:
             self.best, self.metrics = resumed["training"]["best"], resumed["metrics"]
         return resumed
 
-    def save_last(self, detector: "Detector", iteration: int, state: dict[str, Any]) -> None:
-        """Write last.pt: `detector` is what inference uses, `state` what the stage needs to go on."""
+    def restore(self, detector: "Detector") -> dict[str, Any] | None:
+        """`take_resumed` of a stage whose detector lies in last.pt as inference uses it; gives it its weights."""
+        resumed = self.take_resumed()
+        if resumed is not None:
+            checkpoint.load_weights(detector, resumed["model"], self.last)
+        return resumed
+
+    def save_last(self, detector: "Detector", state: dict[str, Any], iteration: int | None = None) -> None:
+        """Write last.pt: `detector` is what inference uses, `state` what the stage needs to go on.
+
+        iteration: steps of gradient descent done, all of them by default.
+        """
         if self.writes:
+            iteration = self.config.train.iterations if iteration is None else iteration
             training = {"stage": self.stage, "best": self.best, **state}
             checkpoint.save(
                 self.last, detector, self.config, iteration=iteration, metrics=self.metrics, training=training
             )
+
+    def conclude(self, detector: "Detector") -> None:
+        """Evaluate and keep what a stage without steps made.
+
+        It becomes best.pt whatever earlier stages reached: those only lead to it.
+        """
+        iterations = self.config.train.iterations
+        self.best = None
+        with Log(self.folder, iterations, iterations, writes=self.writes) as log:
+            self.evaluate(detector, iterations, log)
+        self.save_last(detector, {"finished": True})
 
     def evaluate(self, detector: "Detector", iteration: int, log: Log) -> None:
         """Evaluate on val and keep the best as best.pt; without val, or objects in it, the latest is best.pt."""
         better = True
         if self.val is not None:
             evaluation = evaluate(detector, self.val, self.config, self.device)
-            self.metrics = {"iteration": iteration, **evaluation.metrics(split="val")}
+            self.metrics = {"iteration": iteration, "stage": self.stage, **evaluation.metrics(split="val")}
             value = self.metrics["mAP"]
             better = self.best is None or (value is not None and value > self.best)
             self.best = value if better else self.best

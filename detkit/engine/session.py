@@ -1,5 +1,6 @@
 """A whole training session: config, folder, data, detector, stages, and the test at the end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             check_proposals(settings, [one for one in (data, val, test) if one is not None])
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
+        truth = data.truth()
+        detector.check(replace(truth, ignore=truth.ignore & (not settings.data.difficult)))
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
         run = Run(settings, folder, device, data, val, test, resumed)

@@ -7,10 +7,10 @@ from typing import Any, Self
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has saved its state: number of the signal, steps done, folder of the run."""
+    """Training was asked to stop and has saved its state: number of the signal, what came last, folder of the run."""
 
-    def __init__(self, number: int, done: int, folder: Path) -> None:
-        super().__init__(f"{signal.Signals(number).name}: {folder / 'last.pt'} saved after step {done}")
+    def __init__(self, number: int, done: str, folder: Path) -> None:
+        super().__init__(f"{signal.Signals(number).name}: {folder / 'last.pt'} saved after {done}")
         self.signal = number
         self.folder = folder
 

@@ -44,7 +44,7 @@ def fit(detector: "Detector", run: Run) -> None:
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
     run.begin()
     if not resumed:
-        run.save_last(state.averaged, 0, state.dump(0))  # a run can be resumed from its first second
+        run.save_last(state.averaged, state.dump(0), 0)  # a run can be resumed from its first second
     model = distributed.wrap(compiled(detector) if recipe.compile else detector, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     batches = run.batches(detector.input, start, recipe.iterations)
@@ -87,10 +87,12 @@ def fit(detector: "Detector", run: Run) -> None:
             if evaluating:
                 run.evaluate(state.averaged, done, log)
             if saving:
-                run.save_last(state.averaged, done, state.dump(done))
+                run.save_last(state.averaged, state.dump(done), done)
                 meter.restart()
             if signal:
-                raise Stopped(signal, done, run.folder)
+                raise Stopped(signal, f"step {done}", run.folder)
+    if average is not None:  # what a stage after this one goes on with
+        detector.load_state_dict(average.detector.state_dict())
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:

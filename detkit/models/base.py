@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import Config
-from detkit.structures import Detections, Images, InputSpec, Predictions, Targets
+from detkit.structures import Detections, Images, InputSpec, Predictions, Targets, TruthSet
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Detector(nn.Module):
         from detkit.engine.predict import detect
 
         return detect(self, source, self.experiment or Config(model=self.config), score=score, batch=batch)
+
+    def check(self, truth: TruthSet) -> None:
+        """Raise UserError where these objects of the training split, difficult ones as `ignore`, cannot train it."""
 
     def stages(self) -> Sequence[Any]:
         """Return the training stages in order: SGD, or others with a `run` of their own, see engine/stages.py."""

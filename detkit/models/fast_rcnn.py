@@ -9,26 +9,67 @@ Where the paper and its code differ, and what detkit does:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.backbones import create_backbone
-from detkit.errors import UserError
 from detkit.models.base import SGD
-from detkit.models.region import DeltaStatistics, MapFeatures, RegionConfig, RegionDetector, RegionHead, sample_regions
+from detkit.models.region import (
+    CODER,
+    MapFeatures,
+    PooledConfig,
+    RegionDetector,
+    RegionHead,
+    proposals_of,
+    sample_regions,
+)
 from detkit.models.registry import MODELS
-from detkit.ops import region_loss
-from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
+from detkit.ops import match_regions, region_loss
+from detkit.structures import Images, InputSpec, Predictions, Targets
 
 
 @dataclass
-class FastRCNNConfig(RegionConfig):
-    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see RegionConfig."""
+class FastRCNNConfig(PooledConfig):
+    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see PooledConfig."""
 
     name: str = "fast_rcnn"
     number: int = 64
     background: list[float] = field(default_factory=lambda: [0.1, 0.5])
+
+
+@dataclass(frozen=True)
+class DeltaStatistics:
+    """A stage before SGD: mean and standard deviation of each class's deltas over the training proposals.
+
+    (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes the proposals of IoU >= `overlap`.)
+    """
+
+    overlap: float
+    name: str = "delta_statistics"
+
+    def run(self, detector: RegionDetector, run: Any) -> None:
+        """Set the buffers of the region head; a class without proposals keeps mean 0 and deviation 1."""
+        run.take_resumed()
+        head = detector.head
+        assert isinstance(head, RegionHead)
+        sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
+        for targets, given in run.regions():
+            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.overlap)
+            inside = match.index >= 0
+            owner = match.index.clamp(min=0)
+            truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
+            deltas = CODER.encode(truth, given.boxes)[inside].double()
+            label = targets.labels.gather(1, owner)[inside]
+            for row, values in enumerate((torch.ones_like(deltas), deltas, deltas.square())):
+                sums[row].index_add_(0, label, values)
+        count, total, squares = sums
+        mean = total / count.clamp(min=1)
+        std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+        known = count >= 2
+        head.delta_mean.copy_(torch.where(known, mean, 0))
+        head.delta_std.copy_(torch.where(known & (std > 0), std, 1))
 
 
 @MODELS.register("fast_rcnn")
@@ -37,6 +78,7 @@ class FastRCNN(RegionDetector):
 
     config_type = FastRCNNConfig
     given_proposals = True
+    head: RegionHead
 
     def __init__(self, config: FastRCNNConfig, classes: tuple[str, ...]) -> None:
         spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest")
@@ -73,13 +115,3 @@ class FastRCNN(RegionDetector):
         scores = logits.float().softmax(-1)[..., :-1]
         boxes = self.head.decode(deltas.float(), given.boxes)
         return Predictions(boxes, torch.where(given.valid.unsqueeze(-1), scores, -torch.inf))
-
-
-def proposals_of(images: Images) -> Proposals:
-    """Return the proposals that came with a batch; UserError where there are none."""
-    if images.proposals is None:
-        raise UserError(
-            "data.proposals: this detector classifies given regions and has none; make them with "
-            "`detkit proposals make CONFIG` and name the store in data.proposals"
-        )
-    return images.proposals

@@ -18,7 +18,7 @@ from torch import Tensor
 from detkit.backbones import create_backbone, fully_connected
 from detkit.errors import UserError
 from detkit.models.necks import FPN
-from detkit.models.region import MapFeatures, RegionConfig, RegionDetector, RegionHead, sample_regions
+from detkit.models.region import MapFeatures, PooledConfig, RegionDetector, RegionHead, sample_regions
 from detkit.models.registry import MODELS
 from detkit.ops import BACKGROUND, grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
 from detkit.proposals.rpn import CODER as RPN_CODER
@@ -27,8 +27,8 @@ from detkit.structures import Images, InputSpec, Predictions, Targets
 
 
 @dataclass
-class FasterRCNNConfig(RegionConfig):
-    """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code); see RegionConfig, too.
+class FasterRCNNConfig(PooledConfig):
+    """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code); see PooledConfig, too.
 
     neck: `none`, with the backbone's map that its region tail follows, or `fpn` with `channels` over `features`, null =
     all maps of stride 4 and up. canonical: pixels a side of a region for the map of stride 16.

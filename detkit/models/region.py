@@ -14,7 +14,7 @@ from detkit.errors import UserError
 from detkit.models.base import Detector
 from detkit.models.freezing import freeze, norm_layers
 from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
-from detkit.structures import Targets
+from detkit.structures import Images, Proposals, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
 REFERENCE_LEVEL = 4  # FPN, equation 1: the level of stride 16 has regions of `canonical` pixels
@@ -24,36 +24,54 @@ REFERENCE_LEVEL = 4  # FPN, equation 1: the level of stride 16 has regions of `c
 class RegionConfig:
     """What the region detectors' configs share.
 
-    size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
-    backbone, and whether its batch norms, stay as they are. pool: `pool` or `align`, pool_size: cells a side.
-    number, fraction: regions drawn an image, and most foreground; foreground: least IoU; background: [low, high).
+    mean, std: of the input's channels, in units of `divisor` 255. number, fraction: regions drawn an image, and most
+    foreground; foreground: least IoU; background: [low, high).
     """
 
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
-    size: list[int] = field(default_factory=lambda: [600, 1000])
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    stages: int = 2
-    norms: bool = True
-    pool: str = "pool"
-    pool_size: int = 7
     number: int = 128
     fraction: float = 0.25
     foreground: float = 0.5
     background: list[float] = field(default_factory=lambda: [0.0, 0.5])
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
-            raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
-        if self.pool not in ("pool", "align"):
-            raise UserError(f"model.pool: {self.pool!r} is not one of pool, align")
         if len(self.background) != 2 or not 0 <= self.background[0] < self.background[1]:
             raise UserError(f"model.background: {self.background} is not [low, high) of IoU")
         if not 0 <= self.fraction <= 1:
             raise UserError(f"model.fraction: {self.fraction} is not between 0 and 1")
-        for key in ("number", "pool_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"model.{key}: {getattr(self, key)} is less than 1")
+        at_least_one(self, "number")
+
+
+@dataclass
+class PooledConfig(RegionConfig):
+    """What the configs of Fast and Faster R-CNN share.
+
+    size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
+    backbone, and whether its batch norms, stay as they are. pool: `pool` or `align`, pool_size: cells a side.
+    """
+
+    size: list[int] = field(default_factory=lambda: [600, 1000])
+    stages: int = 2
+    norms: bool = True
+    pool: str = "pool"
+    pool_size: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
+            raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
+        if self.pool not in ("pool", "align"):
+            raise UserError(f"model.pool: {self.pool!r} is not one of pool, align")
+        at_least_one(self, "pool_size")
+
+
+def at_least_one(config: RegionConfig, *keys: str) -> None:
+    """Raise UserError where a value of a model's config is less than 1."""
+    for key in keys:
+        if getattr(config, key) < 1:
+            raise UserError(f"model.{key}: {getattr(config, key)} is less than 1")
 
 
 @dataclass(frozen=True)
@@ -163,7 +181,6 @@ class RegionHead(nn.Module):
 class RegionDetector(Detector):
     """Keeps frozen layers frozen; see `freeze_layers`."""
 
-    head: RegionHead
     _still: list[nn.Module]
 
     def freeze_layers(self, stages: int, norms: bool) -> None:
@@ -181,33 +198,11 @@ class RegionDetector(Detector):
         return self
 
 
-@dataclass(frozen=True)
-class DeltaStatistics:
-    """A stage before SGD: mean and standard deviation of each class's deltas over the training proposals.
-
-    (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes the proposals of IoU >= `overlap`.)
-    """
-
-    overlap: float
-    name: str = "delta_statistics"
-
-    def run(self, detector: RegionDetector, run: Any) -> None:
-        """Set the buffers of the region head; a class without proposals keeps mean 0 and deviation 1."""
-        run.take_resumed()
-        head = detector.head
-        sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
-        for targets, given in run.regions():
-            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.overlap)
-            inside = match.index >= 0
-            owner = match.index.clamp(min=0)
-            truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-            deltas = CODER.encode(truth, given.boxes)[inside].double()
-            label = targets.labels.gather(1, owner)[inside]
-            for row, values in enumerate((torch.ones_like(deltas), deltas, deltas.square())):
-                sums[row].index_add_(0, label, values)
-        count, total, squares = sums
-        mean = total / count.clamp(min=1)
-        std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-        known = count >= 2
-        head.delta_mean.copy_(torch.where(known, mean, 0))
-        head.delta_std.copy_(torch.where(known & (std > 0), std, 1))
+def proposals_of(images: Images) -> Proposals:
+    """Return the proposals that came with a batch; UserError where there are none."""
+    if images.proposals is None:
+        raise UserError(
+            "data.proposals: this detector classifies given regions and has none; make them with "
+            "`detkit proposals make CONFIG` and name the store in data.proposals"
+        )
+    return images.proposals

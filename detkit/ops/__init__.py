@@ -5,12 +5,20 @@ from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, x
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_at_once
 from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
-from detkit.ops.losses import hard_negative_mask, multibox_loss, region_loss, rpn_loss, smooth_l1, world_mean
+from detkit.ops.losses import (
+    hard_negative_mask,
+    multibox_loss,
+    region_loss,
+    rpn_loss,
+    smooth_l1,
+    softmax_loss,
+    world_mean,
+)
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
-from detkit.ops.scales import short_side_scale, sppnet_scale
+from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
 
 __all__ = [
     "BACKGROUND",
@@ -38,6 +46,7 @@ __all__ = [
     "nms_dense",
     "pyramid_pool",
     "region_loss",
+    "rescale",
     "roi_align",
     "roi_pool",
     "rpn_anchors",
@@ -46,6 +55,7 @@ __all__ = [
     "scale",
     "short_side_scale",
     "smooth_l1",
+    "softmax_loss",
     "spp_pool",
     "sppnet_scale",
     "world_mean",

@@ -112,6 +112,16 @@ def rpn_loss(
     }
 
 
+def softmax_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean cross-entropy of regions, a scalar (R-CNN, section 2.3; the first term of Fast R-CNN's loss).
+
+    logits: (B, R, C + 1), background last; target: (B, R) int64, 0..C, C for background; valid: (B, R) bool, the
+    regions counted. Their sum is divided by their number, at least 1, averaged over processes.
+    """
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    return torch.where(valid, entropy, 0).sum() / world_mean(valid.sum(), least=1.0)
+
+
 def region_loss(logits: Tensor, deltas: Tensor, target: Tensor, wanted: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """Return the multi-task loss {"classification", "box"} of regions (Fast R-CNN, equation 1, with lambda = 1).
 
@@ -120,12 +130,11 @@ def region_loss(logits: Tensor, deltas: Tensor, target: Tensor, wanted: Tensor, 
     divided by the number of regions in the batch, at least 1, averaged over processes.
     """
     classes = deltas.shape[2]
-    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     own = target.clamp(max=classes - 1)[..., None, None].expand(-1, -1, 1, 4)
     shift = smooth_l1(deltas.gather(2, own).squeeze(2), wanted).sum(-1)
     count = world_mean(valid.sum(), least=1.0)
     return {
-        "classification": torch.where(valid, entropy, 0).sum() / count,
+        "classification": softmax_loss(logits, target, valid),
         "box": torch.where(valid & (target < classes), shift, 0).sum() / count,
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.ops.boxes import area
@@ -29,3 +30,26 @@ def sppnet_scale(boxes: Tensor, sizes: Tensor, short_sides: Sequence[float], tar
     factor = short / sizes.to(boxes.device).float().amin(-1, keepdim=True)  # (B, S)
     scaled = area(boxes).unsqueeze(-1) * factor.square().unsqueeze(1)
     return (scaled - target**2).abs_().argmin(-1)
+
+
+def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
+    """Resize each image of a padded batch by its own factor, bilinear and without antialiasing, as the loader does.
+
+    pixels: (B, C, H, W) float, images at the upper left; sizes: (B, 2), height and width of each; factor: (B,), pixels
+    a pixel of the photo, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
+    round(size * factor) pixels is padded; h and w are those of the largest.
+    """
+    scaled = (sizes * factor.unsqueeze(1)).round().clamp(min=1)  # (B, 2)
+    # host sync: the size of the result, once a scale, before a whole backbone runs on it
+    height, width = (int(side) for side in scaled.amax(0).tolist())
+    axes, inside = [], []
+    for axis, (length, full) in enumerate(((height, pixels.shape[2]), (width, pixels.shape[3]))):
+        place = torch.arange(length, device=pixels.device, dtype=pixels.dtype)
+        source = (place + 0.5) / factor.to(pixels.dtype).unsqueeze(1) - 0.5
+        source = source.clamp(min=0).minimum(sizes[:, axis, None].to(pixels.dtype) - 1)  # edge pixels are repeated
+        axes.append((source + 0.5) * (2 / full) - 1)  # grid_sample's own coordinates
+        inside.append(place < scaled[:, axis, None])
+    shape = (len(pixels), height, width)
+    grid = torch.stack((axes[1].unsqueeze(1).expand(shape), axes[0].unsqueeze(2).expand(shape)), -1)
+    resized = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return resized * (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)

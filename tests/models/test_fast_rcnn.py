@@ -11,8 +11,8 @@ from detkit import cli
 from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.fast_rcnn import FastRCNN, FastRCNNConfig
-from detkit.models.region import CODER, DeltaStatistics
+from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN, FastRCNNConfig
+from detkit.models.region import CODER
 from detkit.ops import box_iou
 from detkit.structures import Images, Proposals, Targets
 from tests.builders import photo

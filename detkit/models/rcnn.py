@@ -1,0 +1,81 @@
+"""R-CNN (Girshick et al., CVPR 2014), beside the paper from top to bottom.
+
+Where the paper and its code differ, and what detkit does:
+- Windows for fine-tuning are drawn photo by photo, a quarter of them positive, from `train.batch` photos at once; the
+  paper draws 32 + 96 from those of all photos.
+- Features have their mean norm, and not each its own, scaled to 20 before the SVMs and the regression (code).
+- Hard negatives are mined in one pass over the photos (code and section 2.3); the SVMs of all classes that have enough
+  new ones are fitted in one go.
+- The regression's targets are whitened in the code, which changes no result, see `ops.fit_ridge`.
+- Boxes are continuous: no "+ 1". They are regressed before NMS, as in the code.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
+
+from detkit.backbones import create_backbone
+from detkit.config import BackboneConfig
+from detkit.errors import UserError
+from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
+from detkit.models.region import at_least_one
+from detkit.models.registry import MODELS
+from detkit.ops import crop_warp, crops_at_once
+from detkit.structures import Images, InputSpec
+
+
+@dataclass
+class RCNNConfig(LinearConfig):
+    """The defaults are R-CNN with AlexNet for VOC (sections 2 and 3, appendices A to C); see LinearConfig, too.
+
+    crop: pixels a side of a warped region; context: how many of them show its surroundings. pool_size: cells a side of
+    what the backbone's tail reads. number counts the windows of a photo.
+    """
+
+    name: str = "rcnn"
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("alexnet"))
+    crop: int = 227
+    context: int = 16
+    pool_size: int = 6
+    number: int = 4
+    background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "crop", "pool_size")
+        if not 0 <= 2 * self.context < self.crop:
+            raise UserError(f"model.context: {self.context} leaves nothing of a crop of {self.crop} pixels")
+
+
+@MODELS.register("rcnn")
+class RCNN(LinearDetector):
+    """Every region cut out, warped to a square and sent through the whole network."""
+
+    config_type = RCNNConfig
+
+    def __init__(self, config: RCNNConfig, classes: tuple[str, ...]) -> None:
+        super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))
+        c = self.config = config
+        # 2.3 domain-specific fine-tuning: the ImageNet classifier gives way to one of N + 1 classes
+        self.backbone = create_backbone(c.backbone, tail=True)
+        tail = self.backbone.tail(c.pool_size)
+        self.map = self.backbone.info[-1]
+        self.head = LinearHead(tail, (self.map.channels, c.pool_size, c.pool_size), len(classes))
+
+    def prepare(self, images: Images) -> Images:
+        return images
+
+    def pool(self, prepared: Images, boxes: Tensor) -> Tensor:
+        """2.1 feature extraction: regions (B, R, 4) -> pool5 (B * R, C, pool_size, pool_size)."""
+        c = self.config
+        mean = [value * self.input.divisor for value in c.mean]
+        crops = crop_warp(prepared.pixels, boxes, c.crop, c.context, mean, prepared.sizes)
+        crops = (crops.flatten(0, 1) - self._shift) * self._scale
+        x = self.backbone(crops.contiguous(memory_format=torch.channels_last))[self.map.name]
+        # at the published sizes the bins of this are those of the ImageNet network's last pooling layer
+        return adaptive_max_pool2d(x, c.pool_size)
+
+    def at_once(self, images: int) -> int:
+        return max(1, crops_at_once(self.config.crop) // max(1, images))

@@ -1,0 +1,102 @@
+"""SPPNet (He et al., ECCV 2014, and PAMI 2015), section 4: detection, beside the paper from top to bottom.
+
+Where the paper and its code differ, and what detkit does:
+- A region is pooled at the scale where its area is closest to 224 x 224 (paper); the code's rule differs a little.
+- The largest of the five scales is 1200, and the fourth 864 (paper; code: 874).
+- Windows for fine-tuning come from all photos of a step, `number` each, where the code draws them from all photos.
+- The snapshot that is tested is the last one; the code takes the one of least error on VOC07's test split.
+- Difficult objects are not trained on (code), by `data.difficult: false`.
+- ImageNet weights trained with the pyramid in place are not published for these backbones: fc6 and fc7 start anew.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.backbones import create_backbone, fully_connected
+from detkit.config import BackboneConfig
+from detkit.errors import UserError
+from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
+from detkit.models.registry import MODELS
+from detkit.ops import rescale, short_side_scale, spp_pool, sppnet_scale
+from detkit.structures import Images, InputSpec
+
+SHRINK = 6.5 / 16  # strides that a cell's middle may lie outside a region (the code's offset)
+
+
+@dataclass
+class SPPNetConfig(LinearConfig):
+    """The defaults are SPPNet with ZF-5 for VOC (section 4 and the authors' code); see LinearConfig, too.
+
+    scales: short sides of the image pyramid, pixels. pyramid: bins a side of its levels. frozen: whether the
+    convolutions stay as they are, and only fc6, fc7 and the classifier are tuned.
+    """
+
+    name: str = "sppnet"
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("zfnet"))
+    scales: list[int] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
+    pyramid: list[int] = field(default_factory=lambda: [6, 3, 2, 1])
+    frozen: bool = True
+    background: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    number: int = 64
+    ridge: float = 4000.0
+    ridge_overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scales or min(self.scales) < 1:
+            raise UserError(f"model.scales: {self.scales} is not a list of short sides in pixels")
+        if not self.pyramid or not all(1 <= level <= 6 for level in self.pyramid):
+            raise UserError(f"model.pyramid: {self.pyramid} is not a list of bins a side from 1 to 6")
+
+
+class Pyramid(NamedTuple):
+    """maps: of each scale its map (B, C, h, w), and its factor for each photo (B,); sizes: (B, 2) of the photos."""
+
+    maps: list[tuple[Tensor, Tensor]]
+    sizes: Tensor
+
+
+@MODELS.register("sppnet")
+class SPPNet(LinearDetector):
+    """Backbone once a photo and scale, and a pyramid of bins over the map of each region."""
+
+    config_type = SPPNetConfig
+
+    def __init__(self, config: SPPNetConfig, classes: tuple[str, ...]) -> None:
+        super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))
+        c = self.config = config
+        self.backbone = backbone = create_backbone(c.backbone)
+        backbone.cut(backbone.region)
+        self.map, self.centre = backbone.info[-1], backbone.region_centre
+        bins = sum(level**2 for level in c.pyramid)
+        # 4.1: fc6 and fc7 on the pyramid's vector
+        tail = fully_connected(self.map.channels * bins, 1, backbone.width)
+        self.head = LinearHead(tail, (self.map.channels, bins), len(classes))
+        if c.frozen:
+            self.freeze_layers(len(self.backbone.stages()), True)
+
+    def prepare(self, images: Images) -> Pyramid:
+        """4.1: the map of the whole photo, at each scale."""
+        pixels = self.normalise(images)
+        maps = []
+        for short in self.config.scales:  # a pyramid's levels differ in size
+            factor = short_side_scale(images.sizes, short, float("inf"))
+            maps.append((self.backbone(rescale(pixels, images.sizes, factor))[self.map.name], factor))
+        return Pyramid(maps, images.sizes)
+
+    def pool(self, prepared: Pyramid, boxes: Tensor) -> Tensor:
+        """4.1: regions (B, R, 4) -> (B * R, C, bins), each from the scale that suits its size."""
+        c, stride = self.config, self.map.stride
+        level = sppnet_scale(boxes, prepared.sizes, c.scales)
+        pooled = []
+        for number, (x, factor) in enumerate(prepared.maps):
+            own = level == number if len(prepared.maps) > 1 else None
+            scaled = boxes * factor.view(-1, 1, 1)
+            pooled.append(spp_pool(x, scaled, c.pyramid, stride, self.centre, SHRINK * stride, own))
+        return torch.stack(pooled).sum(0).flatten(0, 1)
+
+    def at_once(self, images: int) -> int:
+        return max(1, 4096 // max(1, images))
