@@ -19,13 +19,20 @@ class Backbone(nn.Module):
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
     large: maps of much larger values than the deeper ones, which SSD L2-normalises.
-    region: the map that single-map region detectors pool from. width: of `fully_connected` layers above it.
+    region: the map that single-map region detectors pool from. region_centre: the pixel coordinate under the middle of
+    its cell 0, in continuous pixels (pixel i spans i to i + 1), as `ops.spp_pool` takes it; cell i has it at
+    region_centre + i * stride. Networks whose strided layers have odd kernels, padded by half of them, have .5.
+    tail_size: the side of the pooled maps that `tail` reads, None where it reads any. A whole crop's map becomes such a
+    map by adaptive max pooling, which in the published sizes is the network's own last pool.
+    width: of `fully_connected` layers above the region map.
     """
 
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
     large: ClassVar[tuple[str, ...]] = ()
     region: ClassVar[str] = "c4"
+    region_centre: ClassVar[float] = 0.5
+    tail_size: ClassVar[int | None] = None
     width: ClassVar[int] = 1024
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -44,10 +51,10 @@ class Backbone(nn.Module):
         """Return a network from a region's pooled map (R, C, size, size) to its features (R, D).
 
         It is what follows the map `region` in the network, taken out of this one; where nothing does, two fully
-        connected layers.
+        connected layers. UserError where it can't read maps of `size` (see tail_size).
         """
         self.cut(self.region)
-        return fully_connected(self.info[-1].channels, size, self.width)
+        return fully_connected(self.info[-1].channels * size**2, self.width)
 
     def drop_tail(self) -> None:
         """Leave out the layers that only `tail` uses."""
@@ -57,8 +64,14 @@ class Backbone(nn.Module):
         return state
 
 
-def fully_connected(channels: int, size: int, width: int) -> nn.Sequential:
-    """Two fully connected layers with ReLU on a flattened (channels, size, size) map, as Fast R-CNN has fc6 and fc7."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(channels * size * size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-    )
+def fully_connected(inputs: int, width: int, dropout: float = 0.0) -> nn.Sequential:
+    """Return two new fully connected layers with ReLU, (R, ...) -> (R, width), as Fast R-CNN has fc6 and fc7.
+
+    inputs: numbers a region, of a map (channels * size ** 2) or a pyramid of bins (channels * bins); they are
+    flattened. dropout: the part of each layer's results that training sets to 0.
+    """
+    fc6 = (nn.Flatten(), nn.Linear(inputs, width), nn.ReLU())
+    fc7 = (nn.Linear(width, width), nn.ReLU())
+    if not dropout:
+        return nn.Sequential(*fc6, *fc7)
+    return nn.Sequential(*fc6, nn.Dropout(dropout), *fc7, nn.Dropout(dropout))

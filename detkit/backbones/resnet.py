@@ -28,8 +28,9 @@ class ResNet(Backbone):
         return [nn.ModuleList([self.conv1, self.bn1]), *layers]
 
     def cut(self, name: str) -> None:
+        layers = len(self.info)
         super().cut(name)
-        for layer in range(len(self.info) + 1, 5):
+        for layer in range(len(self.info) + 1, layers + 1):
             delattr(self, f"layer{layer}")
 
     def tail(self, size: int) -> nn.Module:

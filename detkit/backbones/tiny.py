@@ -37,8 +37,9 @@ class Tiny(Backbone):
         return [self.stem, *(self.get_submodule(f"stage{stage}") for stage, _ in enumerate(self.info, 3))]
 
     def cut(self, name: str) -> None:
+        stages = len(self.info)
         super().cut(name)
-        for stage in range(len(self.info) + 3, 6):
+        for stage in range(len(self.info) + 3, stages + 3):
             delattr(self, f"stage{stage}")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

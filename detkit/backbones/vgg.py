@@ -6,64 +6,33 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
-from detkit.errors import UserError
 
 # torchvision's `features` up to and with the last ReLU in front of a pool
-CONV3_3, CONV4_3, CONV5_3 = ENDS = 16, 23, 30
-POOL3, POOL5 = CONV3_3, CONV5_3
+_, CONV4_3, _ = ENDS = 16, 23, 30
+POOL3, _, POOL5 = ENDS
+STARTS = 0, 5, 10, 17, 24  # behind each pool
 # fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
 KEEP_UNITS, KEEP_PIXELS = 4, 3
 
 
 @BACKBONES.register("vgg16")
-class VGG16(Backbone):
+class VGG16(ClassicBackbone):
     """The 13 convolutions, without pool5. Features: conv3_3 (stride 4), conv4_3 (8), conv5_3 (16). Tail: fc6, fc7."""
 
     info = (FeatureInfo("conv3_3", 256, 4), FeatureInfo("conv4_3", 512, 8), FeatureInfo("conv5_3", 512, 16))
     imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
     large: ClassVar[tuple[str, ...]] = ("conv3_3", "conv4_3")
     region: ClassVar[str] = "conv5_3"
+    region_centre: ClassVar[float] = 8.0
+    tail_size: ClassVar[int | None] = 7
 
     def __init__(self) -> None:
-        super().__init__()
         body = vgg16(weights=None)
         assert isinstance(body.features, nn.Sequential)
         assert isinstance(body.classifier, nn.Sequential)
-        self.features = body.features[:POOL5]
-        self.classifier = body.classifier[:6]
-
-    def stages(self) -> list[nn.Module]:
-        return [self.features[start:stop] for start, stop in ((0, 5), (5, 10), (10, 17), (17, 24), (24, POOL5))]
-
-    def tail(self, size: int) -> nn.Module:
-        """fc6 and fc7 with dropout; they were trained on maps of 7 x 7."""
-        if size != 7:
-            raise UserError(f"model.pool_size: {size}, but fc6 of VGG16 reads maps of 7 x 7")
-        deep = self.classifier
-        self.drop_tail()
-        return nn.Sequential(nn.Flatten(), deep)
-
-    def cut(self, name: str) -> None:
-        super().cut(name)
-        self.features = self.features[: ENDS[len(self.info) - 1]]
-
-    def drop_tail(self) -> None:
-        self.classifier = nn.Identity()
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = {}
-        for info, start, stop in zip(self.info, (0, *ENDS), ENDS):
-            maps[info.name] = x = self.features[start:stop](x)
-        return maps
-
-    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        # published feature-only files (converted from Caffe) fill the classifier with NaN
-        return {
-            key: tensor
-            for key, tensor in state.items()
-            if not key.startswith("classifier.6.") and not (key.startswith("classifier.") and tensor.isnan().any())
-        }
+        super().__init__(body.features[:POOL5], body.classifier[:6], ENDS, STARTS)
 
 
 @BACKBONES.register("vgg16_reduced")
@@ -76,6 +45,8 @@ class ReducedVGG16(Backbone):
     info = (FeatureInfo("conv4_3", 512, 8), FeatureInfo("fc7", 1024, 16))
     imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
     large: ClassVar[tuple[str, ...]] = ("conv4_3",)
+    region: ClassVar[str] = "fc7"
+    region_centre: ClassVar[float] = 8.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,8 +62,22 @@ class ReducedVGG16(Backbone):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
+    def stages(self) -> list[nn.Module]:
+        stages: list[nn.Module] = [self.features[start:stop] for start, stop in zip(STARTS, (*STARTS[1:], POOL5))]
+        if len(self.info) == 1:
+            return stages[:-1]
+        return [*stages[:-1], nn.ModuleList([stages[-1], self.fc6, self.fc7])]
+
+    def cut(self, name: str) -> None:
+        super().cut(name)
+        if name == "conv4_3":
+            self.features = self.features[:CONV4_3]
+            del self.pool5, self.fc6, self.fc7
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         conv4_3 = self.features[:CONV4_3](x)
+        if len(self.info) == 1:
+            return {"conv4_3": conv4_3}
         x = self.pool5(self.features[CONV4_3:](conv4_3))
         x = self.fc6(x).relu_()
         return {"conv4_3": conv4_3, "fc7": self.fc7(x).relu_()}

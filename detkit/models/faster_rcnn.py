@@ -25,6 +25,8 @@ from detkit.proposals.rpn import CODER as RPN_CODER
 from detkit.proposals.rpn import RPNHead, propose
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
+PYRAMID_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, narrower than those of VGG
+
 
 @dataclass
 class FasterRCNNConfig(PooledConfig):
@@ -88,7 +90,7 @@ class FasterRCNN(RegionDetector):
             tail = self.backbone.tail(c.pool_size)
         else:
             self.backbone.cut(self.features[-1])
-            tail = fully_connected(c.channels, c.pool_size, self.backbone.width)
+            tail = fully_connected(c.channels * c.pool_size**2, min(self.backbone.width, PYRAMID_WIDTH))
         self.neck = FPN(info, c.channels) if c.neck == "fpn" else None
         maps = info if self.neck is None else self.neck.info
 

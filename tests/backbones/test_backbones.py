@@ -1,29 +1,23 @@
 """Backbones say what they give, and take the weights that exist."""
 
+import itertools
+
 import pytest
 import torch
-from torchvision.models import mobilenet_v2, resnet18, vgg16
+from torchvision.models import alexnet, mobilenet_v2, resnet18, vgg16
 
-from detkit.backbones import create_backbone, list_backbones, load_weights
+from detkit.backbones import create_backbone, fully_connected, list_backbones, load_weights
+from detkit.backbones.zfnet import ResponseNorm
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-
-
-@pytest.mark.parametrize("name", list_backbones())
-@torch.no_grad()
-def test_declared_features_are_those_of_a_real_forward(name):
-    backbone = create_backbone(BackboneConfig(name)).eval()
-    features = backbone(torch.zeros(1, 3, 64, 96))
-    assert list(features) == [info.name for info in backbone.info]
-    for info in backbone.info:
-        assert features[info.name].shape == (1, info.channels, 64 // info.stride, 96 // info.stride)
 
 
 def test_imagenet_names_are_torchvisions():
     from torchvision.models import get_weight
 
     for name in list_backbones():
-        backbone = create_backbone(BackboneConfig(name))
+        with torch.device("meta"):
+            backbone = create_backbone(BackboneConfig(name))
         assert backbone.imagenet is None or get_weight(backbone.imagenet)
 
 
@@ -54,6 +48,48 @@ def test_vgg16s_classifier_becomes_fc6_and_fc7():
     torch.testing.assert_close(ours.fc7.weight[5, 9, 0, 0], fc7[20, 36])
     torch.testing.assert_close(ours.fc6.bias[5], theirs.classifier[0].bias[20])
     torch.testing.assert_close(ours.features[0].weight, theirs.features[0].weight)
+
+
+@pytest.mark.parametrize(("name", "build", "size"), [("alexnet", alexnet, 6), ("vgg16", vgg16, 7)])
+@torch.no_grad()
+def test_a_classifiers_fully_connected_layers_are_the_tail(name, build, size, tmp_path, capsys):
+    theirs = build(weights=None).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = create_backbone(BackboneConfig(name, str(tmp_path / "w.pth")), tail=True).eval()
+    assert "left as initialised" not in capsys.readouterr().err
+    tail = ours.tail(size).eval()
+    x = torch.randn(1, 3, 224, 224)
+    # a whole image, pooled to the tail's size, is what the classifier sees
+    pooled = torch.nn.functional.adaptive_max_pool2d(list(ours(x).values())[-1], size)
+    torch.testing.assert_close(theirs.classifier[-1](tail(pooled)), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_response_norm_is_caffes_within_channel():
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64) * 300
+    y = ResponseNorm()(x)
+    for n, c, row, column in itertools.product(*map(range, x.shape)):
+        window = x[n, c, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        expected = x[n, c, row, column] / (1 + 5e-5 / 9 * window.square().sum()) ** 0.75
+        torch.testing.assert_close(y[n, c, row, column], expected, rtol=1e-5, atol=1e-5)
+    assert ResponseNorm()(torch.full((1, 1, 3, 3), 3e4).half()).isfinite().all()
+
+
+def test_zf5_has_the_published_size():
+    backbone = create_backbone(BackboneConfig("zfnet"), tail=True)
+    tail = backbone.tail(6)
+    convolutions = sum(p.numel() for p in backbone.parameters() if p.ndim == 4)
+    # 7x7x3x96, 5x5x96x256, 3x3x256x384, 3x3x384x384, 3x3x384x256
+    assert convolutions == 14112 + 614400 + 884736 + 1327104 + 884736
+    assert [p.shape for p in tail.parameters() if p.ndim == 2] == [(4096, 9216), (4096, 4096)]
+
+
+def test_fully_connected_layers_read_maps_and_vectors():
+    layers = fully_connected(8 * 9, 16, dropout=0.5)
+    assert layers(torch.zeros(5, 8, 3, 3)).shape == layers(torch.zeros(5, 72)).shape == (5, 16)
+    torch.manual_seed(3)
+    dropped = (fully_connected(4, 1000, dropout=0.5)[:4](torch.ones(1, 4)) == 0).float().mean()
+    undropped = (fully_connected(4, 1000)[:3](torch.ones(1, 4)) == 0).float().mean()
+    assert dropped > undropped + 0.1
 
 
 def test_a_file_of_features_only_leaves_fc6_and_fc7(tmp_path, capsys):

@@ -1,0 +1,72 @@
+"""Networks before residual ones: a row of layers, and fully connected ones on the last map."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone
+from detkit.errors import UserError
+
+
+class SequentialBackbone(Backbone):
+    """A row of layers, some of which give the maps.
+
+    features: the layers up to and with the last map. ends: how many of them there are up to and with each map of
+    `info`. starts: the first layer of each of the stages.
+    """
+
+    def __init__(self, features: nn.Sequential, ends: Sequence[int], starts: Sequence[int]) -> None:
+        super().__init__()
+        self.features = features
+        self._ends, self._starts = tuple(ends), tuple(starts)
+
+    def stages(self) -> list[nn.Module]:
+        starts = [start for start in self._starts if start < len(self.features)]
+        return [self.features[start:stop] for start, stop in zip(starts, [*starts[1:], len(self.features)])]
+
+    def cut(self, name: str) -> None:
+        super().cut(name)
+        self.features = self.features[: self._ends[len(self.info) - 1]]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        for info, start, stop in zip(self.info, (0, *self._ends), self._ends):
+            maps[info.name] = x = self.features[start:stop](x)
+        return maps
+
+
+class ClassicBackbone(SequentialBackbone):
+    """A row of layers whose last map, pooled to `tail_size` cells a side, goes through fully connected layers.
+
+    classifier: fc6 and fc7 with what belongs to them, on flattened maps. Other arguments: see SequentialBackbone.
+    """
+
+    width: ClassVar[int] = 4096
+
+    def __init__(
+        self, features: nn.Sequential, classifier: nn.Sequential, ends: Sequence[int], starts: Sequence[int]
+    ) -> None:
+        super().__init__(features, ends, starts)
+        self.classifier: nn.Module = classifier
+
+    def tail(self, size: int) -> nn.Module:
+        """fc6 and fc7 with dropout; they were trained on maps of `tail_size` cells a side."""
+        if size != self.tail_size:
+            side = self.tail_size
+            raise UserError(f"model.pool_size: {size}, but fc6 of {type(self).__name__} reads maps of {side} x {side}")
+        deep = self.classifier
+        self.drop_tail()
+        self.cut(self.region)
+        return nn.Sequential(nn.Flatten(), deep)
+
+    def drop_tail(self) -> None:
+        self.classifier = nn.Identity()
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        # published feature-only files (converted from Caffe) fill the classifier with NaN
+        return {
+            key: tensor
+            for key, tensor in state.items()
+            if not key.startswith("classifier.6.") and not (key.startswith("classifier.") and tensor.isnan().any())
+        }
