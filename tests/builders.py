@@ -1,5 +1,6 @@
 """Small inputs and models that several tests share."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -39,3 +40,10 @@ def images_of(pixels: Tensor) -> Images:
     """Wrap (B, 3, H, W) uint8 pixels that are their own originals."""
     sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
     return Images(pixels, sizes, sizes, tuple(map(str, range(len(pixels)))))
+
+
+def few_regions(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
+    """Stands for selective search, whose compilation takes seconds: (30, 4) boxes of 15 pixels a side."""
+    height, width = image.shape[:2]
+    low = np.random.default_rng(seed).random((30, 2)) * (width - 16, height - 16)
+    return np.concatenate([low, low + 15], 1).astype(np.float32)

@@ -23,6 +23,7 @@ from detkit.models.registry import MODELS
 from detkit.ops import rescale, short_side_scale, spp_pool, sppnet_scale
 from detkit.structures import Images, InputSpec
 
+DROPOUT = 0.5  # after fc6 and fc7
 SHRINK = 6.5 / 16  # strides that a cell's middle may lie outside a region (the code's offset)
 
 
@@ -73,7 +74,7 @@ class SPPNet(LinearDetector):
         self.map, self.centre = backbone.info[-1], backbone.region_centre
         bins = sum(level**2 for level in c.pyramid)
         # 4.1: fc6 and fc7 on the pyramid's vector
-        tail = fully_connected(self.map.channels * bins, 1, backbone.width)
+        tail = fully_connected(self.map.channels * bins, backbone.width, DROPOUT)
         self.head = LinearHead(tail, (self.map.channels, bins), len(classes))
         if c.frozen:
             self.freeze_layers(len(self.backbone.stages()), True)

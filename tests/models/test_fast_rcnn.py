@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,7 @@ from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN, FastRCNNConfig
 from detkit.models.region import CODER
 from detkit.ops import box_iou
 from detkit.structures import Images, Proposals, Targets
-from tests.builders import photo
+from tests.builders import few_regions, photo
 from tests.engine.toy import draw_toys
 
 SIZES = torch.tensor([[64, 80]] * 2)
@@ -148,7 +147,7 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["train", "fast.yaml", "data.proposals=[]", "--out", "run"]) == 2
     assert "data.proposals is empty, but fast_rcnn classifies given regions" in capsys.readouterr().err
     for split in ("train", "test"):
-        monkeypatch.setattr("detkit.proposals.selective_search.selective_search", few)
+        monkeypatch.setattr("detkit.proposals.selective_search.selective_search", few_regions)
         options = ["--split", split, "--out", f"{split}.npz", "--workers", "1"]
         assert cli.main(["proposals", "make", "fast.yaml", *options]) in (0, None)
     assert cli.main(["train", "fast.yaml", "--out", "run"]) in (0, None)
@@ -156,10 +155,3 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
     photos = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
     assert cli.main(["detect", "run/best.pt", str(photos), "--score", "0.01", "--out", "found", "--json"]) in (0, None)
     assert (tmp_path / "found" / "detections.json").is_file()
-
-
-def few(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
-    """Stands for selective search, whose compilation takes seconds."""
-    height, width = image.shape[:2]
-    low = np.random.default_rng(seed).random((30, 2)) * (width - 16, height - 16)
-    return np.concatenate([low, low + 15], 1).astype(np.float32)

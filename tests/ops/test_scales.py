@@ -42,3 +42,21 @@ def test_sppnet_by_hand_ties_and_nothing() -> None:
     assert ops.sppnet_scale(box[:, :, :] / 2, size, (400, 800, 1600), target=112).tolist() == [[1, 1, 0, 0]]
     assert ops.sppnet_scale(box[:, :0], size, (480,)).shape == (1, 0)
     assert ops.sppnet_scale(box[:0], size[:0], (480,)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("factor", [0.37, 0.5, 1.0, 1.7, 3.0])
+def test_rescale_is_interpolate(factor: float, device: torch.device) -> None:
+    """Of one image it is torch's; in a padded batch with other factors it stays what it was, and the rest is 0."""
+    pixels = torch.rand(2, 3, 40, 60)
+    sizes, factors = torch.tensor([[40, 60], [31, 23]]), torch.tensor([factor, 0.8])
+    out = ops.rescale(pixels.to(device), sizes.to(device), factors.to(device)).cpu()
+    for image, (size, own) in enumerate(zip(sizes.tolist(), factors.tolist())):
+        part = pixels[image : image + 1, :, : size[0], : size[1]]
+        height, width = (round(side * own) for side in size)
+        whole = torch.nn.functional.interpolate(part, scale_factor=own, mode="bilinear", recompute_scale_factor=False)
+        seen = out[image, :, :height, :width]
+        rows, columns = (min(a, b) for a, b in zip(seen.shape[1:], whole.shape[2:]))
+        torch.testing.assert_close(seen[:, :rows, :columns], whole[0, :, :rows, :columns], atol=1e-4, rtol=1e-4)
+        assert not out[image, :, height:].any()
+        assert not out[image, :, :, width:].any()
+    assert out.shape[2] == max(round(40 * factor), round(31 * 0.8))

@@ -1,0 +1,187 @@
+"""R-CNN: the crops' way through the network, pieces, and the stages from proposals to detections."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import alexnet
+
+from detkit import cli
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.engine import checkpoint
+from detkit.errors import UserError
+from detkit.models import build_detector, postprocess
+from detkit.models.rcnn import RCNN, RCNNConfig
+from detkit.ops import crop_warp
+from detkit.structures import TruthSet
+from tests.builders import few_regions
+from tests.engine.toy import draw_toys
+from tests.models.test_fast_rcnn import batch
+
+
+def config(**keys) -> RCNNConfig:
+    small = RCNNConfig(backbone=BackboneConfig("tiny"), crop=32, context=4, pool_size=2, number=8)
+    return replace(small, **keys)
+
+
+def test_it_learns_and_detects() -> None:
+    detector = build_detector(config(), ("a", "b"))
+    images, targets = batch()
+    losses = detector(images, targets)
+    assert set(losses) == {"classification"}
+    losses["classification"].backward()
+    fitted = {"head.svm.weight", "head.svm.bias", "head.regressor.weight", "head.regressor.bias"}
+    for name, parameter in detector.named_parameters():
+        assert (parameter.grad is None) == (name in fitted), name
+    detector.eval()
+    with torch.inference_mode():
+        predictions = detector.predict(images)
+        found = postprocess(predictions, images, DetectConfig(score=0.0, keep=9))
+    assert predictions.boxes.shape == (2, 40, 2, 4)
+    assert (predictions.scores[1, 20:] == -torch.inf).all()
+    assert found.boxes.shape == (2, 9, 4)
+
+
+def test_alexnets_features_are_those_of_the_imagenet_network() -> None:
+    """The adaptive pool is pool5 at 227 pixels: what the tail reads is what it read on ImageNet."""
+    detector = build_detector(RCNNConfig(), ("a", "b")).eval()
+    assert isinstance(detector, RCNN)
+    images, _ = batch()
+    assert images.proposals is not None
+    boxes = images.proposals.boxes[:, :2]
+    network = alexnet(weights=None)
+    state = {f"features.{name}": value for name, value in detector.backbone.features.state_dict().items()}  # pyright: ignore
+    network.load_state_dict(state, strict=False)
+    mean = [255 * value for value in detector.config.mean]
+    crops = crop_warp(images.pixels, boxes, 227, 16, mean, images.sizes).flatten(0, 1)
+    with torch.no_grad():
+        expected = network.features((crops - detector._shift) * detector._scale)
+        torch.testing.assert_close(detector.pool(images, boxes), expected)
+    assert detector.head.svm.in_features == 4096
+    assert detector.head.regressor.in_features == 9216
+
+
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = build_detector(config(), ("a", "b")).eval()
+    assert isinstance(detector, RCNN)
+    images, _ = batch()
+    with torch.no_grad():
+        whole = detector.predict(images)
+        monkeypatch.setattr(detector, "at_once", lambda _: 7)
+        pieces = detector.predict(images)
+    torch.testing.assert_close(pieces.scores, whole.scores)
+    torch.testing.assert_close(pieces.boxes, whole.boxes)
+
+
+def test_regions_at_once_are_bounded() -> None:
+    """2000 regions of one photo, and of many, are 256 MiB of crops at once."""
+    detector = build_detector(config(crop=227), ("a", "b"))
+    assert isinstance(detector, RCNN)
+    for images in (1, 8):
+        assert detector.at_once(images) * images * 3 * 227 * 227 * 4 <= 256 << 20
+    assert detector.at_once(10_000) == 1
+
+
+def truth(labels: list[int], ignore: list[bool]) -> TruthSet:
+    count = len(labels)
+    return TruthSet(
+        torch.zeros(count, 4), torch.tensor(labels), torch.tensor(ignore), torch.zeros(count).long(), ("x",), ("a", "b")
+    )
+
+
+def test_every_class_needs_an_object() -> None:
+    detector = build_detector(config(), ("a", "b"))
+    detector.check(truth([0, 1], [False, False]))
+    with pytest.raises(UserError, match=r"data\.train: no object of class b to fit an SVM to"):
+        detector.check(truth([0, 1], [False, True]))
+    build_detector(config(scoring="softmax"), ("a", "b")).check(truth([0], [False]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"scoring": "hinge"}, "model.scoring: 'hinge' is not one of svm, softmax"),
+        ({"context": 16}, "model.context: 16 leaves nothing of a crop of 32 pixels"),
+        ({"svm_c": 0.0}, "model.svm_c: 0.0 is not positive"),
+        ({"ridge_overlap": 1.5}, "model.ridge_overlap: 1.5 is not an IoU above 0"),
+        ({"photos": -1}, "model.photos: -1 is less than 0"),
+        ({"pool_size": 0}, "model.pool_size: 0 is less than 1"),
+    ],
+)
+def test_values_are_checked(keys: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        config(**keys)
+
+
+RECIPE = """
+model: {name: rcnn, backbone: {name: tiny}, crop: 16, context: 2, pool_size: 2, number: 4}
+data:
+  root: toys
+  train: [train]
+  val: [val]
+  test: [test]
+  proposals: [train.npz, val.npz, test.npz]
+  augment: [HorizontalFlip]
+train: {iterations: 3, batch: 4, workers: 0, ema: 0.5}
+detect: {score: -2.0}
+evaluate: {batch: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of toys, their proposals and a recipe."""
+    root = tmp_path_factory.mktemp("rcnn")
+    draw_toys(root / "toys")
+    (root / "rcnn.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr("detkit.proposals.selective_search.selective_search", few_regions)
+        for split in ("train", "val", "test"):
+            options = ["--split", split, "--out", f"{split}.npz", "--workers", "1"]
+            assert cli.main(["proposals", "make", "rcnn.yaml", *options]) in (0, None)
+    return root
+
+
+@pytest.mark.parametrize("call", [7, 13, 24])
+def test_an_interrupted_pass_goes_on(
+    folder: Path, call: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Stopped among the norms, the hard negatives or the regression's pairs: the same weights in the end."""
+    monkeypatch.chdir(folder)
+    if not (folder / "whole").exists():
+        assert cli.main(["train", "rcnn.yaml", "--out", "whole"]) in (0, None)
+    describe, calls = RCNN.describe, 0
+
+    def interrupt(self: RCNN, *arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return describe(self, *arguments, **options)
+
+    monkeypatch.setattr(RCNN, "describe", interrupt)
+    cut = f"cut{call}"
+    assert cli.main(["train", "rcnn.yaml", "--out", cut]) == 128 + signal.SIGTERM
+    assert f"SIGTERM: {cut}/last.pt saved after photo" in capsys.readouterr().err
+    stage = checkpoint.load(Path(cut) / "last.pt")["training"]["stage"]
+    assert stage == ("svm" if call < 20 else "box_regression")
+    assert cli.main(["train", "--resume", cut]) in (0, None)
+    whole, resumed = (checkpoint.load(Path(name) / "best.pt")["model"] for name in ("whole", cut))
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    assert bool(whole["head.svm_fitted"])
+    assert bool(whole["head.regression_fitted"])
+
+
+def test_what_is_trained_detects(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("detkit.proposals.selective_search.selective_search", few_regions)
+    if not (folder / "whole").exists():
+        assert cli.main(["train", "rcnn.yaml", "--out", "whole"]) in (0, None)
+    arguments = ["detect", "whole/best.pt", "toys/JPEGImages/test*.jpg", "--score", "-9", "--out", "found", "--json"]
+    assert cli.main(arguments) in (0, None)
+    assert (folder / "found" / "detections.json").is_file()

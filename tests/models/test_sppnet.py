@@ -1,0 +1,96 @@
+"""SPPNet: each region from the scale that suits it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.errors import UserError
+from detkit.models import build_detector, postprocess
+from detkit.models.sppnet import SHRINK, SPPNet, SPPNetConfig
+from detkit.ops import sppnet_scale
+from detkit.ops.roi import spp_pool
+from detkit.structures import Images, Proposals
+from tests.builders import photo
+from tests.models.test_fast_rcnn import batch
+
+
+def config(**keys: Any) -> SPPNetConfig:
+    small = SPPNetConfig(backbone=BackboneConfig("tiny"), scales=[48, 96], pyramid=[2, 1], number=8, frozen=False)
+    return replace(small, **keys)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_it_learns_and_detects(frozen: bool) -> None:
+    detector = build_detector(config(frozen=frozen), ("a", "b")).train()
+    images, targets = batch()
+    losses = detector(images, targets)
+    assert set(losses) == {"classification"}
+    losses["classification"].backward()
+    for name, parameter in detector.named_parameters():
+        still = name.startswith(("head.svm", "head.regressor")) or (frozen and name.startswith("backbone"))
+        assert (parameter.grad is None) == still, name
+    norms = [layer for layer in detector.backbone.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(layer.training != frozen for layer in norms)
+    detector.eval()
+    with torch.inference_mode():
+        predictions = detector.predict(images)
+        found = postprocess(predictions, images, DetectConfig(score=0.0, keep=9))
+    assert predictions.boxes.shape == (2, 40, 2, 4)
+    assert (predictions.scores[1, 20:] == -torch.inf).all()
+    assert found.boxes.shape == (2, 9, 4)
+
+
+def test_each_region_is_pooled_at_its_own_scale() -> None:
+    """By a slow loop: the photo resized as a whole, one map, one region."""
+    scales = [150, 256, 400]
+    detector = build_detector(config(scales=scales, pyramid=[3, 1]), ("a", "b")).eval()
+    assert isinstance(detector, SPPNet)
+    pixels = photo(200, 240)
+    size = torch.tensor([[200, 240]])
+    boxes = torch.tensor(
+        [[[0.0, 0, 240, 200], [5, 5, 180, 180], [10, 9, 40, 130], [133, 20, 141, 29], [210, 80, 240, 200]]]
+    )
+    images = Images(pixels, size, size, ("x",), Proposals(boxes, torch.ones(1, 5) > 0))
+    level = sppnet_scale(boxes, size, scales)[0]
+    assert set(level.tolist()) == {0, 1, 2}
+    with torch.no_grad():
+        found = detector.pool(detector.prepare(images), boxes)
+        for row, box in enumerate(boxes[0]):
+            factor = scales[int(level[row])] / 200
+            resized = interpolate(detector.normalise(images), scale_factor=factor, mode="bilinear")
+            maps = detector.backbone(resized)["c3"]
+            alone = spp_pool(maps, (box * factor).view(1, 1, 4), [3, 1], 8, detector.centre, SHRINK * 8)
+            torch.testing.assert_close(found[row], alone[0, 0], atol=1e-3, rtol=1e-3)
+
+
+def test_a_padded_batch_is_its_photos_one_by_one() -> None:
+    detector = build_detector(config(scales=[64, 200, 300]), ("a", "b")).eval()
+    one, other = photo(60, 90), photo(96, 50, seed=1)
+    pixels = torch.zeros(2, 3, 96, 90, dtype=torch.uint8)
+    pixels[0, :, :60], pixels[1, :, :, :50] = one[0], other[0]
+    sizes = torch.tensor([[60, 90], [96, 50]])
+    boxes = torch.tensor([[[0.0, 0, 90, 60], [20, 20, 50, 45]], [[0.0, 0, 50, 96], [3, 7, 44, 60]]])
+    valid = torch.ones(2, 2) > 0
+    with torch.no_grad():
+        together = detector.predict(Images(pixels, sizes, sizes, ("a", "b"), Proposals(boxes, valid)))
+        for row, alone in enumerate((one, other)):
+            some = slice(row, row + 1)
+            own = Images(alone, sizes[some], sizes[some], ("x",), Proposals(boxes[some], valid[some]))
+            torch.testing.assert_close(detector.predict(own).scores, together.scores[some], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"scales": []}, r"model.scales: \[\] is not a list of short sides"),
+        ({"pyramid": [7]}, r"model.pyramid: \[7\] is not a list of bins a side from 1 to 6"),
+    ],
+)
+def test_values_are_checked(keys: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(**keys)
