@@ -27,6 +27,7 @@ class RegionConfig:
     size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
     backbone, and whether its batch norms, stay as they are. pool: `pool` or `align`, pool_size: cells a side.
     number, fraction: regions drawn an image, and most foreground; foreground: least IoU; background: [low, high).
+    svd: rank of each fully connected layer that is a pair of thinner ones, as `detkit export` writes, see compress.py.
     """
 
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
@@ -41,6 +42,7 @@ class RegionConfig:
     fraction: float = 0.25
     foreground: float = 0.5
     background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    svd: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:

@@ -11,6 +11,7 @@ from detkit.ops.nms import nms, nms_dense
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import short_side_scale, sppnet_scale
+from detkit.ops.svd import truncated_svd
 
 __all__ = [
     "BACKGROUND",
@@ -48,6 +49,7 @@ __all__ = [
     "smooth_l1",
     "spp_pool",
     "sppnet_scale",
+    "truncated_svd",
     "world_mean",
     "xyxy_to_cxcywh",
 ]
