@@ -51,7 +51,8 @@ class Backbone(nn.Module):
         """Return a network from a region's pooled map (R, C, size, size) to its features (R, D).
 
         It is what follows the map `region` in the network, taken out of this one; where nothing does, two fully
-        connected layers. UserError where it can't read maps of `size` (see tail_size).
+        connected layers. The first two fully connected layers of a tail are what the papers call fc6 and fc7.
+        UserError where it can't read maps of `size` (see tail_size).
         """
         self.cut(self.region)
         return fully_connected(self.info[-1].channels * size**2, self.width)

@@ -6,7 +6,16 @@ from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes key=value arguments before and after options."""
+    """Takes key=value arguments before and after options; also as the parser of one action of a command."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.parse_intermixed_args(args, namespace)
+    _mixing = False
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # which is what a command calls for its actions, and what the intermixed parser itself calls twice
+        if self._mixing:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False

@@ -5,14 +5,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit.cli.arguments import Parser
 from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from detkit.config import Config
     from detkit.data.voc import VOCDataset
     from detkit.evaluation.recall import ProposalRecall
+    from detkit.proposals.store import ProposalStore
 
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of boxes an image, whose recall is shown
 IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
@@ -22,11 +25,14 @@ LEGEND = "best so many boxes of each image; R@t: recall at IoU t; MABO: mean ove
 EPILOG = """examples:
   detkit proposals make --root data/VOCdevkit/VOC2007 --split trainval --split test --mode fast
   detkit proposals make configs/voc/fast_rcnn.yaml --split train --out proposals/train.npz
+  detkit proposals make --checkpoint runs/faster_rcnn-1/best.pt --split test --count 300
   detkit proposals recall proposals/test.npz --dataset data/VOCdevkit/VOC2007 --split test
   detkit proposals convert voc_2007_test.mat test.npz --dataset data/VOCdevkit/VOC2007 --split test
   detkit proposals convert proposals/test.npz test.json
 
-A config names stores in data.proposals. An interrupted `make` goes on where it was.
+With --checkpoint the regions are those of a trained Faster R-CNN, with their scores, of the data set of CONFIG, of
+--root, or else of the checkpoint's own config. A config names stores in data.proposals. An interrupted `make` goes on
+where it was.
 """
 
 
@@ -38,11 +44,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert", parser_class=Parser)
 
     make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
-    make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
-    make.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root, or --checkpoint")
+    make.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, or the checkpoint's")
     make.add_argument("--root", metavar="DIR", help="a folder in VOC layout, in place of a config")
     make.add_argument(
         "--split",
@@ -50,10 +56,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="SPLIT",
         help="train (default), val or test of the config; SPLIT or SUBFOLDER/SPLIT of --root, repeatable",
     )
-    make.add_argument("--method", default="selective_search", help="default: selective_search")
-    make.add_argument("--mode", default="fast", help="single, fast or quality (default: fast)")
-    make.add_argument("--out", metavar="FILE.npz", help="default: proposals/DATASET-METHOD-MODE.npz")
-    make.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    make.add_argument("--method", help="selective_search (default), or rpn, which --checkpoint means")
+    make.add_argument("--mode", help="of selective search: single, fast or quality (default: fast)")
+    make.add_argument("--checkpoint", metavar="FILE", help="of a Faster R-CNN, whose proposals are wanted")
+    make.add_argument(
+        "--count", type=int, metavar="N", help="with --checkpoint: at most so many an image (default: its test_after)"
+    )
+    make.add_argument("--out", metavar="FILE.npz", help="default: proposals/DATASET-METHOD[-MODE].npz")
+    make.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core, or the checkpoint's)")
 
     recall = actions.add_parser("recall", help="recall against IoU and number of boxes, and MABO")
     recall.add_argument("store", metavar="STORE", help="a .npz of proposals")
@@ -79,44 +89,90 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _make(arguments: argparse.Namespace) -> None:
+    if arguments.config is not None and "=" in arguments.config:  # an override in the place of a config
+        arguments.config, arguments.overrides = None, [arguments.config, *arguments.overrides]
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: at least one process")
+    if arguments.root is not None and arguments.config is not None:
+        raise UserError(f"either a config or --root, not both: {arguments.config} and {arguments.root}")
+    if arguments.checkpoint is not None or arguments.method == "rpn":
+        store = _make_by_rpn(arguments)
+    else:
+        store = _make_by_search(arguments)
+    boxes = int(store.counts.sum())
+    print(f"{store.path}: {boxes} boxes of {len(store)} images, {boxes / len(store):.0f} each; {store.manifest.recipe}")
+
+
+def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
+    from detkit.config import load_config
     from detkit.proposals.make import make_store
 
-    workers = arguments.workers if arguments.workers is not None else os.cpu_count() or 1
-    if workers < 1:
-        raise UserError(f"--workers {workers}: at least one process")
-    dataset = _dataset_to_make(arguments)
-    parameters = {"mode": arguments.mode, "seed": 0}
-    name = f"{dataset.name.replace('/', '-')}-{arguments.method}-{arguments.mode}.npz"
-    out = Path(arguments.out) if arguments.out is not None else Path("proposals") / name
+    if arguments.count is not None:
+        raise UserError(f"--count {arguments.count} goes with --checkpoint")
+    if arguments.config is None and arguments.overrides:
+        raise UserError(f"{arguments.overrides[0]!r} changes a config, and there is none")
+    if arguments.root is None and arguments.config is None:
+        raise UserError("which data set? an example: detkit proposals make --root data/mine --split train")
+    config = load_config(arguments.config, arguments.overrides) if arguments.config is not None else None
+    dataset = _dataset_to_make(arguments, config)
+    method, mode = arguments.method or "selective_search", arguments.mode or "fast"
     with progress() as update:
-        store = make_store(
-            out,
+        return make_store(
+            _out(arguments, dataset, method, mode),
             dataset,
-            arguments.method,
-            parameters,
-            workers=workers,
+            method,
+            {"mode": mode, "seed": 0},
+            workers=arguments.workers or os.cpu_count() or 1,
             progress=lambda done, total: update("photos", done, total),
         )
-    boxes = int(store.counts.sum())
-    print(f"{out}: {boxes} boxes of {len(store)} images, {boxes / len(store):.0f} each; {store.manifest.recipe}")
 
 
-def _dataset_to_make(arguments: argparse.Namespace) -> "VOCDataset":
-    if arguments.root is not None:
-        if arguments.config is not None:
-            raise UserError(f"either a config or --root, not both: {arguments.config} and {arguments.root}")
+def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
+    from detkit.config import load_config
+    from detkit.engine.proposals import load_proposer, make_rpn_store
+
+    if arguments.checkpoint is None:
+        raise UserError("--method rpn needs a trained Faster R-CNN: --checkpoint FILE")
+    if arguments.method not in (None, "rpn"):
+        raise UserError(f"--checkpoint means --method rpn, not {arguments.method}")
+    if arguments.mode is not None:
+        raise UserError(f"--mode {arguments.mode} is one of selective search; leave it or --checkpoint out")
+    if arguments.count is not None and arguments.count < 1:
+        raise UserError(f"--count {arguments.count}: at least one region an image")
+    own = arguments.overrides if arguments.config is None else []
+    detector, config = load_proposer(arguments.checkpoint, own, arguments.count)
+    if arguments.workers is not None:
+        config.train.workers = arguments.workers
+    named = load_config(arguments.config, arguments.overrides) if arguments.config is not None else config
+    dataset = _dataset_to_make(arguments, named)
+    with progress() as update:
+        return make_rpn_store(
+            _out(arguments, dataset, "rpn"),
+            dataset,
+            detector,
+            config,
+            arguments.checkpoint,
+            progress=lambda done, total: update("photos", done, total),
+        )
+
+
+def _out(arguments: argparse.Namespace, dataset: "VOCDataset", *how: str) -> Path:
+    name = "-".join((dataset.name.replace("/", "-"), *how))
+    return Path(arguments.out) if arguments.out is not None else Path("proposals") / f"{name}.npz"
+
+
+def _dataset_to_make(arguments: argparse.Namespace, config: "Config | None") -> "VOCDataset":
+    """Return the images of --root, or else of a split of the config."""
+    if config is None or arguments.root is not None:
         if not arguments.split:
             raise UserError(f"which images of {arguments.root}? an example: --split trainval")
         return _open(arguments.root, arguments.split)
-    if arguments.config is None:
-        raise UserError("which data set? an example: detkit proposals make --root data/mine --split train")
-    from detkit.config import load_config
     from detkit.data import open_dataset
 
     splits = arguments.split or ["train"]
     if len(splits) > 1:
         raise UserError(f"--split {' --split '.join(splits)}: of a config, one at a time")
-    return open_dataset(load_config(arguments.config, arguments.overrides).data, splits[0])
+    return open_dataset(config.data, splits[0])
 
 
 def _open(root: str, splits: list[str]) -> "VOCDataset":

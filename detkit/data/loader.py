@@ -239,15 +239,18 @@ def test_loader(
     rank: int = 0,  # noqa: PT028 (this is not a test)
     world: int = 1,  # noqa: PT028
     proposals: "StoredProposals | None" = None,  # noqa: PT028
+    skip: frozenset[int] = frozenset(),  # noqa: PT028
 ) -> _Loader:
     """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
 
     Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image. With
-    `proposals`, see `open_proposals`, Images have them.
+    `proposals`, see `open_proposals`, Images have them. Batches all of whose images, by number, are in `skip` are left
+    out; the others are what they are without it.
     """
     count = len(dataset)
     first, last = (count * rank) // world, (count * (rank + 1)) // world
     batches = [range(at, min(at + batch, last)) for at in range(first, last, batch)]
+    batches = [numbers for numbers in batches if not skip.issuperset(numbers)]
     return _Loader(_Samples(dataset, build_test(spec), proposals=proposals), batches, workers)
 
 

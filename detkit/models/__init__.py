@@ -5,7 +5,9 @@ from typing import Any
 
 from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd
 from detkit.models.base import SGD, Detector
+from detkit.models.compress import restructure
 from detkit.models.postprocess import postprocess
+from detkit.models.region import RegionDetector
 from detkit.models.registry import MODELS
 
 __all__ = ["MODELS", "SGD", "Detector", "build_detector", "list_models", "model_config_type", "postprocess"]
@@ -22,7 +24,10 @@ def model_config_type(name: str) -> type:
 def build_detector(config: Any, classes: tuple[str, ...]) -> Detector:
     """Build the detector that a model config (such as SSDConfig) describes, for these classes."""
     build: Callable[[Any, tuple[str, ...]], Detector] = MODELS.get(config.name)  # pyright: ignore[reportAssignmentType]
-    return build(config, classes)
+    detector = build(config, classes)
+    if isinstance(detector, RegionDetector) and detector.config.svd:
+        restructure(detector, detector.config.svd)
+    return detector
 
 
 def list_models(pattern: str = "*") -> list[str]:

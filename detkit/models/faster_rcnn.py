@@ -23,7 +23,7 @@ from detkit.models.registry import MODELS
 from detkit.ops import BACKGROUND, grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
 from detkit.proposals.rpn import CODER as RPN_CODER
 from detkit.proposals.rpn import RPNHead, propose
-from detkit.structures import Images, InputSpec, Predictions, Targets
+from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
 
 PYRAMID_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, narrower than those of VGG
 
@@ -121,10 +121,8 @@ class FasterRCNN(RegionDetector):
             for number, (x, stride) in enumerate(zip(maps, self.strides))
         ]
 
-    def proposals(
-        self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """3.3: the best boxes of the RPN, (B, R, 4), and whether each is there, (B, R)."""
+    def proposals(self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]) -> Proposals:
+        """3.3: the best boxes of the RPN."""
         c = self.config
         before, after = (c.before, c.after) if self.training else (c.test_before, c.test_after)
         smallest = c.smallest * (images.sizes / images.original).amin(1)
@@ -147,8 +145,8 @@ class FasterRCNN(RegionDetector):
         )
 
         # 3.2: Fast R-CNN learns from its proposals, which are constants
-        regions, there = self.proposals(images, logits, deltas, anchors)
-        sampled = sample_regions(regions, there, targets, len(self.classes), c)
+        given = self.proposals(images, logits, deltas, anchors)
+        sampled = sample_regions(given.boxes, given.valid, targets, len(self.classes), c)
         class_logits, class_deltas = self.regions(maps, sampled.boxes)
         wanted = self.head.normalise(sampled.wanted, sampled.target)
         return losses | region_loss(class_logits, class_deltas, sampled.target, wanted, sampled.valid)
@@ -161,9 +159,15 @@ class FasterRCNN(RegionDetector):
     def predict(self, images: Images) -> Predictions:
         maps = self.maps(images)
         logits, deltas = self.rpn(maps)
-        regions, there = self.proposals(images, logits, deltas, self.anchors(maps))
-        logits, deltas = self.regions(maps, regions)
+        given = self.proposals(images, logits, deltas, self.anchors(maps))
+        logits, deltas = self.regions(maps, given.boxes)
         scores = logits.float().softmax(-1)[..., :-1]
-        boxes = self.head.decode(deltas.float(), regions)
+        boxes = self.head.decode(deltas.float(), given.boxes)
         # proposals that are not there are detected as nothing
-        return Predictions(boxes, torch.where(there.unsqueeze(-1), scores, -torch.inf))
+        return Predictions(boxes, torch.where(given.valid.unsqueeze(-1), scores, -torch.inf))
+
+    def propose(self, images: Images) -> Proposals:
+        """3.1, 3.3: what the RPN alone finds, in pixels of the input."""
+        maps = self.maps(images)
+        logits, deltas = self.rpn(maps)
+        return self.proposals(images, logits, deltas, self.anchors(maps))

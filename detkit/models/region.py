@@ -26,6 +26,7 @@ class RegionConfig:
 
     mean, std: of the input's channels, in units of `divisor` 255. number, fraction: regions drawn an image, and most
     foreground; foreground: least IoU; background: [low, high).
+    svd: rank of each fully connected layer that is a pair of thinner ones, as `detkit export` writes, see compress.py.
     """
 
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
@@ -35,6 +36,7 @@ class RegionConfig:
     fraction: float = 0.25
     foreground: float = 0.5
     background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    svd: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.background) != 2 or not 0 <= self.background[0] < self.background[1]:

@@ -19,6 +19,7 @@ from detkit.ops.nms import nms, nms_dense
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
+from detkit.ops.svd import truncated_svd
 
 __all__ = [
     "BACKGROUND",
@@ -58,6 +59,7 @@ __all__ = [
     "softmax_loss",
     "spp_pool",
     "sppnet_scale",
+    "truncated_svd",
     "world_mean",
     "xyxy_to_cxcywh",
 ]

@@ -22,12 +22,10 @@ import numpy as np
 
 from detkit.errors import UserError
 from detkit.files import read_text, write_atomic
-from detkit.proposals.store import ProposalStore, check_boxes, make_manifest, match_ids, write_store
+from detkit.proposals.store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 
 if TYPE_CHECKING:
     from detkit.data.voc import VOCDataset
-
-SLACK = 1.0  # pixels that a published box may reach beyond its photo: conventions differ by so much
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ def to_store(source: str | Path, out: str | Path, dataset: "VOCDataset | None" =
     if dataset is not None:
         rows = match_ids(dataset.ids, ids)
         _check_all_there(source, dataset, rows)
-        _check_inside(source, dataset, [read.boxes[row] for row in rows])
+        for i, row in enumerate(rows):
+            check_inside(source, dataset, i, read.boxes[row])
     write_store(out, ids, read.boxes, read.scores, manifest=manifest)
 
 
@@ -167,22 +166,6 @@ def _check_all_there(source: str | Path, dataset: "VOCDataset", rows: np.ndarray
         raise UserError(
             f"{source}: no boxes of image {dataset.ids[missing[0]]} of {dataset.name} "
             f"({len(missing)} of {len(dataset)} are missing)"
-        )
-
-
-def _check_inside(source: str | Path, dataset: "VOCDataset", boxes: list[np.ndarray]) -> None:
-    owner = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
-    flat = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
-    sizes = dataset.sizes[owner]
-    limit = np.where(sizes > 0, sizes, np.inf) + SLACK
-    outside = (flat[:, :2] < -SLACK).any(1) | (flat[:, 2:] > limit).any(1)
-    if outside.any():
-        i = int(owner[outside.argmax()])
-        numbers = ", ".join(f"{value:g}" for value in flat[outside.argmax()].tolist())
-        width, height = dataset.sizes[i].tolist()
-        raise UserError(
-            f"{source}: image {dataset.ids[i]}: the box left, top, right, bottom = {numbers} reaches beyond the photo "
-            f"of {width}x{height}; are x and y exchanged?"
         )
 
 

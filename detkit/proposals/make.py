@@ -1,11 +1,12 @@
-"""Proposals of a whole data set, made by several processes, which can be interrupted and gone on with."""
+"""Proposals of a whole data set: made by several processes, interrupted and gone on with."""
 
 import shutil
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 PART = 64  # photos whose boxes are written together while the work goes on
 
+Progress = Callable[[int, int], None]
+Scores = np.ndarray | None
+Made = tuple[int, np.ndarray, Scores]  # number of a photo, its boxes (N, 4) and their scores (N,), the best first
+
 
 def make_store(
     path: str | Path,
@@ -29,36 +34,52 @@ def make_store(
     parameters: dict[str, Any],
     *,
     workers: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ProposalStore:
-    """Make the proposals of every image of a data set and write them to the store `path`; return it, open.
+    """Make the proposals of every image of a data set from its photo, in `workers` processes: see `fill_store`.
 
-    Where that store is there already, nothing is done. What an interrupted run over the same images left in the folder
-    beside it, PATH.parts-HASH, is taken over. progress: called with (done, total), first when a photo is done: by
-    then the processes are there, which threads of a progress bar might harm. Raises UserError: a photo cannot be read
-    (it is named), or the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
+    progress: the processes are there before it is called, which threads of a progress bar might harm. Raises UserError
+    for an unknown method or a photo that cannot be read, too.
+    """
+
+    def make(images: list[int]) -> Generator[Made]:
+        return _run(dataset, images, method, parameters, workers)
+
+    return fill_store(path, dataset.ids, make_manifest(method, parameters, dataset.ids), make, progress)
+
+
+def fill_store(
+    path: str | Path,
+    ids: Sequence[str],
+    manifest: Manifest,
+    make: Callable[[list[int]], Generator[Made]],
+    progress: Progress | None = None,
+) -> ProposalStore:
+    """Write the store `path` of the photos `ids`; return it, open.
+
+    make: yields (number, boxes, scores or None) of the photos whose numbers, places in `ids`, it is given, in any
+    order. Where that store is there already, nothing is done. What an interrupted run over the same images left in the
+    folder beside it, PATH.parts-HASH, is taken over. progress: called with (done, total), first when a photo is done.
+    Raises UserError where the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
     SIGTERM, once what is done is written.
     """
     path = Path(path)
     check_name(path)
-    manifest = make_manifest(method, parameters, dataset.ids)
     if path.exists():
         _check_same(open_store(path), manifest, path)
         return open_store(path)
-    find_method(method, parameters)  # an unknown one is refused before any work
     parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
     done = parts.read()
-    left = [i for i, name in enumerate(dataset.ids) if name not in done]
-    total = len(dataset.ids)
-    with parts, Interrupt() as interrupt:
-        for count, (i, boxes) in enumerate(_run(dataset, left, method, parameters, workers), total - len(left) + 1):
-            parts.add(dataset.ids[i], boxes)
+    left = [i for i, name in enumerate(ids) if name not in done]
+    with parts, Interrupt() as interrupt, closing(make(left)) as made:
+        for count, (i, boxes, scores) in enumerate(made, len(ids) - len(left) + 1):
+            parts.add(ids[i], boxes, scores)
             if progress is not None:
-                progress(count, total)
+                progress(count, len(ids))
             if interrupt.received:
                 raise KeyboardInterrupt
     done = parts.read()
-    write_store(path, dataset.ids, [done[name] for name in dataset.ids], manifest=manifest)
+    write_store(path, ids, *_columns([done[name] for name in ids]), manifest=manifest)
     shutil.rmtree(parts.folder, ignore_errors=True)
     return open_store(path)
 
@@ -80,7 +101,7 @@ class _Parts:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self._begun: dict[str, np.ndarray] = {}
+        self._begun: dict[str, tuple[np.ndarray, Scores]] = {}
 
     def __enter__(self) -> "_Parts":
         return self
@@ -88,18 +109,18 @@ class _Parts:
     def __exit__(self, *_: object) -> None:
         self._write()
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Return the boxes of every finished photo; UserError where a part was made with other parameters."""
-        done: dict[str, np.ndarray] = {}
+    def read(self) -> dict[str, tuple[np.ndarray, Scores]]:
+        """Return boxes and scores of every finished photo; UserError where a part was made with other parameters."""
+        done: dict[str, tuple[np.ndarray, Scores]] = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             store = open_store(path)
             _check_same(store, self.manifest, self.folder)
-            done |= {name: store.boxes_at(row) for row, name in enumerate(store.ids)}
+            done |= {name: (store.boxes_at(row), store.scores_at(row)) for row, name in enumerate(store.ids)}
         return done
 
-    def add(self, name: str, boxes: np.ndarray) -> None:
+    def add(self, name: str, boxes: np.ndarray, scores: Scores) -> None:
         """Take over a finished photo."""
-        self._begun[name] = boxes
+        self._begun[name] = boxes, scores
         if len(self._begun) == PART:
             self._write()
 
@@ -109,14 +130,21 @@ class _Parts:
         last = max((int(path.stem) for path in self.folder.glob("[0-9]*.npz")), default=-1)
         ids = list(self._begun)
         manifest = make_manifest(self.manifest.method, self.manifest.parameters, ids)
-        write_store(self.folder / f"{last + 1:05d}.npz", ids, list(self._begun.values()), manifest=manifest)
+        write_store(self.folder / f"{last + 1:05d}.npz", ids, *_columns(self._begun.values()), manifest=manifest)
         self._begun = {}
+
+
+def _columns(photos: Iterable[tuple[np.ndarray, Scores]]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """Return the boxes, and the scores where there are any, of photos given as pairs of them."""
+    boxes, scores = zip(*photos)
+    return list(boxes), None if scores[0] is None else list(scores)
 
 
 def _run(
     dataset: "VOCDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (image number, boxes) in the order of `images`."""
+) -> Generator[Made]:
+    """Yield what is made of `images`, in their order."""
+    find_method(method, parameters)  # an unknown one is refused before any work
     if not images:
         return
     pool = ProcessPoolExecutor(
@@ -152,7 +180,7 @@ def _init_worker(dataset: "VOCDataset", method: str, parameters: dict[str, Any])
     _work = dataset, find_method(method, parameters)
 
 
-def _make(i: int) -> tuple[int, np.ndarray]:
+def _make(i: int) -> Made:
     assert _work is not None
     dataset, function = _work
-    return i, function(dataset.image(i))
+    return i, function(dataset.image(i)), None

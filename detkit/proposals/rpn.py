@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.ops import BoxCoder, clip, nms
+from detkit.structures import Proposals
 
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # section 3.1.2, equation 2: deltas are not scaled
 
@@ -44,8 +45,8 @@ def propose(
     before: int,
     after: int,
     iou: float = 0.7,
-) -> tuple[Tensor, Tensor]:
-    """Return proposals (B, `after`, 4), best first, and whether each is there, (B, `after`) bool (section 3.3).
+) -> Proposals:
+    """Return `after` proposals an image, best first, with their probability of being an object (section 3.3).
 
     One entry a map: logits (B, A), deltas (B, A, 4), anchors (A, 4). sizes: (B, 2), height and width of each image.
     smallest: (B,), pixels that both sides of a proposal have. Boxes are clipped, the best `before` of each map are
@@ -63,4 +64,4 @@ def propose(
     index = nms(box, score, torch.cat(levels, 1), iou=iou, top_k=before, max_out=after, valid=large)
     there = index >= 0
     chosen = box.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
-    return chosen * there.unsqueeze(-1), there
+    return Proposals(chosen * there.unsqueeze(-1), there, score.gather(1, index.clamp(min=0)).sigmoid() * there)

@@ -17,6 +17,7 @@ import os
 import shlex
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from detkit.data.voc import VOCDataset
 
 FORMAT = "detkit proposals 1"
+SLACK = 1.0  # pixels that a box may reach beyond its photo: published conventions differ by so much
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name (APPNOTE.TXT 4.3.7)
 
 
@@ -178,6 +180,33 @@ def check_boxes(where: str, boxes: np.ndarray) -> None:
         raise UserError(f"{where}: box {bad} is [{numbers}], expected left < right and top < bottom")
 
 
+def check_inside(where: str | Path, dataset: "VOCDataset", i: int, boxes: np.ndarray) -> None:
+    """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond photo `i` of a data set.
+
+    Its size is what the annotation says, which may be nothing; where boxes don't fit that, the photo's own, if it is
+    there.
+    """
+    size = dataset.sizes[i]
+    bad = _outside(boxes, np.where(size > 0, size, np.inf))
+    if bad is None:
+        return
+    with suppress(UserError):
+        size = np.array(dataset.image(i).shape[1::-1])
+        bad = _outside(boxes, size)
+    if bad is not None:
+        numbers = ", ".join(f"{value:g}" for value in boxes[bad].tolist())
+        raise UserError(
+            f"{where}: image {dataset.ids[i]}: the box left, top, right, bottom = {numbers} reaches beyond the photo "
+            f"of {size[0]}x{size[1]}; are x and y exchanged?"
+        )
+
+
+def _outside(boxes: np.ndarray, size: np.ndarray) -> int | None:
+    """Row of the first of boxes (N, 4) that reaches beyond (width, height), None where there is none."""
+    outside = (boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > size + SLACK).any(1)
+    return int(outside.argmax()) if outside.any() else None
+
+
 def open_store(path: str | Path) -> ProposalStore:
     """Open a store. Raises UserError, in one line, where the file is missing, damaged or something else."""
     path = Path(path)
@@ -273,7 +302,7 @@ def make_command(dataset: "VOCDataset") -> str:
 
 
 def check_store(store: ProposalStore, dataset: "VOCDataset") -> None:
-    """Raise UserError, in one line, unless the store has proposals of every image of a data set."""
+    """Raise UserError, in one line, unless the store has proposals of every image of a data set, inside of it."""
     StoredProposals([store], dataset)
 
 
@@ -281,7 +310,7 @@ class StoredProposals:
     """The proposals of a data set's images, found in one or several stores, the first that knows an image first.
 
     stores: open ones, or their paths. count: at most so many of an image, the best, or None for all. `scored` says
-    whether all stores have scores. Raises UserError, in one line, where images are missing.
+    whether all stores have scores. Raises UserError, in one line, where images are missing, or a box lies outside.
     """
 
     def __init__(
@@ -303,6 +332,8 @@ class StoredProposals:
                 f"{files}: no proposals of image {dataset.ids[missing[0]]} of {dataset.name} "
                 f"({len(missing)} of {len(dataset.ids)} are missing); make them with: {make_command(dataset)}"
             )
+        for i, (number, row) in enumerate(zip(self._store, self._row)):  # once, and quick beside reading the boxes
+            check_inside(self.stores[number].path, dataset, i, self.stores[number].boxes_at(row))
 
     def boxes(self, i: int) -> np.ndarray:
         """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the photo."""

@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 
 from detkit.cli import main
+from detkit.config import Config, DataConfig, TrainConfig
+from detkit.engine import checkpoint
+from detkit.models import build_detector
 from detkit.proposals.store import make_manifest, open_store, write_store
+from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
+from tests.models import test_faster_rcnn
 from tests.proposals.test_convert import PUBLISHED, mat
 
 TOOL = Path(__file__).parents[2] / "tools" / "proposals.py"
@@ -99,6 +104,74 @@ def test_refusals_of_make(root, tmp_path, capsys):
     assert "2.jpg: corrupt or truncated image" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_key_value_stands_anywhere(root, tmp_path):
+    (tmp_path / "a.yaml").write_text(CONFIG.replace("ROOT", str(root)))
+    for number, argv in enumerate(
+        (
+            ["a.yaml", "--split", "test", "data.test=[train]", "train.seed=3"],
+            ["--split", "test", "a.yaml", "data.test=[train]"],
+            [
+                "a.yaml",
+                "data.root=nowhere",
+                "--split",
+                "test",
+                "data.test=[train]",
+                "--workers",
+                "1",
+                f"data.root={root}",
+            ],
+        )
+    ):
+        assert main(["proposals", "make", *argv, "--out", f"{number}.npz"]) == 0
+        assert open_store(f"{number}.npz").ids == ("1", "2")
+
+
+def test_refusals_of_rpn(root, tmp_path, capsys):
+    model = tiny_ssd_config()
+    ssd = Config(model, DataConfig(root=str(root)), TrainConfig(iterations=1))
+    checkpoint.save("ssd.pt", build_detector(model, ("cat", "dog")), ssd)
+    for argv, text in (
+        (["--checkpoint", "none.pt"], "no checkpoint none.pt"),
+        (["--checkpoint", "ssd.pt"], "ssd.pt: ssd proposes no regions; name a checkpoint of faster_rcnn"),
+        (["--method", "rpn"], "--method rpn needs a trained Faster R-CNN: --checkpoint FILE"),
+        (
+            ["--checkpoint", "ssd.pt", "--method", "selective_search"],
+            "--checkpoint means --method rpn, not selective_se",
+        ),
+        (["--checkpoint", "ssd.pt", "--mode", "fast"], "--mode fast is one of selective search"),
+        (["--checkpoint", "ssd.pt", "--count", "0"], "--count 0: at least one region an image"),
+        (["--count", "3"], "--count 3 goes with --checkpoint"),
+        (["data.test=[x]"], "'data.test=[x]' changes a config, and there is none"),
+    ):
+        assert text in failure(capsys, "make", *argv, "--root", str(root), "--split", "test")
+
+
+def test_rpn(root, tmp_path, capsys):
+    model = test_faster_rcnn.config()
+    whole = Config(model, DataConfig(root=str(root), test=["test"]), TrainConfig(iterations=1, workers=0))
+    (tmp_path / "run").mkdir()
+    checkpoint.save("run/best.pt", build_detector(model, ("cat", "dog")), whole)
+    assert main(["proposals", "make", "--checkpoint", "run/best.pt", "--split", "test", "--count", "5"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(
+        "proposals/animals-test-rpn.npz: 15 boxes of 3 images, 5 each; rpn(after=5, before=60, check"
+    )
+    store = open_store("proposals/animals-test-rpn.npz")
+    assert store.scored
+    (tmp_path / "a.yaml").write_text(CONFIG.replace("ROOT", str(root)))
+    options = ["--checkpoint", "run/best.pt", "--split", "train", "--out", "b.npz", "--workers", "1"]
+    assert main(["proposals", "make", "a.yaml", *options]) == 0
+    assert open_store("b.npz").ids == ("1", "2")
+    options = ["--checkpoint", "run/best.pt", "--split", "test", "--out", "c.npz"]
+    assert main(["proposals", "make", "data.test=[train]", *options, "model.test_after=4"]) == 0
+    assert open_store("c.npz").counts.tolist() == [4, 4]
+    assert main(["proposals", "recall", "c.npz", "--dataset", str(root), "--split", "train"]) == 0
+    assert (
+        "rpn(after=4, before=60, checkpoint=run/best.pt, iou=0.7, size=[64, 96], smallest=2.0"
+        in capsys.readouterr().out
+    )
+
+
 def rows(text: str) -> list[list[str]]:
     return [re.findall(r"[\w.]+", line) for line in text.splitlines() if line.lstrip().startswith(("│", "|"))]
 
@@ -119,7 +192,7 @@ def test_recall(root, capsys):
 
 def test_recall_takes_the_best_boxes_first(root, capsys):
     draw = np.random.default_rng(0)
-    low = draw.random((40, 2)) * 30 + 10
+    low = draw.random((40, 2)) * 28 + 10
     ids = ["1", "2", "3"]
     boxes = np.concatenate([np.concatenate([low, low + 2], 1), [[0, 0, 60, 40], [0, 0, 10, 10]]])
     write_store("a.npz", ids, [boxes, boxes, boxes[:0]], manifest=make_manifest("m", {}, ids))

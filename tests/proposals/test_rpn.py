@@ -25,19 +25,21 @@ def raw(seed: int, sides: list[tuple[int, int]]) -> tuple[list[Tensor], list[Ten
 @pytest.mark.parametrize(("before", "after", "smallest"), [(1000, 1000, 0.0), (60, 30, 6.0), (5, 100, 12.0)])
 def test_proposals_equal_torchvisions(sides: list[tuple[int, int]], before: int, after: int, smallest: float) -> None:
     logits, deltas, anchors = raw(0, sides)
-    ours, there = propose(
-        logits, deltas, anchors, SIZES, torch.full((2,), smallest), before=before, after=after, iou=0.5
-    )
+    found = propose(logits, deltas, anchors, SIZES, torch.full((2,), smallest), before=before, after=after, iou=0.5)
+    ours, there = found.boxes, found.valid
+    assert found.scores is not None
     limits = ({"training": before, "testing": before}, {"training": after, "testing": after})
     theirs = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, *limits, 0.5)  # pyright: ignore[reportArgumentType]
     theirs.min_size = smallest
     boxes = torch.cat([CODER.decode(delta, refs) for delta, refs in zip(deltas, anchors)], 1)
     scores = torch.cat(logits, 1).flatten().unsqueeze(1)
     sizes = [(int(h), int(w)) for h, w in SIZES.tolist()]
-    wanted, _ = theirs.filter_proposals(boxes, scores, sizes, [len(refs) for refs in anchors])
+    wanted, probability = theirs.filter_proposals(boxes, scores, sizes, [len(refs) for refs in anchors])
     assert ours.shape == (2, after, 4)
     for row in range(2):
         torch.testing.assert_close(ours[row][there[row]], wanted[row])
+        torch.testing.assert_close(found.scores[row][there[row]], probability[row])
+        assert not found.scores[row][~there[row]].any()
         assert there[row].int().diff().le(0).all()
         assert not ours[row][~there[row]].any()
 

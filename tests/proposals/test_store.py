@@ -41,7 +41,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def random_boxes(count: int, seed: int) -> np.ndarray:
     draw = np.random.default_rng(seed)
-    low = draw.random((count, 2)) * 30
+    low = draw.random((count, 2)) * (30, 19)  # in photos of 60 x 40
     return np.concatenate([low, low + 0.5 + draw.random((count, 2)) * 20], 1).astype(np.float32)
 
 
@@ -194,6 +194,35 @@ def test_missing_images_are_named_with_the_command_that_makes_them(tmp_path):
         f"with: detkit proposals make --root {tmp_path} --split one/train --split two/train"
     )
     assert make_command(VOCDataset([(one, "test")])) == f"detkit proposals make --root {one} --split test"
+
+
+def test_boxes_outside_of_the_photo_are_named(tmp_path):
+    one, _ = roots(tmp_path)
+    dataset = VOCDataset([(one, "train")])
+    good, edge = np.array([[0, 0, 60, 40.0]]), np.array([[-1, -1, 61, 41.0]])
+    manifest = make_manifest("m", {}, ["a", "b"])
+    for bad, text in (
+        ([0, 0, 40, 60], "0, 0, 40, 60"),
+        ([0, 0, 61.5, 40], "0, 0, 61.5, 40"),
+        ([0, -2, 9, 9], "0, -2, 9, 9"),
+    ):
+        write_store(tmp_path / "a.npz", ["a", "b"], [good, np.array([*edge, bad])], manifest=manifest)
+        with pytest.raises(UserError) as caught:
+            check_store(open_store(tmp_path / "a.npz"), dataset)
+        assert str(caught.value) == (
+            f"{tmp_path / 'a.npz'}: image b: the box left, top, right, bottom = {text} reaches beyond the photo "
+            "of 60x40; are x and y exchanged?"
+        )
+    (one / "JPEGImages" / "b.jpg").unlink()  # the annotation alone says it
+    with pytest.raises(UserError, match=r"reaches beyond the photo of 60x40"):
+        check_store(open_store(tmp_path / "a.npz"), dataset)
+
+
+@pytest.mark.parametrize("stated", [(40, 60), None])
+def test_the_photo_knows_its_size_better_than_its_annotation(tmp_path, stated):
+    root = make_root(tmp_path / "one", {"a": xml([], size=stated)}, {"train": ["a"]})
+    write_store(tmp_path / "a.npz", ["a"], [np.array([[0, 0, 60, 40.0]])], manifest=make_manifest("m", {}, ["a"]))
+    check_store(open_store(tmp_path / "a.npz"), VOCDataset([(root, "train")]))
 
 
 # --- making

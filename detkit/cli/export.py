@@ -1,0 +1,100 @@
+"""detkit export: a checkpoint in another form."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.engine.export import SVDResult
+
+EPILOG = """examples:
+  detkit export runs/fast_rcnn-1/best.pt                         (says which layers --svd can name)
+  detkit export runs/fast_rcnn-1/best.pt --svd fc6=1024,fc7=256
+  detkit evaluate runs/fast_rcnn-1/best-svd.pt
+
+LAYER is fc6 or fc7, a layer's path such as head.tail.1, or the end of one. Times are those of 300 regions on the CPU,
+in the number format that the checkpoint's config has for it, the fastest of several interleaved runs.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="detkit export",
+        description="Write a trained detector in another form. --svd: with truncated SVDs in the place of fully "
+        "connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
+    parser.add_argument("--svd", metavar="LAYER=RANK,...", help="rank that is left of each layer")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="a new file (default: CHECKPOINT-svd.pt beside it)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what was asked."""
+    if arguments.svd is not None:
+        _svd(arguments.checkpoint, parse_ranks(arguments.svd), arguments.out)
+    else:
+        _say_what_there_is(arguments.checkpoint)
+
+
+def parse_ranks(text: str) -> dict[str, int]:
+    """`fc6=1024,fc7=256` -> {fc6: 1024, fc7: 256}; UserError, in one line, for anything else."""
+    ranks: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, rank = (word.strip() for word in part.rpartition("="))
+        if not name or not rank.isdecimal():
+            raise UserError(f"--svd {text}: {part!r} is not LAYER=RANK; an example: --svd fc6=1024,fc7=256")
+        if name in ranks:
+            raise UserError(f"--svd {text}: {name} is named twice")
+        ranks[name] = int(rank)
+    return ranks
+
+
+def _svd(path: Path, ranks: dict[str, int], out: Path | None) -> None:
+    from rich.console import Console
+
+    from detkit.engine.export import export_svd
+
+    out = out if out is not None else path.with_name(f"{path.stem}-svd{path.suffix}")
+    with Console(stderr=True).status("decomposing"):
+        result = export_svd(path, out, ranks)
+    _report(result, out)
+
+
+def _report(result: "SVDResult", out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from detkit.engine.export import ROWS
+
+    table = Table()
+    table.add_column("layer")
+    for name in ("rank", "parameters", "after", "error of weight", "ms", "after", "times faster"):
+        table.add_column(name, justify="right")
+    for one in result.layers:
+        before, after = one.seconds
+        counts, times = (f"{count:,}" for count in one.parameters), (f"{second * 1e3:.2f}" for second in one.seconds)
+        name = one.layer.name
+        table.add_row(name, str(one.layer.rank), *counts, f"{one.layer.error:.4f}", *times, f"{before / after:.2f}")
+    Console(highlight=False).print(table)
+    form = "float32" if result.amp == "none" else result.amp
+    print(f"error: Frobenius norm, relative to the weight's; ms: {ROWS} regions, CPU, {form}")
+    height, width = result.size
+    print(
+        f"largest differences on a random picture of {width}x{height}, float32: scores {result.score:.3g}, "
+        f"boxes {result.box:.3g} pixels"
+    )
+    print(f"{out}: {result.parameters[1]:,} parameters of {result.parameters[0]:,}")
+
+
+def _say_what_there_is(path: Path) -> None:
+    from detkit.engine.export import load_compressible
+    from detkit.models.compress import describe_layers
+
+    layers = describe_layers(load_compressible(path)[0])
+    raise UserError(f"what to export? --svd LAYER=RANK,... compresses fully connected layers; {path} has {layers}")
