@@ -1,6 +1,7 @@
 """Any network of timm (PyTorch Image Models, Wightman, 2019) that gives feature maps, as `timm/NAME`."""
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,14 +33,14 @@ class Timm(Backbone):
         self.region = fine[-1] if fine else self.info[0].name  # pyright: ignore[reportAttributeAccessIssue]
 
     def stages(self) -> list[nn.Module]:
-        last = getattr(self.body, "return_layers", None)
-        if last is None:
-            raise UserError(f"model.stages: the layers of {PREFIX}{self._name} have no order, so none can be frozen")
+        last: list[str] = self.body.feature_info.module_name()
         stages = [nn.ModuleList()]
-        for name, layer in self.body.named_children():
+        for name, layer in self._layers(last):
             stages[-1].append(layer)
             if name in last:
                 stages.append(nn.ModuleList())
+        if len(stages) != len(last) + 1:
+            raise UserError(f"model.backbone: {PREFIX}{self._name} has no stages that could be frozen")
         return list(stages[:-1])
 
     def cut(self, name: str) -> None:
@@ -56,11 +57,29 @@ class Timm(Backbone):
         state = self._build(pretrained=True).state_dict()
         return f"timm's {self._name}", {f"body.{key}": tensor for key, tensor in state.items()}
 
+    def _layers(self, last: list[str]) -> Iterator[tuple[str, nn.Module]]:
+        """The layers in order under timm's names; `last`: the names of those that give the maps."""
+        flat = {name.replace(".", "_"): name for name in last}
+        for name, layer in self.body.named_children():
+            if any(each.startswith(f"{name}.") for each in last):
+                for inner, part in layer.named_children():
+                    yield f"{name}.{inner}", part
+            else:
+                yield flat[name] if name in flat else name, layer
+
     def _tap(self, info: tuple[FeatureInfo, ...]) -> None:
         """Leave of the network what gives these maps, with its values."""
         state = self.body.state_dict()
         self.body = self._build(out_indices=tuple(self._taps[each.stride][1] for each in info))
+        # some of timm's networks keep the layers behind
+        last: list[str] = self.body.feature_info.module_name()
+        names = [name for name, _ in self._layers(last)]
+        for name in names[names.index(last[-1]) + 1 :] if last[-1] in names else ():
+            parent, _, inner = name.rpartition(".")
+            if isinstance(layers := self.body.get_submodule(parent), nn.Sequential):
+                delattr(layers, inner)
         self.body.load_state_dict(state, strict=False)
+        self.body.train(self.training)
 
     def _build(self, **keys: Any) -> Any:
         try:

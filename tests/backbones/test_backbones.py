@@ -65,6 +65,23 @@ def test_response_norm_is_caffes_within_channel():
     assert ResponseNorm()(torch.full((1, 1, 3, 3), 3e4).half()).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # with the classifier of 1024 x 1000 (and 1000 biases) 7.6 million, a file of 30 MB
+        ("nin", 7_595_176 - 1_025_000),
+        # 20.8 million with the classifier
+        ("darknet19", 20_842_376 - 1_025_000),
+        # 4.65 million with the classifier of 1280 x 1000 and 1000 biases
+        ("efficientnet_lite0", 4_652_008 - 1_281_000),
+    ],
+)
+def test_networks_written_here_have_the_published_size(name, parameters):
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(name), tail=True)
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+
+
 def test_zf5_has_the_published_size():
     backbone = create_backbone(BackboneConfig("zfnet"), tail=True)
     tail = backbone.tail(6)
