@@ -65,7 +65,7 @@ class Timm(Backbone):
                 for inner, part in layer.named_children():
                     yield f"{name}.{inner}", part
             else:
-                yield flat[name] if name in flat else name, layer
+                yield flat.get(name) or name, layer
 
     def _tap(self, info: tuple[FeatureInfo, ...]) -> None:
         """Leave of the network what gives these maps, with its values."""
