@@ -1,8 +1,21 @@
 """Networks that turn an image into feature maps, by name."""
 
-from detkit.backbones import alexnet, mobilenet, resnet, tiny, vgg, zfnet
+from detkit.backbones import (
+    alexnet,
+    darknet19,
+    efficientnet_lite,
+    inception,
+    mobilenet,
+    nin,
+    resnet,
+    squeezenet,
+    tiny,
+    vgg,
+    zfnet,
+)
 from detkit.backbones.base import Backbone, FeatureInfo, fully_connected
 from detkit.backbones.registry import BACKBONES
+from detkit.backbones.timm_models import PREFIX, Timm
 from detkit.backbones.weights import load_weights
 from detkit.config import BackboneConfig
 
@@ -17,15 +30,19 @@ __all__ = [
 ]
 
 # importing a family's file registers its names
-FAMILIES = (alexnet, mobilenet, resnet, tiny, vgg, zfnet)
+FAMILIES = (alexnet, darknet19, efficientnet_lite, inception, mobilenet, nin, resnet, squeezenet, tiny, vgg, zfnet)
 
 
 def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:
     """Build a backbone and load its weights; UserError for an unknown name or a file that doesn't fit.
 
+    config: its name is one of `list_backbones()`, or `timm/NAME` where timm is installed.
     tail: whether the layers stay that only `Backbone.tail` uses.
     """
-    backbone = BACKBONES.get(config.name)()
+    if config.name.startswith(PREFIX):
+        backbone: Backbone = Timm(config.name.removeprefix(PREFIX))
+    else:
+        backbone = BACKBONES.get(config.name)()
     if config.weights is not None:
         load_weights(backbone, config.weights)
     if not tail:
@@ -34,5 +51,5 @@ def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Return the names that match a shell pattern, such as `res*`."""
+    """Return the names that match a shell pattern, such as `res*`; those of timm (`timm/NAME`) are not among them."""
     return BACKBONES.names(pattern)

@@ -60,6 +60,13 @@ class Backbone(nn.Module):
     def drop_tail(self) -> None:
         """Leave out the layers that only `tail` uses."""
 
+    def published(self) -> tuple[str, dict[str, Tensor]] | None:
+        """Return the name of ImageNet weights from elsewhere than torchvision, and their tensors; None without any.
+
+        Raises UserError where they exist and can't be had.
+        """
+        return None
+
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published classifier (torchvision's keys) to this module's keys."""
         return state

@@ -1,4 +1,4 @@
-"""Networks before residual ones: a row of layers, and fully connected ones on the last map."""
+"""Networks that are a row of layers, without or with fully connected ones on the last map."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,6 +16,8 @@ class SequentialBackbone(Backbone):
     `info`. starts: the first layer of each of the stages.
     """
 
+    features: nn.Sequential
+
     def __init__(self, features: nn.Sequential, ends: Sequence[int], starts: Sequence[int]) -> None:
         super().__init__()
         self.features = features
@@ -28,6 +30,15 @@ class SequentialBackbone(Backbone):
     def cut(self, name: str) -> None:
         super().cut(name)
         self.features = self.features[: self._ends[len(self.info) - 1]]
+
+    def tail(self, size: int) -> nn.Module:
+        """The layers behind the region map and global average pooling; two new layers where it is the last map."""
+        if self.region == self.info[-1].name:
+            return super().tail(size)
+        end = self._ends[[info.name for info in self.info].index(self.region)]
+        deep = self.features[end:]
+        self.cut(self.region)
+        return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = {}

@@ -1,38 +1,58 @@
-"""VGG16 (Simonyan and Zisserman, 2015): as region detectors use it, and as SSD does."""
+"""VGG (Simonyan and Zisserman, 2015): as region detectors use it, and as SSD does."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torchvision.models import vgg16
+from torchvision import models
+from torchvision.models.vgg import VGG as TorchvisionVGG
 
 from detkit.backbones.base import Backbone, FeatureInfo
 from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
 
-# torchvision's `features` up to and with the last ReLU in front of a pool
-_, CONV4_3, _ = ENDS = 16, 23, 30
-POOL3, _, POOL5 = ENDS
+# torchvision's `features` of VGG16 up to and with the last ReLU in front of a pool
+POOL3, POOL4, POOL5 = CONV3_3, CONV4_3, CONV5_3 = 16, 23, 30
 STARTS = 0, 5, 10, 17, 24  # behind each pool
 # fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
 KEEP_UNITS, KEEP_PIXELS = 4, 3
 
 
-@BACKBONES.register("vgg16")
-class VGG16(ClassicBackbone):
-    """The 13 convolutions, without pool5. Features: conv3_3 (stride 4), conv4_3 (8), conv5_3 (16). Tail: fc6, fc7."""
+class VGG(ClassicBackbone):
+    """The convolutions, without pool5. Features: the last of conv3 (stride 4), conv4 (8), conv5 (16). Tail: fc6, fc7.
 
-    info = (FeatureInfo("conv3_3", 256, 4), FeatureInfo("conv4_3", 512, 8), FeatureInfo("conv5_3", 512, 16))
-    imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
-    large: ClassVar[tuple[str, ...]] = ("conv3_3", "conv4_3")
-    region: ClassVar[str] = "conv5_3"
+    They are called conv3_3, conv4_3 and conv5_3 in VGG16, with 2 behind the _ in VGG11 and VGG13, and 4 in VGG19.
+    """
+
     region_centre: ClassVar[float] = 8.0
     tail_size: ClassVar[int | None] = 7
 
-    def __init__(self) -> None:
-        body = vgg16(weights=None)
+    def __init__(self, build: Callable[..., TorchvisionVGG], imagenet: str) -> None:
+        body = build(weights=None)
         assert isinstance(body.features, nn.Sequential)
         assert isinstance(body.classifier, nn.Sequential)
-        super().__init__(body.features[:POOL5], body.classifier[:6], ENDS, STARTS)
+        pools = [number for number, layer in enumerate(body.features) if isinstance(layer, nn.MaxPool2d)]
+        last = sum(isinstance(layer, nn.Conv2d) for layer in body.features[pools[3] : pools[4]])
+        starts = (0, *(pool + 1 for pool in pools[:-1]))
+        super().__init__(body.features[: pools[4]], body.classifier[:6], pools[2:], starts)
+        names = [f"conv{block}_{last}" for block in (3, 4, 5)]
+        self.info = tuple(FeatureInfo(*each) for each in zip(names, (256, 512, 512), (4, 8, 16)))
+        self.imagenet = imagenet  # pyright: ignore[reportAttributeAccessIssue]
+        self.region = names[-1]  # pyright: ignore[reportAttributeAccessIssue]
+        if not any(isinstance(layer, nn.BatchNorm2d) for layer in self.features):
+            self.large = tuple(names[:-1])  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _register(name: str) -> None:
+    build: Callable[..., nn.Module] = getattr(models, name)
+    weights = f"{name.upper()}_Weights.IMAGENET1K_V1"
+    BACKBONES.register(name)(partial(VGG, build, weights))  # pyright: ignore[reportArgumentType]
+
+
+for _depth in (11, 13, 16, 19):
+    _register(f"vgg{_depth}")
+    _register(f"vgg{_depth}_bn")
 
 
 @BACKBONES.register("vgg16_reduced")
@@ -50,7 +70,7 @@ class ReducedVGG16(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        features = vgg16(weights=None).features
+        features = models.vgg16(weights=None).features
         assert isinstance(features, nn.Sequential)
         self.features = features[:POOL5]
         # 75 x 75 -> 38 x 38, as Caffe rounds

@@ -25,7 +25,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     or one of another shape, fits the backbone.
     """
     if weights == "imagenet":
-        source, state = _published(backbone)
+        source, state = backbone.published() or _torchvisions(backbone)
     else:
         source, state = weights, _read(Path(weights))
     state = backbone.convert(state)
@@ -57,7 +57,7 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
-def _published(backbone: Backbone) -> tuple[str, dict[str, Tensor]]:
+def _torchvisions(backbone: Backbone) -> tuple[str, dict[str, Tensor]]:
     if backbone.imagenet is None:
         raise UserError(f"{type(backbone).__name__} has no published ImageNet weights; use model.backbone.weights=null")
     weights = get_weight(backbone.imagenet)

@@ -1,10 +1,18 @@
 """What every registered backbone promises."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+from torchvision.ops import SqueezeExcitation
 
-from detkit.backbones import Backbone, create_backbone, list_backbones
+from detkit.backbones import Backbone, create_backbone, list_backbones, load_weights
+from detkit.backbones import weights as weights_module
+from detkit.backbones.rescaling import ToUnitRange
 from detkit.backbones.zfnet import ResponseNorm
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
@@ -12,8 +20,35 @@ from detkit.errors import UserError
 NAMES = list_backbones()
 
 
+def smallest(name: str) -> int:
+    """Pixels a side of a small image that the network can see."""
+    return 80 if name == "inception_v3" else 64
+
+
+@pytest.fixture(autouse=True)
+def fast_initialisation(monkeypatch):
+    """Plain values for convolutions, none for fully connected layers, whose 100 million no test here looks at."""
+
+    def fill(tensor: Tensor, *_, **__) -> Tensor:
+        with torch.no_grad():
+            if tensor.ndim == 4:
+                tensor.uniform_(-1, 1).mul_((3 / tensor[0].numel()) ** 0.5)
+            elif tensor.ndim == 1:
+                tensor.zero_()
+        return tensor
+
+    for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
+        monkeypatch.setattr(nn.init, name, fill)
+
+
 def build(name: str, tail: bool = False) -> Backbone:
     return create_backbone(BackboneConfig(name), tail=tail).eval()
+
+
+def skeleton(name: str, tail: bool = False) -> Backbone:
+    """A backbone without values."""
+    with torch.device("meta"):
+        return build(name, tail)
 
 
 def shapes(backbone: Backbone, height: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -40,6 +75,10 @@ def test_declared_features_are_those_of_a_forward(name):
         assert larger[info.name] == (1, info.channels, *grown)
 
 
+# beside ReLUs, which leave what is above 0
+NONLINEAR = (nn.ReLU6, nn.Hardswish, SqueezeExcitation, ResponseNorm)
+
+
 class Mean(nn.AvgPool2d):
     """A pool's mean in place of its maximum: the mean of coordinates is that of the window's middle."""
 
@@ -52,7 +91,7 @@ def linearise(module: nn.Module) -> None:
     for name, layer in module.named_children():
         if isinstance(layer, nn.MaxPool2d):
             setattr(module, name, Mean(layer))
-        elif isinstance(layer, (nn.BatchNorm2d, nn.ReLU6, ResponseNorm)):
+        elif isinstance(layer, (*NONLINEAR, nn.BatchNorm2d, ToUnitRange)):
             setattr(module, name, nn.Identity())
         else:
             linearise(layer)
@@ -67,25 +106,20 @@ def linearise(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_cells_of_the_region_map_lie_where_the_backbone_says(name):
+def test_cells_of_the_region_map_lie_where_the_backbone_says(name, monkeypatch):
     """An image of each pixel's coordinate, so that each cell tells the coordinate of its middle."""
-    backbone = build(name)
+    backbone = skeleton(name)
     backbone.cut(backbone.region)
-    linearise(backbone.double())
-    coordinates = (torch.arange(256).double() + 0.5).expand(1, 3, 96, 256)
+    linearise(backbone.to_empty(device="cpu"))
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)
+    coordinates = (torch.arange(256) + 0.5).expand(1, 3, smallest(name), 256)
     seen = [backbone(x)[backbone.region] for x in (coordinates, torch.ones_like(coordinates))]
-    middles = (seen[0] / seen[1])[0, 0, 2]
+    middles = (seen[0] / seen[1])[0, 0, 1]
     # no window of these cells sticks out of the image
     cells = torch.arange(3, len(middles) - 4)
     assert len(cells) > 2
     expected = backbone.region_centre + cells * backbone.info[-1].stride
-    torch.testing.assert_close(middles[cells], expected.double(), rtol=0, atol=1e-6)
-
-
-def skeleton(name: str, tail: bool = False) -> Backbone:
-    """A backbone without values."""
-    with torch.device("meta"):
-        return build(name, tail)
+    torch.testing.assert_close(middles[cells], expected, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,29 +132,40 @@ def test_stages_are_the_network_in_order(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@torch.no_grad()
-def test_a_cut_leaves_out_what_only_deeper_maps_need(name):
-    backbone = build(name)
-    x = torch.randn(1, 3, 64, 64)
-    whole = backbone(x)
-    for info in reversed(backbone.info):
+def test_a_cut_leaves_what_gives_the_maps_and_nothing_else(name):
+    whole = skeleton(name)
+    side = smallest(name)
+    for info in reversed(whole.info):
+        whole.cut(info.name)
+        backbone = skeleton(name)
         backbone.cut(info.name)
+        assert list(backbone.state_dict()) == list(whole.state_dict())
+        assert backbone.info == whole.info
         assert backbone.info[-1] == info
-        maps = backbone(x)
-        assert list(maps) == [feature.name for feature in backbone.info]
-        for key, value in maps.items():
-            torch.testing.assert_close(value, whole[key])
-        with torch.enable_grad():
-            maps = backbone(x.requires_grad_())
-            torch.autograd.grad(sum(value.sum() for value in maps.values()), list(backbone.parameters()))
         staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
         assert staged == [id(p) for p in backbone.parameters()]
+        # the last map needs every parameter
+        maps = backbone(torch.empty(2, 3, side, side, device="meta"))
+        assert list(maps) == [feature.name for feature in backbone.info]
+        torch.autograd.grad(maps[info.name].sum(), list(backbone.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_cut_changes_no_map(name):
+    backbone = build(name)
+    x = torch.randn(1, 3, smallest(name), smallest(name))
+    whole = backbone(x)
+    for info in reversed(backbone.info[:-1]):
+        backbone.cut(info.name)
+        for key, each in backbone(x).items():
+            torch.testing.assert_close(each, whole[key])
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_tail_is_taken_out_of_the_network(name):
-    backbone = build(name, tail=True)
+    backbone = skeleton(name, tail=True)
     size = backbone.tail_size or 7
     channels = {info.name: info.channels for info in backbone.info}[backbone.region]
     if backbone.tail_size is not None:
@@ -128,12 +173,12 @@ def test_a_tail_is_taken_out_of_the_network(name):
             backbone.tail(5)
     tail = backbone.tail(size)
     assert backbone.info[-1].name == backbone.region
-    features = tail.eval()(torch.randn(2, channels, size, size))
+    features = tail.eval().to("meta")(torch.empty(2, channels, size, size, device="meta"))
     assert features.ndim == 2
     assert len(features) == 2
     shared = {id(p) for p in backbone.parameters()} & {id(p) for p in tail.parameters()}
     assert not shared
-    assert list(backbone(torch.randn(1, 3, 64, 64))) == [info.name for info in backbone.info]
+    assert list(shapes(backbone, smallest(name), smallest(name))) == [info.name for info in backbone.info]
     staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
     assert staged == [id(p) for p in backbone.parameters()]
 
@@ -146,3 +191,49 @@ def test_without_its_tail_a_network_keeps_nothing_of_it(name):
     dropped.cut(dropped.region)
     assert set(kept.state_dict()) == set(dropped.state_dict())
     assert names[: len(kept.info)] == [info.name for info in kept.info]
+
+
+PUBLISHED = [name for name in NAMES if name != "vgg16_reduced" and name in models.list_models()]
+
+
+def test_imagenet_names_are_torchvisions():
+    assert {name for name in NAMES if skeleton(name).imagenet} == {*PUBLISHED, "vgg16_reduced"}
+    for name in PUBLISHED:
+        imagenet = skeleton(name).imagenet
+        assert imagenet is not None
+        assert imagenet.lower() == f"{name}_weights.imagenet1k_v1"
+        assert models.get_weight(imagenet) in models.get_model_weights(name)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@torch.no_grad()
+def test_torchvisions_weights_give_torchvisions_features(name, monkeypatch, capsys):
+    torch.manual_seed(4)
+    keys = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of how torchvision will initialise its Inceptions
+        theirs = models.get_model(name, weights=None, **keys).eval()
+    if name.startswith(("alexnet", "vgg")):
+        theirs.classifier = nn.Identity()
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1)
+            layer.running_var.uniform_(0.5, 2)
+    given = SimpleNamespace(get_state_dict=lambda **_: theirs.state_dict())
+    monkeypatch.setattr(weights_module, "get_weight", lambda name: given)
+    ours = build(name)
+    load_weights(ours, "imagenet")
+    assert "left as initialised" not in capsys.readouterr().err
+
+    seen = []
+    behind = theirs.avgpool if hasattr(theirs, "avgpool") else theirs.classifier
+    behind.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.randn(1, 3, smallest(name), smallest(name))
+    theirs(x)
+    deepest = list(ours(x).values())[-1]
+    if name == "mobilenet_v2":  # whose pool is a function
+        deepest = deepest.mean((2, 3))
+    if name.startswith(("alexnet", "vgg")):
+        deepest = F.max_pool2d(deepest, 3 if name == "alexnet" else 2, 2)
+    assert deepest.std() > 1e-3
+    torch.testing.assert_close(deepest, seen[0], rtol=1e-3, atol=1e-4 * float(deepest.std()))

@@ -160,7 +160,7 @@ def test_frozen_layers_stay_as_they_are() -> None:
 def test_a_misfit_is_named() -> None:
     with pytest.raises(UserError, match=r"model\.features: tiny gives the maps c3, c4, c5, not 'c9'"):
         build_detector(config(neck="fpn", features=["c9"]), ("a",))
-    with pytest.raises(UserError, match=r"model\.pool_size: 5, but fc6 of VGG16"):
+    with pytest.raises(UserError, match=r"model\.pool_size: 5, but fc6 of VGG reads"):
         build_detector(config(backbone=BackboneConfig("vgg16"), pool_size=5), ("a",))
 
 

@@ -1,0 +1,71 @@
+"""GoogLeNet (Szegedy et al., 2015) and Inception v3 (Szegedy et al., 2016): from torchvision.
+
+Their published weights were trained on images between -1 and 1, into which the first layer brings those that are
+normalised as for all other backbones.
+"""
+
+from collections import OrderedDict
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torchvision.models import googlenet, inception_v3
+
+from detkit.backbones.base import FeatureInfo
+from detkit.backbones.classic import SequentialBackbone
+from detkit.backbones.registry import BACKBONES
+from detkit.backbones.rescaling import ToUnitRange
+
+
+class Inception(SequentialBackbone):
+    """A row of torchvision's layers under their names; the auxiliary classifiers are left out."""
+
+    def __init__(self, body: nn.Module, starts: tuple[str, ...]) -> None:
+        last = self.info[-1].name
+        layers: OrderedDict[str, nn.Module] = OrderedDict(range=ToUnitRange())
+        for name, layer in body.named_children():
+            if name not in ("aux1", "aux2", "AuxLogits"):
+                layers[name] = layer
+            if name == last:
+                break
+        names = list(layers)
+        ends = [names.index(info.name) + 1 for info in self.info]
+        super().__init__(nn.Sequential(layers), ends, (0, *(names.index(name) for name in starts)))
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = {name for name, _ in self.features.named_children()}
+        return {f"features.{key}" if key.split(".")[0] in names else key: tensor for key, tensor in state.items()}
+
+
+@BACKBONES.register("googlenet")
+class GoogLeNet(Inception):
+    """Inception v1 with batch norm, as torchvision has it, whose "5x5" branches are 3x3 as in the published weights.
+
+    Features: inception3b (stride 8), inception4e (16), inception5b (32).
+    """
+
+    info = (
+        FeatureInfo("inception3b", 480, 8),
+        FeatureInfo("inception4e", 832, 16),
+        FeatureInfo("inception5b", 1024, 32),
+    )
+    imagenet: ClassVar[str | None] = "GoogLeNet_Weights.IMAGENET1K_V1"
+    region: ClassVar[str] = "inception4e"
+    region_centre: ClassVar[float] = 14.5  # the pools are unpadded
+
+    def __init__(self) -> None:
+        body = googlenet(weights=None, aux_logits=False, init_weights=False)
+        super().__init__(body, ("conv2", "inception3a", "inception4a", "inception5a"))
+
+
+@BACKBONES.register("inception_v3")
+class InceptionV3(Inception):
+    """Features: Mixed_5d (stride 8), Mixed_6e (16), Mixed_7c (32). Images need 75 pixels a side."""
+
+    info = (FeatureInfo("Mixed_5d", 288, 8), FeatureInfo("Mixed_6e", 768, 16), FeatureInfo("Mixed_7c", 2048, 32))
+    imagenet: ClassVar[str | None] = "Inception_V3_Weights.IMAGENET1K_V1"
+    region: ClassVar[str] = "Mixed_6e"
+    region_centre: ClassVar[float] = 21.5  # the strided layers and some others are unpadded
+
+    def __init__(self) -> None:
+        body = inception_v3(weights=None, aux_logits=False, init_weights=False)
+        super().__init__(body, ("Conv2d_3b_1x1", "Mixed_5b", "Mixed_6a", "Mixed_7a"))
