@@ -13,19 +13,21 @@ from detkit.structures import DetectionSet, TruthSet
 
 Metric = Literal["voc07", "voc"]
 METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under curve"}
+_NAMES = {**METRICS, "coco": "101-point AP"}
 
 
 @dataclass(frozen=True)
 class VOCResult:
-    """AP of every class and the curves behind it.
+    """AP of every class at one IoU, and the curves behind it.
 
-    ap: (C,) float64, NaN for a class without objects to find. npos: (C,) int64, objects to find, which difficult ones
-    are not. found: (C,) int64, true positives. counted: (C,) int64, true and false positives; detections of difficult
-    objects are neither. The curves of all classes lie in one row, class after class, best score first, one point for
-    each counted detection: recall, precision (P,) float64 and scores (P,); `curve` returns those of one class.
+    metric: one of METRICS, or coco where this is a part of a COCOResult. ap: (C,) float64, NaN for a class without
+    objects to find. npos: (C,) int64, objects to find, which difficult ones are not. found: (C,) int64, true positives.
+    counted: (C,) int64, true and false positives; detections of difficult objects are neither. The curves of all
+    classes lie in one row, class after class, best score first, one point for each counted detection: recall, precision
+    (P,) float64 and scores (P,); `curve` returns those of one class.
     """
 
-    metric: Metric
+    metric: Metric | Literal["coco"]
     iou: float
     images: int
     classes: tuple[str, ...]
@@ -45,7 +47,12 @@ class VOCResult:
     @property
     def protocol(self) -> str:
         """What the numbers are, for printing beside them."""
-        return f"{self.metric} ({METRICS[self.metric]}), IoU >= {self.iou:g}, difficult ignored"
+        return f"{self.metric} ({_NAMES[self.metric]}), IoU >= {self.iou:g}, difficult ignored"
+
+    @property
+    def curves(self) -> "VOCResult":
+        """What precision and recall are drawn from: of a COCOResult a part, here all."""
+        return self
 
     def curve(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (recall, precision, scores) of one class, best score first."""
