@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from detkit.structures import DetectionSet, TruthSet
+
+if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
 
 # what COCOeval.stats holds, in its order
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -17,6 +21,12 @@ def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, 
 
     Takes what `detkit.evaluation.coco_ap` takes; it is some fifty times as slow.
     """
+    stats = pycocotools_eval(detections, truth).stats
+    return {name: float("nan") if value == -1 else float(value) for name, value in zip(NAMES, stats)}
+
+
+def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> "COCOeval":
+    """Return pycocotools' evaluator of boxes after all of its work: see its `stats` and `eval`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -29,7 +39,7 @@ def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, 
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return {name: float("nan") if value == -1 else value for name, value in zip(NAMES, evaluator.stats.tolist())}
+    return evaluator
 
 
 def coco_dicts(detections: DetectionSet, truth: TruthSet) -> tuple[dict, dict]:

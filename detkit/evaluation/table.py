@@ -18,8 +18,8 @@ Columns = dict[str, tuple[str, list[str]]]  # title -> foot, cells
 def per_class_table(result: Result, *, split: str, source: str) -> "Table":
     """Return a rich table, one row a class, the means below.
 
-    It has AP, objects, how many of them were found, and detections; for COCO's metric AP, AP50, AP75,
-    AR100 and objects, with the others of its numbers in the caption. split, source: which images, and what was scored (a
+    It has AP, objects, how many of them were found, and detections; for COCO's metric AP, AP50, AP75, AR100 and
+    objects, with the others of its numbers in the caption. split, source: which images, and what was scored (a
     checkpoint, a file of detections); they stand in the caption beside metric and IoU, since a number says nothing
     without its protocol.
     """
