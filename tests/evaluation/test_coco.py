@@ -59,6 +59,7 @@ def test_found_missed_and_wrong():
     assert [numbers[name] for name in ("AP", "AP50", "AP75", "APs")] == pytest.approx([expected] * 4)
     assert [numbers[name] for name in ("AR1", "AR10", "AR100", "ARs")] == [1] * 4
     assert all(math.isnan(numbers[name]) for name in ("APm", "APl", "ARm", "ARl"))
+    assert 1 - 1e-15 < summary_of(rows[:1], objects[:1])["AP"] < 1  # by the guard against 0 / 0
     assert summary_of(rows[1:2], objects)["AP"] == 0
     assert summary_of([], objects)["AR100"] == 0
 
