@@ -25,7 +25,7 @@ class Size:
     classes: int
 
 
-VOC, COCO = Size(4952, 12032, 500_000, 20), Size(1000, 7356, 100_000, 80)
+VOC_SIZE, COCO_SIZE = Size(4952, 12032, 500_000, 20), Size(1000, 7356, 100_000, 80)
 
 
 def sets(size: Size, device: str) -> tuple[DetectionSet, TruthSet]:
@@ -59,14 +59,14 @@ def sets(size: Size, device: str) -> tuple[DetectionSet, TruthSet]:
 def ap_detkit(setting: Setting) -> Job:
     from detkit.evaluation import voc_ap
 
-    detections, truth = sets(VOC, setting.device)
+    detections, truth = sets(VOC_SIZE, setting.device)
     return lambda: voc_ap(detections, truth)
 
 
 def coco_detkit(setting: Setting) -> Job:
     from detkit.evaluation import coco_ap
 
-    detections, truth = sets(COCO, setting.device)
+    detections, truth = sets(COCO_SIZE, setting.device)
     return lambda: coco_ap(detections, truth).summary
 
 
@@ -85,13 +85,13 @@ def _peer(size: Size, coco_type, evaluator_type) -> Job:
     def job() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator = evaluator_type(*loaded, "bbox")
-            if size is VOC:
+            if size is VOC_SIZE:
                 evaluator.params.iouThrs = evaluator.params.iouThrs[:1]
                 evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
                 evaluator.params.maxDets = [1, 10, 10_000]
             evaluator.evaluate()
             evaluator.accumulate()
-            if size is COCO:
+            if size is COCO_SIZE:
                 evaluator.summarize()
 
     return job
@@ -111,19 +111,19 @@ def _faster_coco_eval(size: Size) -> Job:
 
 
 def ap_pycocotools(setting: Setting) -> Job:
-    return _pycocotools(VOC)
+    return _pycocotools(VOC_SIZE)
 
 
 def ap_faster_coco_eval(setting: Setting) -> Job:
-    return _faster_coco_eval(VOC)
+    return _faster_coco_eval(VOC_SIZE)
 
 
 def coco_pycocotools(setting: Setting) -> Job:
-    return _pycocotools(COCO)
+    return _pycocotools(COCO_SIZE)
 
 
 def coco_faster_coco_eval(setting: Setting) -> Job:
-    return _faster_coco_eval(COCO)
+    return _faster_coco_eval(COCO_SIZE)
 
 
 def _peers(pycocotools, faster_coco_eval) -> list[Contender]:
@@ -133,11 +133,11 @@ def _peers(pycocotools, faster_coco_eval) -> list[Contender]:
 
 SUBJECTS = (
     Subject(
-        f"VOC AP, {VOC.images} images, {VOC.detections} detections",
+        f"VOC AP, {VOC_SIZE.images} images, {VOC_SIZE.detections} detections",
         (Contender("detkit", ap_detkit, True), *_peers(ap_pycocotools, ap_faster_coco_eval)),
     ),
     Subject(
-        f"COCO's 12 numbers, {COCO.images} images, {COCO.detections} detections",
+        f"COCO's 12 numbers, {COCO_SIZE.images} images, {COCO_SIZE.detections} detections",
         (Contender("detkit", coco_detkit, True), *_peers(coco_pycocotools, coco_faster_coco_eval)),
     ),
 )
