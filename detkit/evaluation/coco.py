@@ -219,8 +219,9 @@ def _match(
     pair = order.view(-1).index_select(0, cell // len(IOUS) * pairs + (row - cell * pairs))
     chooser = cell * detections + detection.index_select(0, pair)
     chosen = cell * objects + item.index_select(0, pair)
-    # One round for each rejection that follows from another, a few in all; whether there is one more only the values
-    # can say, so each round waits for the device.
+    # One round for each rejection that follows from another: a few, and no more than a group has detections, since a
+    # round settles at least the best of those still open. Only the values can say whether there is one more, so each
+    # round waits for the device.
     while True:
         # each detection's first row is its choice among what is left; an object keeps the best of those that chose it
         first = F.pad(chooser[1:] != chooser[:-1], (min(1, len(chooser)), 0), value=True).nonzero().squeeze(1)

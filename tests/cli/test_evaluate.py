@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from detkit.cli import main
+from detkit.cli.evaluate import _only
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOCDataset
 from detkit.engine import checkpoint
@@ -21,7 +23,7 @@ from detkit.models import build_detector
 from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
 from tests.evaluation import reference
-from tests.evaluation.sets import detection_set
+from tests.evaluation.sets import detection_set, truth_set
 
 DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 IDS, CLASSES = ("1", "2", "3"), ("cat", "dog", "owl")
@@ -135,6 +137,14 @@ def test_some_classes_alone(source: str, root: Path, found: Path, tmp_path: Path
     assert evaluate("--detections", found / source, "--dataset", root, "--classes", "dog, cat", "--out", out) == 0
     assert list(json.loads((out / "metrics.json").read_text())["AP"]) == ["dog", "cat"]
     assert json.loads((out / "detections.json").read_text())["classes"] == ["dog", "cat"]
+
+
+def test_areas_stay_with_the_objects_of_some_classes():
+    truth = truth_set([("a", "cat", (0, 0, 9, 9)), ("a", "dog", (0, 0, 8, 8)), ("b", "dog", (0, 0, 7, 7))])
+    assert _only(truth, ("dog",)).area is None
+    kept = _only(replace(truth, area=torch.tensor([1.0, 2.0, 3.0])), ("dog",))
+    assert kept.area is not None
+    assert (kept.area.tolist(), kept.labels.tolist()) == ([2, 3], [0, 0])
 
 
 def test_detections_of_more_classes_than_the_data_set_has(root: Path, tmp_path: Path):
