@@ -108,9 +108,10 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     A crowd is taken by any number of detections, and its IoU is the share of the detection that lies in it. AP is the
     mean of the best precision at recalls 0, .01, ..., 1 or beyond, AR the recall.
 
-    `truth.ignore` is pycocotools' iscrowd, the only mark by which it leaves objects out: so VOC's difficult objects
-    are crowds here, as they are for pycocotools once a converted data set marks them so. `truth.area` decides on the
-    range of an object, the box's area on that of a detection.
+    `truth.ignore` is pycocotools' iscrowd, the only mark by which it leaves objects out, so VOC's difficult objects are
+    crowds here. pycocotools has the same numbers of a file in which their iscrowd is 1; where that is 0, whatever other
+    mark they have, it counts them as objects to find. `truth.area` decides on the range of an object, the box's area on
+    that of a detection.
 
     detections, truth: their `ids` and `classes` may differ in order, and are joined by name; an image or a class that
     `detections` does not mention has no detections. Both lie on one device, where all of the work is done. Of equal
