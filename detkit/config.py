@@ -154,13 +154,13 @@ class DetectConfig:
 
 @dataclass
 class EvaluateConfig:
-    """metric: voc07 (11 points) or voc (area under the curve). batch: images at once."""
+    """metric: voc07 (11 points), voc (area under the curve) or coco (mean over IoUs). batch: images at once."""
 
     metric: str = "voc07"
     batch: int = 16
 
     def __post_init__(self) -> None:
-        _one_of("evaluate.metric", self.metric, ("voc07", "voc"))
+        _one_of("evaluate.metric", self.metric, ("voc07", "voc", "coco"))
         _at_least("evaluate.batch", self.batch, 1)
 
 

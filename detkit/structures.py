@@ -195,7 +195,8 @@ class Detections(_Movable):
 class TruthSet(_Movable):
     """All objects of a data set, flat.
 
-    boxes: (G, 4); labels: (G,) int64; ignore: (G,) bool; image: (G,) int64 index into `ids`.
+    boxes: (G, 4); labels: (G,) int64; ignore: (G,) bool; image: (G,) int64 index into `ids`. area: (G,) square pixels,
+    of any float type, as an annotation gives them (COCO's are those of its masks); None stands for the boxes' areas.
     """
 
     boxes: Tensor
@@ -204,6 +205,7 @@ class TruthSet(_Movable):
     image: Tensor
     ids: tuple[str, ...]
     classes: tuple[str, ...]
+    area: Tensor | None = None
 
     def __post_init__(self) -> None:
         _expect(self, "labels", (None,), torch.int64)
@@ -211,6 +213,8 @@ class TruthSet(_Movable):
         _expect(self, "boxes", (count, 4))
         _expect(self, "ignore", (count,), torch.bool)
         _expect(self, "image", (count,), torch.int64)
+        if self.area is not None:
+            _expect(self, "area", (count,))
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,34 @@
-"""VOC AP of 500,000 detections on a data set of VOC07-test's size, beside the COCO evaluators where installed.
+"""VOC AP and COCO's numbers of random detections, beside the COCO evaluators where installed.
 
-These compute COCO's AP at IoU .5 rather than the devkit's: the same work, though not the same number.
+VOC AP is that of 500,000 detections on a data set of VOC07-test's size; the COCO evaluators compute COCO's AP at IoU .5
+there: the same work, though not the same number. COCO's twelve numbers are those of a fifth of its val2017.
 """
 
 import contextlib
 import io
+from dataclasses import dataclass
 from importlib.util import find_spec
 
-import numpy as np
 import torch
 
 from detkit.benchmarks.race import Contender, Job, Setting, Subject
 from detkit.structures import DetectionSet, TruthSet
 
-IMAGES, OBJECTS, DETECTIONS, CLASSES = 4952, 12032, 500_000, 20
+
+@dataclass(frozen=True)
+class Size:
+    """How large a data set is."""
+
+    images: int
+    objects: int
+    detections: int
+    classes: int
 
 
-def sets(device: str) -> tuple[DetectionSet, TruthSet]:
+VOC_SIZE, COCO_SIZE = Size(4952, 12032, 500_000, 20), Size(1000, 7356, 100_000, 80)
+
+
+def sets(size: Size, device: str) -> tuple[DetectionSet, TruthSet]:
     """Return detections and truth: a third of the detections lie near an object."""
     generator = torch.Generator().manual_seed(0)
 
@@ -24,92 +36,108 @@ def sets(device: str) -> tuple[DetectionSet, TruthSet]:
         corner = torch.rand(count, 2, generator=generator) * 300
         return torch.cat((corner, corner + 10 + torch.rand(count, 2, generator=generator) * 150), 1)
 
-    ids, classes = tuple(f"{i:06d}" for i in range(IMAGES)), tuple(f"class{i}" for i in range(CLASSES))
+    ids, classes = tuple(f"{i:06d}" for i in range(size.images)), tuple(f"class{i}" for i in range(size.classes))
     truth = TruthSet(
-        boxes(OBJECTS),
-        torch.randint(CLASSES, (OBJECTS,), generator=generator),
-        torch.rand(OBJECTS, generator=generator) < 0.1,
-        torch.randint(IMAGES, (OBJECTS,), generator=generator),
+        boxes(size.objects),
+        torch.randint(size.classes, (size.objects,), generator=generator),
+        torch.rand(size.objects, generator=generator) < 0.1,
+        torch.randint(size.images, (size.objects,), generator=generator),
         ids,
         classes,
     )
-    found, image = boxes(DETECTIONS), torch.randint(IMAGES, (DETECTIONS,), generator=generator)
-    labels = torch.randint(CLASSES, (DETECTIONS,), generator=generator)
-    near = torch.rand(DETECTIONS, generator=generator) < 1 / 3
-    origin = torch.randint(OBJECTS, (DETECTIONS,), generator=generator)
-    jitter = torch.randn(DETECTIONS, 4, generator=generator) * 8
+    found, image = boxes(size.detections), torch.randint(size.images, (size.detections,), generator=generator)
+    labels = torch.randint(size.classes, (size.detections,), generator=generator)
+    near = torch.rand(size.detections, generator=generator) < 1 / 3
+    origin = torch.randint(size.objects, (size.detections,), generator=generator)
+    jitter = torch.randn(size.detections, 4, generator=generator) * 8
     found = torch.where(near.unsqueeze(1), truth.boxes[origin] + jitter, found)
     image, labels = torch.where(near, truth.image[origin], image), torch.where(near, truth.labels[origin], labels)
-    scores = torch.rand(DETECTIONS, generator=generator)
+    scores = torch.rand(size.detections, generator=generator)
     return DetectionSet(found, scores, labels, image, ids, classes).to(device), truth.to(device)
 
 
 def ap_detkit(setting: Setting) -> Job:
     from detkit.evaluation import voc_ap
 
-    detections, truth = sets(setting.device)
+    detections, truth = sets(VOC_SIZE, setting.device)
     return lambda: voc_ap(detections, truth)
 
 
-def coco_lists() -> tuple[dict, np.ndarray]:
-    """Return the truth as a COCO data set and the detections as rows of (image, x, y, w, h, score, class)."""
-    detections, truth = sets("cpu")
+def coco_detkit(setting: Setting) -> Job:
+    from detkit.evaluation import coco_ap
 
-    def xywh(boxes: torch.Tensor) -> np.ndarray:
-        return torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1).double().numpy()
-
-    annotations = [
-        {"id": i + 1, "image_id": image, "category_id": label + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (image, label, box) in enumerate(
-            zip(truth.image.tolist(), truth.labels.tolist(), xywh(truth.boxes).tolist())
-        )
-    ]
-    dataset = {
-        "info": {},
-        "images": [{"id": i, "width": 500, "height": 500} for i in range(IMAGES)],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(truth.classes)],
-        "annotations": annotations,
-    }
-    columns = (detections.image, xywh(detections.boxes), detections.scores, detections.labels + 1)
-    return dataset, np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
+    detections, truth = sets(COCO_SIZE, setting.device)
+    return lambda: coco_ap(detections, truth).summary
 
 
-def _coco(coco_type, evaluator_type) -> Job:
-    dataset, rows = coco_lists()
+def _peer(size: Size, coco_type, evaluator_type) -> Job:
+    """Let a COCO evaluator work: on VOC's size at IoU .5 alone, on COCO's in full. Reading is not timed."""
+    from detkit.evaluation.pycoco import coco_dicts
+
+    loaded = []
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = coco_type()
-        coco.dataset = dataset
-        coco.createIndex()
-        results = coco.loadRes(rows)
+        for content in coco_dicts(*sets(size, "cpu")):
+            one = coco_type()
+            one.dataset = content
+            one.createIndex()
+            loaded.append(one)
 
     def job() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluator = evaluator_type(coco, results, "bbox")
-            evaluator.params.iouThrs = np.array([0.5])
-            evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
-            evaluator.params.maxDets = [1, 10, 10_000]
+            evaluator = evaluator_type(*loaded, "bbox")
+            if size is VOC_SIZE:
+                evaluator.params.iouThrs = evaluator.params.iouThrs[:1]
+                evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
+                evaluator.params.maxDets = [1, 10, 10_000]
             evaluator.evaluate()
             evaluator.accumulate()
+            if size is COCO_SIZE:
+                evaluator.summarize()
 
     return job
 
 
-def ap_pycocotools(setting: Setting) -> Job:
+def _pycocotools(size: Size) -> Job:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    return _coco(COCO, COCOeval)
+    return _peer(size, COCO, COCOeval)
+
+
+def _faster_coco_eval(size: Size) -> Job:
+    from faster_coco_eval import COCO, COCOeval_faster  # pyright: ignore[reportMissingImports]
+
+    return _peer(size, COCO, COCOeval_faster)
+
+
+def ap_pycocotools(setting: Setting) -> Job:
+    return _pycocotools(VOC_SIZE)
 
 
 def ap_faster_coco_eval(setting: Setting) -> Job:
-    from faster_coco_eval import COCO, COCOeval_faster  # pyright: ignore[reportMissingImports]
-
-    return _coco(COCO, COCOeval_faster)
+    return _faster_coco_eval(VOC_SIZE)
 
 
-_peers = [Contender("pycocotools", ap_pycocotools)]
-if find_spec("faster_coco_eval"):
-    _peers.append(Contender("faster-coco-eval", ap_faster_coco_eval))
+def coco_pycocotools(setting: Setting) -> Job:
+    return _pycocotools(COCO_SIZE)
+
+
+def coco_faster_coco_eval(setting: Setting) -> Job:
+    return _faster_coco_eval(COCO_SIZE)
+
+
+def _peers(pycocotools, faster_coco_eval) -> list[Contender]:
+    others = [Contender("faster-coco-eval", faster_coco_eval)] if find_spec("faster_coco_eval") else []
+    return [Contender("pycocotools", pycocotools), *others]
+
+
 SUBJECTS = (
-    Subject(f"VOC AP, {IMAGES} images, {DETECTIONS} detections", (Contender("detkit", ap_detkit, True), *_peers)),
+    Subject(
+        f"VOC AP, {VOC_SIZE.images} images, {VOC_SIZE.detections} detections",
+        (Contender("detkit", ap_detkit, True), *_peers(ap_pycocotools, ap_faster_coco_eval)),
+    ),
+    Subject(
+        f"COCO's 12 numbers, {COCO_SIZE.images} images, {COCO_SIZE.detections} detections",
+        (Contender("detkit", coco_detkit, True), *_peers(coco_pycocotools, coco_faster_coco_eval)),
+    ),
 )

@@ -12,7 +12,7 @@ from detkit.errors import UserError, did_you_mean
 from detkit.files import write_atomic
 
 if TYPE_CHECKING:
-    from detkit.evaluation import VOCResult
+    from detkit.evaluation import Result
     from detkit.structures import DetectionSet, TruthSet
 Set = TypeVar("Set", "DetectionSet", "TruthSet")
 
@@ -24,8 +24,11 @@ EPILOG = """examples:
 
 The last two need no network and no photos: annotations are enough. A folder holds the development kit's
 comp4_det_<split>_<class>.txt. metrics: voc07 is VOC2007's 11-point AP, voc the area under the curve of VOC2010 and
-later; both at IoU >= 0.5, without difficult objects.
+later; both at IoU >= 0.5, without difficult objects. coco is COCO's AP, the mean over IoU 0.50 to 0.95, which stands
+as mAP in metrics.json beside its other numbers; VOC's difficult objects then are crowds, and pr/*.png is at IoU 0.5.
 """
+
+METRICS = ("voc07", "voc", "coco")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,35 +53,41 @@ def parser() -> argparse.ArgumentParser:
         help="of a checkpoint's config: train, val or test; with --detections: a file of ImageSets/Main, or "
         "SUBFOLDER/SPLIT (default %(default)s)",
     )
-    parser.add_argument("--metric", help="voc07 or voc (default: the config's; with --detections voc07)")
+    parser.add_argument("--metric", help="voc07, voc or coco (default: the config's; with --detections voc07)")
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="with metric coco: show pycocotools' numbers beside; exit status 1 where one differs by more than 1e-6",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Score, show the table, write the files."""
+def run(arguments: argparse.Namespace) -> int:
+    """Score, show the table, write the files; return 1 where the reference has other numbers."""
     metric = arguments.metric
-    if metric not in (None, "voc07", "voc"):
-        raise UserError(f"--metric {metric!r} is not one of voc07, voc{did_you_mean(metric, ('voc07', 'voc'))}")
+    if metric not in (None, *METRICS):
+        raise UserError(f"--metric {metric!r} is not one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; name a folder")
     if arguments.detections is not None:
-        _score_detections(arguments)
-    elif arguments.checkpoint is not None:
-        _score_checkpoint(arguments)
-    else:
-        raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
+        return _score_detections(arguments)
+    if arguments.checkpoint is not None:
+        return _score_checkpoint(arguments)
+    raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
 
 
-def _score_detections(arguments: argparse.Namespace) -> None:
+def _score_detections(arguments: argparse.Namespace) -> int:
     """Score stored detections against annotations."""
     if arguments.checkpoint is not None:
         raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
     if arguments.dataset is None:
         raise UserError("--detections needs --dataset ROOT, a folder with Annotations and ImageSets")
+    metric = arguments.metric or "voc07"
+    _check_reference(arguments, metric)
 
     from detkit.data.voc import VOCDataset, parse_splits
-    from detkit.evaluation import read_comp4, read_detections, voc_ap
+    from detkit.evaluation import read_comp4, read_detections, score
 
     start = time.perf_counter()
     dataset = VOCDataset(parse_splits(arguments.dataset, [arguments.split]))
@@ -102,12 +111,13 @@ def _score_detections(arguments: argparse.Namespace) -> None:
             raise UserError(f"{path} has no detections of class {name!r}{hint}; --classes scores some classes alone")
     classes = wanted or detections.classes
     truth, detections = _only(truth, classes), _only(detections, classes)
-    result = voc_ap(detections, truth, metric=arguments.metric or "voc07")
+    result = score(detections, truth, metric)
     protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
     _report(arguments.out, result, detections, protocol, time.perf_counter() - start)
+    return _compare(result, detections, truth) if arguments.reference else 0
 
 
-def _score_checkpoint(arguments: argparse.Namespace) -> None:
+def _score_checkpoint(arguments: argparse.Namespace) -> int:
     """Run a detector over a split of its config's data set."""
     for name in ("dataset", "classes"):
         if getattr(arguments, name) is not None:
@@ -121,12 +131,19 @@ def _score_checkpoint(arguments: argparse.Namespace) -> None:
 
     detector, config = load_detector(arguments.checkpoint, overrides=arguments.overrides)
     config.evaluate.metric = arguments.metric or config.evaluate.metric
+    _check_reference(arguments, config.evaluate.metric)
     device = choose_device(config.train.device)
     dataset = open_dataset(config.data, arguments.split, detector.classes)
     place(detector, device, config.train.channels_last)
     evaluation = evaluate(detector, dataset, config, device)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
     _report(arguments.out, evaluation.result, evaluation.detections, protocol, evaluation.seconds)
+    return _compare(evaluation.result, evaluation.detections, dataset.truth()) if arguments.reference else 0
+
+
+def _check_reference(arguments: argparse.Namespace, metric: str) -> None:
+    if arguments.reference and metric != "coco":
+        raise UserError(f"--reference goes with --metric coco, which pycocotools computes; the metric here is {metric}")
 
 
 def _only(objects: Set, classes: tuple[str, ...]) -> Set:
@@ -138,12 +155,30 @@ def _only(objects: Set, classes: tuple[str, ...]) -> Set:
     labels = table[objects.labels]
     keep = labels >= 0
     names = [field.name for field in fields(objects) if field.name not in ("ids", "classes", "labels")]
-    parts = {name: getattr(objects, name)[keep] for name in names}
+    parts = {name: None if getattr(objects, name) is None else getattr(objects, name)[keep] for name in names}
     return replace(objects, **parts, labels=labels[keep], classes=classes)
 
 
+def _compare(result: "Result", detections: "DetectionSet", truth: "TruthSet") -> int:
+    """Print COCO's numbers beside those of pycocotools; return 1 where one is not the same to 1e-6."""
+    import math
+
+    from rich.console import Console
+
+    from detkit.evaluation import COCOResult, pycocotools_summary, reference_table
+
+    assert isinstance(result, COCOResult), "_check_reference comes first"
+    reference = pycocotools_summary(detections, truth)
+    console = Console(highlight=False)
+    console.print(reference_table(result.summary, reference, "pycocotools"))
+    pairs = [(value, reference[name]) for name, value in result.summary.items()]
+    wrong = sum(math.isnan(ours) != math.isnan(theirs) or abs(ours - theirs) > 1e-6 for ours, theirs in pairs)
+    console.print(f"{wrong} of {len(pairs)} numbers differ by more than 1e-6")
+    return 1 if wrong else 0
+
+
 def _report(
-    out: Path | None, result: "VOCResult", detections: "DetectionSet", protocol: dict[str, str], seconds: float
+    out: Path | None, result: "Result", detections: "DetectionSet", protocol: dict[str, str], seconds: float
 ) -> None:
     """Print the table; write metrics.json, detections.json and pr/*.png into `out`."""
     from rich.console import Console
@@ -159,6 +194,6 @@ def _report(
 
     metrics = {**result.to_dict(), **protocol, "seconds": round(seconds, 3)}
     write_detections(out / "detections.json", detections)
-    pr_plots(result, out / "pr")
+    pr_plots(result.curves, out / "pr")
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     console.print(f"written to {out}: metrics.json, detections.json, pr/", markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from detkit.structures import Detections, DetectionSet, Images, Targets
 
 if TYPE_CHECKING:
     from detkit.data.voc import VOCDataset
-    from detkit.evaluation import VOCResult
+    from detkit.evaluation import Result
     from detkit.models import Detector
 
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Evaluation:
     """What an evaluation found. seconds: of reading, network and post-processing, all images, without the metric."""
 
-    result: "VOCResult"
+    result: "Result"
     detections: DetectionSet
     seconds: float
 
@@ -44,7 +44,7 @@ def evaluate(
     images and all return the same result. device: where the detector is; by default that of its parameters.
     """
     from detkit.data.loader import open_proposals, test_loader
-    from detkit.evaluation import voc_ap
+    from detkit.evaluation import score
 
     device = device or next(detector.parameters()).device
     loader = test_loader(
@@ -63,7 +63,7 @@ def evaluate(
     detections = detect_dataset(detector, loader, config.detect, device=device, amp=amp, channels_last=channels_last)
     detections = join(distributed.gather(detections), tuple(dataset.ids))
     seconds = time.perf_counter() - start
-    result = voc_ap(detections, dataset.truth(), metric=config.evaluate.metric)
+    result = score(detections, dataset.truth(), config.evaluate.metric)
     return Evaluation(result, detections, seconds)
 
 

@@ -53,7 +53,7 @@ def conclude(run: Run) -> None:
         metrics = evaluation.metrics(split="test", dataset=run.test.name, checkpoint=str(best))
         checkpoint.write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         Console(highlight=False).print(per_class_table(evaluation.result, split=run.test.name, source=str(best)))
-        pr_plot(evaluation.result, run.folder / "plots" / "pr.png")
+        pr_plot(evaluation.result.curves, run.folder / "plots" / "pr.png")
         save_samples(run.test, evaluation.detections, run.folder / "samples")
         run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, plots/, samples/")
 

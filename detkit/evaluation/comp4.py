@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from detkit.errors import UserError
-from detkit.evaluation.voc import check_detections
+from detkit.evaluation.flat import check_detections
 from detkit.files import read_text, write_atomic
 from detkit.structures import DetectionSet
 

@@ -1,38 +1,92 @@
-"""The table that training and evaluation end with."""
+"""The tables that training and evaluation end with."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from detkit.evaluation.coco import COCOResult
+from detkit.evaluation.score import Result
 from detkit.evaluation.voc import VOCResult
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+Columns = dict[str, tuple[str, list[str]]]  # title -> foot, cells
 
-def per_class_table(result: VOCResult, *, split: str, source: str) -> "Table":
-    """Return a rich table: AP, objects, how many of them were found, and detections for each class; the mean below.
 
-    split, source: which images, and what was scored (a checkpoint, a file of detections); they stand in the caption
-    beside metric and IoU, since a number says nothing without its protocol.
+def per_class_table(result: Result, *, split: str, source: str) -> "Table":
+    """Return a rich table, one row a class, the means below.
+
+    It has AP, objects, how many of them were found, and detections; for COCO's metric AP, AP50, AP75, AR100 and
+    objects, with the others of its numbers in the caption. split, source: which images, and what was scored (a
+    checkpoint, a file of detections); they stand in the caption beside metric and IoU, since a number says nothing
+    without its protocol.
     """
     from rich.markup import escape
     from rich.table import Table
 
     caption = f"{result.protocol}\n{split}: {result.images} images\n{source}"
+    if isinstance(result, COCOResult):
+        columns, npos = _coco_columns(result), result.npos[0]
+        caption = "\n".join([*_others(result), caption])
+    else:
+        columns, npos = _voc_columns(result), result.npos
     table = Table(
         show_footer=True, caption=escape(caption), caption_justify="left", caption_style="", title_justify="left"
     )
-    none = int((result.npos == 0).sum())
+    none = int((npos == 0).sum())
     mean = "mAP" if not none else f"mAP of {len(result.classes) - none} classes"
     table.add_column("class", mean, overflow="fold", min_width=20)  # wide enough for the caption
-    totals = (result.npos.sum(), result.found.sum(), result.counted.sum())
-    footers = [_ap(result.mAP), *(str(int(total)) for total in totals)]
-    for name, footer in zip(("AP", "objects", "found", "detections"), footers):
-        table.add_column(name, footer, justify="right", no_wrap=True)
-    columns = (result.ap, result.npos, result.found, result.counted)
-    for name, ap, npos, found, counted in zip(result.classes, *(column.tolist() for column in columns)):
-        table.add_row(escape(name), _ap(ap), str(npos), str(found), str(counted))
+    for title, (foot, _) in columns.items():
+        table.add_column(title, foot, justify="right", no_wrap=True)
+    for row in zip(map(escape, result.classes), *(cells for _, cells in columns.values())):
+        table.add_row(*row)
+    return table
+
+
+def _voc_columns(result: VOCResult) -> Columns:
+    counts = {"objects": result.npos, "found": result.found, "detections": result.counted}
+    columns = {"AP": (_ap(result.mAP), [_ap(value) for value in result.ap.tolist()])}
+    return columns | {title: _numbers(values) for title, values in counts.items()}
+
+
+def _coco_columns(result: COCOResult) -> Columns:
+    values = {"AP": result.ap, "AP50": result.precision[0, 0], "AP75": result.precision[0, 5]}
+    values["AR100"] = result.recall[2, 0].mean(0)
+    columns = {
+        title: (_or_dash(result.summary[title]), [_or_dash(value) for value in column.tolist()])
+        for title, column in values.items()
+    }
+    return columns | {"objects": _numbers(result.npos[0])}
+
+
+def _others(result: COCOResult) -> list[str]:
+    """Lines of those of the twelve numbers that have no column."""
+    lines = ("APs", "APm", "APl"), ("AR1", "AR10", "ARs", "ARm", "ARl")
+    return ["  ".join(f"{name} {_or_dash(result.summary[name])}" for name in line) for line in lines]
+
+
+def _numbers(values: Tensor) -> tuple[str, list[str]]:
+    return str(int(values.sum())), [str(value) for value in values.tolist()]
+
+
+def reference_table(ours: Mapping[str, float], reference: Mapping[str, float], name: str) -> "Table":
+    """Return a rich table of our numbers, those of the reference `name`, and their differences."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("")
+    for title in ("detkit", name, "difference"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for key, value in ours.items():
+        table.add_row(key, f"{value:.9f}", f"{reference[key]:.9f}", f"{value - reference[key]:.1e}")
     return table
 
 
 def _ap(value: float) -> str:
     return f"{value:.4f}" if value == value else "no objects"
+
+
+def _or_dash(value: float) -> str:
+    return f"{value:.4f}" if value == value else "-"

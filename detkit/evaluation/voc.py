@@ -7,27 +7,27 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from detkit.errors import UserError, did_you_mean
+from detkit.errors import UserError
+from detkit.evaluation.flat import by_class_and_score, candidates, join
 from detkit.structures import DetectionSet, TruthSet
 
 Metric = Literal["voc07", "voc"]
 METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under curve"}
-
-# (detection, object) pairs whose IoU is held at once: bounds the memory, and fits the cache
-PAIRS = 1 << 17
+_NAMES = {**METRICS, "coco": "101-point AP"}
 
 
 @dataclass(frozen=True)
 class VOCResult:
-    """AP of every class and the curves behind it.
+    """AP of every class at one IoU, and the curves behind it.
 
-    ap: (C,) float64, NaN for a class without objects to find. npos: (C,) int64, objects to find, which difficult ones
-    are not. found: (C,) int64, true positives. counted: (C,) int64, true and false positives; detections of difficult
-    objects are neither. The curves of all classes lie in one row, class after class, best score first, one point for
-    each counted detection: recall, precision (P,) float64 and scores (P,); `curve` returns those of one class.
+    metric: one of METRICS, or coco where this is a part of a COCOResult. ap: (C,) float64, NaN for a class without
+    objects to find. npos: (C,) int64, objects to find, which difficult ones are not. found: (C,) int64, true positives.
+    counted: (C,) int64, true and false positives; detections of difficult objects are neither. The curves of all
+    classes lie in one row, class after class, best score first, one point for each counted detection: recall, precision
+    (P,) float64 and scores (P,); `curve` returns those of one class.
     """
 
-    metric: Metric
+    metric: Metric | Literal["coco"]
     iou: float
     images: int
     classes: tuple[str, ...]
@@ -47,7 +47,12 @@ class VOCResult:
     @property
     def protocol(self) -> str:
         """What the numbers are, for printing beside them."""
-        return f"{self.metric} ({METRICS[self.metric]}), IoU >= {self.iou:g}, difficult ignored"
+        return f"{self.metric} ({_NAMES[self.metric]}), IoU >= {self.iou:g}, difficult ignored"
+
+    @property
+    def curves(self) -> "VOCResult":
+        """What precision and recall are drawn from: of a COCOResult a part, here all."""
+        return self
 
     def curve(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (recall, precision, scores) of one class, best score first."""
@@ -89,17 +94,13 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
         raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if not 0 < iou <= 1:
         raise UserError(f"iou {iou:g} is not above 0 and up to 1")
-    check_detections(detections)
-    _check_range(truth.labels, len(truth.classes), "truth.labels")
-    _check_range(truth.image, len(truth.ids), "truth.image")
-    labels = _rename(detections.labels, detections.classes, truth.classes, "class")
-    image = _rename(detections.image, detections.ids, truth.ids, "image")
+    labels, image = join(detections, truth)
 
     classes = len(truth.classes)
     npos = torch.bincount(truth.labels[~truth.ignore], minlength=classes)
     match = _best_object(detections.boxes, image * classes + labels, truth, iou)
 
-    order = _by_class_and_score(labels, detections.scores)
+    order = by_class_and_score(labels, detections.scores)
     match = match[order]
     labels, scores = labels[order], detections.scores[order]
     objects = len(truth.labels)
@@ -137,53 +138,6 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
     )
 
 
-def check_detections(detections: DetectionSet) -> None:
-    """Raise UserError for a score or box that is not finite, ValueError for a label or image out of range."""
-    _check_range(detections.labels, len(detections.classes), "detections.labels")
-    _check_range(detections.image, len(detections.ids), "detections.image")
-    for name, values in (("score", detections.scores.unsqueeze(1)), ("box", detections.boxes)):
-        # the smallest and the largest of values are NaN where any is
-        if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
-            row = int((~values.isfinite().all(1)).nonzero()[0])
-            label, image = int(detections.labels[row]), int(detections.image[row])
-            shown = ", ".join(f"{value:g}" for value in values[row].tolist())
-            raise UserError(
-                f"detection of {detections.classes[label]!r} in image {detections.ids[image]!r}: "
-                f"its {name} ({shown}) is not finite"
-            )
-
-
-def _check_range(values: Tensor, stop: int, name: str) -> None:
-    if len(values):
-        low, high = (int(value) for value in values.aminmax())
-        if low < 0 or high >= stop:
-            raise ValueError(f"{name}: expected values from 0 to {stop - 1}, got {low} to {high}")
-
-
-def _rename(index: Tensor, names: tuple[str, ...], known: tuple[str, ...], what: str) -> Tensor:
-    """Turn indices into `names` into indices into `known`."""
-    if names == known:
-        return index
-    position = {name: place for place, name in enumerate(known)}
-    for name in names:
-        if name not in position:
-            hint = did_you_mean(name, known) if what == "class" else ""
-            raise UserError(f"detections have the {what} {name!r}, which the data set does not have{hint}")
-    return torch.tensor([position[name] for name in names], dtype=torch.int64, device=index.device)[index]
-
-
-def _by_class_and_score(labels: Tensor, scores: Tensor) -> Tensor:
-    """Return the order by class, then from the best score down, equal scores as given.
-
-    Sorts the scores' bits as integers, five times as fast as floats on a CPU.
-    """
-    bits = (scores.double() + 0.0).view(torch.int64)  # + 0.0: minus zero becomes zero
-    # the bits of floats compare like integers once those of negative ones, sign apart, are turned around
-    descending = ~torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
-    order = descending.sort(stable=True).indices
-    return order[labels[order].sort(stable=True).indices]
-
-
 def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> Tensor:
     """Return (D,) the object that each detection overlaps most, len(truth.labels) where no IoU reaches `iou`.
 
@@ -192,20 +146,8 @@ def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> T
     objects, classes = len(truth.labels), len(truth.classes)
     best_object = torch.full_like(group, objects)
     owner = truth.image * classes + truth.labels
-    by_group = owner.sort(stable=True).indices
-    count = torch.bincount(owner, minlength=len(truth.ids) * classes)
-    start = count.cumsum(0) - count
-    compared = count[group].nonzero().squeeze(1) if objects else group[:0]
-    pairs = count[group[compared]].cumsum(0)
-    parts = int(pairs[-1]) // PAIRS if len(pairs) else 0
     truth_boxes = truth.boxes.T.double().contiguous()
-    limits = torch.arange(1, parts + 1, device=pairs.device) * PAIRS
-    for part in torch.tensor_split(compared, torch.searchsorted(pairs, limits).cpu()):
-        each = count[group[part]]
-        offset = each.cumsum(0) - each
-        row = torch.repeat_interleave(each)
-        place = torch.arange(len(row), device=row.device) + (start[group[part]] - offset)[row]
-        candidate = by_group[place]
+    for part, row, candidate in candidates(group, owner, len(truth.ids) * classes):
         overlap = _iou(boxes[part].T.double().index_select(1, row), truth_boxes.index_select(1, candidate))
         best = torch.zeros(len(part), dtype=torch.float64, device=row.device)
         best.scatter_reduce_(0, row, overlap, "amax")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,16 @@ import pytest
 import torch
 
 from detkit.cli import main
+from detkit.cli.evaluate import _only
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOCDataset
 from detkit.engine import checkpoint
-from detkit.evaluation import read_comp4, voc_ap, write_comp4, write_detections
+from detkit.evaluation import pycocotools_summary, read_comp4, voc_ap, write_comp4, write_detections
 from detkit.models import build_detector
 from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
 from tests.evaluation import reference
-from tests.evaluation.sets import detection_set
+from tests.evaluation.sets import detection_set, truth_set
 
 DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 IDS, CLASSES = ("1", "2", "3"), ("cat", "dog", "owl")
@@ -98,6 +100,30 @@ def test_stored_detections(source: str, root: Path, found: Path, tmp_path: Path,
     assert json.loads((out / "metrics.json").read_text())["AP"] == metrics["AP"]
 
 
+def test_cocos_numbers(root: Path, found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ("--detections", found, "--dataset", root, "--metric", "coco", "--reference")
+    assert evaluate(*arguments, "--classes", "cat,dog,owl", "--out", tmp_path / "out") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {"metric": "coco", "images": 3, "APl": None, "AR100": 1, "split": "test"}.items() <= metrics.items()
+    assert [metrics["mAP"], metrics["AP50"]] == pytest.approx([1, 1])
+    assert metrics["AP"] == {"cat": pytest.approx(1), "dog": pytest.approx(1), "owl": None}
+    assert {path.name for path in (tmp_path / "out" / "pr").iterdir()} == {"all.png", "cat.png", "dog.png"}
+    screen = capsys.readouterr().out
+    for part in ("IoU 0.50 to 0.95", "pycocotools", "0 of 12 numbers differ"):
+        assert part in screen
+
+
+def test_a_difference_from_the_reference_is_told_in_the_status(
+    root: Path, found: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def wrong(*arguments) -> dict[str, float]:
+        return {**pycocotools_summary(*arguments), "AP75": 0.999998, "ARl": 0.0}
+
+    monkeypatch.setattr("detkit.evaluation.pycocotools_summary", wrong)
+    assert evaluate("--detections", found, "--dataset", root, "--metric", "coco", "--reference") == 1
+    assert "2 of 12 numbers differ" in capsys.readouterr().out
+
+
 def test_without_out_nothing_is_written(root: Path, found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
@@ -111,6 +137,14 @@ def test_some_classes_alone(source: str, root: Path, found: Path, tmp_path: Path
     assert evaluate("--detections", found / source, "--dataset", root, "--classes", "dog, cat", "--out", out) == 0
     assert list(json.loads((out / "metrics.json").read_text())["AP"]) == ["dog", "cat"]
     assert json.loads((out / "detections.json").read_text())["classes"] == ["dog", "cat"]
+
+
+def test_areas_stay_with_the_objects_of_some_classes():
+    truth = truth_set([("a", "cat", (0, 0, 9, 9)), ("a", "dog", (0, 0, 8, 8)), ("b", "dog", (0, 0, 7, 7))])
+    assert _only(truth, ("dog",)).area is None
+    kept = _only(replace(truth, area=torch.tensor([1.0, 2.0, 3.0])), ("dog",))
+    assert kept.area is not None
+    assert (kept.area.tolist(), kept.labels.tolist()) == ([2, 3], [0, 0])
 
 
 def test_detections_of_more_classes_than_the_data_set_has(root: Path, tmp_path: Path):
@@ -133,7 +167,8 @@ def test_wrong_calls_end_in_one_line(root: Path, found: Path, tmp_path: Path, ca
     assert "what to evaluate?" in failure(capsys)
     assert "--detections needs --dataset ROOT" in failure(capsys, *stored)
     assert "did you mean 'voc07'" in failure(capsys, *scored, "--metric", "voc2007")
-    assert "not one of voc07, voc" in failure(capsys, *scored, "--metric", "coco")
+    assert "not one of voc07, voc, coco" in failure(capsys, *scored, "--metric", "mAP")
+    assert "the metric here is voc07" in failure(capsys, *scored, "--reference")
     assert "no data set at" in failure(capsys, *stored, "--dataset", tmp_path / "nowhere")
     assert "no split 'tset'" in failure(capsys, *scored, "--split", "tset")
     assert "image '2' is not in the data set's split" in failure(
@@ -194,6 +229,13 @@ def test_a_checkpoint(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest
     assert json.loads((again / "metrics.json").read_text())["AP"] == metrics["AP"]
 
 
+def test_a_checkpoint_by_cocos_metric(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    weights, _ = trained
+    assert evaluate(weights, "evaluate.metric=coco", "--reference") == 0
+    assert "0 of 12 numbers differ" in capsys.readouterr().out
+    assert "--reference goes with --metric coco" in failure(capsys, weights, "--reference")
+
+
 def test_a_checkpoint_on_another_split(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     weights, _ = trained
     assert evaluate(weights, "--split", "val") == 0
@@ -251,6 +293,12 @@ def test_the_official_figures(metric: str, key: str, voc07: Path, tmp_path: Path
     close = 1e-9 if metric == "voc07" else 2e-6
     for name, ap in metrics["AP"].items():
         assert ap == pytest.approx(expected["AP"][name][key], abs=close), name
+
+
+@needs_voc07
+def test_pycocotools_on_yolos_detections(voc07: Path):
+    arguments = ("--detections", voc07 / "detections", "--dataset", voc07, "--metric", "coco", "--reference")
+    assert evaluate(*arguments) == 0
 
 
 @needs_voc07

@@ -70,6 +70,17 @@ def test_the_best_on_val_is_kept(
     assert json.loads((folder / "metrics.json").read_text())["checkpoint"] == str(folder / "best.pt")
 
 
+def test_the_best_by_cocos_metric(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train("evaluate.metric=coco", "--out", folder) == 0
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    aps = {line["iteration"]: line["mAP"] for line in lines if "mAP" in line}
+    assert checkpoint.load(folder / "best.pt")["iteration"] == max(aps, key=aps.__getitem__)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["metric"] == "coco"
+    assert 0 < metrics["mAP"] < metrics["AP50"]
+
+
 def test_a_resumed_run_knows_what_was_best(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_aps(monkeypatch, 0.9, 0.3, 0.5)
     Toy.signal_at = (10, signal.SIGTERM)

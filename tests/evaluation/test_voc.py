@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.errors import UserError
-from detkit.evaluation import voc, voc_ap
+from detkit.evaluation import flat, voc_ap
 from detkit.structures import DetectionSet, TruthSet
 from tests.evaluation.reference import voc_ap_loops
 from tests.evaluation.sets import detection_set, truth_set
@@ -228,7 +228,7 @@ def random_sets(random: np.random.Generator) -> tuple[DetectionSet, TruthSet]:
 def test_equals_the_kit_as_slow_loops(device: str, metric: str, seed: int, iou: float, pairs: int):
     found, truth = random_sets(np.random.default_rng(seed))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(voc, "PAIRS", pairs)
+        patch.setattr(flat, "PAIRS", pairs)
         result = voc_ap(found.to(device), truth.to(device), iou=iou, metric=metric)
     expected = voc_ap_loops(found, truth, iou, metric)
     assert result.ap.tolist() == pytest.approx(expected, abs=1e-12, nan_ok=True)
