@@ -1,6 +1,6 @@
 """Networks that turn an image into feature maps, by name."""
 
-from detkit.backbones import mobilenet, resnet, tiny, vgg
+from detkit.backbones import darknet, mobilenet, resnet, tiny, vgg
 from detkit.backbones.base import Backbone, FeatureInfo, fully_connected
 from detkit.backbones.registry import BACKBONES
 from detkit.backbones.weights import load_weights
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 # importing a family's file registers its names
-FAMILIES = (mobilenet, resnet, tiny, vgg)
+FAMILIES = (darknet, mobilenet, resnet, tiny, vgg)
 
 
 def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:

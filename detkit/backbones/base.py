@@ -19,12 +19,14 @@ class Backbone(nn.Module):
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
     large: maps of much larger values than the deeper ones, which SSD L2-normalises.
+    darknet: whether its layers are registered in the order of darknet's `.weights` files.
     region: the map that single-map region detectors pool from. width: of `fully_connected` layers above it.
     """
 
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
     large: ClassVar[tuple[str, ...]] = ()
+    darknet: ClassVar[bool] = False
     region: ClassVar[str] = "c4"
     width: ClassVar[int] = 1024
 

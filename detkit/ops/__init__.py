@@ -11,18 +11,22 @@ from detkit.ops.nms import nms, nms_dense
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import short_side_scale, sppnet_scale
+from detkit.ops.yolo import Cells, assign_cells, decode_cells, yolo_loss
 
 __all__ = [
     "BACKGROUND",
     "IGNORED",
     "BoxCoder",
+    "Cells",
     "Match",
     "area",
+    "assign_cells",
     "box_iou",
     "clip",
     "crop_warp",
     "crops_at_once",
     "cxcywh_to_xyxy",
+    "decode_cells",
     "default_boxes",
     "feature_scale",
     "fit_ridge",
@@ -50,4 +54,5 @@ __all__ = [
     "sppnet_scale",
     "world_mean",
     "xyxy_to_cxcywh",
+    "yolo_loss",
 ]
