@@ -7,7 +7,7 @@ is not taken over.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -26,10 +26,14 @@ POOL = {"size": "2", "stride": "2"}
 CONVOLUTION = {"batch_normalize": "1", "pad": "1", "activation": "leaky"}
 LOCAL = {"size": str(LOCAL_KERNEL), "stride": "1", "pad": "1", "activation": "leaky"}
 DETECTION = {"coords": "4", "softmax": "0", "sqrt": "1", "rescore": "1", "object_scale": "1", "class_scale": "1"}
-DEFAULTS = dict(
-    pair.split("=")
-    for pair in ["batch_normalize=0", "pad=0", "size=1", "stride=1", "filters=1", "output=1", "activation=logistic", "probability=.5", "coords=1", "softmax=0", "sqrt=0", "rescore=0", "object_scale=1", "class_scale=1", "coord_scale=1", "noobject_scale=1", "classes=1", "num=1", "side=7"]
-)
+DEFAULTS = {
+    "activation": "logistic",
+    "probability": ".5",
+    "side": "7",
+    **dict.fromkeys(("batch_normalize", "pad", "softmax", "sqrt", "rescore"), "0"),
+    **dict.fromkeys(("size", "stride", "filters", "output", "coords", "classes", "num"), "1"),
+    **dict.fromkeys(("object_scale", "class_scale", "coord_scale", "noobject_scale"), "1"),
+}
 
 
 class Section(NamedTuple):
@@ -123,14 +127,15 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
     while layers[0].name in ("connected", "dropout"):
         layer = layers.pop(0)
         if layer.name == "connected":
-            layer.expect({"activation": "linear" if layers[0].name == "detection" else "leaky"}, ["output"])
+            last = layers[0].name not in ("connected", "dropout")
+            layer.expect({"activation": "linear" if last else "leaky"}, ["output"])
             units.append(layer)
         else:
             layer.expect({}, ["probability"])
             config.dropout = layer.number("probability")
-            if [after.name for after in layers[:2]] != ["connected", "detection"]:
+            if layers[0].name != "connected" or layers[1].name in ("connected", "dropout"):
                 raise UserError(f"{layer.place}: [dropout] is read before the last [connected] only")
-    if not units or layers[0].name != "detection":
+    if not units or [layer.name for layer in layers] != ["detection", "end"]:
         raise UserError(f"{layers[0].place}: [{layers[0].name}], where YOLOv1 has [connected] and then [detection]")
     detection = layers.pop(0)
     detection.expect(DETECTION, ["classes", "side", "num", "jitter", "noobject_scale", "coord_scale"])
@@ -157,7 +162,7 @@ def write_cfg(detector: Detector) -> str:
         raise UserError(f"darknet's files hold a whole {' or '.join(BACKBONES)}, not this {c.backbone.name}")
     if c.head != "fc" or c.batch_norm is False:
         raise UserError("darknet's files hold a YOLOv1 with model.head=fc and batch norm")
-    parts = [("net", {"height": c.size, "width": c.size, "channels": 3})]
+    parts: list[tuple[str, dict[str, Any]]] = [("net", {"height": c.size, "width": c.size, "channels": 3})]
     for number, stage in enumerate(BACKBONES[c.backbone.name]):
         parts += [("maxpool", POOL)] * (number > 0)
         parts += [_convolution_options(*layer) for layer in stage]
@@ -200,7 +205,7 @@ def _convolution(section: Section) -> tuple[int, int, int]:
     return section.whole("filters"), section.whole("size"), section.whole("stride")
 
 
-def _convolution_options(channels: int, kernel: int, stride: int) -> tuple[str, dict]:
+def _convolution_options(channels: int, kernel: int, stride: int) -> tuple[str, dict[str, Any]]:
     return "convolutional", {**CONVOLUTION, "filters": channels, "size": kernel, "stride": stride}
 
 
