@@ -18,7 +18,7 @@ from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
 from detkit.files import read_text, write_atomic
 from detkit.models import Detector, build_detector
-from detkit.models.yolov1 import LOCAL_KERNEL, YOLOv1Config
+from detkit.models.yolov1 import LOCAL_KERNEL, UNIT, YOLOv1Config
 
 BACKBONES: dict[str, Stages] = {"darknet_yolov1": YOLOV1, "darknet_yolov1_tiny": YOLOV1_TINY}
 POOL = {"size": "2", "stride": "2"}
@@ -162,6 +162,8 @@ def write_cfg(detector: Detector) -> str:
         raise UserError(f"darknet's files hold a whole {' or '.join(BACKBONES)}, not this {c.backbone.name}")
     if c.head != "fc" or c.batch_norm is False:
         raise UserError("darknet's files hold a YOLOv1 with model.head=fc and batch norm")
+    if (tuple(detector.input.mean), tuple(detector.input.std)) != UNIT:
+        raise UserError("darknet's files hold a YOLOv1 that sees RGB / 255: model.mean and model.std of 0 and 1")
     parts: list[tuple[str, dict[str, Any]]] = [("net", {"height": c.size, "width": c.size, "channels": 3})]
     for number, stage in enumerate(BACKBONES[c.backbone.name]):
         parts += [("maxpool", POOL)] * (number > 0)

@@ -1,6 +1,7 @@
 """Whole detectors in darknet's files: cfg and weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,7 @@ def test_a_detector_that_darknet_has_no_layers_for(tmp_path: Path) -> None:
         YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], head="conv"),
         YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], hidden=[], feature="c5"),
         YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], hidden=[], batch_norm=False),
+        replace(CONFIG, mean=(0.5, 0.5, 0.5)),
     ]
     for config in others:
         with pytest.raises(UserError, match="darknet's files hold"):
