@@ -82,7 +82,8 @@ class TrainConfig:
 
     iterations: optimiser steps. batch: images a step over all processes. bias_lr: factor on the rate of biases,
     which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone.
-    milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up.
+    milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up,
+    which begins at warmup_lr.
     amp: number format of the network, none = float32; auto is bf16 where the device multiplies it fast, else none.
     clip: largest gradient norm. accumulate: micro-batches a step. ema: decay of the averaged weights, 0 = none.
     evaluate_every, save_every: iterations, 0 = only at the end.
@@ -100,6 +101,7 @@ class TrainConfig:
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.1
     warmup: int = 0
+    warmup_lr: float = 0.0
     amp: str = "none"
     channels_last: bool = True
     clip: float | None = None
@@ -119,7 +121,16 @@ class TrainConfig:
         for key in ("iterations", "batch", "accumulate"):
             if getattr(self, key) != MISSING:
                 _at_least(f"train.{key}", getattr(self, key), 1)
-        for key in ("warmup", "evaluate_every", "save_every", "workers", "ema", "weight_decay", "momentum"):
+        for key in (
+            "warmup",
+            "warmup_lr",
+            "evaluate_every",
+            "save_every",
+            "workers",
+            "ema",
+            "weight_decay",
+            "momentum",
+        ):
             _at_least(f"train.{key}", getattr(self, key), 0)
         for key in ("lr", "gamma"):
             _positive(f"train.{key}", getattr(self, key))

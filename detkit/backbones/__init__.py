@@ -2,6 +2,7 @@
 
 from detkit.backbones import (
     alexnet,
+    darknet,
     darknet19,
     efficientnet_lite,
     inception,
@@ -30,7 +31,20 @@ __all__ = [
 ]
 
 # importing a family's file registers its names
-FAMILIES = (alexnet, darknet19, efficientnet_lite, inception, mobilenet, nin, resnet, squeezenet, tiny, vgg, zfnet)
+FAMILIES = (
+    alexnet,
+    darknet,
+    darknet19,
+    efficientnet_lite,
+    inception,
+    mobilenet,
+    nin,
+    resnet,
+    squeezenet,
+    tiny,
+    vgg,
+    zfnet,
+)
 
 
 def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:

@@ -19,6 +19,7 @@ class Backbone(nn.Module):
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
     large: maps of much larger values than the deeper ones, which SSD L2-normalises.
+    darknet: whether its layers are registered in the order of darknet's `.weights` files.
     region: the map that single-map region detectors pool from. region_centre: the pixel coordinate under the middle of
     its cell 0, in continuous pixels (pixel i spans i to i + 1), as `ops.spp_pool` takes it; cell i has it at
     region_centre + i * stride. Networks whose strided layers have odd kernels, padded by half of them, have .5.
@@ -30,6 +31,7 @@ class Backbone(nn.Module):
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
     large: ClassVar[tuple[str, ...]] = ()
+    darknet: ClassVar[bool] = False
     region: ClassVar[str] = "c4"
     region_centre: ClassVar[float] = 0.5
     tail_size: ClassVar[int | None] = None

@@ -10,22 +10,29 @@ from torch import Tensor
 from torchvision.models import get_weight
 
 from detkit.backbones.base import Backbone
+from detkit.backbones.darknet_file import read_weights
 from detkit.errors import UserError
 
 WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
 UNIMPORTANT = ".num_batches_tracked"
+DARKNET = ".weights"
 
 
 def load_weights(backbone: Backbone, weights: str) -> None:
     """Load `imagenet` or a file into a backbone and print what fitted.
 
     A file may hold torchvision's keys, any of them nested under a common wrapper, or a detkit checkpoint, whose
-    backbone is taken. Raises UserError where there is no such file, where it can't be read, and where no tensor of it,
-    or one of another shape, fits the backbone.
+    backbone is taken; or be one of darknet's `.weights`, of which a backbone of that family takes the first layers.
+    Raises UserError where there is no such file, where it can't be read, and where no tensor of it, or one of another
+    shape, fits the backbone.
     """
     if weights == "imagenet":
         source, state = backbone.published() or _torchvisions(backbone)
+    elif not Path(weights).is_file():
+        raise UserError(f"model.backbone.weights: no file {weights}; give a path, or imagenet, or null")
+    elif weights.endswith(DARKNET):
+        source, state = weights, _read_darknet(backbone, Path(weights))
     else:
         source, state = weights, _read(Path(weights))
     state = backbone.convert(state)
@@ -70,9 +77,13 @@ def _torchvisions(backbone: Backbone) -> tuple[str, dict[str, Tensor]]:
         ) from None
 
 
+def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+    if not backbone.darknet:
+        raise UserError(f"{path}: darknet's weights fit its own networks, such as darknet_yolov1, not this backbone")
+    return read_weights(path, backbone, whole=False)[0]
+
+
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"model.backbone.weights: no file {path}; give a path, or imagenet, or null")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):

@@ -101,7 +101,15 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
 def load_detector(
     path: str | Path, device: torch.device | str = "cpu", overrides: list[str] | None = None
 ) -> tuple["Detector", Config]:
-    """Rebuild a detector, in evaluation mode, from a checkpoint alone; `overrides` are `key=value` arguments."""
+    """Rebuild a detector, in evaluation mode, from a checkpoint alone; `overrides` are `key=value` arguments.
+
+    A YOLOv1 of darknet's stands for one, too: a `.weights` file with its `.cfg` beside it, see models/yolov1_darknet.py
+    """
+    if str(path).endswith(".weights"):
+        from detkit.models.yolov1_darknet import load_darknet
+
+        detector, config = load_darknet(path, overrides)
+        return detector.to(device).eval(), config
     content = load(path, device)
     detector, config = build(content, path, overrides)
     return detector.to(device).eval(), config

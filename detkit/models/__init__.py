@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd
+from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1
 from detkit.models.base import SGD, Detector
 from detkit.models.compress import restructure
 from detkit.models.postprocess import postprocess
@@ -13,7 +13,7 @@ from detkit.models.registry import MODELS
 __all__ = ["MODELS", "SGD", "Detector", "build_detector", "list_models", "model_config_type", "postprocess"]
 
 # importing a file registers its names
-PAPERS = (fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd)
+PAPERS = (fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1)
 
 
 def model_config_type(name: str) -> type:

@@ -20,18 +20,22 @@ from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
 from detkit.ops.svd import truncated_svd
+from detkit.ops.yolo import Cells, assign_cells, decode_cells, yolo_loss
 
 __all__ = [
     "BACKGROUND",
     "IGNORED",
     "BoxCoder",
+    "Cells",
     "Match",
     "area",
+    "assign_cells",
     "box_iou",
     "clip",
     "crop_warp",
     "crops_at_once",
     "cxcywh_to_xyxy",
+    "decode_cells",
     "default_boxes",
     "feature_scale",
     "fit_ridge",
@@ -62,4 +66,5 @@ __all__ = [
     "truncated_svd",
     "world_mean",
     "xyxy_to_cxcywh",
+    "yolo_loss",
 ]

@@ -37,6 +37,11 @@ def test_cosine_after_warmup() -> None:
     assert rates[109] == pytest.approx(1 + math.cos(math.pi * 0.99))
 
 
+def test_warmup_from_another_rate() -> None:
+    config = TrainConfig(iterations=9, lr=0.01, schedule="steps", milestones=[7], warmup=3, warmup_lr=0.001)
+    assert [learning_rate(config, i) for i in (0, 2, 3, 6, 7)] == pytest.approx([0.004, 0.01, 0.01, 0.01, 0.001])
+
+
 def test_warmup_longer_than_the_run() -> None:
     config = TrainConfig(iterations=5, lr=1.0, warmup=10)
     assert [learning_rate(config, at) for at in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])

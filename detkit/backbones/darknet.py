@@ -1,0 +1,110 @@
+"""The networks of YOLOv1 (Redmon et al., CVPR 2016, section 2.1), as the authors' program darknet has them.
+
+The paper's 24 convolutions are 20 that are pretrained on ImageNet, here, and 4 that the detection head adds; Fast
+YOLO's 9 are 7 and 2. Unlike in the paper, every convolution has batch norm, as in the configurations that darknet has
+had since 2016 and in the weights that it publishes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.registry import BACKBONES
+
+SLOPE = 0.1  # of the leaky rectifier, section 2.2, equation 2
+# stages, which begin with a 2x2 pool except the first; each convolution is (channels, kernel, stride)
+Stages = Sequence[Sequence[tuple[int, int, int]]]
+YOLOV1: Stages = (
+    ((64, 7, 2),),
+    ((192, 3, 1),),
+    ((128, 1, 1), (256, 3, 1), (256, 1, 1), (512, 3, 1)),
+    (*((256, 1, 1), (512, 3, 1)) * 4, (512, 1, 1), (1024, 3, 1)),
+    ((512, 1, 1), (1024, 3, 1)) * 2,
+)
+YOLOV1_TINY: Stages = tuple(((channels, 3, 1),) for channels in (16, 32, 64, 128, 256, 512, 1024))
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool = True) -> nn.Sequential:
+    """A convolution that keeps the size but for its stride, batch norm, and the leaky rectifier."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
+    nn.init.kaiming_normal_(layer.weight, SLOPE)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+    return nn.Sequential(layer, *norm, nn.LeakyReLU(SLOPE, inplace=True))
+
+
+class LocallyConnected(nn.Module):
+    """A padded convolution of stride 1 with weights of its own for each place of a map of `size`, height and width.
+
+    weight: (places, outputs, inputs * kernel * kernel); bias: (outputs, height, width).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.weight = nn.Parameter(torch.empty(size[0] * size[1], outputs, inputs * kernel * kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs, *size))
+        nn.init.normal_(self.weight, std=(2 / ((1 + SLOPE**2) * self.weight.shape[2])) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, height, width) -> (B, outputs, height, width)."""
+        windows = F.unfold(x, self.kernel, padding=self.kernel // 2)
+        # one matrix product a place: (places, outputs, K) x (places, K, B)
+        out = torch.bmm(self.weight, windows.permute(2, 1, 0))
+        return out.permute(2, 1, 0).reshape(len(x), *self.bias.shape) + self.bias
+
+
+class Darknet(Backbone):
+    """Features c2 (stride 4), c3 (8), c4 (16), c5 (32) and so on: the last map before each pool, and the last one."""
+
+    darknet: ClassVar[bool] = True
+
+    def __init__(self, stages: Stages) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        info, inputs, stride = [], 3, 1
+        for number, convolutions in enumerate(stages):
+            stage = nn.Sequential()
+            if number > 0:
+                stage.append(nn.MaxPool2d(2))
+                stride *= 2
+            for outputs, kernel, step in convolutions:
+                stage.append(convolution(inputs, outputs, kernel, step))
+                inputs, stride = outputs, stride * step
+            self.layers.append(stage)
+            if stride >= 4:
+                info.append(FeatureInfo(f"c{stride.bit_length() - 1}", inputs, stride))
+        self.info = tuple(info)
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def cut(self, name: str) -> None:
+        behind = len(self.info)
+        super().cut(name)
+        self.layers = self.layers[: len(self.layers) - behind + len(self.info)]
+
+    def tail(self, size: int) -> nn.Module:
+        """The layers behind c4 and global average pooling; they halve the size at each pool."""
+        stages = list(self.layers)
+        self.cut(self.region)
+        return nn.Sequential(*stages[len(self.layers) :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        skipped = len(self.layers) - len(self.info)
+        for number, stage in enumerate(self.layers):
+            x = stage(x)
+            if number >= skipped:
+                maps[self.info[number - skipped].name] = x
+        return maps
+
+
+BACKBONES.register("darknet_yolov1")(partial(Darknet, YOLOV1))
+BACKBONES.register("darknet_yolov1_tiny")(partial(Darknet, YOLOV1_TINY))

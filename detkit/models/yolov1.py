@@ -1,0 +1,220 @@
+"""YOLOv1: You Only Look Once (Redmon et al., CVPR 2016), beside the paper from top to bottom.
+
+Where the paper and the authors' program darknet differ or say nothing, and what detkit does:
+- Of two objects whose centres share a cell, one of them at random is that cell's, drawn anew at every visit (darknet).
+- Where no box of a cell overlaps its object, the one of least RMSE is responsible (darknet).
+- Losses are half of equation 3, averaged over the images, to which the published learning rates belong (darknet).
+- Difficult objects are not trained on (`data.difficult: false`, darknet); a cell with such objects only has no loss,
+  where in darknet it is background.
+- Outputs are linear, so scores may be a little more than 1; a negative confidence or class score counts as 0, lest the
+  product of two be a detection.
+- Every convolution has batch norm (darknet's configurations since 2016), which the paper's network had not.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from detkit.backbones import create_backbone
+from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
+from detkit.config import BackboneConfig
+from detkit.errors import UserError
+from detkit.models.base import Detector
+from detkit.models.registry import MODELS
+from detkit.ops import Cells, assign_cells, decode_cells, yolo_loss
+from detkit.structures import Images, InputSpec, Predictions, Targets
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # darknet's networks see RGB / 255
+CELLS = 7  # a side, in the paper
+LOCAL_KERNEL = 3
+START = 0.5  # what boxes are predicted at first: the cell's centre, a quarter of the image
+
+
+@dataclass
+class YOLOv1Config:
+    """The defaults are YOLO for VOC (sections 2.1 and 2.2).
+
+    size: side of the stretched input, pixels; mean, std: null = 0 and 1 for darknet's backbones, else ImageNet's.
+    feature: the backbone's map, null = the last. convolutions: of the head, each [channels, kernel, stride], null = as
+    `published_convolutions`; batch_norm: whether they have it, null = if the backbone has.
+    head: `fc`, fully connected layers, or `conv`, a 1x1 convolution. local: channels of a locally connected 3x3 layer
+    in front of the fully connected ones, 0 = none. hidden: units of these but the last. dropout: before the last.
+    grid: cells a side, S; null = the side of the head's last map, which `conv` always has. boxes: a cell, B.
+    coord, noobj: the weights lambda of the loss.
+    """
+
+    name: str = "yolov1"
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("darknet_yolov1"))
+    size: int = 448
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    feature: str | None = None
+    convolutions: list[list[int]] | None = None
+    batch_norm: bool | None = None
+    head: str = "fc"
+    local: int = 0
+    hidden: list[int] = field(default_factory=lambda: [4096])
+    dropout: float = 0.5
+    grid: int | None = None
+    boxes: int = 2
+    coord: float = 5.0
+    noobj: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.head not in ("fc", "conv"):
+            raise UserError(f"model.head: {self.head!r} is not one of fc, conv")
+        for key in ("size", "boxes", "grid"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"model.{key}: {value} is less than 1")
+        for spec in self.convolutions or []:
+            if len(spec) != 3 or min(spec) < 1 or spec[1] % 2 == 0:
+                raise UserError(f"model.convolutions: {spec} is not [channels, odd kernel, stride]")
+        if any(units < 1 for units in self.hidden):
+            raise UserError(f"model.hidden: {self.hidden} are not numbers of units")
+        if self.local < 0:
+            raise UserError(f"model.local: {self.local} is less than 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout: {self.dropout} is not in [0, 1)")
+
+
+def published_convolutions(side: int) -> list[list[int]]:
+    """Return the head's four convolutions for a backbone's map of `side` cells (section 2.1, figure 3).
+
+    The paper's has 14, which the second one halves to 7; from larger maps others halve too, first the first.
+    """
+    strides = [1, 1, 1, 1]
+    for number in (1, 0, 2, 3):
+        if side >= 2 * CELLS:
+            strides[number], side = 2, (side + 1) // 2
+    return [[1024, 3, stride] for stride in strides]
+
+
+class FullyConnectedHead(nn.Sequential):
+    """Fully connected layers on the whole map (2.1): the last gives class scores, confidences, boxes, as darknet's."""
+
+    def __init__(self, channels: int, side: int, outputs: int, config: YOLOv1Config) -> None:
+        super().__init__()
+        if config.local:
+            self.append(LocallyConnected(channels, config.local, LOCAL_KERNEL, (side, side)))
+            self.append(nn.LeakyReLU(SLOPE, inplace=True))
+            channels = config.local
+        self.append(nn.Flatten())
+        inputs = channels * side * side
+        for units in config.hidden:
+            layer = nn.Linear(inputs, units)
+            nn.init.kaiming_normal_(layer.weight, SLOPE)
+            nn.init.zeros_(layer.bias)
+            self.extend((layer, nn.LeakyReLU(SLOPE, inplace=True)))
+            inputs = units
+        self.append(nn.Dropout(config.dropout))
+        self.last = nn.Linear(inputs, outputs)
+
+
+@MODELS.register("yolov1")
+class YOLOv1(Detector):
+    """Backbone, four convolutions, and a fully connected or convolutional output for S x S cells."""
+
+    config_type = YOLOv1Config
+
+    def __init__(self, config: YOLOv1Config, classes: tuple[str, ...]) -> None:
+        backbone = create_backbone(config.backbone)
+        mean, std = UNIT if backbone.darknet else IMAGENET
+        spec = InputSpec((config.size, config.size), config.mean or mean, config.std or std)
+        super().__init__(config, classes, spec)
+        c = self.config = config
+        self.backbone = backbone
+
+        # 2.1 network design
+        known = {info.name: info for info in backbone.info}
+        self.feature = c.feature or backbone.info[-1].name
+        if self.feature not in known:
+            raise UserError(f"model.feature: {c.backbone.name} gives the maps {', '.join(known)}, not {c.feature!r}")
+        backbone.cut(self.feature)
+        batch_norm = c.batch_norm
+        if batch_norm is None:
+            batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+        channels = known[self.feature].channels
+        self.convolutions = nn.Sequential()
+        layers = c.convolutions
+        for outputs, kernel, stride in published_convolutions(self.map_side()) if layers is None else layers:
+            self.convolutions.append(convolution(channels, outputs, kernel, stride, batch_norm))
+            channels = outputs
+        side = self.map_side()
+        self.single_cell_norm = batch_norm and len(self.convolutions) > 0 and side == 1
+
+        # 2 unified detection: in each cell B boxes with a confidence, and C class scores
+        self.grid = c.grid or side
+        self.parts = (len(classes), c.boxes, c.boxes * 4)
+        if c.head == "fc":
+            self.head = FullyConnectedHead(channels, side, self.grid**2 * sum(self.parts), c)
+            last = self.head.last
+        elif self.grid == side:
+            self.head = last = nn.Conv2d(channels, sum(self.parts), 1)
+        else:
+            raise UserError(
+                f"model.grid: {c.grid}, but the convolutions lead to a map of {side} x {side}; "
+                "change model.size or model.convolutions, or take model.head=fc"
+            )
+        self.initialise(last)
+
+    @torch.no_grad()
+    def initialise(self, last: nn.Linear | nn.Conv2d) -> None:
+        """Let the output begin near: nothing there, of no class, and boxes of START, which overlap what is there."""
+        nn.init.normal_(last.weight, std=0.1 / math.sqrt(last.weight[0].numel()))
+        assert last.bias is not None
+        count = len(last.bias) * self.parts[2] // sum(self.parts)
+        last.bias.zero_()
+        last.bias[-count:] = START
+
+    @torch.no_grad()
+    def map_side(self) -> int:
+        """Return the cells along a side of the head's map so far, by a pass through the network."""
+        training = self.training
+        self.eval()
+        x = self.map(torch.zeros(1, 3, *self.input.size))
+        self.train(training)
+        if x.shape[-1] < 1:
+            raise UserError(f"model.size: {self.input.size[0]} pixels leave no cell of the backbone's map")
+        return x.shape[-1]
+
+    def map(self, pixels: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> the map that the output is computed from."""
+        return self.convolutions(self.backbone(pixels)[self.feature])
+
+    def network(self, pixels: Tensor) -> Cells:
+        """Normalised images -> raw outputs for each cell."""
+        x = self.head(self.map(pixels))
+        batch, cells = len(x), self.grid**2
+        if x.ndim == 4:
+            parts = x.permute(0, 2, 3, 1).split(self.parts, -1)
+        else:
+            parts = x.split([cells * part for part in self.parts], -1)
+        classes, confidence, boxes = parts
+        return Cells(
+            boxes.reshape(batch, cells, -1, 4), confidence.reshape(batch, cells, -1), classes.reshape(batch, cells, -1)
+        )
+
+    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        """Which object a cell answers for, and the five terms of the loss (2.2, equation 3)."""
+        if self.training and self.single_cell_norm and len(images) == 1:
+            raise UserError(
+                "train.batch: one image a step (of a process and micro-batch) gives the batch norm of the single cell "
+                "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
+            )
+        cells = self.network(self.normalise(images))
+        priority = torch.rand(targets.labels.shape, device=targets.labels.device)
+        index = assign_cells(targets.boxes, targets.valid, targets.ignore, self.grid, self.input.size, priority)
+        return yolo_loss(
+            cells, index, targets.boxes, targets.labels, self.input.size, self.config.coord, self.config.noobj
+        )
+
+    def predict(self, images: Images) -> Predictions:
+        """Boxes of all cells; a box's score for a class is its confidence times the cell's class score (equation 1)."""
+        cells = self.network(self.normalise(images))
+        confidence, classes = cells.confidence.float().clamp(min=0), cells.classes.float().clamp(min=0)
+        scores = confidence.unsqueeze(-1) * classes.unsqueeze(2)
+        return Predictions(decode_cells(cells.boxes, self.input.size).flatten(1, 2), scores.flatten(1, 2))
