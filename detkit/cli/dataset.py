@@ -10,7 +10,7 @@ from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.config import Config
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.structures import InputSpec
 
 EPILOG = """examples:
@@ -151,17 +151,17 @@ def _check(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
     sources, classes = _sources(arguments)
     console = Console(highlight=False)
     for root, split in sources:
-        for part in _stats_of(VOCDataset([(root, split)], classes)):
+        for part in _stats_of(DetectionDataset([(root, split)], classes)):
             console.print(part)
     return 0
 
 
-def _stats_of(dataset: "VOCDataset") -> Iterator[Any]:
+def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
     """Yield a table per class and a line on the images."""
     import numpy as np
     from rich.table import Table
@@ -194,14 +194,14 @@ def _stats_of(dataset: "VOCDataset") -> Iterator[Any]:
 
 def _show(arguments: argparse.Namespace) -> int:
     from detkit.data import open_dataset
-    from detkit.data.voc import VOCDataset, parse_splits
+    from detkit.data.voc import DetectionDataset, parse_splits
 
     if arguments.images < 1 or arguments.start < 0:
         raise UserError(f"--images {arguments.images} --start {arguments.start}: show at least one image, from 0 on")
     config = _config(arguments)
     split = arguments.split or "train"
     if config is None:
-        dataset = VOCDataset(parse_splits(arguments.root, [split]))
+        dataset = DetectionDataset(parse_splits(arguments.root, [split]))
         _write_mosaic(arguments, dataset, _spec(arguments, None, dataset.classes), None)
         return 0
     dataset = open_dataset(config.data, split)
@@ -225,7 +225,7 @@ def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple
 
 
 def _write_mosaic(
-    arguments: argparse.Namespace, dataset: "VOCDataset", spec: "InputSpec", training: "Config | None"
+    arguments: argparse.Namespace, dataset: "DetectionDataset", spec: "InputSpec", training: "Config | None"
 ) -> None:
     """Draw the first images of the stream, as batches bring them, with their boxes."""
     import cv2

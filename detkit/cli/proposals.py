@@ -11,7 +11,7 @@ from detkit.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.evaluation.recall import ProposalRecall
 
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of boxes an image, whose recall is shown
@@ -101,7 +101,7 @@ def _make(arguments: argparse.Namespace) -> None:
     print(f"{out}: {boxes} boxes of {len(store)} images, {boxes / len(store):.0f} each; {store.manifest.recipe}")
 
 
-def _dataset_to_make(arguments: argparse.Namespace) -> "VOCDataset":
+def _dataset_to_make(arguments: argparse.Namespace) -> "DetectionDataset":
     if arguments.root is not None:
         if arguments.config is not None:
             raise UserError(f"either a config or --root, not both: {arguments.config} and {arguments.root}")
@@ -119,10 +119,10 @@ def _dataset_to_make(arguments: argparse.Namespace) -> "VOCDataset":
     return open_dataset(load_config(arguments.config, arguments.overrides).data, splits[0])
 
 
-def _open(root: str, splits: list[str]) -> "VOCDataset":
-    from detkit.data.voc import VOCDataset, parse_splits
+def _open(root: str, splits: list[str]) -> "DetectionDataset":
+    from detkit.data.formats import open_root
 
-    return VOCDataset(parse_splits(root, splits))
+    return open_root(root, splits)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

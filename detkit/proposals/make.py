@@ -17,14 +17,14 @@ from detkit.proposals.methods import Method, find_method
 from detkit.proposals.store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 PART = 64  # photos whose boxes are written together while the work goes on
 
 
 def make_store(
     path: str | Path,
-    dataset: "VOCDataset",
+    dataset: "DetectionDataset",
     method: str,
     parameters: dict[str, Any],
     *,
@@ -114,7 +114,7 @@ class _Parts:
 
 
 def _run(
-    dataset: "VOCDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
+    dataset: "DetectionDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (image number, boxes) in the order of `images`."""
     if not images:
@@ -135,10 +135,10 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
-_work: "tuple[VOCDataset, Method] | None" = None  # of a worker process
+_work: "tuple[DetectionDataset, Method] | None" = None  # of a worker process
 
 
-def _init_worker(dataset: "VOCDataset", method: str, parameters: dict[str, Any]) -> None:
+def _init_worker(dataset: "DetectionDataset", method: str, parameters: dict[str, Any]) -> None:
     import cv2
     import torch
 

@@ -28,7 +28,7 @@ from detkit.errors import UserError
 from detkit.files import save_atomic
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 FORMAT = "detkit proposals 1"
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name (APPNOTE.TXT 4.3.7)
@@ -263,7 +263,7 @@ def _by_bare_name(ids: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def make_command(dataset: "VOCDataset") -> str:
+def make_command(dataset: "DetectionDataset") -> str:
     """Return the command that makes the proposals of a data set."""
     roots = list(dict.fromkeys(root for root, _ in dataset.sources))
     above = roots[0] if len(roots) == 1 else Path(os.path.commonpath(roots))
@@ -272,7 +272,7 @@ def make_command(dataset: "VOCDataset") -> str:
     return shlex.join(["detkit", "proposals", "make", *options])
 
 
-def check_store(store: ProposalStore, dataset: "VOCDataset") -> None:
+def check_store(store: ProposalStore, dataset: "DetectionDataset") -> None:
     """Raise UserError, in one line, unless the store has proposals of every image of a data set."""
     StoredProposals([store], dataset)
 
@@ -285,7 +285,7 @@ class StoredProposals:
     """
 
     def __init__(
-        self, stores: Sequence[ProposalStore | str | Path], dataset: "VOCDataset", count: int | None = None
+        self, stores: Sequence[ProposalStore | str | Path], dataset: "DetectionDataset", count: int | None = None
     ) -> None:
         self.stores = [store if isinstance(store, ProposalStore) else open_store(store) for store in stores]
         self.count = count
