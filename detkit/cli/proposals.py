@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
     make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
     make.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    make.add_argument("--root", metavar="DIR", help="a folder in VOC layout, in place of a config")
+    make.add_argument("--root", metavar="DIR", help="the folder of a data set, in place of a config")
     make.add_argument(
         "--split",
         action="append",
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_dataset(action: argparse.ArgumentParser, required: bool) -> None:
     use = "" if required else ", to check names and sizes"
-    action.add_argument("--dataset", required=required, metavar="ROOT", help=f"a folder in VOC layout{use}")
+    action.add_argument("--dataset", required=required, metavar="ROOT", help=f"the folder of a data set{use}")
     action.add_argument("--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT (default: test)")
 
 

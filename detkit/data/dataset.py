@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong in `file`, relative to its root; object: its number there, 0 where no single one is meant.
+    """One thing that is wrong in `file`, relative to its root; object: its number there, 0 where no single is meant.
 
     unit: what such a number counts.
     """
@@ -66,11 +66,13 @@ class Source(ABC):
     """One split of one root, opened. Opening raises UserError only where there is nothing to open.
 
     index: the annotations. rows: (n,) int64 the images that the split lists, in its order. problems: what is wrong with
-    the list itself. unit: what the files call an object. slack: how many pixels a box may reach beyond its photo.
+    the list itself. unit: what the files call an object. slack: how many pixels a box may reach beyond its photo before
+    a check says so. origin: how the files number the first pixel.
     """
 
     unit = "object"
     slack = 0.0
+    origin = 0
 
     def __init__(self, root: Path, split: str, index: Index, rows: np.ndarray, problems: Sequence[Problem]) -> None:
         self.root, self.split, self.index = root, split, index
@@ -85,18 +87,24 @@ class Source(ABC):
     def photo(self, row: int) -> Path:
         """Return the path of the photo of an image of the index, whether it is there or not."""
 
+    def strays(self) -> list[Problem]:
+        """Return the annotations that lie among this split's and belong to no photo."""
+        return []
+
 
 class DetectionDataset(ABC):
     """Photos and objects of one or several splits.
 
-    sources: (root, split) pairs, see `parse_splits`. classes: names in label order; None takes those of the annotations,
-    in the format's order. Ids are unique: where there are several roots, the root's name stands before each; where two
+    sources: (root, split) pairs, see `parse_splits`. classes: names in label order; None takes those of the
+    annotations, in the format's order. Ids are unique: where there are several roots, the root's name stands before each; where two
     splits use a name for different photos, the split's.
 
     Raises UserError: missing data set or split, empty split, image without annotation, broken annotation or box,
     class that is not in `classes`; each names file and object. A box without any area is left out (the official COCO
     annotations have such).
     """
+
+    split_file = "{}"  # what lists the images of a split
 
     def __init__(
         self, sources: Sequence[tuple[Path, str]], classes: Sequence[str] | None = None, name: str | None = None
@@ -111,7 +119,7 @@ class DetectionDataset(ABC):
             if not len(source.rows):
                 raise UserError(f"{source.root}: the split {source.split} is empty")
         if classes is None:
-            classes = self.own_classes([source.index for source in self._opened])
+            classes = self.own_classes(self.indices)
         if len(set(classes)) != len(classes):
             raise UserError(f"data.classes: a class is named twice in {', '.join(classes)}")
         self.classes: tuple[str, ...] = tuple(classes)
@@ -151,6 +159,11 @@ class DetectionDataset(ABC):
     def areas(self) -> np.ndarray:
         """(G,) float64 area of each object in pixels, in the order of `truth`; of its box where none is annotated."""
         return self._area
+
+    @property
+    def indices(self) -> list[Index]:
+        """The annotations that the sources are part of."""
+        return [source.index for source in self._opened]
 
     def path(self, i: int) -> Path:
         """Return the path of photo `i`."""

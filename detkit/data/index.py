@@ -81,9 +81,7 @@ def fingerprint(state: Any) -> str:
     return hashlib.blake2b(json.dumps([INDEX_VERSION, state]).encode(), digest_size=16).hexdigest()
 
 
-def cached_index(
-    root: Path, key: str, digest: str, kind: type[AnyIndex], build: Callable[[], AnyIndex]
-) -> AnyIndex:
+def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build: Callable[[], AnyIndex]) -> AnyIndex:
     """Return an index from its file where that has this digest, else build it and write the file.
 
     key: tells several indices of a root apart, "" for the only one. The file is written into `root`, or into the

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detkit.data.transforms import Transform, build_test, build_train, pad
 from detkit.data.dataset import DetectionDataset
+from detkit.data.transforms import Transform, build_test, build_train, pad
 from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
 
@@ -240,7 +240,8 @@ def test_loader(
     world: int = 1,  # noqa: PT028
     proposals: "StoredProposals | None" = None,  # noqa: PT028
 ) -> _Loader:
-    """Return an iterable of (Images, Targets) over every image once, in order; `ignore` marks crowds and difficult objects.
+    """Return an iterable of (Images, Targets) over every image once, in order; `ignore` marks crowds and difficult
+    objects.
 
     Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image. With
     `proposals`, see `open_proposals`, Images have them.

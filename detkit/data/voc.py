@@ -90,6 +90,8 @@ def find_photo(root: Path, name: str, stated: str, existing: frozenset[str]) -> 
 class VOCSource(Source):
     """One split of a root in VOC layout."""
 
+    origin = 1
+
     def __init__(self, root: Path, split: str, index: Index) -> None:
         known = index.rows()
         ids = read_split(root, split, known)
@@ -119,6 +121,8 @@ class VOCDataset(DetectionDataset):
 
     Classes are by default those of all annotations of the roots, sorted (which for VOC is its official order).
     """
+
+    split_file = "ImageSets/Main/{}.txt"
 
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:

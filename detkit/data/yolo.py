@@ -9,9 +9,10 @@ that is not the box's) is in flags.json, see yolo_index.py; other tools pass tha
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _names(names: Any, path: Path) -> dict[int, str]:
-    pairs = list(enumerate(names)) if isinstance(names, list) else list(names.items()) if isinstance(names, dict) else []
+    pairs = (
+        list(enumerate(names)) if isinstance(names, list) else list(names.items()) if isinstance(names, dict) else []
+    )
     if not pairs or not all(type(key) is int and key >= 0 for key, _ in pairs):
         raise UserError(f"{path}: names is neither a list nor a mapping of class numbers to names")
     return {key: str(name).strip() for key, name in sorted(pairs)}
@@ -183,10 +186,11 @@ class YOLOSource(Source):
         listed = split_photos(root, split) if photos is None else photos
         unique = list(dict.fromkeys(listed))
         index = read_yolo_index(root, split, unique)
-        problems = []
-        for photo in unique if len(unique) < len(listed) else ():
-            if listed.count(photo) > 1:
-                problems.append(Problem(photo, 0, "duplicate image", f"image {photo} is listed twice in {split}"))
+        problems = [
+            Problem(photo, 0, "duplicate image", f"image {photo} is listed twice in {split}")
+            for photo, count in Counter(listed).items()
+            if count > 1
+        ]
         if not len(index.boxes) and not any((root / label_name(photo)).is_file() for photo in unique):
             text = f"no photo of {split} has a label file; an empty one says that a photo has no objects"
             problems.append(Problem(label_name(unique[0]), 0, "missing file", text))
@@ -204,6 +208,17 @@ class YOLOSource(Source):
 
     def photo(self, row: int) -> Path:
         return self.root / str(self.index.photos[row])
+
+    def strays(self) -> list[Problem]:
+        folders = {str(PurePosixPath(photo).parent): label_name(photo) for photo in self.index.photos.tolist()}
+        found = []
+        for folder, label in folders.items():
+            photos = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in PHOTO_SUFFIXES}
+            for path in (self.root / label).parent.glob("*.txt"):
+                if path.stem not in photos and path.name != "classes.txt" and path.parent != self.root:
+                    file = _below(path, self.root)
+                    found.append(Problem(file, 0, "missing file", f"there is no photo {path.stem} in {folder}"))
+        return found
 
 
 def _name_classes(index: Index, names: dict[int, str]) -> Index:
