@@ -96,8 +96,8 @@ class DetectionDataset(ABC):
     """Photos and objects of one or several splits.
 
     sources: (root, split) pairs, see `parse_splits`. classes: names in label order; None takes those of the
-    annotations, in the format's order. Ids are unique: where there are several roots, the root's name stands before each; where two
-    splits use a name for different photos, the split's.
+    annotations, in the format's order. Ids are unique: where there are several roots, the root's name stands
+    before each; where two splits use a name for different photos, the split's.
 
     Raises UserError: missing data set or split, empty split, image without annotation, broken annotation or box,
     class that is not in `classes`; each names file and object. A box without any area is left out (the official COCO

@@ -40,7 +40,7 @@ def _xml(item: Item, classes: Sequence[str]) -> str:
         more = f"<crowd>{crowd:d}</crowd>" * bool(crowd) + ("" if area is None else f"<area>{plain(area)}</area>")
         lines += [
             "\t<object>",
-            f"\t\t<name>{escape(classes[label])}</name>",
+            f"\t\t<name>{escape(str(classes[label]))}</name>",
             f"\t\t<truncated>{truncated:d}</truncated><difficult>{difficult:d}</difficult>{more}",
             f"\t\t<bndbox>{edges}</bndbox>",
             "\t</object>",

@@ -121,7 +121,7 @@ def _build(root: Path, photos: Sequence[str]) -> Index:
             faults.append(f"{text}; take {name} out of {FLAGS_NAME}")
         sizes.append(size)
         problems.append("\n".join(faults))
-        objects.append(list(_objects(labels, size, entry)))
+        objects.append(list(_objects(labels, size, entry)) if all(size) else [])
     return Index(
         ids=np.array(shortest_names(photos), dtype=np.str_),
         photos=np.array(photos, dtype=np.str_),

@@ -97,7 +97,7 @@ def _flags(item: Item) -> dict[str, Any]:
     """The item's entry in flags.json, see `read_flags`; empty where the rows say all."""
     record = item.record
     marks = {name: (np.flatnonzero(getattr(record, name)) + 1).tolist() for name in ("difficult", "crowd", "truncated")}
-    entry = {name: places for name, places in marks.items() if places}
+    entry: dict[str, Any] = {name: places for name, places in marks.items() if places}
     areas = {str(place): plain(area) for place, area in enumerate(item.own_areas(), 1) if area is not None}
     if areas:
         entry["area"] = areas
