@@ -38,7 +38,8 @@ def find_format(root: str | Path, wanted: str = "auto") -> str:
 
 def _formats(root: Path) -> list[str]:
     voc = (root / "ImageSets" / "Main").is_dir() or any((root / "Annotations").glob("*.xml"))
-    yolo = find_config(root) or (root / "labels").is_dir() or any(root.glob("*/labels"))
+    folders = (root, *(root / name for name in ("train", "val", "valid", "test")))
+    yolo = find_config(root) or any((folder / "labels").is_dir() for folder in folders)
     return [name for name, there in (("voc", voc), ("coco", coco_splits(root)), ("yolo", yolo)) if there]
 
 

@@ -53,7 +53,9 @@ def photo_header(path: Path) -> tuple[int, int, int] | None:
 
     try:
         with Image.open(path) as image:
-            return *image.size, int(image.getexif().get(0x0112, 1))
+            # of a PNG without it in front, Pillow would decode all to look for EXIF behind the pixels
+            tagged = image.format != "PNG" or "exif" in image.info
+            return *image.size, int(image.getexif().get(0x0112, 1)) if tagged else 1
     except Exception:  # Pillow raises whatever its plugins raise
         try:
             height, width = decode_photo(path).shape[:2]

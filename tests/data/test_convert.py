@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def voc_root(tmp_path: Path) -> Path:
         "a b é": xml([("cat", (1, 1, 60, 40)), ("big dog", (11, 12, 20, 22), 1, 1)]),
         "b": xml([]),
         "c": xml([("cat", ("12.5", 3, "14.25", 4), 1, 0), ("cat", (2, 2, 3, 3), 0, 1)]),
-        "d": xml([("x < y & z", (7, 8, 9, 10))]),
+        "d": xml([("x &lt; y &amp; z", (7, 8, 9, 10))]),
     }
     splits = {"train": ["a b é", "b"], "val": ["c", "d"], "trainval": ["a b é", "b", "c", "d"]}
     return make_root(tmp_path / "voc", annotations, splits)
@@ -58,7 +60,7 @@ def content(root: Path, split: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(FORMATS, 2))
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(FORMATS, 2)])
 def test_round_trips(voc_root, tmp_path, first, second):
     """VOC -> first -> second -> first; so all six directions occur."""
     start = voc_root
@@ -110,10 +112,8 @@ edge = st.one_of(st.integers(0, 5000).map(float), st.floats(0, 5000, width=32).m
 
 
 @given(st.lists(st.tuples(edge, edge, edge, edge), max_size=5), st.integers(5001, 9999), st.integers(5001, 9999))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width, height):
-    import cv2
-
     folder = tmp_path_factory.mktemp("boxes")
     boxes = [(min(a, b), min(c, d), max(a, b) + 1, max(c, d) + 1) for a, b, c, d in edges]
     objects = [("x", (left + 1, top + 1, right, bottom)) for left, top, right, bottom in boxes]
@@ -122,8 +122,6 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
     blank = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
     header = bytearray(blank)
     header[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    import zlib
-
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     (root / "JPEGImages" / "a.png").write_bytes(bytes(header))
     for number, path in enumerate((("coco", "yolo", "voc"), ("yolo", "coco", "voc"))):
@@ -171,7 +169,7 @@ def test_nothing_is_half_written(voc_root, tmp_path, capsys):
     (voc_root / "JPEGImages" / "d.jpg").unlink()
     command = ["convert", str(voc_root), "--to", "coco", "--out", str(tmp_path / "out")]
     assert run_command("dataset", command) == 2
-    assert capsys.readouterr().err == f"error: no image {voc_root}/JPEGImages/d.jpg\n"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: no image {voc_root}/JPEGImages/d.jpg"
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["voc"]
     assert run_command("dataset", [*command, "--split", "train"]) == 0
     assert "2 images (train 2), 2 objects, 3 classes" in capsys.readouterr().out
@@ -267,7 +265,7 @@ def test_formats_are_found(three, tmp_path):
             find_format(root)
         assert "\n" not in str(caught.value)
     shutil.copytree(three["coco"] / "annotations", three["voc"] / "annotations")
-    with pytest.raises(UserError, match="looks like voc and coco; say which, as in data.format=voc"):
+    with pytest.raises(UserError, match=r"looks like voc and coco; say which, as in data\.format=voc"):
         find_format(three["voc"])
     with pytest.raises(UserError, match="a data set is of one format"):
         open_root(tmp_path, ["coco/test", "yolo/test"])
