@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from detkit.cli import run_command
 from detkit.config import DataConfig, TrainConfig
@@ -25,7 +26,6 @@ from detkit.data.loader import train_loader
 from detkit.errors import UserError
 from detkit.structures import InputSpec
 from tests.data.roots import make_root, photo, xml
-from tests.data.test_voc import rotated
 
 FORMATS = ("voc", "coco", "yolo")
 
@@ -142,7 +142,10 @@ def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
     turned = orientation >= 5
     upright = xml([("x", (1, 1, 10, 20))], size=(40, 60))
     root = make_root(tmp_path / "voc", {"a": xml([("x", (1, 1, 10, 20))]) if turned else upright}, {"all": ["a"]})
-    rotated(root / "JPEGImages" / "a.jpg", orientation)
+    shade = 2 * np.arange(60) + 3 * np.arange(40)[:, None]  # differs in every corner
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(shade.astype(np.uint8)).save(root / "JPEGImages" / "a.jpg", exif=exif)
     if not turned:
         (root / "Annotations" / "a.xml").write_text(xml([("x", (1, 1, 10, 20))]))
     pixels = open_root(root, ["all"]).image(0)
