@@ -47,23 +47,24 @@ class BackboneConfig:
 
 @dataclass
 class DataConfig:
-    """A data set in VOC layout and what the loader does with it.
+    """A data set and what the loader does with it.
 
-    format: `voc`, or `shapes` (drawn by detkit on first use). root: the folder that holds JPEGImages, Annotations
-    and ImageSets, or the folder above several of them. train, val, test: split names, `SUBFOLDER/SPLIT` where root
-    holds several (07+12: [VOC2007/trainval, VOC2012/trainval]). classes: null reads them from the annotations.
-    difficult: whether difficult objects are trained on. cache: keep decoded images in memory.
+    format: `voc`, `coco` or `yolo`; `auto` finds out which by what root holds; `shapes` is drawn by detkit on first
+    use. root: the folder of the data set, or the folder above several of them. train, val, test: split names,
+    `SUBFOLDER/SPLIT` where root holds several (07+12: [VOC2007/trainval, VOC2012/trainval]), or for COCO and YOLO the
+    .json or .txt file of a split below root; null takes what root holds. classes: null reads them from the annotations.
+    difficult: whether difficult objects are trained on (crowds never are). cache: keep decoded images in memory.
     augment: a list of {TransformName: {parameters}}, detkit's own or any of albumentations'.
     proposals: stores as `detkit proposals` writes them, searched by image in this order, for detectors that classify
     given regions. proposal_count: the best so many of each image, padded where it has fewer; 0 takes all, padded to
     the most in a batch.
     """
 
-    format: str = "voc"
+    format: str = "auto"
     root: str = MISSING
-    train: list[str] = field(default_factory=lambda: ["trainval"])
-    val: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=lambda: ["test"])
+    train: list[str] | None = None
+    val: list[str] | None = None
+    test: list[str] | None = None
     classes: list[str] | None = None
     difficult: bool = True
     cache: bool = False
@@ -72,7 +73,7 @@ class DataConfig:
     proposal_count: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("data.format", self.format, ("voc", "shapes"))
+        _one_of("data.format", self.format, ("auto", "voc", "coco", "yolo", "shapes"))
         _at_least("data.proposal_count", self.proposal_count, 0)
 
 

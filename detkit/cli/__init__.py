@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": "mAP of a checkpoint, or of a file of detections",
     "detect": "run a checkpoint on images, folders, videos or a camera",
     "export": "compress a checkpoint",
-    "dataset": "fetch, check, show and count data sets",
+    "dataset": "fetch, check, show, convert and split data sets",
     "proposals": "make, measure and convert region proposals",
     "benchmark": "time detkit beside torchvision",
 }

@@ -1,4 +1,4 @@
-"""detkit dataset: fetch, check, show and count data sets."""
+"""detkit dataset: fetch, check, show, count, convert and split data sets."""
 
 import argparse
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.config import Config
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.structures import InputSpec
 
 EPILOG = """examples:
@@ -18,7 +18,14 @@ EPILOG = """examples:
   detkit dataset check --root data/mine
   detkit dataset stats --root data/VOCdevkit --split VOC2007/trainval --split VOC2012/trainval
   detkit dataset show configs/shapes/ssd.yaml --out shapes.jpg
+  detkit dataset convert data/mine --to yolo --out data/mine_yolo
+  detkit dataset split data/mine --train .8 --val .1 --test .1
+
+VOC, COCO and YOLO data sets are told apart by what the folder holds. convert keeps classes, splits, images without
+objects, and difficult, crowd and truncated objects; what a format has no place for stands where other tools pass it by
+(<crowd> in VOC's XML, keys of COCO's annotations, flags.json beside YOLO's data.yaml).
 """
+FORMATS = ("voc", "coco", "yolo")
 MOST_LISTED = 200  # problems printed one by one; the table counts them all
 
 
@@ -26,11 +33,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="detkit dataset",
-        description="Fetch, check, show and count data sets in VOC layout.",
+        description="Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats|convert|split")
 
     fetch = actions.add_parser("fetch", help="download PASCAL VOC, verified and resumable")
     fetch.add_argument("name", choices=("voc07", "voc12"), help="voc07: 0.9 GB, voc12: 2 GB")
@@ -46,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         action.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
         action.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-        action.add_argument("--root", metavar="DIR", help="a folder in VOC layout, in place of a config")
+        action.add_argument("--root", metavar="DIR", help="the folder of a data set, in place of a config")
+        _add_format(action, "--format")
         if name == "show":
             action.add_argument(
                 "--split", help="train (augmented), val or test of the config; a split of --root (default: train)"
@@ -59,12 +67,52 @@ def parser() -> argparse.ArgumentParser:
             action.add_argument(
                 "--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT of --root; repeatable"
             )
+
+    text = "write a data set in another format"
+    convert = actions.add_parser("convert", help=text, description=text[0].upper() + text[1:] + ".")
+    convert.add_argument("source", metavar="ROOT", help="the folder of a data set")
+    convert.add_argument("--to", required=True, choices=FORMATS)
+    convert.add_argument("--out", required=True, metavar="DIR", help="a new folder; it appears when it is whole")
+    convert.add_argument("--split", action="append", metavar="SPLIT", help="default: all; repeatable")
+    _add_format(convert, "--from")
+    convert.add_argument(
+        "--photos",
+        default="link",
+        choices=("link", "copy", "symlink"),
+        help="link: hard links, or copies where the disk has no such (default: link)",
+    )
+
+    text = "divide a data set at random, every class alike, and write the lists"
+    split = actions.add_parser("split", help=text, description=text[0].upper() + text[1:] + ".")
+    split.add_argument("source", metavar="ROOT", help="the folder of a data set")
+    for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        split.add_argument(
+            f"--{name}", type=float, default=share, metavar="SHARE", help=f"default: {share}; 0: no such split"
+        )
+    split.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    split.add_argument(
+        "--from", dest="divide", metavar="SPLIT", help="of COCO: which file to divide, if there are several"
+    )
+    _add_format(split, "--format")
     return parser
+
+
+def _add_format(parser: argparse.ArgumentParser, option: str) -> None:
+    text = "voc, coco or yolo (default: by what the folder holds)"
+    parser.add_argument(option, dest="format", default="auto", choices=("auto", *FORMATS), help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what was asked; 1 where `check` finds problems."""
-    return {"fetch": _fetch, "check": _check, "show": _show, "stats": _stats}[arguments.action](arguments)
+    actions = {
+        "fetch": _fetch,
+        "check": _check,
+        "show": _show,
+        "stats": _stats,
+        "convert": _convert,
+        "split": _split,
+    }
+    return actions[arguments.action](arguments)
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -81,6 +129,8 @@ def _config(arguments: argparse.Namespace) -> "Config | None":
     if arguments.config is not None and arguments.root is None:
         from detkit.config import load_config
 
+        if arguments.format != "auto":
+            raise UserError(f"--format goes with --root; with a config, as in data.format={arguments.format}")
         return load_config(arguments.config, arguments.overrides)
     if arguments.config is not None:
         raise UserError(f"either a config or --root, not both: {arguments.config} and {arguments.root}")
@@ -89,28 +139,21 @@ def _config(arguments: argparse.Namespace) -> "Config | None":
     return None
 
 
-def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[str] | None]:
-    """Return the (root, split) pairs that were asked for, and the class list of the config."""
-    from detkit.data.check import plain_splits
-    from detkit.data.voc import check_layout, parse_splits
-    from detkit.data.voc_index import read_index
+def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[str] | None, str]:
+    """Return the (root, split) pairs that were asked for, and class list and format of the config."""
+    from detkit.data import split_names
+    from detkit.data.dataset import parse_splits
+    from detkit.data.formats import find_splits
 
     config = _config(arguments)
     if config is not None:
         if arguments.split:
             raise UserError("--split goes with --root; with a config, name splits as data.train=[...] data.test=[...]")
         data = config.data
-        if data.format == "shapes":
-            from detkit.data.shapes import ensure_shapes
-
-            ensure_shapes(data.root)
-        splits = list(dict.fromkeys([*data.train, *data.val, *data.test]))
-        return parse_splits(data.root, splits), data.classes
-    if arguments.split:
-        return parse_splits(arguments.root, arguments.split), None
-    root = Path(arguments.root)
-    check_layout(root)
-    return [(root, split) for split in plain_splits(root, read_index(root))], None
+        splits = dict.fromkeys(name for use in ("train", "val", "test") for name in split_names(data, use))
+        return parse_splits(data.root, list(splits)), data.classes, "voc" if data.format == "shapes" else data.format
+    splits = arguments.split or find_splits(arguments.root, arguments.format)
+    return parse_splits(arguments.root, splits), None, arguments.format
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -121,18 +164,14 @@ def _check(arguments: argparse.Namespace) -> int:
 
     from detkit.data.check import check_root
 
-    sources, classes = _sources(arguments)
+    sources, classes, kind = _sources(arguments)
     console = Console(highlight=False, soft_wrap=True)
     roots = list(dict.fromkeys(root for root, _ in sources))
-    if not roots:
-        raise UserError(
-            f"{Path(arguments.root) / 'ImageSets/Main'} holds no split; it should hold train.txt or the like"
-        )
     found = 0
     for root in roots:
         splits = [split for where, split in sources if where == root]
         with progress() as update:
-            report = check_root(root, splits, classes, lambda done, total: update("images", done, total))
+            report = check_root(root, splits, classes, lambda done, total: update("images", done, total), kind)
         for problem in report.problems[:MOST_LISTED]:
             print(problem)
         if len(report.problems) > MOST_LISTED:
@@ -151,17 +190,17 @@ def _check(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from detkit.data.voc import VOCDataset
+    from detkit.data.formats import open_sources
 
-    sources, classes = _sources(arguments)
+    sources, classes, kind = _sources(arguments)
     console = Console(highlight=False)
-    for root, split in sources:
-        for part in _stats_of(VOCDataset([(root, split)], classes)):
+    for source in sources:
+        for part in _stats_of(open_sources([source], classes, kind)):
             console.print(part)
     return 0
 
 
-def _stats_of(dataset: "VOCDataset") -> Iterator[Any]:
+def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
     """Yield a table per class and a line on the images."""
     import numpy as np
     from rich.table import Table
@@ -171,16 +210,19 @@ def _stats_of(dataset: "VOCDataset") -> Iterator[Any]:
         return " ".join(f"{v:.0f}" for v in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))) if len(values) else ""
 
     truth = dataset.truth()
-    boxes, labels, difficult = truth.boxes.numpy(), truth.labels.numpy(), truth.ignore.numpy()
-    image = truth.image.numpy()
-    truncated = np.concatenate([dataset.record(i).truncated for i in range(len(dataset))])
+    boxes, labels, image = truth.boxes.numpy(), truth.labels.numpy(), truth.image.numpy()
+    records = [dataset.record(i) for i in range(len(dataset))]
+    flags = {
+        name: np.concatenate([getattr(record, name) for record in records])
+        for name in ("difficult", "crowd", "truncated")
+    }
     size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
     table = Table(title=f"{dataset.name}: {len(dataset)} images", title_justify="left")
-    for column in ("class", "images", "objects", "difficult", "truncated", "size: min, quartiles, max"):
+    for column in ("class", "images", "objects", *flags, "size: min, quartiles, max"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for label, name in [*enumerate(dataset.classes), (None, "all")]:
         own = labels == label if label is not None else np.ones(len(labels), dtype=bool)
-        counts = (len(np.unique(image[own])), own.sum(), difficult[own].sum(), truncated[own].sum())
+        counts = (len(np.unique(image[own])), own.sum(), *(flag[own].sum() for flag in flags.values()))
         table.add_row(name, *map(str, counts), spread(size[own]), end_section=label == len(dataset.classes) - 1)
     yield table
     each = np.bincount(image, minlength=len(dataset))
@@ -194,19 +236,46 @@ def _stats_of(dataset: "VOCDataset") -> Iterator[Any]:
 
 def _show(arguments: argparse.Namespace) -> int:
     from detkit.data import open_dataset
-    from detkit.data.voc import VOCDataset, parse_splits
+    from detkit.data.formats import open_root
 
     if arguments.images < 1 or arguments.start < 0:
         raise UserError(f"--images {arguments.images} --start {arguments.start}: show at least one image, from 0 on")
     config = _config(arguments)
     split = arguments.split or "train"
     if config is None:
-        dataset = VOCDataset(parse_splits(arguments.root, [split]))
+        dataset = open_root(arguments.root, [split], arguments.format)
         _write_mosaic(arguments, dataset, _spec(arguments, None, dataset.classes), None)
         return 0
     dataset = open_dataset(config.data, split)
     spec = _spec(arguments, config, dataset.classes)
     _write_mosaic(arguments, dataset, spec, config if split == "train" else None)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from detkit.data.convert import convert
+
+    with progress() as update:
+        done = convert(
+            arguments.source,
+            arguments.out,
+            arguments.to,
+            arguments.split,
+            arguments.format,
+            arguments.photos,
+            lambda done, total: update("photos", done, total),
+        )
+    splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
+    print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
+    return 0
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    from detkit.data.split import split_dataset
+
+    shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
+    counts = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
+    print(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
     return 0
 
 
@@ -225,7 +294,7 @@ def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple
 
 
 def _write_mosaic(
-    arguments: argparse.Namespace, dataset: "VOCDataset", spec: "InputSpec", training: "Config | None"
+    arguments: argparse.Namespace, dataset: "DetectionDataset", spec: "InputSpec", training: "Config | None"
 ) -> None:
     """Draw the first images of the stream, as batches bring them, with their boxes."""
     import cv2

@@ -43,14 +43,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
-    parser.add_argument("--dataset", metavar="ROOT", help="with --detections: a data set in VOC layout")
+    parser.add_argument("--dataset", metavar="ROOT", help="with --detections: a data set (VOC, COCO or YOLO)")
     parser.add_argument(
         "--classes", metavar="NAME,NAME", help="with --detections: score these classes alone (default: all)"
     )
     parser.add_argument(
         "--split",
         default="test",
-        help="of a checkpoint's config: train, val or test; with --detections: a file of ImageSets/Main, or "
+        help="of a checkpoint's config: train, val or test; with --detections: a split of the data set, or "
         "SUBFOLDER/SPLIT (default %(default)s)",
     )
     parser.add_argument("--metric", help="voc07, voc or coco (default: the config's; with --detections voc07)")
@@ -82,15 +82,15 @@ def _score_detections(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint is not None:
         raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
     if arguments.dataset is None:
-        raise UserError("--detections needs --dataset ROOT, a folder with Annotations and ImageSets")
+        raise UserError("--detections needs --dataset ROOT, the folder of a data set")
     metric = arguments.metric or "voc07"
     _check_reference(arguments, metric)
 
-    from detkit.data.voc import VOCDataset, parse_splits
+    from detkit.data.formats import open_root
     from detkit.evaluation import read_comp4, read_detections, score
 
     start = time.perf_counter()
-    dataset = VOCDataset(parse_splits(arguments.dataset, [arguments.split]))
+    dataset = open_root(arguments.dataset, [arguments.split])
     truth = dataset.truth()
     path: Path = arguments.detections
     wanted = None

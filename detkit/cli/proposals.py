@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from detkit.config import Config
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.evaluation.recall import ProposalRecall
     from detkit.proposals.store import ProposalStore
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
     make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root, or --checkpoint")
     make.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, or the checkpoint's")
-    make.add_argument("--root", metavar="DIR", help="a folder in VOC layout, in place of a config")
+    make.add_argument("--root", metavar="DIR", help="the folder of a data set, in place of a config")
     make.add_argument(
         "--split",
         action="append",
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_dataset(action: argparse.ArgumentParser, required: bool) -> None:
     use = "" if required else ", to check names and sizes"
-    action.add_argument("--dataset", required=required, metavar="ROOT", help=f"a folder in VOC layout{use}")
+    action.add_argument("--dataset", required=required, metavar="ROOT", help=f"the folder of a data set{use}")
     action.add_argument("--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT (default: test)")
 
 
@@ -156,12 +156,12 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
         )
 
 
-def _out(arguments: argparse.Namespace, dataset: "VOCDataset", *how: str) -> Path:
+def _out(arguments: argparse.Namespace, dataset: "DetectionDataset", *how: str) -> Path:
     name = "-".join((dataset.name.replace("/", "-"), *how))
     return Path(arguments.out) if arguments.out is not None else Path("proposals") / f"{name}.npz"
 
 
-def _dataset_to_make(arguments: argparse.Namespace, config: "Config | None") -> "VOCDataset":
+def _dataset_to_make(arguments: argparse.Namespace, config: "Config | None") -> "DetectionDataset":
     """Return the images of --root, or else of a split of the config."""
     if config is None or arguments.root is not None:
         if not arguments.split:
@@ -175,10 +175,10 @@ def _dataset_to_make(arguments: argparse.Namespace, config: "Config | None") -> 
     return open_dataset(config.data, splits[0])
 
 
-def _open(root: str, splits: list[str]) -> "VOCDataset":
-    from detkit.data.voc import VOCDataset, parse_splits
+def _open(root: str, splits: list[str]) -> "DetectionDataset":
+    from detkit.data.formats import open_root
 
-    return VOCDataset(parse_splits(root, splits))
+    return open_root(root, splits)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -5,25 +5,45 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detkit.config import DataConfig
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 
-def open_dataset(data: "DataConfig", split: str, classes: Sequence[str] | None = None) -> "VOCDataset":
-    """Open the images that a config names for `train`, `val` or `test`; draws the shapes data set on first use.
+def split_names(data: "DataConfig", use: str) -> list[str]:
+    """Return the splits that a config uses for `train`, `val` or `test`; draws the shapes data set on first use.
 
-    classes: label order, as a checkpoint carries it; else that of the config; else read from the annotations.
-    Raises UserError for whatever is missing or broken, see VOCDataset.
+    What the config leaves open (null) is found in the root, see `usual_split`; not so val where training is given,
+    since it may be part of that.
     """
-    from detkit.data.voc import VOCDataset, parse_splits
+    from detkit.data.formats import usual_split
     from detkit.errors import UserError, did_you_mean
 
-    if split not in ("train", "val", "test"):
-        raise UserError(f"no split {split!r} in a config{did_you_mean(split, ('train', 'val', 'test'))}")
-    names = getattr(data, split)
-    if not names:
-        raise UserError(f"data.{split} is empty; name a split of {data.root}, as in data.{split}=[{split}]")
+    if use not in ("train", "val", "test"):
+        raise UserError(f"no split {use!r} in a config{did_you_mean(use, ('train', 'val', 'test'))}")
     if data.format == "shapes":
         from detkit.data.shapes import ensure_shapes
 
         ensure_shapes(data.root)
-    return VOCDataset(parse_splits(data.root, names), classes if classes is not None else data.classes)
+    named = getattr(data, use)
+    if named is not None:
+        return list(named)
+    return [] if use == "val" and data.train is not None else usual_split(data.root, use, _kind(data))
+
+
+def open_dataset(data: "DataConfig", split: str, classes: Sequence[str] | None = None) -> "DetectionDataset":
+    """Open the images that a config names for `train`, `val` or `test`; draws the shapes data set on first use.
+
+    classes: label order, as a checkpoint carries it; else that of the config; else read from the annotations.
+    Raises UserError for whatever is missing or broken, see DetectionDataset.
+    """
+    from detkit.data.dataset import parse_splits
+    from detkit.data.formats import open_sources
+    from detkit.errors import UserError
+
+    names = split_names(data, split)
+    if not names:
+        raise UserError(f"data.{split} is empty; name a split of {data.root}, as in data.{split}=[{split}]")
+    return open_sources(parse_splits(data.root, names), classes if classes is not None else data.classes, _kind(data))
+
+
+def _kind(data: "DataConfig") -> str:
+    return "voc" if data.format == "shapes" else data.format

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,23 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from detkit.data.dataset import Problem, Source
+from detkit.data.formats import DATASETS, find_format, find_splits
 from detkit.data.photo import decode_photo
-from detkit.data.voc import check_layout, find_photo, photo_names, read_split
-from detkit.data.voc_index import Index, read_index
 from detkit.errors import UserError, did_you_mean
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One thing that is wrong in `file`; object: its number in the file from 1, 0 where no single object is meant."""
-
-    file: str
-    object: int
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: " + (f"object {self.object}: " if self.object else "") + self.text
 
 
 @dataclass(frozen=True)
@@ -45,137 +31,125 @@ def check_root(
     splits: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    wanted: str = "auto",
 ) -> Report:
     """Look at every listed image and annotation of one root.
 
-    splits: default all plain ones (not VOC's files for one class). classes: default those of the annotations. A problem
-    is: a split that is missing, empty or lists an image twice; a missing or unreadable annotation or photo; a class
-    that is not in `classes`; a box with max < min, that reaches beyond the image or starts before pixel 1; an object
-    twice in a file; a photo of another size than its XML says; the same photo under two names. Raises UserError where
-    `root` is not in VOC layout at all.
+    splits: default all (without VOC's files for one class). classes: default those of the annotations. wanted: the
+    format, see `find_format`. A problem is: a split that is missing, empty or lists an image twice; a missing or
+    unreadable annotation or photo; labels without a photo; a class that is not in `classes`; a box that is no box, has
+    no area or reaches beyond the image; an object twice in a file; a photo of another size than its annotation says;
+    the same photo under two names. Raises UserError where `root` is no data set at all.
     """
-    check_layout(root)
-    index = read_index(root)
-    known = index.rows()
-    problems: list[Problem] = []
-    listed: dict[str, None] = {}
-    splits = tuple(splits) if splits is not None else plain_splits(root, index)
-    if not splits:
-        raise UserError(f"{root / 'ImageSets' / 'Main'} holds no split; it should hold train.txt or the like")
+    kind = DATASETS[find_format(root, wanted)]
+    splits = tuple(splits) if splits is not None else tuple(find_splits(root, wanted))
+    found: set[Problem] = set()
+    sources: list[Source] = []
     for split in splits:
-        listed |= dict.fromkeys(_check_split(root, split, known, problems))
-    files = np.array(sorted(known[name] for name in listed if name in known), dtype=np.int64)
-    objects = _check_objects(root, index, files, classes, problems)
-    _check_photos(root, index, list(listed), known, problems, progress)
-    return Report(sorted(problems), len(listed), objects, splits)
+        try:
+            (source,) = kind.open_sources([(root, split)])
+        except UserError as error:
+            file = kind.split_file.format(split)
+            found.add(Problem(file, 0, "split", str(error).removeprefix(f"{root / file}: ")))
+            continue
+        sources.append(source)
+        found.update(source.problems)
+        found.update(source.strays())
+        if not len(source.rows):
+            found.add(Problem(kind.split_file.format(split), 0, "split", "the split is empty"))
+    # an image of several splits is looked at once
+    images = {source.file(row): (source, row) for source in sources for row in source.rows.tolist()}
+    for source, row in images.values():
+        _check_objects(source, row, classes, found)
+    photos = {source.photo(row): (source, row) for source, row in images.values()}
+    _check_photos(root, photos, found, progress)
+    objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for source, row in photos.values())
+    return Report(sorted(found), len(photos), objects, splits)
 
 
-def plain_splits(root: Path, index: Index) -> tuple[str, ...]:
-    """Names of the splits of a root without VOC's files for one class, such as cat_train."""
-    names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
-    return tuple(name for name in names if name.rpartition("_")[0] not in set(index.classes.tolist()))
+def _check_objects(source: Source, row: int, classes: Sequence[str] | None, problems: set[Problem]) -> None:
+    """Problems of one image's annotations alone."""
+    index, file, unit = source.index, source.file(row), source.unit
+    faulty = set()  # of which the reader has said enough
+    for line in str(index.problems[row]).splitlines():
+        # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the whole file
+        about = re.fullmatch(rf"{unit} (\d+)(?: \((.*?)\))?:? (.*)", line)
+        if about is None:
+            problems.add(Problem(file, 0, "broken file", line))
+        else:
+            faulty.add(int(about[1]))
+            text = f"{about[2]}: {about[3]}" if about[2] else about[3]
+            problems.add(Problem(file, int(about[1]), "broken box", text, unit))
+    size = index.sizes[row].tolist()
+    if not all(size) and not index.problems[row]:
+        problems.add(Problem(file, 0, "size", "no size of the image"))
+    seen: dict[tuple, int] = {}
+    for item in range(index.first[row], index.first[row + 1]):
+        number, name = int(index.number[item]), str(index.classes[index.names[item]])
+        box = tuple(index.boxes[item].tolist())
+        if classes is not None and name not in classes:
+            text = f"class {name!r} is not in the list{did_you_mean(name, classes)}"
+            problems.add(Problem(file, number, "unknown class", text, unit))
+        first = seen.setdefault((name, box), number)
+        if first != number:
+            problems.add(Problem(file, number, "duplicate object", f"the same {name} as {unit} {first}", unit))
+        if number not in faulty:
+            problems.update(_check_box(source, file, number, name, box, size))
 
 
-def _check_split(root: Path, split: str, known: dict[str, int], problems: list[Problem]) -> list[str]:
-    path = f"ImageSets/Main/{split}.txt"
-    try:
-        ids = read_split(root, split, known)
-    except UserError as error:
-        problems.append(Problem(path, 0, "split", str(error).removeprefix(f"{root / path}: ")))
-        return []
-    for name, count in Counter(ids).items():
-        if count > 1:
-            problems.append(Problem(path, 0, "duplicate image", f"lists {name} {count} times"))
-        if name not in known:
-            problems.append(Problem(f"Annotations/{name}.xml", 0, "missing file", f"missing, and {split} lists it"))
-    return ids
-
-
-def _check_objects(
-    root: Path, index: Index, files: np.ndarray, classes: Sequence[str] | None, problems: list[Problem]
-) -> int:
-    """Problems of the annotations alone; returns the number of objects."""
-    names = index.classes.tolist()
-    count = 0
-    for f in files.tolist():
-        xml = f"Annotations/{index.ids[f]}.xml"
-        for line in str(index.problems[f]).splitlines():
-            # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the whole file
-            about = re.fullmatch(r"object (\d+)(?: \((.*?)\))?:? (.*)", line)
-            if about is None:
-                problems.append(Problem(xml, 0, "broken file", line))
-            else:
-                text = f"{about[2]}: {about[3]}" if about[2] else about[3]
-                problems.append(Problem(xml, int(about[1]), "broken box", text))
-        if not index.sizes[f].all() and not index.problems[f]:
-            problems.append(Problem(xml, 0, "size", "no <size> of the image"))
-        seen: dict[tuple, int] = {}
-        for item in range(index.first[f], index.first[f + 1]):
-            count += 1
-            number, name = int(index.number[item]), names[index.names[item]]
-            corners = tuple(index.corners[item].tolist())
-            if classes is not None and name not in classes:
-                text = f"class {name!r} is not in the list{did_you_mean(name, classes)}"
-                problems.append(Problem(xml, number, "unknown class", text))
-            first = seen.setdefault((name, corners), number)
-            if first != number:
-                problems.append(Problem(xml, number, "duplicate object", f"the same {name} as object {first}"))
-            problems += _check_box(xml, number, name, corners, index.sizes[f].tolist())
-    return count
-
-
-def _check_box(xml: str, number: int, name: str, corners: tuple[float, ...], size: list[int]) -> list[Problem]:
-    xmin, ymin, xmax, ymax = corners
-    if xmax < xmin or ymax < ymin:
-        return []  # the reader has already said so
+def _check_box(
+    source: Source, file: str, number: int, name: str, box: tuple[float, ...], size: list[int]
+) -> list[Problem]:
+    left, top, right, bottom = box
+    if right <= left or bottom <= top:
+        text = f"{name}: the box is {right - left:g} wide and {bottom - top:g} high; it is left out"
+        return [Problem(file, number, "empty box", text, source.unit)]
     found = []
-    for axis, low, high, side in (("x", xmin, xmax, size[0]), ("y", ymin, ymax, size[1])):
-        if low < 1:
-            found.append(f"{axis}min {low:g} is before the first pixel, which is 1")
-        if side and high > side:
+    for axis, low, high, side in (("x", left, right, size[0]), ("y", top, bottom, size[1])):
+        if low < -source.slack:
+            found.append(f"{axis}min {low + source.origin:g} is before the first pixel, which is {source.origin}")
+        if side and high > side + source.slack:
             found.append(f"{axis}max {high:g} is beyond the image's {side} pixels")
-    return [Problem(xml, number, "box outside", f"{name}: {text}") for text in found]
+    return [Problem(file, number, "box outside", f"{name}: {text}", source.unit) for text in found]
 
 
 def _check_photos(
     root: Path,
-    index: Index,
-    names: list[str],
-    known: dict[str, int],
-    problems: list[Problem],
+    photos: dict[Path, tuple[Source, int]],
+    problems: set[Problem],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    existing = photo_names(root)
-
-    def look(name: str) -> tuple[Path, str, tuple[int, int] | None, str]:
-        """Return the path, why it cannot be read, its (width, height), and a digest of its bytes."""
-        row = known.get(name)
-        size = (int(index.sizes[row, 0]), int(index.sizes[row, 1])) if row is not None else None
-        path = find_photo(root, name, str(index.photos[row]) if row is not None else "", existing)
-        if path.name not in existing:
-            return path, "missing", None, ""
+    def look(path: Path) -> tuple[str, tuple[int, int], str]:
+        """Return why a photo cannot be read, its (width, height), and a digest of its bytes."""
+        if not path.is_file():
+            return "missing", (0, 0), ""
         try:
-            height, width = decode_photo(path, size).shape[:2]
+            height, width = decode_photo(path, _stated(*photos[path])).shape[:2]
         except UserError as error:
-            return path, str(error).partition(": ")[2], None, ""
-        return path, "", (width, height), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            return str(error).removeprefix(f"{path}: "), (0, 0), ""
+        return "", (width, height), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
     first: dict[str, str] = {}
     # threads are enough: decoding and hashing release the interpreter lock
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, (name, (path, reason, size, digest)) in enumerate(zip(names, pool.map(look, names)), 1):
+        for done, (path, (reason, size, digest)) in enumerate(zip(photos, pool.map(look, photos)), 1):
             if progress is not None:
-                progress(done, len(names))
-            file = f"JPEGImages/{path.name}"
+                progress(done, len(photos))
+            file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
             if reason:
                 kind = "missing file" if reason == "missing" else "unreadable image"
-                problems.append(Problem(file, 0, kind, reason))
+                problems.add(Problem(file, 0, kind, reason))
                 continue
-            row = known.get(name)
-            stated = tuple(index.sizes[row].tolist()) if row is not None else (0, 0)
+            stated = _stated(*photos[path])
             if all(stated) and size != stated:
-                text = f"the photo is {size[0]}x{size[1]}, its XML says {stated[0]}x{stated[1]}"  # pyright: ignore
-                problems.append(Problem(file, 0, "size", text))
-            twin = first.setdefault(digest, name)
-            if twin != name:
-                problems.append(Problem(file, 0, "duplicate image", f"the same file as {twin}"))
+                text = f"the photo is {size[0]}x{size[1]}, its annotation says {stated[0]}x{stated[1]}"
+                problems.add(Problem(file, 0, "size", text))
+            twin = first.setdefault(digest, file)
+            if twin != file:
+                problems.add(Problem(file, 0, "duplicate image", f"the same file as {twin}"))
+
+
+def _stated(source: Source, row: int) -> tuple[int, int]:
+    """Width and height as the annotation has them."""
+    width, height = source.index.sizes[row].tolist()
+    return width, height

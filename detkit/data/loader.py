@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detkit.data.dataset import DetectionDataset
 from detkit.data.transforms import Transform, build_test, build_train, pad
-from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
 
@@ -39,10 +39,10 @@ def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class ImageCache:
     """Decoded images in one buffer that forked workers share, each written by whoever needs it first.
 
-    A photo whose size is not the one in its XML has no room and is decoded each time.
+    A photo whose size is not the annotated one has no room and is decoded each time.
     """
 
-    def __init__(self, dataset: VOCDataset) -> None:
+    def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
         width, height = dataset.sizes.T
         self.offsets = np.concatenate([[0], np.cumsum(width * height * 3)])
@@ -83,7 +83,7 @@ class _Samples(Dataset):
 
     def __init__(
         self,
-        dataset: VOCDataset,
+        dataset: DetectionDataset,
         transform: Transform,
         *,
         seed: int | None = None,
@@ -126,7 +126,7 @@ class _Samples(Dataset):
                 if scores is not None:
                     region_scores.append(torch.from_numpy(scores[kept[first:] - count]))
                 boxes, kept = boxes[:first], kept[:first]
-            ignore = np.zeros(len(kept), dtype=bool) if self.use_difficult else record.difficult[kept]
+            ignore = (record.crowd if self.use_difficult else record.ignore)[kept]
             objects.append(tuple(map(torch.from_numpy, (boxes, record.labels[kept], ignore))))
             originals.append(image.shape[:2])
             ids.append(record.id)
@@ -200,7 +200,7 @@ class _Stream(Sequence[range]):
 
 
 def train_loader(
-    dataset: VOCDataset,
+    dataset: DetectionDataset,
     spec: InputSpec,
     data_config: "DataConfig",
     train_config: "TrainConfig",
@@ -212,8 +212,8 @@ def train_loader(
 ) -> _Loader:
     """Return an iterable of (Images, Targets), one for each iteration start..stop-1.
 
-    Each process of `world` gets the `rank`-th contiguous share of an iteration's batch. Where `data.difficult` is
-    false, difficult objects come with ignore = True, else nothing is ignored. Where `data.proposals` names
+    Each process of `world` gets the `rank`-th contiguous share of an iteration's batch. Crowds come with
+    ignore = True, and so do difficult objects where `data.difficult` is false. Where `data.proposals` names
     stores, Images have proposals: they move with the image, and images and objects are the same as without them.
     """
     if train_config.batch % world:
@@ -231,7 +231,7 @@ def train_loader(
 
 
 def test_loader(
-    dataset: VOCDataset,
+    dataset: DetectionDataset,
     spec: InputSpec,
     *,
     batch: int,
@@ -241,7 +241,8 @@ def test_loader(
     proposals: "StoredProposals | None" = None,  # noqa: PT028
     skip: frozenset[int] = frozenset(),  # noqa: PT028
 ) -> _Loader:
-    """Return an iterable of (Images, Targets) over every image once, in order; `ignore` is the difficult flag.
+    """Return an iterable of (Images, Targets) over every image once, in order; `ignore` marks crowds and difficult
+    objects.
 
     Each process of `world` gets the `rank`-th contiguous share of the images; shares may differ by one image. With
     `proposals`, see `open_proposals`, Images have them. Batches all of whose images, by number, are in `skip` are left
@@ -255,7 +256,7 @@ def test_loader(
 
 
 def sweep_loader(
-    dataset: VOCDataset,
+    dataset: DetectionDataset,
     spec: InputSpec,
     data_config: "DataConfig",
     rows: Sequence[int],
@@ -273,7 +274,7 @@ def sweep_loader(
     return _Loader(samples, [rows[at : at + batch] for at in range(0, len(rows), batch)], workers)
 
 
-def open_proposals(dataset: VOCDataset, data_config: "DataConfig") -> "StoredProposals | None":
+def open_proposals(dataset: DetectionDataset, data_config: "DataConfig") -> "StoredProposals | None":
     """Open the stores of `data.proposals`, None where it is empty.
 
     Raises UserError, in one line, for a store that is missing or damaged and for an image that is in none of them.

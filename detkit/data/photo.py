@@ -8,6 +8,10 @@ import numpy as np
 from detkit.errors import UserError
 
 JPEG = b"\xff\xd8"
+PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo", ".jp2", ".ppm", ".pgm")
+)
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
 
 
@@ -38,6 +42,35 @@ def decode_photo(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         return pixels
     weight = alpha[..., None].astype(np.float32) / 255
     return np.rint(pixels * weight + 255 * (1 - weight)).astype(np.uint8)
+
+
+def photo_header(path: Path) -> tuple[int, int, int] | None:
+    """Return stored width and height and the EXIF orientation of a photo, None where it cannot be read.
+
+    Reads the header alone, where Pillow knows the format.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            # of a PNG without it in front, Pillow would decode all to look for EXIF behind the pixels
+            tagged = image.format != "PNG" or "exif" in image.info
+            return *image.size, int(image.getexif().get(0x0112, 1)) if tagged else 1
+    except Exception:  # Pillow raises whatever its plugins raise
+        try:
+            height, width = decode_photo(path).shape[:2]
+        except UserError:
+            return None
+        return width, height, 1
+
+
+def photo_size(path: Path) -> tuple[int, int] | None:
+    """Return (width, height) of the upright photo, None where it cannot be read."""
+    header = photo_header(path)
+    if header is None:
+        return None
+    width, height, orientation = header
+    return (height, width) if orientation in TURNED else (width, height)
 
 
 def _alpha(data: np.ndarray) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from detkit.engine.device import autocast, place_images
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.evaluation import Result
     from detkit.models import Detector
 
@@ -34,7 +34,7 @@ class Evaluation:
 
 def evaluate(
     detector: "Detector",
-    dataset: "VOCDataset",
+    dataset: "DetectionDataset",
     config: Config,
     device: torch.device | None = None,
 ) -> Evaluation:

@@ -16,7 +16,7 @@ from detkit.files import save_atomic
 from detkit.structures import DetectionSet
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 SAMPLES = 12  # pictures in samples/
 SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
@@ -58,7 +58,7 @@ def conclude(run: Run) -> None:
         run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, plots/, samples/")
 
 
-def save_samples(dataset: "VOCDataset", detections: DetectionSet, folder: Path) -> None:
+def save_samples(dataset: "DetectionDataset", detections: DetectionSet, folder: Path) -> None:
     """Write SAMPLES pictures, spread over the data set, of the ground truth beside the detections."""
     from PIL import Image
 
@@ -67,7 +67,7 @@ def save_samples(dataset: "VOCDataset", detections: DetectionSet, folder: Path) 
     count = min(SAMPLES, len(dataset))
     for index in torch.linspace(0, len(dataset) - 1, count).round().int().tolist():
         record = dataset.record(index)
-        truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.difficult}
+        truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.ignore}
         shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
         found = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
         picture = Image.fromarray(draw_pair(dataset.image(index), truth, found, dataset.classes))

@@ -17,7 +17,7 @@ from detkit.proposals.store import ProposalStore, make_manifest
 from detkit.structures import Images, Proposals
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.models.faster_rcnn import FasterRCNN
 
 
@@ -40,7 +40,7 @@ def load_proposer(
 
 def make_rpn_store(
     path: str | Path,
-    dataset: "VOCDataset",
+    dataset: "DetectionDataset",
     detector: "FasterRCNN",
     config: Config,
     checkpoint: str | Path,
@@ -87,7 +87,7 @@ def _hash(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _propose(
-    detector: "FasterRCNN", config: Config, dataset: "VOCDataset", device: torch.device, images: list[int]
+    detector: "FasterRCNN", config: Config, dataset: "DetectionDataset", device: torch.device, images: list[int]
 ) -> Generator[Made]:
     """Yield what is proposed for `images`, in their order."""
     from detkit.data.loader import test_loader

@@ -26,7 +26,7 @@ from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
     from detkit.models import Detector
 
 
@@ -44,9 +44,9 @@ class Run:
     config: Config
     folder: Path
     device: torch.device
-    train: "VOCDataset"
-    val: "VOCDataset | None"
-    test: "VOCDataset | None"
+    train: "DetectionDataset"
+    val: "DetectionDataset | None"
+    test: "DetectionDataset | None"
     resumed: dict[str, Any] | None = None
     stage: str = ""
     best: float | None = None
@@ -108,7 +108,7 @@ class Run:
                 (
                     torch.from_numpy(record.boxes),
                     torch.from_numpy(record.labels),
-                    torch.from_numpy(record.difficult & (not use)),
+                    torch.from_numpy(record.crowd if use else record.ignore),
                 )
                 for record in records
             )

@@ -1,6 +1,5 @@
 """A whole training session: config, folder, data, detector, stages, and the test at the end."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from detkit.engine.stages import run_stages
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 
 def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
@@ -23,7 +22,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
 
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
-    from detkit.data import open_dataset
+    from detkit.data import open_dataset, split_names
     from detkit.models import build_detector
 
     settings = load_config(str(config), overrides) if resume is None else resumed_config(resume, config, overrides)
@@ -37,13 +36,12 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         with distributed.main_first():  # it may draw the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
             data = open_dataset(settings.data, "train", classes)
-            val = open_dataset(settings.data, "val", data.classes) if settings.data.val else None
-            test = open_dataset(settings.data, "test", data.classes) if settings.data.test else None
+            val = open_dataset(settings.data, "val", data.classes) if split_names(settings.data, "val") else None
+            test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
             check_proposals(settings, [one for one in (data, val, test) if one is not None])
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
-        truth = data.truth()
-        detector.check(replace(truth, ignore=truth.ignore & (not settings.data.difficult)))
+        detector.check(data.truth(settings.data.difficult))
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
         run = Run(settings, folder, device, data, val, test, resumed)
@@ -78,7 +76,7 @@ def difference(one: Any, other: Any, key: str = "") -> str:
     return "" if one == other else f"{key}: {one!r}, not {other!r}"
 
 
-def check_proposals(settings: Config, datasets: "list[VOCDataset]") -> None:
+def check_proposals(settings: Config, datasets: "list[DetectionDataset]") -> None:
     """Raise UserError where the detector classifies given regions and a data set has none."""
     from detkit.data.loader import open_proposals
     from detkit.models import MODELS

@@ -80,7 +80,7 @@ class Detector(nn.Module):
         return detect(self, source, self.experiment or Config(model=self.config), score=score, batch=batch)
 
     def check(self, truth: TruthSet) -> None:
-        """Raise UserError where these objects of the training split, difficult ones as `ignore`, cannot train it."""
+        """Raise UserError where these objects of the training split cannot train it."""
 
     def stages(self) -> Sequence[Any]:
         """Return the training stages in order: SGD, or others with a `run` of their own, see engine/stages.py."""

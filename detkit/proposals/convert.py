@@ -25,7 +25,7 @@ from detkit.files import read_text, write_atomic
 from detkit.proposals.store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _numbers(where: str, key: str, values: Any) -> np.ndarray:
     return numbers
 
 
-def to_store(source: str | Path, out: str | Path, dataset: "VOCDataset | None" = None) -> None:
+def to_store(source: str | Path, out: str | Path, dataset: "DetectionDataset | None" = None) -> None:
     """Convert a .mat or .json file to a store.
 
     With a data set the names are checked: all its images are there, and no box reaches beyond its photo, which is how
@@ -160,7 +160,7 @@ def to_store(source: str | Path, out: str | Path, dataset: "VOCDataset | None" =
     write_store(out, ids, read.boxes, read.scores, manifest=manifest)
 
 
-def _check_all_there(source: str | Path, dataset: "VOCDataset", rows: np.ndarray) -> None:
+def _check_all_there(source: str | Path, dataset: "DetectionDataset", rows: np.ndarray) -> None:
     missing = np.flatnonzero(rows < 0)
     if len(missing):
         raise UserError(

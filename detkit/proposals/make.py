@@ -18,7 +18,7 @@ from detkit.proposals.methods import Method, find_method
 from detkit.proposals.store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 PART = 64  # photos whose boxes are written together while the work goes on
 
@@ -29,7 +29,7 @@ Made = tuple[int, np.ndarray, Scores]  # number of a photo, its boxes (N, 4) and
 
 def make_store(
     path: str | Path,
-    dataset: "VOCDataset",
+    dataset: "DetectionDataset",
     method: str,
     parameters: dict[str, Any],
     *,
@@ -141,7 +141,7 @@ def _columns(photos: Iterable[tuple[np.ndarray, Scores]]) -> tuple[list[np.ndarr
 
 
 def _run(
-    dataset: "VOCDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
+    dataset: "DetectionDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
 ) -> Generator[Made]:
     """Yield what is made of `images`, in their order."""
     find_method(method, parameters)  # an unknown one is refused before any work
@@ -163,10 +163,10 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
-_work: "tuple[VOCDataset, Method] | None" = None  # of a worker process
+_work: "tuple[DetectionDataset, Method] | None" = None  # of a worker process
 
 
-def _init_worker(dataset: "VOCDataset", method: str, parameters: dict[str, Any]) -> None:
+def _init_worker(dataset: "DetectionDataset", method: str, parameters: dict[str, Any]) -> None:
     import cv2
     import torch
 

@@ -29,7 +29,7 @@ from detkit.errors import UserError
 from detkit.files import save_atomic
 
 if TYPE_CHECKING:
-    from detkit.data.voc import VOCDataset
+    from detkit.data.dataset import DetectionDataset
 
 FORMAT = "detkit proposals 1"
 SLACK = 1.0  # pixels that a box may reach beyond its photo: published conventions differ by so much
@@ -180,7 +180,7 @@ def check_boxes(where: str, boxes: np.ndarray) -> None:
         raise UserError(f"{where}: box {bad} is [{numbers}], expected left < right and top < bottom")
 
 
-def check_inside(where: str | Path, dataset: "VOCDataset", i: int, boxes: np.ndarray) -> None:
+def check_inside(where: str | Path, dataset: "DetectionDataset", i: int, boxes: np.ndarray) -> None:
     """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond photo `i` of a data set.
 
     Its size is what the annotation says, which may be nothing; where boxes don't fit that, the photo's own, if it is
@@ -292,7 +292,7 @@ def _by_bare_name(ids: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def make_command(dataset: "VOCDataset") -> str:
+def make_command(dataset: "DetectionDataset") -> str:
     """Return the command that makes the proposals of a data set."""
     roots = list(dict.fromkeys(root for root, _ in dataset.sources))
     above = roots[0] if len(roots) == 1 else Path(os.path.commonpath(roots))
@@ -301,7 +301,7 @@ def make_command(dataset: "VOCDataset") -> str:
     return shlex.join(["detkit", "proposals", "make", *options])
 
 
-def check_store(store: ProposalStore, dataset: "VOCDataset") -> None:
+def check_store(store: ProposalStore, dataset: "DetectionDataset") -> None:
     """Raise UserError, in one line, unless the store has proposals of every image of a data set, inside of it."""
     StoredProposals([store], dataset)
 
@@ -314,7 +314,7 @@ class StoredProposals:
     """
 
     def __init__(
-        self, stores: Sequence[ProposalStore | str | Path], dataset: "VOCDataset", count: int | None = None
+        self, stores: Sequence[ProposalStore | str | Path], dataset: "DetectionDataset", count: int | None = None
     ) -> None:
         self.stores = [store if isinstance(store, ProposalStore) else open_store(store) for store in stores]
         self.count = count

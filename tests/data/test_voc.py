@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from detkit.config import DataConfig
-from detkit.data import open_dataset, voc_index
-from detkit.data.voc import VOC_CLASSES, VOCDataset, parse_splits
+from detkit.data import index, open_dataset, voc_index
+from detkit.data.dataset import parse_splits
+from detkit.data.voc import VOC_CLASSES, VOCDataset
 from detkit.errors import UserError
 from tests.data.roots import make_root, photo, xml
 
@@ -221,7 +222,7 @@ def test_bytes_after_the_end_of_a_jpeg_are_no_damage(one):
 
 def test_index_is_used_and_made_anew_when_files_change(small_root, monkeypatch):
     VOCDataset([(small_root, "trainval")])
-    assert (small_root / voc_index.INDEX_NAME).is_file()
+    assert (small_root / index.INDEX_NAME).is_file()
     calls = []
     parse = voc_index.parse_annotation
     monkeypatch.setattr(voc_index, "parse_annotation", lambda content: calls.append(1) or parse(content))
@@ -233,7 +234,7 @@ def test_index_is_used_and_made_anew_when_files_change(small_root, monkeypatch):
     after = VOCDataset([(small_root, "trainval")]).truth()
     assert len(calls) == 9
     assert (before.boxes != after.boxes).sum() == 1
-    (small_root / voc_index.INDEX_NAME).write_bytes(b"rubbish")
+    (small_root / index.INDEX_NAME).write_bytes(b"rubbish")
     assert VOCDataset([(small_root, "trainval")]).truth().boxes.equal(after.boxes)
     path.rename(path.with_name("000010.xml"))
     refused(small_root, "no annotation", "trainval")
@@ -242,7 +243,7 @@ def test_index_is_used_and_made_anew_when_files_change(small_root, monkeypatch):
 def test_index_of_a_read_only_folder_goes_to_the_cache(small_root, tmp_path):
     small_root.chmod(0o555)
     VOCDataset([(small_root, "trainval")])
-    assert not (small_root / voc_index.INDEX_NAME).exists()
+    assert not (small_root / index.INDEX_NAME).exists()
     assert len(list((tmp_path / "cache" / "detkit").glob("index-*.npz"))) == 1
     assert len(VOCDataset([(small_root, "trainval")])) == 9
     small_root.chmod(0o755)

@@ -1,0 +1,50 @@
+"""Writer of data sets in COCO layout."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from detkit.data.dataset import box_area
+from detkit.data.items import Item, Splits, plain
+
+
+def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
+    """Write annotations/instances_SPLIT.json below `folder`; return where the photo of each item belongs.
+
+    Category ids are 1, 2, ... in label order; an image of several splits has one id. Objects that are difficult or
+    truncated have these keys, with 1, beside COCO's own.
+    """
+    for name in ("annotations", "images"):
+        (folder / name).mkdir()
+    categories = [{"id": label, "name": name} for label, name in enumerate(classes, 1)]
+    numbers: dict[str, int] = {}
+    for split, own in splits.items():
+        images = []
+        for item in own:
+            key = numbers.setdefault(item.name, len(numbers) + 1)
+            images.append({"id": key, "file_name": item.file, "width": item.size[0], "height": item.size[1]})
+        objects = (entry for item in own for entry in _objects(item, numbers[item.name]))
+        annotations = [{"id": number, **entry} for number, entry in enumerate(objects, 1)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        path = folder / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {item.name: f"images/{item.file}" for own in splits.values() for item in own}
+
+
+def _objects(item: Item, image: int) -> Iterator[dict[str, Any]]:
+    record, boxes = item.record, item.boxes()
+    flags = zip(record.crowd.tolist(), record.difficult.tolist(), record.truncated.tolist())
+    areas = zip(item.own_areas(), box_area(boxes).tolist())
+    for label, (left, top, right, bottom), (crowd, difficult, truncated), (area, whole) in zip(
+        record.labels.tolist(), boxes.tolist(), flags, areas
+    ):
+        yield {
+            "image_id": image,
+            "category_id": label + 1,
+            "bbox": [plain(value) for value in (left, top, right - left, bottom - top)],
+            "area": plain(whole if area is None else area),
+            "iscrowd": int(crowd),
+            **({"difficult": 1} if difficult else {}),
+            **({"truncated": 1} if truncated else {}),
+        }

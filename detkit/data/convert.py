@@ -1,0 +1,141 @@
+"""Data sets from one format to another."""
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from detkit.data.coco import PREFIX
+from detkit.data.coco_writer import write_coco
+from detkit.data.dataset import DetectionDataset, parse_splits
+from detkit.data.formats import find_format, find_splits, open_sources
+from detkit.data.items import Item, Splits
+from detkit.data.photo import photo_size
+from detkit.data.voc_writer import write_voc
+from detkit.data.yolo_writer import write_yolo
+from detkit.errors import UserError, did_you_mean
+
+WRITERS = {"voc": write_voc, "coco": write_coco, "yolo": write_yolo}
+WAYS = ("link", "copy", "symlink")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written; images: how many photos, each counted once."""
+
+    images: int
+    objects: int
+    splits: dict[str, int]
+    classes: tuple[str, ...]
+
+
+def convert(
+    root: str | Path,
+    out: str | Path,
+    to: str,
+    splits: Sequence[str] | None = None,
+    wanted: str = "auto",
+    photos: str = "link",
+    progress: Callable[[int, int], None] | None = None,
+) -> Converted:
+    """Write splits of a data set (default: all) in the format `to` into the new folder `out`.
+
+    wanted: the format of `root`, see `find_format`. photos: `link` makes hard links, and copies where that fails, as
+    across disks; `copy`; `symlink`. The folder appears when it is whole. Kept are boxes, clipped to the photo, classes,
+    difficult, crowd, truncated, areas, images without objects, and the splits. Not kept are masks, keypoints and what
+    else a format may say; going to VOC, classes that no object has, and the order of the classes, which there is the
+    alphabet's. Raises UserError, in one line, for whatever is missing or broken.
+    """
+    if to not in WRITERS:
+        raise UserError(f"no format {to!r} to convert to{did_you_mean(to, WRITERS)}")
+    root, out = Path(root), Path(out)
+    sources = parse_splits(root, splits if splits is not None else find_splits(root, wanted))
+    kind = find_format(sources[0][0], wanted)
+    opened = [open_sources([source], None, kind) for source in sources]
+    classes = tuple(type(opened[0]).own_classes([index for one in opened for index in one.indices]))
+    opened = [one if one.classes == classes else open_sources(one.sources, classes, kind) for one in opened]
+    items = _items(opened)
+    with new_folder(out) as folder:
+        places = WRITERS[to](folder, classes, items)
+        originals = {item.name: item.photo for own in items.values() for item in own}
+        for done, (name, place) in enumerate(places.items(), 1):
+            place_photo(originals[name], folder / place, photos)
+            if progress is not None:
+                progress(done, len(places))
+    unique = {item.name: len(item.record.labels) for own in items.values() for item in own}
+    return Converted(len(unique), sum(unique.values()), {name: len(own) for name, own in items.items()}, classes)
+
+
+def _items(opened: Sequence[DetectionDataset]) -> Splits:
+    """Name splits and images. A photo of several splits is one item; different photos of one name are told apart."""
+    bare = [Path(split).stem.removeprefix(PREFIX) for one in opened for _, split in one.sources]
+    names = [name if bare.count(name) == 1 else f"{one.sources[0][0].name}_{name}" for name, one in zip(bare, opened)]
+    known: dict[Path, Item] = {}
+    taken: set[str] = set()
+    splits: Splits = {}
+    if len(set(names)) != len(names):
+        raise UserError(f"split {Counter(names).most_common(1)[0][0]} is named twice")
+    for split, dataset in zip(names, opened):
+        splits[split] = []
+        for i in range(len(dataset)):
+            record = dataset.record(i)
+            if record.path not in known:
+                name = record.id.replace("/", "_")
+                name = f"{split}_{name}" if name in taken else name
+                if name in taken:
+                    raise UserError(f"{dataset.name}: two photos would be called {name}, such as {record.path}")
+                taken.add(name)
+                known[record.path] = Item(name, record, _size(record.width, record.height, record.path))
+            splits[split].append(known[record.path])
+    return splits
+
+
+def _size(width: int, height: int, path: Path) -> tuple[int, int]:
+    """The annotated size, or where nothing is annotated the photo's."""
+    if width and height:
+        return width, height
+    size = photo_size(path)
+    if size is None:
+        raise UserError(f"no readable image {path}, and its annotation says no size")
+    return size
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` on success, and goes on any error.
+
+    Raises UserError where `path` is there already and not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already and is left as it is; name a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def place_photo(photo: Path, target: Path, how: str) -> None:
+    """Bring a photo to `target`, see `convert`; UserError if it is missing."""
+    if how not in WAYS:
+        raise UserError(f"no way {how!r} to bring photos over{did_you_mean(how, WAYS)}")
+    if not photo.is_file():
+        raise UserError(f"no image {photo}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if how == "symlink":
+        target.symlink_to(photo.resolve())
+        return
+    if how == "link":
+        try:
+            os.link(photo.resolve(), target)
+            return
+        except OSError:
+            pass  # another disk, or one without links
+    shutil.copyfile(photo, target)

@@ -1,0 +1,48 @@
+"""Writer of data sets in VOC layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from detkit.data.items import Item, Splits, plain
+
+
+def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
+    """Write Annotations and ImageSets/Main below `folder`; return where the photo of each item belongs.
+
+    Boxes become 1-based inclusive pixels again; corners between pixels keep their decimals. Crowds and areas that are
+    not the box's become <crowd> and <area>, which VOC's own readers pass by.
+    """
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    items = {item.name: item for own in splits.values() for item in own}
+    for item in items.values():
+        (folder / "Annotations" / f"{item.name}.xml").write_text(_xml(item, classes), encoding="utf-8")
+    for split, own in splits.items():
+        text = "".join(f"{item.name}\n" for item in own)
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
+    return {item.name: f"JPEGImages/{item.file}" for item in items.values()}
+
+
+def _xml(item: Item, classes: Sequence[str]) -> str:
+    record = item.record
+    lines = [
+        "<annotation>",
+        f"\t<filename>{escape(item.file)}</filename>",
+        f"\t<size><width>{item.size[0]}</width><height>{item.size[1]}</height><depth>3</depth></size>",
+    ]
+    flags = zip(record.truncated, record.difficult, record.crowd)
+    for label, box, (truncated, difficult, crowd), area in zip(
+        record.labels.tolist(), item.boxes().tolist(), flags, item.own_areas()
+    ):
+        corners = (box[0] + 1, box[1] + 1, box[2], box[3])
+        edges = "".join(f"<{e}>{plain(v)}</{e}>" for e, v in zip(("xmin", "ymin", "xmax", "ymax"), corners))
+        more = f"<crowd>{crowd:d}</crowd>" * bool(crowd) + ("" if area is None else f"<area>{plain(area)}</area>")
+        lines += [
+            "\t<object>",
+            f"\t\t<name>{escape(str(classes[label]))}</name>",
+            f"\t\t<truncated>{truncated:d}</truncated><difficult>{difficult:d}</difficult>{more}",
+            f"\t\t<bndbox>{edges}</bndbox>",
+            "\t</object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])

@@ -1,0 +1,247 @@
+"""Reader of YOLO data sets, as Ultralytics' tools lay them out: photos, and a text file of rows for each.
+
+data.yaml names classes and, for each split, a folder of photos or a list of them (.txt). Without it a split `train` is
+images/train, train/images or train.txt, and classes are those of classes.txt, else the numbers. The label file of
+images/train/a.jpg is labels/train/a.txt; a photo without one has no objects.
+
+Rows are `class cx cy w h` in parts of the upright photo. What they cannot hold (difficult, crowd, truncated, an area
+that is not the box's) is in flags.json, see yolo_index.py; other tools pass that file by.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.index import Index
+from detkit.data.photo import PHOTO_SUFFIXES
+from detkit.data.yolo_index import label_name, read_yolo_index
+from detkit.errors import UserError, did_you_mean
+from detkit.files import read_text
+
+# keys of a data.yaml that are no splits
+OTHER_KEYS = frozenset(("path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels", "roboflow"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A root's data.yaml, or what stands in for it.
+
+    config: its path, None without one. names: class numbers and names, None where nothing says them. splits: name ->
+    folders and lists, relative to `bases`, which are tried in order.
+    """
+
+    root: Path
+    config: Path | None
+    names: dict[int, str] | None
+    splits: dict[str, list[str]]
+    bases: tuple[Path, ...]
+
+    def find(self, entry: str) -> Path | None:
+        """Path of a folder or list that the config or a user names."""
+        entries = [entry]
+        if entry.startswith("../"):  # Roboflow writes ../train/images, and means train/images
+            entries.append(entry.removeprefix("../"))
+        paths = (base / name for name in entries for base in self.bases)
+        return next((path for path in paths if path.is_dir() or path.is_file()), None)
+
+
+def find_config(root: Path) -> Path | None:
+    """Path of a root's data.yaml, under whatever name."""
+    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+        if (root / name).is_file():
+            return root / name
+    others = [path for path in sorted(root.glob("*.y*ml")) if "names:" in path.read_text(errors="replace")]
+    return others[0] if len(others) == 1 else None
+
+
+def read_layout(root: Path) -> Layout:
+    """Read how a root is laid out. UserError, in one line, where data.yaml is broken."""
+    path = find_config(root)
+    content: dict[str, Any] = {} if path is None else _read_yaml(path)
+    bases = [root]
+    if content.get("path"):
+        bases.insert(0, root / str(content["path"]))  # often a folder on the author's machine: then it is not there
+    splits = {}
+    for key, value in content.items():
+        entries = [value] if isinstance(value, str) else value
+        if key in OTHER_KEYS or not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
+            continue
+        if entries:
+            splits[str(key)] = entries
+    names = _names(content["names"], path) if path is not None and content.get("names") else _names_of_text(root)
+    return Layout(root, path, names, splits, tuple(bases))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping with keys such as names, train and val")
+    return content
+
+
+def _names(names: Any, path: Path) -> dict[int, str]:
+    pairs = (
+        list(enumerate(names)) if isinstance(names, list) else list(names.items()) if isinstance(names, dict) else []
+    )
+    if not pairs or not all(type(key) is int and key >= 0 for key, _ in pairs):
+        raise UserError(f"{path}: names is neither a list nor a mapping of class numbers to names")
+    return {key: str(name).strip() for key, name in sorted(pairs)}
+
+
+def _names_of_text(root: Path) -> dict[int, str] | None:
+    for path in (root / "classes.txt", root / "labels" / "classes.txt"):
+        if path.is_file():
+            lines = [line.strip() for line in read_text(path).splitlines()]
+            return dict(enumerate(line for line in lines if line)) or None
+    return None
+
+
+def yolo_splits(root: Path) -> list[str]:
+    """Names of the splits below a root: those of data.yaml that are there, else folders of photos and lists."""
+    layout = read_layout(root)
+    named = [name for name, entries in layout.splits.items() if any(layout.find(entry) for entry in entries)]
+    if named:
+        return named
+    folders = {path.name for path in root.glob("images/*") if path.is_dir()}
+    folders |= {path.parent.name for path in root.glob("*/images") if path.is_dir()}
+    lists = {path.stem for path in root.glob("*.txt") if path.name != "classes.txt" and _is_list(path)}
+    return sorted(folders | lists)
+
+
+def _is_list(path: Path) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return Path(file.readline().strip()).suffix.lower() in PHOTO_SUFFIXES
+
+
+def split_photos(root: Path, split: str) -> list[str]:
+    """Photos of a split, relative to the root: of a folder all below it, by name; of a list in its order.
+
+    Raises UserError where there is no such split, or no photo in it.
+    """
+    layout = read_layout(root)
+    entries = layout.splits.get(split)
+    if entries is None:
+        usual = (f"images/{split}", f"{split}/images", f"{split}.txt", split)
+        entries = [entry for entry in usual if layout.find(entry)][:1]
+        if not entries:
+            raise UserError(f"no split {split!r} in {root}{did_you_mean(split, yolo_splits(root))}")
+    photos: list[str] = []
+    for entry in entries:
+        path = layout.find(entry)
+        if path is None:
+            raise UserError(f"{layout.config}: {split}: there is no {entry} below {layout.bases[-1]}")
+        photos += _listed(path, layout) if path.is_file() else photos_below(root, path)
+    if not photos:
+        raise UserError(f"{root}: the split {split} is empty; {entries[0]} holds no photo")
+    return photos
+
+
+def photos_below(root: Path, folder: Path) -> list[str]:
+    """Names of all photos below a folder, relative to the root, sorted."""
+    found = [
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.startswith(".")
+    ]
+    return sorted(_below(Path(path), root) for path in found)
+
+
+def _listed(path: Path, layout: Layout) -> list[str]:
+    photos = []
+    for line in read_text(path).splitlines():
+        if name := line.strip().replace("\\", "/"):
+            # as Ultralytics has it: ./ is the list's folder, anything else the data set's
+            bases = (path.parent, *layout.bases) if name.startswith("./") else (*layout.bases, path.parent)
+            choices = [base / name for base in bases]
+            photos.append(_below(next((choice for choice in choices if choice.is_file()), choices[0]), layout.root))
+    return photos
+
+
+def _below(path: Path, root: Path) -> str:
+    """Path relative to the root if it is below that, else absolute."""
+    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+class YOLOSource(Source):
+    """One split: its photos and their label files."""
+
+    unit = "line"
+    slack = 0.5  # of six decimals
+
+    def __init__(self, root: Path, split: str, photos: Sequence[str] | None = None) -> None:
+        layout = read_layout(root)
+        listed = split_photos(root, split) if photos is None else photos
+        unique = list(dict.fromkeys(listed))
+        index = read_yolo_index(root, split, unique)
+        problems = [
+            Problem(photo, 0, "duplicate image", f"image {photo} is listed twice in {split}")
+            for photo, count in Counter(listed).items()
+            if count > 1
+        ]
+        if not len(index.boxes) and not any((root / label_name(photo)).is_file() for photo in unique):
+            text = f"no photo of {split} has a label file; an empty one says that a photo has no objects"
+            problems.append(Problem(label_name(unique[0]), 0, "missing file", text))
+        if layout.names is None:
+            others = [name for name in yolo_splits(root) if name != split] if photos is None else []
+            indices = [index, *(read_yolo_index(root, s, list(dict.fromkeys(split_photos(root, s)))) for s in others)]
+            most = max((int(one.names.max()) for one in indices if len(one.names)), default=-1)
+            names = {number: str(number) for number in range(most + 1)}
+        else:
+            names = layout.names
+        super().__init__(root, split, _name_classes(index, names), np.arange(len(unique)), problems)
+
+    def file(self, row: int) -> str:
+        return label_name(str(self.index.photos[row]))
+
+    def photo(self, row: int) -> Path:
+        return self.root / str(self.index.photos[row])
+
+    def strays(self) -> list[Problem]:
+        folders = {str(PurePosixPath(photo).parent): label_name(photo) for photo in self.index.photos.tolist()}
+        found = []
+        for folder, label in folders.items():
+            photos = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in PHOTO_SUFFIXES}
+            for path in (self.root / label).parent.glob("*.txt"):
+                if path.stem not in photos and path.name != "classes.txt" and path.parent != self.root:
+                    file = _below(path, self.root)
+                    found.append(Problem(file, 0, "missing file", f"there is no photo {path.stem} in {folder}"))
+        return found
+
+
+def _name_classes(index: Index, names: dict[int, str]) -> Index:
+    """Give an index of class numbers its names; a number without one is a problem of its image."""
+    problems = index.problems.tolist()
+    known = np.array(list(names), dtype=np.int64)
+    unknown = ~np.isin(index.names, known)
+    for item in np.flatnonzero(unknown).tolist():
+        image = int(np.searchsorted(index.first, item, side="right")) - 1
+        text = f"line {index.number[item]}: class {index.names[item]} has no name; {len(names)} classes have"
+        problems[image] = "\n".join(filter(None, (problems[image], text)))
+    place = np.searchsorted(known, np.where(unknown, known[0] if len(known) else 0, index.names))
+    return replace(
+        index,
+        names=place,
+        classes=np.array(list(names.values()), dtype=np.str_),
+        problems=np.array(problems, dtype=np.str_),
+    )
+
+
+class YOLODataset(DetectionDataset):
+    """Splits of roots in YOLO layout; see DetectionDataset. Classes are by default those of data.yaml, by number."""
+
+    @classmethod
+    def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
+        return [YOLOSource(root, split) for root, split in sources]

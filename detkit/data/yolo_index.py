@@ -1,0 +1,184 @@
+"""YOLO's label files, read into an index."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detkit.data.index import Index, cached_index, fingerprint, object_arrays, shortest_names
+from detkit.data.photo import photo_size
+from detkit.errors import UserError
+from detkit.files import read_text
+
+FLAGS_NAME = "flags.json"
+SLACK = 1e-4  # numbers beyond 0 to 1 by no more than this are taken for rounded
+PIXEL_DECIMALS = 6  # a normalised number times the size is rounded so, and a whole pixel is whole again
+FIELDS = ("cx", "cy", "w", "h")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What one label file says. rows: (line from 1, class number, (cx, cy, w, h) in parts of the photo)."""
+
+    rows: list[tuple[int, int, tuple[float, float, float, float]]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def parse_labels(text: str) -> Labels:
+    """Read `class cx cy w h` rows; `class x y x y x y ...`, a polygon, stands for the box around it. Never raises."""
+    found = Labels()
+    for line, content in enumerate(text.splitlines(), 1):
+        words = content.split()
+        if not words:
+            continue
+        numbers = [_number(word) for word in words]
+        if None in numbers:
+            found.problems.append(f"line {line}: {words[numbers.index(None)]!r} is not a number")
+            continue
+        name, *values = (number for number in numbers if number is not None)
+        if name < 0 or name != int(name):
+            found.problems.append(f"line {line}: class {words[0]!r} is not a whole number from 0 on")
+            continue
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            text = f"{len(words)} numbers, not the 5 of class cx cy w h"
+            found.problems.append(f"line {line}: {text}")
+            continue
+        outside = [place for place, value in enumerate(values) if not -SLACK <= value <= 1 + SLACK]
+        if outside:
+            place = outside[0]
+            what = FIELDS[place] if len(values) == 4 else f"{'xy'[place % 2]} of point {place // 2 + 1}"
+            text = f"{what} is {words[place + 1]}; in parts of the photo it lies between 0 and 1"
+            found.problems.append(f"line {line}: {text}")
+            continue
+        found.rows.append((line, int(name), _box(values)))
+    return found
+
+
+def _number(word: str) -> float | None:
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
+    if len(values) == 4:
+        cx, cy, w, h = values
+        return cx, cy, w, h
+    left, right, top, bottom = (pick(values[axis::2]) for axis in (0, 1) for pick in (min, max))
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def label_name(photo: str) -> str:
+    """Name of a photo's label file: its folder `images` becomes `labels`, the last one if there are several; without
+    any the label lies beside the photo."""
+    path = PurePosixPath(photo)
+    parts = list(path.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return str(PurePosixPath(*parts).with_suffix(".txt"))
+
+
+def read_yolo_index(root: Path, split: str, photos: Sequence[str]) -> Index:
+    """Return the index of some photos, named relative to `root`; see `cached_index`.
+
+    `names` are class numbers still, and there are no `classes`. Its file is right when names, sizes and modification
+    times of photos and labels are what they were: photos are looked into, since labels are in parts of their size.
+    """
+    files = [(photo, _state(root / photo), _state(root / label_name(photo))) for photo in photos]
+    digest = fingerprint([files, _state(root / FLAGS_NAME)])
+    return cached_index(root, f"yolo {split}", digest, Index, lambda: _build(root, photos))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
+
+
+def _build(root: Path, photos: Sequence[str]) -> Index:
+    flags = read_flags(root)
+    sizes, problems, objects = [], [], []
+    for photo in photos:
+        size = photo_size(root / photo) or (0, 0)
+        name = label_name(photo)
+        labels = _read_labels(root / name)
+        faults = list(labels.problems)
+        if labels.rows and not all(size):
+            faults.append("its photo is missing or broken, so the boxes are of unknown size")
+        entry = flags.get(name, _Flags())
+        if name in flags and entry.rows != len(labels.rows):
+            text = f"{FLAGS_NAME} was written for {entry.rows} objects, here are {len(labels.rows)}"
+            faults.append(f"{text}; take {name} out of {FLAGS_NAME}")
+        sizes.append(size)
+        problems.append("\n".join(faults))
+        objects.append(list(_objects(labels, size, entry)) if all(size) else [])
+    return Index(
+        ids=np.array(shortest_names(photos), dtype=np.str_),
+        photos=np.array(photos, dtype=np.str_),
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        problems=np.array(problems, dtype=np.str_),
+        first=np.cumsum([0, *map(len, objects)]),
+        classes=np.array([], dtype=np.str_),
+        **object_arrays([item for own in objects for item in own]),
+    )
+
+
+def _read_labels(path: Path) -> Labels:
+    try:
+        return parse_labels(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return Labels()  # a photo without objects
+    except UnicodeDecodeError:
+        return Labels(problems=["not a text file"])
+    except OSError as error:
+        return Labels(problems=[str(error.strerror)])
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """What flags.json says of one label file; objects are counted from 1."""
+
+    rows: int = 0
+    difficult: frozenset[int] = frozenset()
+    crowd: frozenset[int] = frozenset()
+    truncated: frozenset[int] = frozenset()
+    area: dict[int, float] = field(default_factory=dict)
+
+
+def _objects(labels: Labels, size: tuple[int, int], flags: _Flags) -> Iterable[tuple]:
+    width, height = size
+    for place, (line, name, (cx, cy, w, h)) in enumerate(labels.rows, 1):
+        edges = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+        box = tuple(round(edge, PIXEL_DECIMALS) for edge in edges)
+        told = (place in flags.difficult, place in flags.crowd, place in flags.truncated)
+        yield line, name, box, *told, flags.area.get(place, math.nan)
+
+
+def read_flags(root: Path) -> dict[str, _Flags]:
+    """Read what YOLO's rows cannot hold, from the flags.json that detkit's converter writes, where there is one.
+
+    {"labels/train/a.txt": {"rows": 3, "difficult": [2], "crowd": [], "truncated": [1, 2], "area": {"2": 310.5}}}:
+    objects of the file by their place from 1. Raises UserError where it is something else.
+    """
+    path = root / FLAGS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return {name: _flags(entry) for name, entry in json.loads(read_text(path)).items()}
+    except (ValueError, AttributeError, TypeError, KeyError):
+        raise UserError(f"{path}: not what detkit's converter writes; remove it if its flags are not wanted") from None
+
+
+def _flags(entry: dict[str, Any]) -> _Flags:
+    marks = {key: frozenset(map(int, entry.get(key, ()))) for key in ("difficult", "crowd", "truncated")}
+    return _Flags(int(entry["rows"]), area={int(k): float(v) for k, v in entry.get("area", {}).items()}, **marks)

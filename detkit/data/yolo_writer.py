@@ -1,0 +1,104 @@
+"""Writer of data sets in YOLO layout."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkit.data.items import Item, Splits, plain
+from detkit.data.photo import photo_header
+from detkit.data.yolo_index import FLAGS_NAME, label_name
+
+DIGITS = 12  # of a normalised number: a whole pixel of any photo is whole again when it is read
+
+
+def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
+    """Write data.yaml, labels and, where need be, flags.json; return where the photo of each item belongs.
+
+    A split is a folder images/SPLIT. Where splits share photos, each lies in the folder of the smallest of them, and
+    the others are lists, SPLIT.txt. An image without objects has an empty label file.
+    """
+    import yaml
+
+    home: dict[str, str] = {}
+    for split, own in sorted(splits.items(), key=lambda pair: len(pair[1])):
+        for item in own:
+            home.setdefault(item.name, split)
+    places = {item.name: f"images/{home[item.name]}/{item.file}" for own in splits.values() for item in own}
+    flags = {}
+    for item in {item.name: item for own in splits.values() for item in own}.values():
+        name = label_name(places[item.name])
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(_rows(item), encoding="utf-8")
+        if entry := _flags(item):
+            flags[name] = entry
+    entries = {}
+    for split, own in splits.items():
+        entries[split] = f"images/{split}"
+        if any(home[item.name] != split for item in own):
+            entries[split] = f"{split}.txt"
+            text = "".join(f"./{places[item.name]}\n" for item in own)
+            (folder / entries[split]).write_text(text, encoding="utf-8")
+    if flags:
+        lines = (f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}" for name, entry in flags.items())
+        (folder / FLAGS_NAME).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    content = {**entries, "names": dict(enumerate(classes))}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    return places
+
+
+def _rows(item: Item) -> str:
+    boxes, (width, height) = upright(item)
+    lines = []
+    for label, (left, top, right, bottom) in zip(item.record.labels.tolist(), boxes.tolist()):
+        values = (
+            (left + right) / 2 / width,
+            (top + bottom) / 2 / height,
+            (right - left) / width,
+            (bottom - top) / height,
+        )
+        lines.append(
+            " ".join([str(label), *(f"{value:.{DIGITS}f}".rstrip("0").rstrip(".") for value in values)]) + "\n"
+        )
+    return "".join(lines)
+
+
+def upright(item: Item) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return boxes and (width, height) in the upright photo.
+
+    YOLO's tools turn a photo by its EXIF orientation. An annotation whose size fits the stored pixels alone is turned
+    with it.
+    """
+    boxes, (width, height) = item.boxes(), item.size
+    if width == height or (header := photo_header(item.photo)) is None:
+        return boxes, item.size
+    stored, orientation = header[:2], header[2]
+    if orientation not in TURNS or stored != item.size:
+        return boxes, item.size
+    left, top, right, bottom = boxes.T
+    edges = {
+        "x": (left, right),
+        "-x": (width - right, width - left),
+        "y": (top, bottom),
+        "-y": (height - bottom, height - top),
+    }
+    across, down = (edges[name] for name in TURNS[orientation])
+    return np.stack([across[0], down[0], across[1], down[1]], 1), (height, width)
+
+
+# EXIF orientation -> what of the stored photo runs along x and y of the upright one
+TURNS = {5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x")}
+
+
+def _flags(item: Item) -> dict[str, Any]:
+    """The item's entry in flags.json, see `read_flags`; empty where the rows say all."""
+    record = item.record
+    marks = {name: (np.flatnonzero(getattr(record, name)) + 1).tolist() for name in ("difficult", "crowd", "truncated")}
+    entry: dict[str, Any] = {name: places for name, places in marks.items() if places}
+    areas = {str(place): plain(area) for place, area in enumerate(item.own_areas(), 1) if area is not None}
+    if areas:
+        entry["area"] = areas
+    return {"rows": len(record.labels), **entry} if entry else {}
