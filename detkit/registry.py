@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from detkit.errors import UserError, did_you_mean
 
 T = TypeVar("T", bound=Callable)
+E = TypeVar("E", bound=Callable)
 
 
 class Registry(Generic[T]):
@@ -16,14 +17,14 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
 
-    def register(self, *names: str) -> Callable[[T], T]:
+    def register(self, *names: str) -> Callable[[E], E]:
         """Decorator that stores a builder under one or more names."""
 
-        def store(entry: T) -> T:
+        def store(entry: E) -> E:
             for name in names:
                 if name in self._entries:
                     raise ValueError(f"{self.kind} {name!r} is registered twice")
-                self._entries[name] = entry
+                self._entries[name] = entry  # pyright: ignore[reportArgumentType]  (E is a T, which it cannot say)
             return entry
 
         return store

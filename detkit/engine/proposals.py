@@ -70,8 +70,8 @@ def _parameters(detector: "FasterRCNN", checkpoint: Path) -> dict[str, Any]:
         "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
         "weights": _hash(detector.state_dict()),
         "size": list(model.size),
-        "before": model.test_before,
-        "after": model.test_after,
+        "before": detector.counts[0],
+        "after": detector.counts[1],
         "iou": model.rpn_iou,
         "smallest": model.smallest,
     }
@@ -99,7 +99,7 @@ def _propose(
         given = place_images(given, device, config.train.channels_last)
         with torch.inference_mode(), autocast(device, config.train.amp):
             # waits for the device, once a batch: the store is written on the host
-            found = detector.propose(given)  # pyright: ignore[reportCallIssue]
+            found = detector.propose(given)
             boxes, scores, valid = (part.cpu().numpy() for part in _of_photo(found, given))
         for row, name in enumerate(given.ids):
             if name in place_of:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from detkit.config import Config, save_config
 from detkit.engine import checkpoint, distributed
@@ -28,6 +30,7 @@ from detkit.structures import Images, InputSpec, Proposals, Targets
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
     from detkit.models import Detector
+    from detkit.models.faster_rcnn import FasterRCNN
 
 
 Batch = tuple[Images, Targets]
@@ -37,6 +40,7 @@ Batch = tuple[Images, Targets]
 class Run:
     """What the stages of a training run share.
 
+    before: iterations of the stages that are done. store: in the folder, proposals that come with the images.
     val, test: None where the config names no split; without val best.pt holds the last weights. resumed: the content
     of last.pt, until the stage that it belongs to has taken it. best: the highest mAP on val so far.
     """
@@ -49,6 +53,8 @@ class Run:
     test: "DetectionDataset | None"
     resumed: dict[str, Any] | None = None
     stage: str = ""
+    before: int = 0
+    store: str | None = None
     best: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -73,8 +79,29 @@ class Run:
 
         recipe = self.config.train
         recipe = recipe if workers is None else replace(recipe, workers=workers)
+        data = self.config.data
+        if self.store is not None:
+            data = replace(data, proposals=[str(self.folder / self.store)], proposal_count=0)
         rank, world = distributed.rank(), distributed.world()
-        return train_loader(self.train, spec, self.config.data, recipe, start=start, stop=stop, rank=rank, world=world)
+        return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
+
+    def propose(self, detector: "FasterRCNN", store: str) -> None:
+        """Write the detector's proposals of the training photos to a store in the run's folder."""
+        from detkit.engine.proposals import make_rpn_store
+
+        bar = Progress(
+            "proposals",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(quiet=not self.writes),
+        )
+        with distributed.main_first(), bar:  # the first process makes it, the others find it made
+            task = bar.add_task("proposals", total=len(self.train))
+            path = self.folder / store
+            make_rpn_store(
+                path, self.train, detector, self.config, self.last, lambda done, _: bar.update(task, completed=done)
+            )
 
     def sweep(
         self,
@@ -148,7 +175,7 @@ class Run:
         iteration: steps of gradient descent done, all of them by default.
         """
         if self.writes:
-            iteration = self.config.train.iterations if iteration is None else iteration
+            iteration = self.before if iteration is None else iteration
             training = {"stage": self.stage, "best": self.best, **state}
             checkpoint.save(
                 self.last, detector, self.config, iteration=iteration, metrics=self.metrics, training=training
@@ -159,7 +186,7 @@ class Run:
 
         It becomes best.pt whatever earlier stages reached: those only lead to it.
         """
-        iterations = self.config.train.iterations
+        iterations = self.before
         self.best = None
         with Log(self.folder, iterations, iterations, writes=self.writes) as log:
             self.evaluate(detector, iterations, log)

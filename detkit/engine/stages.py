@@ -36,10 +36,15 @@ def run_stages(detector: "Detector", run: Run) -> None:
         name = run.resumed["training"]["stage"]
         if name not in names:
             raise UserError(f"{run.folder / 'last.pt'}: saved in stage {name!r}; this model has {', '.join(names)}")
-        stages = stages[names.index(name) :]
+        at = names.index(name)
+        run.before = run.config.train.iterations * sum(done.longer for done in stages[:at] if isinstance(done, SGD))
+        stages = stages[at:]
     for stage in stages:
         run.stage = stage.name
+        detector.enter(stage.name)
         if isinstance(stage, SGD):
-            fit(detector, run)
+            run.store = stage.store
+            fit(detector, run, stage)
+            run.before += run.config.train.iterations * stage.longer
         else:
             stage.run(detector, run)

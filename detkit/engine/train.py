@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from detkit.config import TrainConfig
 from detkit.engine import distributed
 from detkit.engine.device import autocast, place, place_images
 from detkit.engine.ema import Average
@@ -20,20 +22,21 @@ from detkit.engine.run import Run
 from detkit.engine.schedule import learning_rate
 from detkit.engine.signals import Interrupt, Stopped
 from detkit.engine.state import State
+from detkit.models import SGD
 from detkit.structures import Images, Targets
 
 if TYPE_CHECKING:
     from detkit.models import Detector
 
 
-def fit(detector: "Detector", run: Run) -> None:
-    """Train `detector` in place by `run.config.train`, from where `run.resumed` ends.
+def fit(detector: "Detector", run: Run, stage: SGD) -> None:
+    """Train `detector` in place by `run.config.train` and `stage`, from where `run.resumed` ends.
 
     A step is a function of the state and the iteration alone: batches, learning rate and random numbers are addressed
     by the iteration. So a resumed run repeats the uninterrupted one exactly, bit for bit on the CPU.
     Raises Stopped after SIGTERM or Ctrl-C, with last.pt saved; UserError where a loss is not finite.
     """
-    recipe, device = run.config.train, run.device
+    recipe, device, before = stage_recipe(run.config.train, stage), run.device, run.before
     place(detector, device, recipe.channels_last)
     detector.train()
     optimizer = build_optimizer(detector, recipe)
@@ -44,14 +47,15 @@ def fit(detector: "Detector", run: Run) -> None:
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
     run.begin()
     if not resumed:
-        run.save_last(state.averaged, state.dump(0), 0)  # a run can be resumed from its first second
+        run.save_last(state.averaged, state.dump(0), before)  # a run can be resumed from its first second
     model = distributed.wrap(compiled(detector) if recipe.compile else detector, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     batches = run.batches(detector.input, start, recipe.iterations)
 
-    with Interrupt() as interrupt, Log(run.folder, start, recipe.iterations, writes=run.writes) as log:
+    log = Log(run.folder, before + start, before + recipe.iterations, writes=run.writes)
+    with Interrupt() as interrupt, log:
         for iteration, (images, targets) in enumerate(meter.timed(batches), start):
-            torch.manual_seed(step_seed(recipe.seed, iteration, distributed.rank()))
+            torch.manual_seed(step_seed(recipe.seed, before + iteration, distributed.rank()))
             set_rate(optimizer, rate := learning_rate(recipe, iteration))
             parts: list[dict[str, Tensor]] = []
             for micro_images, micro_targets in split(images, targets, recipe.accumulate):
@@ -64,7 +68,7 @@ def fit(detector: "Detector", run: Run) -> None:
             done = iteration + 1
             signal = distributed.largest(interrupt.received)
             logging = due(done, LOG_EVERY, recipe.iterations)
-            evaluating = due(done, recipe.evaluate_every, recipe.iterations)
+            evaluating = stage.whole and due(done, recipe.evaluate_every, recipe.iterations)
             saving = bool(signal) or evaluating or due(done, recipe.save_every, recipe.iterations)
             # the one place where the host waits for a GPU, every LOG_EVERY steps and before anything is saved
             if logging or saving or meter.instant:
@@ -81,18 +85,24 @@ def fit(detector: "Detector", run: Run) -> None:
             if average is not None:
                 average.update(iteration)
 
-            log.step(done)
+            log.step(before + done)
             if logging:
-                log.losses(done, *meter.summary(), rate)
+                log.losses(before + done, *meter.summary(), rate)
             if evaluating:
-                run.evaluate(state.averaged, done, log)
+                run.evaluate(state.averaged, before + done, log)
             if saving:
-                run.save_last(state.averaged, state.dump(done), done)
+                run.save_last(state.averaged, state.dump(done), before + done)
                 meter.restart()
             if signal:
-                raise Stopped(signal, f"step {done}", run.folder)
+                raise Stopped(signal, f"step {before + done}", run.folder)
     if average is not None:  # what a stage after this one goes on with
         detector.load_state_dict(average.detector.state_dict())
+
+
+def stage_recipe(recipe: TrainConfig, stage: SGD) -> TrainConfig:
+    """The config's recipe, as long as the stage is."""
+    milestones = [milestone * stage.longer for milestone in recipe.milestones]
+    return replace(recipe, iterations=recipe.iterations * stage.longer, milestones=milestones)
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:

@@ -13,9 +13,16 @@ from detkit.structures import Detections, Images, InputSpec, Predictions, Target
 
 @dataclass(frozen=True)
 class SGD:
-    """A stage of a detector's training: gradient descent on its losses, by the config's `train` section."""
+    """A stage of a detector's training: gradient descent on its losses, by the config's `train` section.
+
+    longer: its iterations and milestones are that many times those of the config. whole: whether the detector is whole
+    at its end, so that it can be evaluated. store: of the run's folder, the proposals that come with its images.
+    """
 
     name: str = "sgd"
+    longer: int = 1
+    whole: bool = True
+    store: str | None = None
 
 
 class Detector(nn.Module):
@@ -81,6 +88,9 @@ class Detector(nn.Module):
 
     def check(self, truth: TruthSet) -> None:
         """Raise UserError where these objects of the training split cannot train it."""
+
+    def enter(self, stage: str) -> None:
+        """Get ready for a stage: which losses, and which layers stay as they are. A resumed one reads weights after."""
 
     def stages(self) -> Sequence[Any]:
         """Return the training stages in order: SGD, or others with a `run` of their own, see engine/stages.py."""

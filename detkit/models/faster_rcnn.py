@@ -1,7 +1,9 @@
 """Faster R-CNN (Ren et al., NIPS 2015), beside the paper from top to bottom.
 
 Where the paper and its Python code differ, and what detkit does:
-- Training is the approximate joint one (section 3.2, and the code's end2end), where proposals are constants.
+- Training is the approximate joint one (section 3.2, and the code's end2end), where proposals are constants; with
+  `model.training: alternating` it is the paper's 4-step one. The RPN's steps are then twice as long as `train` says, as
+  published: 80,000 iterations to Fast R-CNN's 40,000, their milestones alike.
 - The RPN has one logit an anchor, not two (the paper's note in section 3.1: logistic regression).
 - Both of its losses are divided by the number of anchors drawn (code), not balanced by lambda = 10 (paper).
 - Deltas of the second stage are scaled by .1, .1, .2, .2 (code), not by statistics of the data (Fast R-CNN).
@@ -10,15 +12,18 @@ Where the paper and its Python code differ, and what detkit does:
 - Boxes are continuous: no "+ 1".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.backbones import create_backbone, fully_connected
 from detkit.errors import UserError
+from detkit.models.base import SGD
 from detkit.models.necks import FPN
-from detkit.models.region import MapFeatures, PooledConfig, RegionDetector, RegionHead, sample_regions
+from detkit.models.region import MapFeatures, PooledConfig, RegionDetector, RegionHead, proposals_of, sample_regions
 from detkit.models.registry import MODELS
 from detkit.ops import BACKGROUND, grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
 from detkit.proposals.rpn import CODER as RPN_CODER
@@ -32,8 +37,9 @@ PYRAMID_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, nar
 class FasterRCNNConfig(PooledConfig):
     """The defaults are Faster R-CNN for VOC (sections 3.1 to 3.3, and the authors' code); see PooledConfig, too.
 
-    neck: `none`, with the backbone's map that its region tail follows, or `fpn` with `channels` over `features`, null =
-    all maps of stride 4 and up. canonical: pixels a side of a region for the map of stride 16.
+    training: `joint` or `alternating`. neck: `none`, with the backbone's map that its region tail follows, or `fpn`
+    with `channels` over `features`, null = all maps of stride 4 and up. canonical: pixels a side of a region for the
+    map of stride 16.
     ratios (height / width) and scales (times the map's stride): the anchors. rpn_width: channels of its convolution.
     rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
     before, after: best proposals before and after their NMS at rpn_iou, in training; test_before, test_after: else.
@@ -41,6 +47,7 @@ class FasterRCNNConfig(PooledConfig):
     """
 
     name: str = "faster_rcnn"
+    training: str = "joint"
     features: list[str] | None = None
     neck: str = "none"
     channels: int = 256
@@ -63,6 +70,32 @@ class FasterRCNNConfig(PooledConfig):
         super().__post_init__()
         if self.neck not in ("none", "fpn"):
             raise UserError(f"model.neck: {self.neck!r} is not one of none, fpn")
+        if self.training not in ("joint", "alternating"):
+            raise UserError(f"model.training: {self.training!r} is not one of joint, alternating")
+
+
+@dataclass(frozen=True)
+class Propose:
+    """A stage: the RPN's regions of all training photos, to a store in the run's folder, for the stage after it."""
+
+    name: str
+    store: str
+
+    def run(self, detector: "FasterRCNN", run: Any) -> None:
+        run.take_resumed()
+        run.propose(detector, self.store)
+
+
+# 3.2, 4-step alternating training: the store of step 2, and that of step 4
+STORES = ("proposals/step1.npz", "proposals/step3.npz")
+ALTERNATING = (
+    SGD("rpn", longer=2, whole=False),  # step 1
+    Propose("propose", STORES[0]),
+    SGD("fast_rcnn", whole=False, store=STORES[0]),  # step 2
+    SGD("rpn_shared", longer=2, whole=False),  # step 3
+    Propose("propose_shared", STORES[1]),
+    SGD("fast_rcnn_shared", store=STORES[1]),  # step 4
+)
 
 
 @MODELS.register("faster_rcnn")
@@ -70,6 +103,7 @@ class FasterRCNN(RegionDetector):
     """Backbone (and neck), region proposal network, and a region head on the same maps."""
 
     config_type = FasterRCNNConfig
+    stage = "sgd"  # of training, see `enter`
 
     def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:
         spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest")
@@ -107,6 +141,33 @@ class FasterRCNN(RegionDetector):
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes))
         self.freeze_layers(c.stages, c.norms)
 
+    def stages(self) -> Sequence[SGD | Propose]:
+        return ALTERNATING if self.config.training == "alternating" else super().stages()
+
+    def enter(self, stage: str) -> None:
+        """3.2: what a step of the alternating training learns, and from where."""
+        self.stage = stage
+        if stage == "sgd":
+            return
+        anew = {"fast_rcnn": ("backbone", "neck"), "rpn_shared": ("rpn",)}.get(stage, ())
+        if anew:  # step 2 begins with ImageNet's weights once more: until step 3 the two networks share nothing
+            fresh = FasterRCNN(self.config, self.classes)
+            for name in anew:
+                if getattr(self, name) is not None:
+                    self.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+        self.requires_grad_(True)
+        self.freeze_layers(self.config.stages, self.config.norms)
+        if stage.endswith("_shared"):
+            self.freeze(self.backbone, *([] if self.neck is None else [self.neck]))
+        self.freeze(self.head if stage.startswith("rpn") else self.rpn)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Proposals before and after NMS."""
+        c = self.config
+        many = self.training or self.stage.startswith("propose")
+        return (c.before, c.after) if many else (c.test_before, c.test_after)
+
     def maps(self, images: Images) -> list[Tensor]:
         """Images -> feature maps, finest first."""
         features = self.backbone(self.normalise(images))
@@ -123,33 +184,41 @@ class FasterRCNN(RegionDetector):
 
     def proposals(self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]) -> Proposals:
         """3.3: the best boxes of the RPN."""
-        c = self.config
-        before, after = (c.before, c.after) if self.training else (c.test_before, c.test_after)
+        c, (before, after) = self.config, self.counts
         smallest = c.smallest * (images.sizes / images.original).amin(1)
         return propose(logits, deltas, anchors, images.sizes, smallest, before=before, after=after, iou=c.rpn_iou)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        c = self.config
         maps = self.maps(images)
+        if self.stage.startswith("fast_rcnn"):
+            return self.region_losses(maps, targets, proposals_of(images))
         logits, deltas = self.rpn(maps)
         anchors = self.anchors(maps)
+        losses = self.rpn_losses(images, targets, logits, deltas, anchors)
+        if self.stage.startswith("rpn"):
+            return losses
+        return losses | self.region_losses(maps, targets, self.proposals(images, logits, deltas, anchors))
 
-        # 3.1.2, 3.1.3: the RPN learns from anchors inside the image
+    def rpn_losses(
+        self, images: Images, targets: Targets, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """3.1.2, 3.1.3: the RPN learns from anchors inside the image."""
+        c = self.config
         every = torch.cat(anchors)
         inside = (every[:, :2] >= 0).all(-1) & (every[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
         objects = (targets.boxes, targets.valid, targets.ignore)
         match = match_rpn(*objects, every, inside, c.rpn_positive, c.rpn_negative)
         index, drawn = sample(match.index >= 0, match.index == BACKGROUND, c.rpn_number, c.rpn_fraction)
-        losses = rpn_loss(
+        return rpn_loss(
             torch.cat(logits, 1), torch.cat(deltas, 1), match, index, drawn, targets.boxes, every, RPN_CODER
         )
 
-        # 3.2: Fast R-CNN learns from its proposals, which are constants
-        given = self.proposals(images, logits, deltas, anchors)
-        sampled = sample_regions(given.boxes, given.valid, targets, len(self.classes), c)
-        class_logits, class_deltas = self.regions(maps, sampled.boxes)
+    def region_losses(self, maps: list[Tensor], targets: Targets, given: Proposals) -> dict[str, Tensor]:
+        """3.2: Fast R-CNN learns from proposals, which are constants."""
+        sampled = sample_regions(given.boxes, given.valid, targets, len(self.classes), self.config)
+        logits, deltas = self.regions(maps, sampled.boxes)
         wanted = self.head.normalise(sampled.wanted, sampled.target)
-        return losses | region_loss(class_logits, class_deltas, sampled.target, wanted, sampled.valid)
+        return region_loss(logits, deltas, sampled.target, wanted, sampled.valid)
 
     def regions(self, maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and deltas (B, R, C, 4)."""

@@ -190,8 +190,12 @@ class RegionDetector(Detector):
         if norms:
             for layer in norm_layers(self):
                 layer.requires_grad_(False)
-        fixed = freeze(self.backbone.stages()[:stages])  # pyright: ignore[reportCallIssue]
-        self._still = norm_layers(self) if norms else fixed
+        self._still = norm_layers(self) if norms else []
+        self.freeze(*self.backbone.stages()[:stages])  # pyright: ignore[reportCallIssue]
+
+    def freeze(self, *modules: nn.Module) -> None:
+        """Fix modules, their batch norms' statistics included."""
+        self._still += freeze(modules)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)

@@ -1,20 +1,28 @@
 """Faster R-CNN: its parts against torchvision's and loops, and the whole on small inputs."""
 
+import json
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from detkit import cli
 from detkit.backbones import FeatureInfo
 from detkit.config import BackboneConfig, DetectConfig
+from detkit.engine import checkpoint
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detkit.models.region import CODER, MapFeatures, sample_regions
+from detkit.proposals.store import open_store
 from detkit.structures import Images, Targets
 from tests.builders import images_of, photo
+from tests.engine.toy import draw_toys
 
 
 def config(**keys) -> FasterRCNNConfig:
@@ -211,3 +219,91 @@ def test_it_finds_what_it_has_learnt() -> None:
         assert sorted(labels.tolist()) == sorted(objects.labels[image][real].tolist())
         for box, label in zip(objects.boxes[image][real], objects.labels[image][real]):
             assert ((boxes - box).abs().amax(1)[labels == label] < 4).any()
+
+
+ALTERNATING = """
+model:
+  name: faster_rcnn
+  training: alternating
+  backbone: {name: tiny}
+  size: [64, 80]
+  stages: 0
+  norms: false
+  neck: fpn
+  channels: 16
+  scales: [2.0]
+  rpn_width: 16
+  before: 60
+  after: 20
+  number: 8
+  smallest: 2.0
+data: {root: toys, train: [train], val: [val], test: [test], difficult: false, augment: [HorizontalFlip]}
+train: {iterations: 3, batch: 4, workers: 0, evaluate_every: 1, milestones: [2], schedule: steps}
+evaluate: {batch: 4}
+"""
+
+
+def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step learns its own part and leaves the others; interrupted in any, it ends with the same weights."""
+    monkeypatch.chdir(tmp_path)
+    draw_toys(tmp_path / "toys")
+    (tmp_path / "config.yaml").write_text(ALTERNATING)
+    seen: dict[str, list[dict[str, Tensor]]] = {}
+    losses, enter = FasterRCNN.losses, FasterRCNN.enter
+
+    def watch(self: FasterRCNN, images: Images, targets: Targets) -> dict[str, Tensor]:
+        seen.setdefault(self.stage, []).append({name: value.clone() for name, value in self.state_dict().items()})
+        return losses(self, images, targets)
+
+    monkeypatch.setattr(FasterRCNN, "losses", watch)
+    assert cli.main(["train", "config.yaml", "--out", "whole"]) in (0, None)
+    assert {stage: len(steps) for stage, steps in seen.items()} == {
+        "rpn": 6,
+        "fast_rcnn": 3,
+        "rpn_shared": 6,
+        "fast_rcnn_shared": 3,
+    }
+
+    def changed(first: dict[str, Tensor], last: dict[str, Tensor]) -> set[str]:
+        return {name.split(".")[0] for name, value in first.items() if not torch.equal(value, last[name])}
+
+    within = {stage: changed(steps[0], steps[-1]) for stage, steps in seen.items()}
+    assert within == {
+        "rpn": {"backbone", "neck", "rpn"},
+        "fast_rcnn": {"backbone", "neck", "head"},
+        "rpn_shared": {"rpn"},
+        "fast_rcnn_shared": {"head"},
+    }
+    # what a step begins with: ImageNet's backbone in step 2, a new RPN in step 3, step 2's head in step 4
+    assert changed(seen["rpn"][-1], seen["fast_rcnn"][0]) == {"backbone", "neck", "rpn"}
+    assert changed(seen["fast_rcnn"][-1], seen["rpn_shared"][0]) == {"backbone", "neck", "head", "rpn"}
+    assert changed(seen["rpn_shared"][0], seen["fast_rcnn_shared"][0]) == {"rpn"}
+    lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "mAP" in line] == [16, 17, 18]
+    assert [set(line) & {"objectness", "classification"} for line in lines if "lr" in line] == [
+        {"objectness"},
+        {"classification"},
+        {"objectness"},
+        {"classification"},
+    ]
+    assert open_store(tmp_path / "whole/proposals/step3.npz").counts.max() == 20
+
+    whole = checkpoint.load(Path("whole/best.pt"))["model"]
+    for stage in ("fast_rcnn", "fast_rcnn_shared"):
+
+        def cut(self: FasterRCNN, entered: str, stage: str = stage) -> None:
+            enter(self, entered)
+            if entered == stage:
+                monkeypatch.setattr(FasterRCNN, "losses", interrupt)
+
+        def interrupt(self: FasterRCNN, images: Images, targets: Targets) -> dict[str, Tensor]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(FasterRCNN, "losses", losses)
+            return losses(self, images, targets)
+
+        monkeypatch.setattr(FasterRCNN, "enter", cut)
+        assert cli.main(["train", "config.yaml", "--out", stage]) == 128 + signal.SIGTERM
+        monkeypatch.setattr(FasterRCNN, "enter", enter)
+        assert cli.main(["train", "--resume", stage]) in (0, None)
+        for name, value in checkpoint.load(Path(stage) / "best.pt")["model"].items():
+            assert torch.equal(value, whole[name]), (stage, name)
