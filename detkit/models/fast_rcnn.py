@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detkit.backbones import create_backbone
 from detkit.models.base import SGD
+from detkit.models.pyramid import check_scales, image_pyramid, pool_from
 from detkit.models.region import (
     CODER,
     MapFeatures,
@@ -32,11 +33,22 @@ from detkit.structures import Images, InputSpec, Predictions, Targets
 
 @dataclass
 class FastRCNNConfig(PooledConfig):
-    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see PooledConfig."""
+    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see PooledConfig, too.
+
+    scales: short sides of an image pyramid in pixels, with `longest` for the long side, in place of `size` (section 3).
+    Training draws one of them for each photo; testing pools each region at the one that suits its size.
+    """
 
     name: str = "fast_rcnn"
+    scales: list[int] = field(default_factory=list)
+    longest: int = 2000
     number: int = 64
     background: list[float] = field(default_factory=lambda: [0.1, 0.5])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scales:
+            check_scales(self.scales)
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,8 @@ class FastRCNN(RegionDetector):
 
     def __init__(self, config: FastRCNNConfig, classes: tuple[str, ...]) -> None:
         spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest")
+        if config.scales:
+            spec = InputSpec(mean=config.mean, std=config.std, resize="none")
         super().__init__(config, classes, spec)
         c = self.config = config
         # 2.1, 2.2: the last pooling layer of an ImageNet network becomes RoI pooling, its classifier two layers
@@ -97,8 +111,23 @@ class FastRCNN(RegionDetector):
 
     def regions(self, images: Images, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and normalised deltas (B, R, C, 4)."""
-        x = self.backbone(self.normalise(images))[self.map.name]
-        return self.head(self.region_features([x], boxes), len(boxes))
+        if self.config.scales:
+            pooled = self.pyramid_features(images, boxes)
+        else:
+            pooled = self.region_features([self.backbone(self.normalise(images))[self.map.name]], boxes)
+        return self.head(pooled, len(boxes))
+
+    def pyramid_features(self, images: Images, boxes: Tensor) -> Tensor:
+        """2.4 and 3: regions (B, R, 4) of photos at one scale each, in training, or all -> (B * R, C, size, size)."""
+        scales: list[float] | list[Tensor] = [float(short) for short in self.config.scales]
+        if self.training:
+            drawn = torch.randint(len(scales), (len(images),), device=boxes.device)
+            scales = [torch.tensor(scales, device=boxes.device)[drawn]]
+        pixels = self.normalise(images)
+        pyramid = image_pyramid(
+            lambda x: self.backbone(x)[self.map.name], pixels, images.sizes, scales, self.config.longest
+        )
+        return pool_from(pyramid, boxes, self.config.scales, self.region_features.pool).flatten(0, 1)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """2.3: hierarchical sampling and the multi-task loss."""

@@ -127,12 +127,17 @@ class MapFeatures(nn.Module):
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""
         if len(maps) == 1:
-            pool = roi_align if self.align else roi_pool
-            return pool(maps[0], boxes, self.size, self.strides[0]).flatten(0, 1)
+            return self.pool(maps[0], boxes).flatten(0, 1)
         side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         level = (REFERENCE_LEVEL + torch.log2(side / self.canonical + 1e-6)).floor()
         level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
         return pyramid_pool(maps, boxes, level, self.size, self.strides, self.align).flatten(0, 1)
+
+    def pool(self, x: Tensor, boxes: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """One map -> (B, R, C, size, size), 0 for boxes that are not wanted, (B, R) bool."""
+        if self.align:
+            return roi_align(x, boxes, self.size, self.strides[0], valid=wanted)
+        return roi_pool(x, boxes, self.size, self.strides[0], wanted)
 
 
 class RegionHead(nn.Module):

@@ -10,17 +10,16 @@ Where the paper and its code differ, and what detkit does:
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
+from detkit.models.pyramid import Pyramid, check_scales, image_pyramid, pool_from
 from detkit.models.registry import MODELS
-from detkit.ops import rescale, short_side_scale, spp_pool, sppnet_scale
+from detkit.ops import spp_pool
 from detkit.structures import Images, InputSpec
 
 DROPOUT = 0.5  # after fc6 and fc7
@@ -47,17 +46,9 @@ class SPPNetConfig(LinearConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.scales or min(self.scales) < 1:
-            raise UserError(f"model.scales: {self.scales} is not a list of short sides in pixels")
+        check_scales(self.scales)
         if not self.pyramid or not all(1 <= level <= 6 for level in self.pyramid):
             raise UserError(f"model.pyramid: {self.pyramid} is not a list of bins a side from 1 to 6")
-
-
-class Pyramid(NamedTuple):
-    """maps: of each scale its map (B, C, h, w), and its factor for each photo (B,); sizes: (B, 2) of the photos."""
-
-    maps: list[tuple[Tensor, Tensor]]
-    sizes: Tensor
 
 
 @MODELS.register("sppnet")
@@ -82,22 +73,16 @@ class SPPNet(LinearDetector):
     def prepare(self, images: Images) -> Pyramid:
         """4.1: the map of the whole photo, at each scale."""
         pixels = self.normalise(images)
-        maps = []
-        for short in self.config.scales:  # a pyramid's levels differ in size
-            factor = short_side_scale(images.sizes, short, float("inf"))
-            maps.append((self.backbone(rescale(pixels, images.sizes, factor))[self.map.name], factor))
-        return Pyramid(maps, images.sizes)
+        return image_pyramid(lambda x: self.backbone(x)[self.map.name], pixels, images.sizes, self.config.scales)
 
     def pool(self, prepared: Pyramid, boxes: Tensor) -> Tensor:
         """4.1: regions (B, R, 4) -> (B * R, C, bins), each from the scale that suits its size."""
         c, stride = self.config, self.map.stride
-        level = sppnet_scale(boxes, prepared.sizes, c.scales)
-        pooled = []
-        for number, (x, factor) in enumerate(prepared.maps):
-            own = level == number if len(prepared.maps) > 1 else None
-            scaled = boxes * factor.view(-1, 1, 1)
-            pooled.append(spp_pool(x, scaled, c.pyramid, stride, self.centre, SHRINK * stride, own))
-        return torch.stack(pooled).sum(0).flatten(0, 1)
+
+        def pool(x: Tensor, boxes: Tensor, wanted: Tensor | None) -> Tensor:
+            return spp_pool(x, boxes, c.pyramid, stride, self.centre, SHRINK * stride, wanted)
+
+        return pool_from(prepared, boxes, c.scales, pool).flatten(0, 1)
 
     def at_once(self, images: int) -> int:
         return max(1, 4096 // max(1, images))

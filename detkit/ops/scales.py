@@ -9,11 +9,11 @@ from torch import Tensor
 from detkit.ops.boxes import area
 
 
-def short_side_scale(sizes: Tensor, short: float, longest: float) -> Tensor:
+def short_side_scale(sizes: Tensor, short: float | Tensor, longest: float) -> Tensor:
     """Return the factor (B,) float32 that makes each image's short side `short` pixels, unless its long side would
     then pass `longest`: in that case the factor that makes the long side `longest` (Fast R-CNN, section 5: 600, 1000).
 
-    sizes: (B, 2), height and width in pixels. The aspect ratio stays.
+    sizes: (B, 2), height and width in pixels; short: of all, or of each, (B,). The aspect ratio stays.
     """
     sides = sizes.float()
     return torch.minimum(short / sides.amin(-1), longest / sides.amax(-1))

@@ -68,6 +68,33 @@ def test_without_proposals_it_says_so() -> None:
         detector(replace(images, proposals=None), targets)
 
 
+def test_a_pyramid_of_one_scale_is_that_size() -> None:
+    images, _ = batch()
+    plain, pyramid = (build_detector(keys, ("a", "b")).eval() for keys in (config(), config(scales=[64])))
+    pyramid.load_state_dict(plain.state_dict())
+    assert pyramid.input.fit(123, 45) == (123, 45)
+    with torch.no_grad():
+        torch.testing.assert_close(pyramid.predict(images).scores, plain.predict(images).scores)
+
+
+def test_training_draws_a_scale_for_each_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(config(scales=[32, 64, 96], longest=100), ("a", "b"))
+    images, targets = batch()
+    shapes = []
+    detector.backbone.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
+    for _ in range(12):
+        losses = detector.train()(images, targets)
+        assert torch.stack(list(losses.values())).isfinite().all()
+    # the batch is as large as the larger of its two photos; at 96 the longest side, 120, is cut to 100
+    assert {shape[2:] for shape in shapes} == {(32, 40), (64, 80), (80, 100)}
+    shapes.clear()
+    with torch.no_grad():
+        found = detector.eval().predict(images)
+    assert [shape[2:] for shape in shapes] == [(32, 40), (64, 80), (80, 100)]
+    assert found.boxes.isfinite().all()
+
+
 class Regions:
     """What a stage asks of a run."""
 
