@@ -25,6 +25,8 @@ from detkit.models.registry import MODELS
 from detkit.ops import crop_warp, crops_at_once
 from detkit.structures import Images, InputSpec
 
+PIECE = 32 << 20  # bytes of crops that pass the network at once: its maps take some twenty times as much
+
 
 @dataclass
 class RCNNConfig(LinearConfig):
@@ -78,4 +80,4 @@ class RCNN(LinearDetector):
         return adaptive_max_pool2d(x, c.pool_size)
 
     def at_once(self, images: int) -> int:
-        return max(1, crops_at_once(self.config.crop) // max(1, images))
+        return max(1, crops_at_once(self.config.crop, PIECE) // max(1, images))

@@ -77,11 +77,11 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_regions_at_once_are_bounded() -> None:
-    """2000 regions of one photo, and of many, are 256 MiB of crops at once."""
+    """2000 regions of one photo, and of many, are 32 MiB of crops at once."""
     detector = build_detector(config(crop=227), ("a", "b"))
     assert isinstance(detector, RCNN)
     for images in (1, 8):
-        assert detector.at_once(images) * images * 3 * 227 * 227 * 4 <= 256 << 20
+        assert detector.at_once(images) * images * 3 * 227 * 227 * 4 <= 32 << 20
     assert detector.at_once(10_000) == 1
 
 
