@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detkit.evaluation.coco import AREAS
-from detkit.evaluation.errors import RIGHT, ErrorAnalysis, average, classless, match, plain
+from detkit.evaluation.errors import IGNORED, RIGHT, ErrorAnalysis, average, classless, match, plain
 from detkit.evaluation.flat import join
 from detkit.evaluation.voc import voc_matches
 from detkit.structures import DetectionSet, TruthSet
@@ -94,7 +94,7 @@ def _group(
 
 def operating_score(errors: ErrorAnalysis, scores: Tensor) -> float:
     """Return the score from which on detections, all classes together, have the best F1; 0 where none is right."""
-    counts = errors.state <= RIGHT + 5
+    counts = errors.state != IGNORED
     scores, order = scores[counts].double().sort(descending=True, stable=True)
     hits = (errors.state[counts][order] == RIGHT).cumsum(0)
     if not len(hits) or not int(hits[-1]):
