@@ -151,9 +151,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> int:
     _report(arguments.out, evaluation.result, evaluation.detections, protocol, evaluation.seconds)
     if arguments.report:
         log = Path(arguments.checkpoint).parent / "log.jsonl"
-        _write_report(
-            arguments.out, evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, log
-        )
+        _write_report(arguments.out, evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, log)
     return _compare(evaluation.result, evaluation.detections, dataset.truth()) if arguments.reference else 0
 
 

@@ -1,4 +1,4 @@
-"""Beside the kinds of errors: AP of parts of the objects, confusion of classes, and whether scores are probabilities."""
+"""Beside the kinds of errors: AP of parts of the objects, confusion of classes, calibration of scores."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,9 +72,7 @@ def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> lis
     return groups
 
 
-def _group(
-    name: str, detections: DetectionSet, truth: TruthSet, metric: str, members: Tensor, inside: Tensor
-) -> Group:
+def _group(name: str, detections: DetectionSet, truth: TruthSet, metric: str, members: Tensor, inside: Tensor) -> Group:
     """members: (G,) bool, the group; inside: (D,) bool, detections that are wrong where they take no object."""
     truth = replace(truth, ignore=truth.ignore | ~members)
     matches = match(detections, truth, metric)

@@ -77,9 +77,7 @@ class ErrorAnalysis:
                 "ignored": int((self.state == IGNORED).sum()),
             },
             "mAP_cost": {name: plain(value) for name, value in names.items()},
-            "AP_cost": {
-                name: dict(zip(ORACLES, map(plain, column))) for name, column in zip(self.classes, zip(*gain))
-            },
+            "AP_cost": {name: dict(zip(ORACLES, map(plain, column))) for name, column in zip(self.classes, zip(*gain))},
         }
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from detkit.data.dataset import DetectionDataset
 
-PICTURES = 10  # of each kind
+PICTURES = 12  # of each kind
 SIDE = 480  # longest side of a thumbnail in pixels
-BYTES = 40_000  # of a thumbnail at most, so that all of a report's are less than 4 MB
+BYTES = 40_000  # of a thumbnail at most, so that all of a report's are less than 5 MB
 BOXES = 60  # detections and objects kept of a picture, each
 QUALITIES = (80, 65, 50, 35, 20)
 

@@ -36,7 +36,7 @@
   const first = kinds.find((kind) => kind !== "right" && data.kinds[kind].length) || "right";
   for (const kind of kinds)
     chip($("galleries"), "radio", "gallery", kind, `${kind} (${data.kinds[kind].length})`, kind, kind === first);
-  const layers = ["objects", ...data.states].map((kind) =>
+  const layers = ["objects", ...kinds.filter((kind) => kind !== "missed"), "ignored"].map((kind) =>
     chip($("layers"), "checkbox", "layer", kind, kind, kind, kind !== "ignored"));
   const filters = data.classes.map((name, index) => chip($("classfilter"), "checkbox", "class", index, name, "", true));
   const slider = $("score");

@@ -47,7 +47,7 @@ def write_report(
 
     result: what `score` said of the detections. dataset: the photos of `truth.ids`, in that order; where one cannot be
     read its boxes are drawn on blank paper. protocol: what the numbers are of, shown as it is. records: a training
-    log's, see `viz.loss_plot`. The page holds all that it shows, photos as small JPEGs of less than 4 MB in all.
+    log's, see `viz.loss_plot`. The page holds all that it shows, photos as small JPEGs of less than 5 MB in all.
 
     Raises UserError and ValueError as `voc_ap` does.
     """
@@ -103,7 +103,8 @@ def page(
         "table": _per_class(result, analysis),
         "pr": _figure(
             plots.pr_plot(result.curves),
-            f"Precision against recall at IoU .5, mAP {_number(result.curves.mAP)}. Class filter: “Pictures”, below.",
+            f"Precision against recall at IoU .5, mAP {_number(result.curves.mAP)}, of the classes that are switched "
+            f"on above.{_legend(result)}",
         ),
         "loss": _figure(loss, f"Loss ({_key('loss', 'line')}) and mAP on val ({_key('map', 'dots')}, from 0 to 1).")
         if loss
@@ -119,8 +120,8 @@ def page(
             plots.histogram_plot({"reach": analysis.reach}, "Best IoU of objects", "best IoU with its class"),
             "How well the nearest detection, of any score, fits each object.",
         ),
-        "blanks": f"<p class=note>{blanks} of {len(pictures['pictures'])} photos are not there or cannot be read: their "
-        "boxes are drawn on blank paper of the photo's size.</p>"
+        "blanks": f"<p class=note>{blanks} of {len(pictures['pictures'])} photos are not there or cannot be read: "
+        "their boxes are drawn on blank paper of the photo's size.</p>"
         if blanks
         else "",
         "score": f"{analysis.score:.4f}",
@@ -146,6 +147,17 @@ def _figure(picture: str, caption: str) -> str:
 
 def _key(name: str, text: str) -> str:
     return f'<span class="key {name}"></span>{text}'
+
+
+def _legend(result: Result) -> str:
+    """The classes' lines, the best first."""
+    aps = [(ap, index) for index, ap in enumerate(result.curves.ap.tolist()) if ap == ap]
+    items = "".join(
+        f'<li class="curve" data-class="{index}" style="--hue:{plots.hue(index)}"><span class="key"></span>'
+        f"{escape(result.classes[index])} {ap:.3f}</li>"
+        for ap, index in sorted(aps, key=lambda pair: -pair[0])
+    )
+    return f'<ul class="legend">{items}</ul>'
 
 
 def _facts(result: Result, analysis: Analysis, protocol: Mapping[str, Any]) -> str:
