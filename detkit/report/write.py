@@ -244,9 +244,9 @@ def _confusion(analysis: Analysis) -> str:
     counts = analysis.confusion
     names = [escape(name) for name in analysis.errors.classes]
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
-    head = "".join(f'<th scope="col"><span>{name}</span></th>' for name in [*names, "<i>none</i>"])
+    head = "".join(f'<th scope="col"><span>{name}</span></th>' for name in [*names, "<em>none</em>"])
     rows = ""
-    for row, name in enumerate([*names, "<i>no object</i>"]):
+    for row, name in enumerate([*names, "<em>no object</em>"]):
         cells = ""
         for column, count in enumerate(counts[row].tolist()):
             kind = "hit" if row == column and row < len(names) else "miss"
