@@ -197,6 +197,7 @@ class TruthSet(_Movable):
 
     boxes: (G, 4); labels: (G,) int64; ignore: (G,) bool; image: (G,) int64 index into `ids`. area: (G,) square pixels,
     of any float type, as an annotation gives them (COCO's are those of its masks); None stands for the boxes' areas.
+    difficult, truncated: (G,) bool, as annotated; None where nobody knows.
     """
 
     boxes: Tensor
@@ -206,12 +207,17 @@ class TruthSet(_Movable):
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     area: Tensor | None = None
+    difficult: Tensor | None = None
+    truncated: Tensor | None = None
 
     def __post_init__(self) -> None:
         _expect(self, "labels", (None,), torch.int64)
         count = len(self.labels)
         _expect(self, "boxes", (count, 4))
         _expect(self, "ignore", (count,), torch.bool)
+        for name in ("difficult", "truncated"):
+            if getattr(self, name) is not None:
+                _expect(self, name, (count,), torch.bool)
         _expect(self, "image", (count,), torch.int64)
         if self.area is not None:
             _expect(self, "area", (count,))

@@ -12,6 +12,7 @@ from detkit.errors import UserError, did_you_mean
 from detkit.files import write_atomic
 
 if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
     from detkit.evaluation import Result
     from detkit.structures import DetectionSet, TruthSet
 Set = TypeVar("Set", "DetectionSet", "TruthSet")
@@ -59,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with metric coco: show pycocotools' numbers beside; exit status 1 where one differs by more than 1e-6",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html, what went wrong with every detection and object and the worst pictures, and "
+        "errors.json into --out",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")
     return parser
 
@@ -70,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--metric {metric!r} is not one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; name a folder")
+    if arguments.report and arguments.out is None:
+        raise UserError("--report needs --out DIR, the folder that report.html is written to")
     if arguments.detections is not None:
         return _score_detections(arguments)
     if arguments.checkpoint is not None:
@@ -114,6 +123,8 @@ def _score_detections(arguments: argparse.Namespace) -> int:
     result = score(detections, truth, metric)
     protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
     _report(arguments.out, result, detections, protocol, time.perf_counter() - start)
+    if arguments.report:
+        _write_report(arguments.out, result, detections, truth, dataset, protocol)
     return _compare(result, detections, truth) if arguments.reference else 0
 
 
@@ -138,6 +149,9 @@ def _score_checkpoint(arguments: argparse.Namespace) -> int:
     evaluation = evaluate(detector, dataset, config, device)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
     _report(arguments.out, evaluation.result, evaluation.detections, protocol, evaluation.seconds)
+    if arguments.report:
+        log = Path(arguments.checkpoint).parent / "log.jsonl"
+        _write_report(arguments.out, evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, log)
     return _compare(evaluation.result, evaluation.detections, dataset.truth()) if arguments.reference else 0
 
 
@@ -197,3 +211,21 @@ def _report(
     pr_plots(result.curves, out / "pr")
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     console.print(f"written to {out}: metrics.json, detections.json, pr/", markup=False, soft_wrap=True)
+
+
+def _write_report(
+    out: Path,
+    result: "Result",
+    detections: "DetectionSet",
+    truth: "TruthSet",
+    dataset: "DetectionDataset",
+    protocol: dict[str, str],
+    log: Path | None = None,
+) -> None:
+    """Write report.html and errors.json into `out`; log: the log.jsonl of the run, if there is one."""
+    from detkit.report import write_report
+
+    start = time.perf_counter()
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log and log.is_file() else []
+    path = write_report(out, result, detections, truth, dataset, protocol=protocol, records=records)
+    print(f"written to {path}, errors.json beside, in {time.perf_counter() - start:.1f} s")

@@ -201,6 +201,8 @@ class DetectionDataset(ABC):
             ids=self.ids,
             classes=self.classes,
             area=torch.from_numpy(self._area.copy()),
+            difficult=torch.from_numpy(self._difficult.copy()),
+            truncated=torch.from_numpy(self._truncated.copy()),
         )
 
     def _name_images(self) -> list[str]:

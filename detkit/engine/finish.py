@@ -23,7 +23,10 @@ SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
 
 
 def finish(run: Run) -> None:
-    """Evaluate best.pt on the test split; print the table, write metrics.json, plots/ and samples/."""
+    """Evaluate best.pt on the test split; print the table, write metrics.json, report.html, plots/ and samples/.
+
+    The report costs seconds at most.
+    """
     try:
         conclude(run)
     except OSError as error:
@@ -37,9 +40,11 @@ def conclude(run: Run) -> None:
     """See `finish`."""
     from rich.console import Console
 
+    from detkit.report import write_report
     from detkit.viz import loss_plot, pr_plot
 
     best = run.folder / "best.pt"
+    records = []
     if run.writes:
         records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         loss_plot(records, run.folder / "plots" / "loss.png")
@@ -50,12 +55,15 @@ def conclude(run: Run) -> None:
     place(detector, run.device, run.config.train.channels_last)
     evaluation = evaluate(detector, run.test, run.config, run.device)
     if run.writes:
-        metrics = evaluation.metrics(split="test", dataset=run.test.name, checkpoint=str(best))
+        protocol = {"split": "test", "dataset": run.test.name, "checkpoint": str(best)}
+        metrics = evaluation.metrics(**protocol)
         checkpoint.write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         Console(highlight=False).print(per_class_table(evaluation.result, split=run.test.name, source=str(best)))
         pr_plot(evaluation.result.curves, run.folder / "plots" / "pr.png")
         save_samples(run.test, evaluation.detections, run.folder / "samples")
-        run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, plots/, samples/")
+        scored = evaluation.result, evaluation.detections, run.test.truth()
+        write_report(run.folder, *scored, run.test, protocol=protocol, records=records)
+        run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, report.html, plots/, samples/")
 
 
 def save_samples(dataset: "DetectionDataset", detections: DetectionSet, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.evaluation.flat import by_class_and_score, candidates, join
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
 from detkit.evaluation.voc import VOCResult
 from detkit.structures import DetectionSet, TruthSet
 
@@ -146,6 +146,30 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     )
 
 
+def coco_matches(detections: DetectionSet, truth: TruthSet) -> Matches:
+    """Return which object each detection takes by the rules of `coco_ap`, whose errors it raises; IoU .5, all areas."""
+    labels, image = join(detections, truth)
+    order, _ = _best(labels, image, detections.scores, truth)
+    labels = labels[order]
+    group = image[order] * len(truth.classes) + labels
+    pairs = _near(_columns(detections.boxes[order]), _columns(truth.boxes), group, truth)
+    cell, taker, taken = _match(*pairs, truth.ignore.unsqueeze(0), truth.ignore, len(order))
+    taker, taken = taker[cell == 0], taken[cell == 0]
+    match = torch.full_like(order, len(truth.labels))
+    match[taker] = taken
+    right, counts = torch.zeros_like(order, dtype=torch.bool), torch.ones_like(order, dtype=torch.bool)
+    right[taker] = counts[taker] = ~truth.ignore[taken]
+    return Matches(order, labels, match, right, counts)
+
+
+def coco_average(recall: Tensor, precision: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Return (groups,) AP from the points (P,) of true positives: the mean of the precision envelope at LEVELS."""
+    level = torch.searchsorted(_tensor(LEVELS, precision), recall, right=True) - 1
+    best = precision.new_zeros(groups * len(LEVELS))
+    best.scatter_reduce_(0, group * len(LEVELS) + level, precision, "amax")
+    return best.view(groups, len(LEVELS)).flip(1).cummax(1).values.mean(1)
+
+
 def _best(labels: Tensor, image: Tensor, scores: Tensor, truth: TruthSet) -> tuple[Tensor, Tensor]:
     """Return the order of the detections that count, class by class and best score first; and (D,) rank in the image.
 
@@ -264,12 +288,9 @@ def _average(
     # pycocotools' guard against 0 / 0, which makes 1 / 1 a little less than 1
     precision = hits / (counted.double() + torch.finfo(torch.float64).eps)
     total = npos.unsqueeze(1).expand(shape).reshape(-1).clamp(min=1).double()
-    level = torch.searchsorted(_tensor(LEVELS, precision), hits / total[group], right=True) - 1
-    best = precision.new_zeros(groups * len(LEVELS))
-    best.scatter_reduce_(0, group * len(LEVELS) + level, precision, "amax")
-    envelope = best.view(groups, len(LEVELS)).flip(1).cummax(1).values
+    average = coco_average(hits / total[group], precision, group, groups)
     recall = torch.stack([torch.bincount(group[rank[taker] < most], minlength=groups) for most in MOST]) / total
-    return envelope.mean(1).view(shape), recall.view(len(MOST), *shape)
+    return average.view(shape), recall.view(len(MOST), *shape)
 
 
 def _curves(

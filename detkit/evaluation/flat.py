@@ -1,6 +1,7 @@
 """What every metric starts with: checked sets, names joined, detections in order, detections beside objects."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,21 @@ from detkit.structures import DetectionSet, TruthSet
 
 # (detection, object) pairs whose IoU is held at once: bounds the memory, and fits the cache
 PAIRS = 1 << 17
+
+
+class Matches(NamedTuple):
+    """Which object each detection took, by a metric's rules.
+
+    order: (K,) the detections that the metric looks at, class by class, best score first, equal scores in the metric's
+    order. labels: (K,) their classes as the truth numbers them. object: (K,) the object, the number of objects where
+    there is none. right: (K,) bool, true positives. counts: (K,) bool, False for what is neither right nor wrong.
+    """
+
+    order: Tensor
+    labels: Tensor
+    object: Tensor
+    right: Tensor
+    counts: Tensor
 
 
 def join(detections: DetectionSet, truth: TruthSet) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.errors import UserError
-from detkit.evaluation.flat import by_class_and_score, candidates, join
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
 from detkit.structures import DetectionSet, TruthSet
 
 Metric = Literal["voc07", "voc"]
@@ -94,35 +94,14 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
         raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if not 0 < iou <= 1:
         raise UserError(f"iou {iou:g} is not above 0 and up to 1")
-    labels, image = join(detections, truth)
+    matches = voc_matches(detections, truth, iou=iou)
 
     classes = len(truth.classes)
     npos = torch.bincount(truth.labels[~truth.ignore], minlength=classes)
-    match = _best_object(detections.boxes, image * classes + labels, truth, iou)
-
-    order = by_class_and_score(labels, detections.scores)
-    match = match[order]
-    labels, scores = labels[order], detections.scores[order]
-    objects = len(truth.labels)
-    # one more row stands for "no object"
-    ignore = torch.cat((truth.ignore, truth.ignore.new_zeros(1)))[match]
-    match, labels, scores = match[~ignore], labels[~ignore], scores[~ignore]
-    rank = torch.arange(len(match), device=match.device)
-    first = torch.full((objects + 1,), len(match), device=match.device)
-    first.scatter_reduce_(0, match, rank, "amin")
-    right = (match < objects) & (first[match] == rank)
-
-    counted = torch.bincount(labels, minlength=classes)
-    found = torch.bincount(labels[right], minlength=classes)
-    starts = counted.cumsum(0) - counted
-    hits = right.cumsum(0) - (found.cumsum(0) - found)[labels]
-    recall = hits / npos.clamp(min=1)[labels].double()
-    precision = hits / (rank - starts[labels] + 1).double()
-
-    # the precision envelope only steps at true positives, of which there are few
-    measure = _eleven_points if metric == "voc07" else _area
-    ap = measure(recall[right], precision[right], labels[right], npos)
-    ap = torch.where(npos > 0, ap, torch.nan)
+    labels, right = matches.labels[matches.counts], matches.right[matches.counts]
+    scores = detections.scores[matches.order[matches.counts]]
+    recall, precision = recall_precision(labels, right, npos)
+    ap = torch.where(npos > 0, voc_average(recall[right], precision[right], labels[right], npos, metric), torch.nan)
     return VOCResult(
         metric=metric,  # pyright: ignore[reportArgumentType]
         iou=iou,
@@ -130,12 +109,46 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
         classes=truth.classes,
         ap=ap,
         npos=npos,
-        found=found,
-        counted=counted,
+        found=torch.bincount(labels[right], minlength=classes),
+        counted=torch.bincount(labels, minlength=classes),
         recall=recall,
         precision=precision,
         scores=scores,
     )
+
+
+def voc_matches(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5) -> Matches:
+    """Return which object each detection takes by the rules of `voc_ap`, whose errors it raises."""
+    labels, image = join(detections, truth)
+    match = _best_object(detections.boxes, image * len(truth.classes) + labels, truth, iou)
+    order = by_class_and_score(labels, detections.scores)
+    match = match[order]
+    objects = len(truth.labels)
+    rank = torch.arange(len(match), device=match.device)
+    first = torch.full((objects + 1,), len(match), device=match.device)
+    first.scatter_reduce_(0, match, rank, "amin")
+    # one more row stands for "no object"
+    ignore = torch.cat((truth.ignore, truth.ignore.new_zeros(1)))[match]
+    right = (match < objects) & (first[match] == rank) & ~ignore
+    return Matches(order, labels[order], match, right, ~ignore)
+
+
+def recall_precision(labels: Tensor, right: Tensor, npos: Tensor) -> tuple[Tensor, Tensor]:
+    """Return recall and precision (P,) float64 after each detection.
+
+    labels: (P,) ascending, best score first within a class; right: (P,) bool; npos: (C,) objects to find.
+    """
+    counted = torch.bincount(labels, minlength=len(npos))
+    found = torch.bincount(labels[right], minlength=len(npos))
+    place = torch.arange(1, len(labels) + 1, device=labels.device) - (counted.cumsum(0) - counted)[labels]
+    hits = right.cumsum(0) - (found.cumsum(0) - found)[labels]
+    return hits / npos.clamp(min=1)[labels].double(), hits / place.double()
+
+
+def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: Metric | str) -> Tensor:
+    """Return (C,) AP from the points of true positives alone, the only ones where the precision envelope steps."""
+    measure = _eleven_points if metric == "voc07" else _area
+    return measure(recall, precision, labels, npos)
 
 
 def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> Tensor:

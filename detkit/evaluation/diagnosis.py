@@ -1,0 +1,148 @@
+"""Beside the kinds of errors: AP of parts of the objects, confusion of classes, calibration of scores."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkit.evaluation.coco import AREAS
+from detkit.evaluation.errors import IGNORED, RIGHT, ErrorAnalysis, average, classless, match, plain
+from detkit.evaluation.flat import join
+from detkit.evaluation.voc import voc_matches
+from detkit.structures import DetectionSet, TruthSet
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Group:
+    """How well some of the objects are found. AP, recall: means over classes that have such; NaN where none has."""
+
+    name: str
+    objects: int
+    ap: float
+    recall: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"name": self.name, "objects": self.objects, "AP": plain(self.ap), "recall": plain(self.recall)}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores against precision, in BINS bins of equal width; edges between them belong to the upper one.
+
+    count: (BINS,) int64 detections; score, precision: (BINS,) float64 means, NaN for an empty bin. error: the expected
+    calibration error, NaN where no detection counts.
+    """
+
+    count: Tensor
+    score: Tensor
+    precision: Tensor
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        columns = (self.count.tolist(), self.score.tolist(), self.precision.tolist())
+        bins = [{"detections": n, "score": plain(s), "precision": plain(p)} for n, s, p in zip(*columns)]
+        return {"expected_calibration_error": plain(self.error), "bins": bins}
+
+
+def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> list[Group]:
+    """Return AP (IoU .5) of objects by area, and by what the annotation says of them: truncated, difficult.
+
+    Areas are COCO's: small below 32^2 square pixels of the photo, medium to 96^2, large above. Objects of other groups
+    are ignored. Between sizes a false positive belongs to its own area's group, as by COCO's rules; between flags, of
+    which it has none, it counts in both groups, so that a small group's AP is lower: compare recall there.
+    """
+    area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).double().prod(1) if truth.area is None else truth.area.double()
+    own = (detections.boxes[:, 2:] - detections.boxes[:, :2]).double().prod(1)
+    every = torch.ones_like(own, dtype=torch.bool)
+    groups = [
+        _group(name, detections, truth, metric, (area >= low) & (area <= high), (own >= low) & (own <= high))
+        for name, (low, high) in AREAS.items()
+    ]
+    if truth.truncated is not None:
+        groups.append(_group("truncated", detections, truth, metric, truth.truncated, every))
+        groups.append(_group("not truncated", detections, truth, metric, ~truth.truncated, every))
+    if truth.difficult is not None and truth.difficult.any():
+        found = replace(truth, ignore=truth.ignore & ~truth.difficult)
+        groups.append(_group("difficult", detections, found, metric, truth.difficult, every))
+    return groups
+
+
+def _group(name: str, detections: DetectionSet, truth: TruthSet, metric: str, members: Tensor, inside: Tensor) -> Group:
+    """members: (G,) bool, the group; inside: (D,) bool, detections that are wrong where they take no object."""
+    truth = replace(truth, ignore=truth.ignore | ~members)
+    matches = match(detections, truth, metric)
+    npos = torch.bincount(truth.labels[~truth.ignore], minlength=len(truth.classes))
+    # a duplicate of a member is a false positive, whatever its own area
+    counts = matches.counts & (inside[matches.order] | (matches.object < len(truth.labels)))
+    labels, right = matches.labels[counts], matches.right[counts]
+    real = npos > 0
+    found = torch.bincount(labels[right], minlength=len(npos))
+    return Group(
+        name,
+        int(npos.sum()),
+        float(average(labels, right, npos, metric)[real].mean()),
+        float((found[real] / npos[real].double()).mean()),
+    )
+
+
+def operating_score(errors: ErrorAnalysis, scores: Tensor) -> float:
+    """Return the score from which on detections, all classes together, have the best F1; 0 where none is right."""
+    counts = errors.state != IGNORED
+    scores, order = scores[counts].double().sort(descending=True, stable=True)
+    hits = (errors.state[counts][order] == RIGHT).cumsum(0)
+    if not len(hits) or not int(hits[-1]):
+        return 0.0
+    # 2 TP / (TP + FP + objects)
+    f1 = 2 * hits / (torch.arange(1, len(hits) + 1, device=hits.device) + errors.npos.sum()).double()
+    # only where the score changes can a threshold lie
+    ends = torch.cat((scores[1:] != scores[:-1], torch.ones_like(scores[:1], dtype=torch.bool)))
+    return float(scores[torch.where(ends, f1, -1.0).argmax()])
+
+
+def confusion_matrix(detections: DetectionSet, truth: TruthSet, score: float) -> Tensor:
+    """Return (C + 1, C + 1) int64: rows are the classes of objects, then "no object"; columns those found, then "none".
+
+    Of the detections of at least this score each is compared with the object of any class that it overlaps most; where
+    their IoU is at least .5, the best-scored detection of an object is what the object was taken for. All other
+    detections, duplicates among them, are in the last row, objects without any in the last column. What is ignored, or
+    compared with such an object, is nowhere.
+    """
+    labels, _ = join(detections, truth)
+    keep = detections.scores >= score
+    parts = {name: getattr(detections, name)[keep] for name in ("boxes", "scores", "labels", "image")}
+    matches = voc_matches(classless(replace(detections, **parts)), classless(truth))
+    classes, objects = len(truth.classes), len(truth.labels)
+    column = labels[keep][matches.order]
+    row = torch.where(matches.right, torch.cat((truth.labels, truth.labels.new_zeros(1)))[matches.object], classes)
+    free = ~truth.ignore
+    free[matches.object[matches.right & (matches.object < objects)]] = False
+    lone = truth.labels[free]
+    cells = torch.cat(((row * (classes + 1) + column)[matches.counts], lone * (classes + 1) + classes))
+    return torch.bincount(cells, minlength=(classes + 1) ** 2).view(classes + 1, classes + 1)
+
+
+def calibrate(scores: Tensor, right: Tensor) -> Calibration | None:
+    """Compare scores (N,) with whether they were right (N,) bool; None where scores are no probabilities.
+
+    The expected calibration error is the mean difference of score and precision over bins, weighted by their
+    detections (Guo et al., ICML 2017, equation 3), "accuracy" there being precision here.
+    """
+    if len(scores) and (float(scores.min()) < 0 or float(scores.max()) > 1):
+        return None
+    scores = scores.double()
+    place = (scores * BINS).long().clamp(max=BINS - 1)
+    count = torch.bincount(place, minlength=BINS)
+    score = torch.bincount(place, scores, BINS) / count
+    precision = torch.bincount(place, right.double(), BINS) / count
+    gap = ((score - precision).abs() * count).nansum() / count.sum()
+    return Calibration(count, score, precision, float(gap))
+
+
+def histogram(values: Tensor, bins: int = 20) -> Tensor:
+    """Return (bins,) int64 counts of values within [0, 1]; the last bin includes 1."""
+    return torch.bincount((values.double() * bins).long().clamp(0, bins - 1), minlength=bins)

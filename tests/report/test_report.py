@@ -1,0 +1,270 @@
+"""report.html: one file that needs no other, safe against any name, and alive in a browser."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detkit.cli import main
+from detkit.data.formats import open_root
+from detkit.evaluation import score, write_detections
+from detkit.evaluation.errors import KINDS
+from detkit.report import gallery, write_report
+from tests.data.roots import make_root, xml
+from tests.evaluation.sets import detection_set
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NASTY = "<b>\"'&</script><!--"
+IDS, CLASSES = ("1", "2", "3"), ("cat", NASTY, "owl")
+ROWS = [
+    ("1", "cat", 0.9, (0.0, 0.0, 20.0, 20.0)),
+    ("1", NASTY, 0.8, (0.0, 0.0, 20.0, 20.0)),
+    ("2", NASTY, 0.7, (9.0, 9.0, 30.0, 30.0)),
+    ("2", "cat", 0.6, (1.0, 40.0, 9.0, 45.0)),
+    ("2", NASTY, 0.5, (9.0, 9.0, 30.0, 80.0)),
+]
+COUNTS = {"right": 2, "localisation": 1, "class": 1, "both": 0, "duplicate": 0, "background": 1, "missed": 1}
+VOID = {"meta", "input", "br", "img", "link", "hr"}
+
+
+class Strict(HTMLParser):
+    """Checks that every element is closed in turn; collects elements, their attributes and visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack[-1:] not in (["script"], ["style"]):
+            self.text += data
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    annotations = {
+        "1": xml([("cat", (1, 1, 20, 20))]),
+        "2": xml([("&lt;b&gt;\"'&amp;&lt;/script&gt;&lt;!--", (10, 10, 30, 30)), ("owl", (1, 60, 30, 90))], (100, 100)),
+        "3": xml([("owl", (1, 1, 9, 9), 1, 0)]),
+    }
+    return make_root(tmp_path / "an<i>mals", annotations, {"test": list(IDS)}, photos=False)
+
+
+@pytest.fixture
+def report(root: Path, tmp_path: Path) -> Path:
+    write_detections(tmp_path / "detections.json", detection_set(ROWS, IDS, CLASSES))
+    arguments = ["--detections", tmp_path / "detections.json", "--dataset", root, "--report", "--out", tmp_path / "out"]
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    return tmp_path / "out" / "report.html"
+
+
+def data_of(path: Path) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_is_whole_safe_and_alone(report: Path):
+    text = report.read_text()
+    page = Strict(text)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"b", "i", "link", "iframe", "img"}
+    assert "http:" not in text.replace("http-equiv", "")
+    assert "https:" not in text
+    assert not any("src" in attributes for _, attributes in page.elements)
+    policy = next(attributes for tag, attributes in page.elements if "http-equiv" in attributes)
+    assert "default-src 'none'" in (policy["content"] or "")
+    assert NASTY in page.text  # in the tables, as text
+    assert "an<i>mals/test" in page.text
+    assert data_of(report)["classes"] == list(CLASSES)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert {str(link).lstrip("#") for link in links} <= set(ids)
+    assert "{{" not in text
+
+
+def test_what_it_says(report: Path):
+    errors = json.loads((report.parent / "errors.json").read_text())
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    assert errors["mAP50"] == metrics["mAP"]
+    assert errors["counts"] == {
+        **COUNTS,
+        "ignored": 0,
+    }
+    assert errors["dataset"] == metrics["dataset"]
+    page = Strict(report.read_text())
+    assert f"mAP {metrics['mAP']:.4f}" in page.text
+    for name, cost in errors["mAP_cost"].items():
+        assert name in page.text
+        assert f"{cost:+.4f}" in page.text
+
+
+def test_galleries(report: Path):
+    data = data_of(report)
+    assert list(data["kinds"]) == ["right", *KINDS]
+    shown = {kind: [tuple(entry) for entry in entries] for kind, entries in data["kinds"].items()}
+    assert {kind: len(entries) for kind, entries in shown.items()} == COUNTS
+    number, place = shown["class"][0]
+    picture = data["pictures"][number]
+    assert (picture["id"], picture["photo"]) == ("1", None)
+    assert picture["detections"][place][:3] == [1, 0.8, data["states"].index("class")]
+    number, place = shown["missed"][0]
+    assert data["pictures"][number]["objects"][place] == [2, 2, 0, 59, 30, 90]
+    assert "2 of 2 photos are not there" in report.read_text()
+
+
+def test_the_worst_of_distinct_images(tmp_path: Path):
+    ids = [f"{k:02}" for k in range(30)]
+    root = make_root(
+        tmp_path / "many", {name: xml([("cat", (1, 1, 20, 20))]) for name in ids}, {"test": ids}, photos=False
+    )
+    rows = [
+        (name, "cat", k / 40 + part / 1000, (40.0, 40.0, 60.0, 60.0 + part))
+        for k, name in enumerate(ids)
+        for part in range(3)
+    ]
+    dataset, found = open_root(root, ["test"]), detection_set(rows, ids, ("cat",))
+    path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    data = data_of(path)
+    shown = [
+        (data["pictures"][number]["id"], data["pictures"][number]["detections"][place])
+        for number, place in data["kinds"]["background"]
+    ]
+    assert [name for name, _ in shown] == ids[::-1][: gallery.PICTURES]
+    assert [row[1] for _, row in shown] == pytest.approx(
+        [(29 - k) / 40 + 0.002 for k in range(gallery.PICTURES)], abs=1e-4
+    )
+
+
+def test_photos_become_small_jpegs(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
+    thumbnail = gallery._thumbnail(noise)
+    head, data = thumbnail.split(",")
+    assert head == "data:image/jpeg;base64"
+    content = base64.b64decode(data)
+    assert len(content) <= gallery.BYTES
+    with Image.open(io.BytesIO(content)) as picture:
+        assert abs(picture.width / picture.height - 1400 / 900) < 0.02
+    # the bound of the page: all kinds, all pictures, base64
+    assert (1 + len(KINDS)) * gallery.PICTURES * gallery.BYTES * 4 / 3 < 5e6
+
+
+def test_a_report_of_nothing(tmp_path: Path):
+    root = make_root(tmp_path / "none", {"1": xml([("cat", (1, 1, 9, 9), 1, 0)])}, {"test": ["1"]}, photos=False)
+    dataset = open_root(root, ["test"])
+    for metric in ("voc07", "coco"):
+        found = detection_set([], ("1",), ("cat",))
+        result = score(found, dataset.truth(), metric)
+        path = write_report(tmp_path, result, found, dataset.truth(), dataset, protocol={})
+        Strict(path.read_text())
+        assert "NaN" not in (tmp_path / "errors.json").read_text()
+        assert "NaN" not in path.read_text().replace("isNaN", "")
+
+
+def test_margins_and_a_training_log(tmp_path: Path, root: Path):
+    rows = [(*row[:2], row[2] * 4 - 3, row[3]) for row in ROWS]
+    dataset, found = open_root(root, ["test"]), detection_set(rows, IDS, CLASSES)
+    log = [{"iteration": k, "loss": 9 / k, "lr": 0.1} for k in range(1, 2000)] + [{"iteration": 1999, "mAP": 0.5}]
+    truth = dataset.truth()
+    path = write_report(tmp_path, score(found, truth, "coco"), found, truth, dataset, protocol={}, records=log)
+    text = path.read_text()
+    assert "Scores are no probabilities" in text
+    assert "Loss over 1999 iterations, 9 at first, 0.0045 at last" in text
+    assert "AP50" in text
+    assert json.loads((tmp_path / "errors.json").read_text())["calibration"] is None
+
+
+def test_report_needs_a_folder(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", "--detections", str(tmp_path), "--dataset", str(root), "--report"]) == 2
+    assert "--report needs --out DIR" in capsys.readouterr().err
+
+
+SCRIPT = """
+const seen = {}, boxes = () => document.querySelectorAll("#cards rect.box").length;
+const by = (name, value) => document.querySelector(`input[name=${name}][value="${value}"]`);
+window.onerror = (message) => { seen.error = message; };
+document.addEventListener("securitypolicyviolation", (event) => { seen.refused = event.blockedURI; });
+seen.kind = document.querySelector("input[name=gallery]:checked").value;
+by("gallery", "class").click();
+seen.cards = document.querySelectorAll(".card").length;
+seen.text = document.querySelector(".card").textContent;
+seen.boxes = boxes();
+by("layer", "right").click();
+seen.without_right = boxes();
+by("layer", "objects").click();
+seen.without_objects = boxes();
+by("layer", "right").click(); by("layer", "objects").click();
+const slider = document.getElementById("score");
+slider.value = 85; slider.dispatchEvent(new Event("input"));
+seen.high = boxes();
+slider.value = 100; slider.dispatchEvent(new Event("input"));
+seen.highest = boxes();
+by("class", 1).click();
+seen.without_class = document.querySelectorAll(".card").length;
+by("class", 1).click();
+document.querySelector(".card").click();
+seen.open = document.getElementById("large").open;
+seen.caption = document.getElementById("caption").textContent;
+document.getElementById("large").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+document.getElementById("close").click();
+seen.closed = !document.getElementById("large").open;
+document.querySelectorAll(".sort")[1].click();
+seen.sorted = [...document.querySelectorAll(".sortable tbody tr")].map((row) => parseFloat(row.cells[1].textContent));
+seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
+const named = (element) => element.labels?.length || element.textContent.trim() || element.ariaLabel;
+seen.nameless = [...document.querySelectorAll("button, input, summary")].filter((element) => !named(element)).length;
+document.body.dataset.seen = JSON.stringify(seen);
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
+    """Switches, slider, enlarged picture and sorting, in a window as narrow as headless Chromium has."""
+    page = tmp_path / "page.html"
+    page.write_text(report.read_text().replace("</body>", f"<script>{SCRIPT}</script></body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    command += ["--window-size=400,800", "--dump-dom", page.as_uri()]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = next(attributes for tag, attributes in Strict(output).elements if "data-seen" in attributes)
+    assert json.loads(found["data-seen"] or "") == {
+        "kind": "localisation",
+        "cards": 1,
+        "text": f"{NASTY} 0.800, class1, best IoU with its class 0.00",
+        "boxes": 3,
+        "without_right": 2,
+        "without_objects": 1,
+        "high": 3,
+        "highest": 2,  # the object, and what the picture is about
+        "without_class": 0,
+        "open": True,
+        "caption": f"1 of 1: {NASTY} 0.800, class, 1, best IoU with its class 0.00",
+        "closed": True,
+        "sorted": [1, 0.5, 0],
+        "wide": True,
+        "nameless": 0,
+    }
