@@ -43,7 +43,7 @@ class BoxRegression:
             run.save_last(detector, {"done": done, "scale": scale, "pairs": gathered})
 
         if scale is None:
-            scale = measure_scale(detector, run, lambda: save(0), tail=False)
+            scale = measure_scale(detector, run, rows, lambda: save(0), tail=False)
         elif state["pairs"]:
             pairs.append(tuple(state["pairs"]))
         for images, targets in run.sweep(detector, rows, "regression", done=state.get("done", 0), save=save):

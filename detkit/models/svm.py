@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HARD = -1.0001  # margin from which on a negative is hard
 EASY = -1.2  # margin below which it is dropped again
 RETRAIN = 2000  # new negatives of a class after which its SVM is fitted again
-SCALE_PHOTOS = 200  # that the features' mean norm is taken from
+SCALE_PHOTOS = 200  # of those seen, that the features' mean norm is taken from
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SVMs:
         if state.get("miner"):
             miner = HardNegatives(self, **{name: tensor.to(run.device) for name, tensor in state["miner"].items()})
         else:
-            scale = measure_scale(detector, run, lambda: save(0), tail=True)
+            scale = measure_scale(detector, run, rows, lambda: save(0), tail=True)
             positives, labels = self.positives(detector, run, rows, scale, lambda: save(0))
             miner = HardNegatives.begin(self, scale, positives, labels, len(detector.classes))
         done = state["done"] if state.get("miner") else 0
@@ -177,10 +177,12 @@ def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
     return iou.new_zeros(*boxes.shape[:2], classes).scatter_reduce(2, owner, iou, "amax")
 
 
-def measure_scale(detector: "LinearDetector", run: Any, save: Callable[[], None], *, tail: bool) -> Tensor:
+def measure_scale(
+    detector: "LinearDetector", run: Any, rows: list[int], save: Callable[[], None], *, tail: bool
+) -> Tensor:
     """Return the factor for features before or after the tail (see `feature_scale`), of some photos' regions."""
     norms = []
-    rows = spread(len(run.train), SCALE_PHOTOS)
+    rows = [rows[place] for place in spread(len(rows), SCALE_PHOTOS)]
     for images, targets in run.sweep(detector, rows, "norm of features", save=lambda _: save()):
         boxes, real = regions(images, targets)
         with run.inference():
