@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from detkit.config import DataConfig, TrainConfig
     from detkit.proposals.store import StoredProposals
 
-# Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
-GRACE = 20
+# Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves. A
+# step of R-CNN's on thousands of regions may take minutes; a worker whose work is over ends by itself.
+GRACE = 600
 
 Batch = tuple[Images, Targets]
 
