@@ -131,3 +131,106 @@ def test_detections_equal_torchvision(pair, seed):
     ]
     assert (labels + 1)[order].tolist() == expected["labels"][wanted].tolist()
     torch.testing.assert_close(boxes[order], expected["boxes"][wanted], rtol=1e-3, atol=0.05)
+
+
+def test_losses_and_gradients_equal_torchvision(pair):
+    """With every anchor and every region drawn, so that chance plays no part."""
+    theirs, ours = (deepcopy(one).train() for one in pair)
+    for norm in theirs.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    theirs.rpn._post_nms_top_n["training"] = ours.config.after = 40
+    for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
+        sampler.batch_size_per_image = 10**6
+    ours.config.rpn_number = ours.config.number = 10**6
+    pixels = torch.cat([photo(HEIGHT, WIDTH, seed) for seed in range(2)])
+    boxes = torch.tensor([[[20.0, 30, 100, 120], [5, 5, 60, 40]], [[100, 50, 230, 180], [0, 0, 0, 0]]])
+    targets = Targets(boxes, torch.tensor([[1, 0], [4, -1]]), torch.zeros(2, 2, dtype=torch.bool))
+    wanted = theirs(
+        list(pixels / 255),
+        [{"boxes": box[real], "labels": label[real] + 1} for box, label, real in zip(boxes, targets.labels, targets.valid)],
+    )
+    found = ours.losses(images_of(pixels), targets)
+    names = {"objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
+    names |= {"classification": "loss_classifier", "box": "loss_box_reg"}
+    for name, their_name in names.items():
+        assert found[name] > 0
+        torch.testing.assert_close(found[name], wanted[their_name], rtol=1e-3, atol=1e-4)
+    sum(found.values()).backward()
+    sum(wanted.values()).backward()
+    state = theirs.state_dict() | {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    expected = from_state(state, "gradients").weights
+    trained = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert {"backbone.layer2.0.conv1.weight", "neck.pyramid.inner_blocks.0.0.weight"} < set(trained)
+    for name, gradient in trained.items():
+        assert (gradient - expected[name]).norm() <= 1e-2 * expected[name].norm(), name
+
+
+def test_frozen_norms_of_the_published_file_divide_by_the_variance_alone():
+    torch.manual_seed(0)
+    frozen, own = FrozenBatchNorm2d(4, eps=0.0), nn.BatchNorm2d(4).eval()
+    for tensor in frozen.state_dict().values():
+        tensor.copy_(torch.rand(4) * torch.tensor([1e-6, 1e-3, 1, 10]))
+    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    state = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    state |= {f"backbone.body.bn1.{key}": tensor for key, tensor in frozen.state_dict().items()}
+    weights = from_state(state, "test").weights
+    own.load_state_dict({key: weights[f"backbone.bn1.{key}"] for key in own.state_dict()})
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(own(x), frozen(x), rtol=1e-4, atol=1e-5)
+
+
+def test_older_files_have_other_names():
+    """Those of the published fasterrcnn_resnet50_fpn, from before convolutions were wrapped."""
+    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    older = {
+        key.replace("conv.0.0.", "conv.").replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        if key.startswith(("rpn.head.conv", "backbone.fpn"))
+        else key: tensor
+        for key, tensor in state.items()
+    }
+    assert "rpn.head.conv.weight" in older
+    assert "backbone.fpn.inner_blocks.0.weight" in older
+    assert set(from_state(older, "older").weights) == set(from_state(state, "newer").weights)
+
+
+@torch.no_grad()
+def test_ssd300_equals_torchvision():
+    """With COCO's 91 columns, of which the 10 without a class have no say, and default boxes cut to the image."""
+    torch.manual_seed(0)
+    theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91).eval()
+    random = torch.Generator().manual_seed(0)
+    head = theirs.head
+    for layer in [*head.classification_head.module_list, *head.regression_head.module_list]:
+        torch.nn.init.normal_(layer.weight, std=0.03, generator=random)
+        torch.nn.init.normal_(layer.bias, std=0.3, generator=random)
+    published = from_state(theirs.state_dict(), "test")
+    assert len(published.classes) == 80
+    assert published.classes[:2] == ("person", "bicycle")
+    assert published.classes[-1] == "toothbrush"
+    assert published.config.model.size == 300
+    ours = converted(theirs).eval()
+    from torchvision.models.detection import SSD300_VGG16_Weights
+
+    names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
+    columns = [names.index(name) for name in published.classes]
+    assert not set(NO_CLASS) & set(published.classes)
+    pixels = photo(300, 300)
+    images, maps = their_maps(theirs, pixels)
+    raw = theirs.head(list(maps.values()))
+    logits, _ = ours.network(ours.normalise(images_of(pixels)))
+    near(logits, raw["cls_logits"][..., [*columns, 0]])
+    anchors = theirs.anchor_generator(images, list(maps.values()))[0]
+    boxes = theirs.box_coder.decode_single(raw["bbox_regression"][0], anchors)
+    near(ours.predict(images_of(pixels)).boxes[0], boxes)
+    assert ((ours.anchors[:, 2:] - ours.anchors[:, :2]) > 300).any()
+
+
+def test_coco_has_eighty_classes():
+    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    bias = state["roi_heads.box_predictor.cls_score.bias"]
+    bias.copy_(torch.arange(91.0))
+    published = from_state({"model": state}, "test")
+    assert len(published.classes) == len(set(published.classes)) == 80
+    assert published.weights["head.classifier.bias"][[0, -2, -1]].tolist() == [1.0, 90.0, 0.0]
+    assert published.weights["head.regressor.weight"].shape == (320, 1024)
