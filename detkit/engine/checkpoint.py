@@ -12,6 +12,7 @@ A checkpoint is a dict with
 
 import io
 import pickle
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,25 @@ def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None
         backbone.weights = weights
     load_weights(detector, content["model"], path)
     return detector, config
+
+
+def start_from(detector: "Detector", path: str | Path) -> None:
+    """Give a new detector the weights of a checkpoint (see `load`), and print which layers it keeps.
+
+    Those that depend on the classes stay as they are where the checkpoint's classes are others. UserError where
+    anything else does not fit.
+    """
+    content = load(path)
+    own, weights = detector.state_dict(), dict(content["model"])
+    left: list[str] = []
+    if tuple(content["classes"]) != detector.classes:
+        left = [name for name in own if name.startswith(detector.class_layers)]
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(detector.class_layers)}
+        weights |= {name: own[name] for name in left}
+    load_weights(detector, weights, path)
+    line = f"weights: {len(own) - len(left)} of {len(own)} tensors from {path}"
+    line += f"; new for other classes: {', '.join(left[:4])}{', ...' * (len(left) > 4)}" if left else ""
+    print(line, file=sys.stderr)
 
 
 def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:

@@ -189,6 +189,7 @@ class RegionHead(nn.Module):
 class RegionDetector(Detector):
     """Keeps frozen layers frozen; see `freeze_layers`."""
 
+    class_layers = ("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted")
     _still: list[nn.Module]
 
     def freeze_layers(self, stages: int, norms: bool) -> None:

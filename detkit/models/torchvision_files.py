@@ -64,7 +64,9 @@ def download(name: str) -> Published:
     """Return the COCO-trained detector `torchvision/NAME`, from torch's cache or the network; UserError without."""
     short = name.removeprefix(PREFIX)
     if short not in NETWORKS:
-        raise UserError(f"{name}: detkit knows {', '.join(PREFIX + one for one in NETWORKS)}{did_you_mean(short, NETWORKS)}")
+        raise UserError(
+            f"{name}: detkit knows {', '.join(PREFIX + one for one in NETWORKS)}{did_you_mean(short, NETWORKS)}"
+        )
     weights = get_weight(NETWORKS[short].weights)
     try:
         state = dict(weights.get_state_dict(progress=True, check_hash=True))

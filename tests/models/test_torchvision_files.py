@@ -1,21 +1,40 @@
 """torchvision's detectors in detkit's own: at equal weights they find, lose and learn the same."""
 
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
+from urllib.error import URLError
 
+import cv2
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2, ssd300_vgg16
+from torchvision.models.detection import (
+    SSD300_VGG16_Weights,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    ssd300_vgg16,
+)
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from detkit.config import DetectConfig
+import detkit
+from detkit.cli import detect
+from detkit.config import DetectConfig, load_config
 from detkit.engine import checkpoint
-from detkit.models import Detector, postprocess
+from detkit.errors import UserError
+from detkit.models import Detector, build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN
-from detkit.models.torchvision_files import NO_CLASS, from_state, is_state
-from detkit.structures import Images, Targets
+from detkit.models.ssd import SSDConfig
+from detkit.models.torchvision_files import (
+    NO_CLASS,
+    download,
+    faster_rcnn_config,
+    from_state,
+    is_state,
+    ssd_config,
+)
+from detkit.structures import Targets
 from tests.builders import images_of, photo
 
 HEIGHT, WIDTH = 192, 240  # the first a multiple of 32, the second not
@@ -148,7 +167,10 @@ def test_losses_and_gradients_equal_torchvision(pair):
     targets = Targets(boxes, torch.tensor([[1, 0], [4, -1]]), torch.zeros(2, 2, dtype=torch.bool))
     wanted = theirs(
         list(pixels / 255),
-        [{"boxes": box[real], "labels": label[real] + 1} for box, label, real in zip(boxes, targets.labels, targets.valid)],
+        [
+            {"boxes": box[real], "labels": label[real] + 1}
+            for box, label, real in zip(boxes, targets.labels, targets.valid)
+        ],
     )
     found = ours.losses(images_of(pixels), targets)
     names = {"objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
@@ -210,8 +232,6 @@ def test_ssd300_equals_torchvision():
     assert published.classes[-1] == "toothbrush"
     assert published.config.model.size == 300
     ours = converted(theirs).eval()
-    from torchvision.models.detection import SSD300_VGG16_Weights
-
     names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
     columns = [names.index(name) for name in published.classes]
     assert not set(NO_CLASS) & set(published.classes)
@@ -234,3 +254,72 @@ def test_coco_has_eighty_classes():
     assert len(published.classes) == len(set(published.classes)) == 80
     assert published.weights["head.classifier.bias"][[0, -2, -1]].tolist() == [1.0, 90.0, 0.0]
     assert published.weights["head.regressor.weight"].shape == (320, 1024)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs/custom"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("ssd300_coco", ssd_config()), ("faster_rcnn_coco", faster_rcnn_config())]
+)
+def test_configs_to_fine_tune_describe_the_published_networks(name, wanted):
+    config = load_config(CONFIGS / f"{name}.yaml", ["data.root=x"])
+    ours, theirs = asdict(config.model), asdict(wanted)
+    for key in ("min_sizes", "max_sizes"):
+        if ours.get(key):
+            assert ours.pop(key) == pytest.approx(theirs.pop(key))
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def ssd_file(tmp_path_factory) -> Path:
+    """What torchvision publishes for ssd300_vgg16, untrained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "ssd300.pth"
+    torch.save(ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91).state_dict(), path)
+    return path
+
+
+def test_a_file_is_detected_with_and_fine_tuned(ssd_file, tmp_path, capsys):
+    detector = detkit.load(ssd_file, device="cpu")
+    assert len(detector.classes) == 80
+    cv2.imwrite(str(tmp_path / "photo.png"), photo(60, 80)[0].permute(1, 2, 0).numpy())
+    arguments = [str(ssd_file), str(tmp_path / "photo.png"), "--out", str(tmp_path / "out"), "--score", "0.0"]
+    assert detect.run(detect.parser().parse_args([*arguments, "--device", "cpu"])) == 0
+    assert (tmp_path / "out/photo.png").exists()
+    new = build_detector(ssd_config(), ("mug", "pen"))
+    before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
+    checkpoint.start_from(new, ssd_file)
+    assert "59 of 83" in capsys.readouterr().err
+    for name, tensor in new.state_dict().items():
+        if name.startswith(("classifiers.", "regressors.")):
+            assert torch.equal(tensor, before[name]), name
+        else:
+            assert torch.equal(tensor, detector.state_dict()[name]), name
+    same = build_detector(ssd_config(), detector.classes)
+    checkpoint.start_from(same, ssd_file)
+    assert all(torch.equal(tensor, detector.state_dict()[name]) for name, tensor in same.state_dict().items())
+
+
+def test_what_is_wrong_is_one_line(ssd_file, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"^torchvision/ssd300: detkit knows torchvision/ssd300_vgg16, .*did you mean"):
+        detkit.load("torchvision/ssd300")
+
+    def offline(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"^torchvision/ssd300_vgg16: can't download https://\S+ .*no route"):
+        download("torchvision/ssd300_vgg16")
+    state = torch.load(ssd_file)
+    assert is_state({"model": state})
+    other = {key: tensor for key, tensor in state.items() if "classification" not in key}
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth: weights of another network than SSD300_VGG16"):
+        detkit.load(tmp_path / "other.pth")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "classifier.pth")
+    with pytest.raises(UserError, match=r"classifier\.pth: not a detkit checkpoint"):
+        detkit.load(tmp_path / "classifier.pth")
+    with pytest.raises(UserError, match="checkpoint of another architecture"):
+        checkpoint.start_from(build_detector(SSDConfig(extras=[], l2norm=[]), ("a",)), ssd_file)
