@@ -8,7 +8,6 @@ Known are `ssd300_vgg16`, `fasterrcnn_resnet50_fpn` and `fasterrcnn_resnet50_fpn
   norms' weights make up for that. Files whose norms count no batches are taken for such ones, as the published file is.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.error import URLError
