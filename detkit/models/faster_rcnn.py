@@ -216,7 +216,8 @@ class FasterRCNN(RegionDetector):
 def convolutional(channels: int, depth: int, size: int, width: int) -> nn.Sequential:
     """Return `depth` 3x3 convolutions with batch norm, then one fully connected layer.
 
-    It takes (R, channels, size, size) to (R, width). The region head of Group Normalization (Wu and He, 2018, section 4.2), there with group norm.
+    It takes (R, channels, size, size) to (R, width). The region head of Group Normalization (Wu and He, 2018, section
+    4.2), there with group norm.
     """
     layers: list[nn.Module] = []
     for _ in range(depth):
