@@ -81,6 +81,8 @@ class DataConfig:
 class TrainConfig:
     """The recipe of one stage of SGD.
 
+    weights: the detector that training starts from, a checkpoint or `torchvision/NAME`, null for none. Of one with
+    other classes the layers that tell classes apart are left out.
     iterations: optimiser steps. batch: images a step over all processes. bias_lr: factor on the rate of biases,
     which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone.
     milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up,
@@ -90,6 +92,7 @@ class TrainConfig:
     evaluate_every, save_every: iterations, 0 = only at the end.
     """
 
+    weights: str | None = None
     iterations: int = MISSING
     batch: int = 32
     optimizer: str = "sgd"

@@ -75,7 +75,8 @@ def _subjects(name: str):
     from importlib import import_module
 
     if name in ("detect", "train"):
-        return getattr(import_module("detkit.benchmarks.ssd"), name.upper())
+        modules = (import_module(f"detkit.benchmarks.{module}") for module in ("ssd", "faster_rcnn"))
+        return [subject for module in modules for subject in getattr(module, name.upper())]
     return import_module(f"detkit.benchmarks.{name}").SUBJECTS
 
 

@@ -20,6 +20,10 @@ EPILOG = """examples:
   detkit detect runs/cards-1/best.pt photo.jpg
   detkit detect runs/cards-1/best.pt photos/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --json
   detkit detect runs/cards-1/best.pt 0            (camera 0, until Ctrl-C)
+  detkit detect torchvision/ssd300_vgg16 photo.jpg
+
+torchvision/ssd300_vgg16, torchvision/fasterrcnn_resnet50_fpn and torchvision/fasterrcnn_resnet50_fpn_v2 know COCO's 80
+classes and are fetched on first use; a file of such weights stands for a checkpoint, too.
 
 detections.json holds the checkpoint, model, classes, score threshold and NMS IoU, and under "images" one entry a
 photo, or a frame of a video: file, (frame, seconds,) drawn, width, height, detections. Each detection has class, score
@@ -40,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
+    parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
     parser.add_argument("--score", type=_finite, default=0.5, help="least score of a detection (default %(default)s)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("detections"), help="default %(default)s")

@@ -20,6 +20,7 @@ Set = TypeVar("Set", "DetectionSet", "TruthSet")
 EPILOG = """examples:
   detkit evaluate runs/shapes-1/best.pt
   detkit evaluate runs/voc/best.pt --metric voc --out runs/voc/test evaluate.batch=32 train.device=cuda
+  detkit evaluate torchvision/ssd300_vgg16 data.root=data/coco
   detkit evaluate --detections runs/voc/test/detections.json --dataset data/VOCdevkit/VOC2007
   detkit evaluate --detections results/ --dataset data/VOCdevkit/VOC2007 --classes cat,dog
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run")
+    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
     parser.add_argument("--dataset", metavar="ROOT", help="with --detections: a data set (VOC, COCO or YOLO)")

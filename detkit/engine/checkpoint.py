@@ -12,6 +12,7 @@ A checkpoint is a dict with
 
 import io
 import pickle
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from detkit.files import write_atomic
 
 if TYPE_CHECKING:
     from detkit.models import Detector
+    from detkit.models.torchvision_files import Published
 
 FORMAT = "detkit 1"
 KEYS = ("model", "config", "classes", "iteration", "metrics")
@@ -69,8 +71,25 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint onto `device`; UserError, naming the file, for anything that is none."""
-    path = Path(path)
+    """Read a checkpoint onto `device`; UserError, naming the file, for anything that is none.
+
+    One of torchvision's trained detectors stands for a checkpoint, too: by name, as `torchvision/ssd300_vgg16`, or as a
+    file of its weights, see models/torchvision_files.py.
+    """
+    if str(path).startswith("torchvision/") and not Path(path).exists():
+        from detkit.models.torchvision_files import download
+
+        return _content(download(str(path)), device)
+    content = _read(Path(path), device)
+    if isinstance(content, dict) and "format" not in content:
+        from detkit.models.torchvision_files import from_state, is_state
+
+        if is_state(content):
+            return _content(from_state(content, str(path)), device)
+    return _checked(content, path)
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
     if not path.exists():
         raise UserError(f"no checkpoint {path}")
     if path.is_dir():
@@ -80,11 +99,21 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     try:
-        content = torch.load(file, map_location=device, weights_only=True)
+        return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: not a detkit checkpoint (not a file of plain tensors)") from None
     except Exception:  # torch raises what it likes on other files: RuntimeError, OSError, EOFError, KeyError of a byte
         raise UserError(f"{path}: damaged, or not a detkit checkpoint") from None
+
+
+def _content(published: "Published", device: torch.device | str) -> dict[str, Any]:
+    """What a checkpoint of these weights would hold."""
+    weights = {key: tensor.to(device) for key, tensor in published.weights.items()}
+    content = {"format": FORMAT, "model": weights, "config": to_plain(published.config)}
+    return content | {"classes": list(published.classes), "iteration": 0, "metrics": {}}
+
+
+def _checked(content: Any, path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         found = f"a dict of {', '.join(map(str, list(content)[:3]))}, ..." if isinstance(content, dict) else "no dict"
         raise UserError(
@@ -129,6 +158,25 @@ def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None
         backbone.weights = weights
     load_weights(detector, content["model"], path)
     return detector, config
+
+
+def start_from(detector: "Detector", path: str | Path) -> None:
+    """Give a new detector the weights of a checkpoint (see `load`), and print which layers it keeps.
+
+    Those that depend on the classes stay as they are where the checkpoint's classes are others. UserError where
+    anything else does not fit.
+    """
+    content = load(path)
+    own, weights = detector.state_dict(), dict(content["model"])
+    left: list[str] = []
+    if tuple(content["classes"]) != detector.classes:
+        left = [name for name in own if name.startswith(detector.class_layers)]
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(detector.class_layers)}
+        weights |= {name: own[name] for name in left}
+    load_weights(detector, weights, path)
+    line = f"weights: {len(own) - len(left)} of {len(own)} tensors from {path}"
+    line += f"; new for other classes: {', '.join(left[:4])}{', ...' * (len(left) > 4)}" if left else ""
+    print(line, file=sys.stderr)
 
 
 def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:

@@ -41,6 +41,9 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             check_proposals(settings, [one for one in (data, val, test) if one is not None])
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
+        if resumed is None and settings.train.weights is not None:
+            with distributed.main_first():  # it may have to be fetched
+                checkpoint.start_from(detector, settings.train.weights)
         detector.check(data.truth(settings.data.difficult))
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))

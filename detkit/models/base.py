@@ -30,11 +30,13 @@ class Detector(nn.Module):
 
     config_type: the dataclass of its config. classes: the names behind labels 0..C-1. input: how images must arrive.
     given_proposals: whether it classifies regions that come with the images.
+    class_layers: how the names begin of the weights whose meaning depends on the classes.
     experiment: the whole config of the checkpoint that it was loaded from, if it was.
     """
 
     config_type: ClassVar[type]
     given_proposals: ClassVar[bool] = False
+    class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]
     input: InputSpec
     backbone: nn.Module

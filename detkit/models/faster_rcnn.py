@@ -17,19 +17,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from detkit.backbones import create_backbone, fully_connected
 from detkit.errors import UserError
 from detkit.models.base import SGD
 from detkit.models.necks import FPN
-from detkit.models.region import MapFeatures, PooledConfig, RegionDetector, RegionHead, proposals_of, sample_regions
+from detkit.models.region import (
+    MapFeatures,
+    PooledConfig,
+    RegionDetector,
+    RegionHead,
+    at_least_one,
+    proposals_of,
+    sample_regions,
+)
 from detkit.models.registry import MODELS
-from detkit.ops import BACKGROUND, grid_anchors, match_rpn, region_loss, rpn_anchors, rpn_loss, sample
+from detkit.ops import (
+    BACKGROUND,
+    grid_anchors,
+    match_rpn,
+    region_loss,
+    rpn_anchors,
+    rpn_loss,
+    sample,
+    torchvision_anchors,
+)
 from detkit.proposals.rpn import CODER as RPN_CODER
 from detkit.proposals.rpn import RPNHead, propose
 from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
 
+CELLS = {"py_faster_rcnn": rpn_anchors, "torchvision": torchvision_anchors}
 PYRAMID_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, narrower than those of VGG
 
 
@@ -39,11 +58,16 @@ class FasterRCNNConfig(PooledConfig):
 
     training: `joint` or `alternating`. neck: `none`, with the backbone's map that its region tail follows, or `fpn`
     with `channels` over `features`, null = all maps of stride 4 and up. canonical: pixels a side of a region for the
-    map of stride 16.
-    ratios (height / width) and scales (times the map's stride): the anchors. rpn_width: channels of its convolution.
+    map of stride 16. multiple: batches are padded to sides that are a multiple of this, so that the maps of a pyramid fit each other.
+    neck_norms: batch norm in the neck. head_convs: 3x3 convolutions with batch norm in front of one fully connected
+    layer, in the place of two such layers, for a neck. Published with 4 of them and `rpn_convs` 2 (Li et al., 2021).
+    ratios (height / width) and scales (times the map's stride): the anchors; anchors: whose, `py_faster_rcnn` or
+    `torchvision`, see ops/anchors.py. rpn_width: channels of its convolution, rpn_convs: how many.
+    outside: whether anchors that cross the image's border are trained on, as in FPN (section 5.1).
     rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
     before, after: best proposals before and after their NMS at rpn_iou, in training; test_before, test_after: else.
-    smallest: pixels of the photo that both sides of a proposal have.
+    smallest: pixels of the photo that both sides of a proposal have. beta: where the smooth L1 of the regions' deltas
+    turns from a square into a line.
     """
 
     name: str = "faster_rcnn"
@@ -52,9 +76,15 @@ class FasterRCNNConfig(PooledConfig):
     neck: str = "none"
     channels: int = 256
     canonical: float = 224.0
+    multiple: int = 1
+    neck_norms: bool = False
+    head_convs: int = 0
+    anchors: str = "py_faster_rcnn"
     ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     scales: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0])
     rpn_width: int = 512
+    rpn_convs: int = 1
+    outside: bool = False
     rpn_positive: float = 0.7
     rpn_negative: float = 0.3
     rpn_number: int = 256
@@ -65,11 +95,17 @@ class FasterRCNNConfig(PooledConfig):
     test_before: int = 6000
     test_after: int = 300
     smallest: float = 16.0
+    beta: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.neck not in ("none", "fpn"):
             raise UserError(f"model.neck: {self.neck!r} is not one of none, fpn")
+        if self.anchors not in CELLS:
+            raise UserError(f"model.anchors: {self.anchors!r} is not one of {', '.join(CELLS)}")
+        if self.neck == "none" and (self.head_convs or self.neck_norms):
+            raise UserError("model.head_convs and model.neck_norms go with model.neck=fpn; without it there is no such")
+        at_least_one(self, "multiple", "rpn_convs")
         if self.training not in ("joint", "alternating"):
             raise UserError(f"model.training: {self.training!r} is not one of joint, alternating")
 
@@ -124,15 +160,19 @@ class FasterRCNN(RegionDetector):
             tail = self.backbone.tail(c.pool_size)
         else:
             self.backbone.cut(self.features[-1])
-            tail = fully_connected(c.channels * c.pool_size**2, min(self.backbone.width, PYRAMID_WIDTH))
-        self.neck = FPN(info, c.channels) if c.neck == "fpn" else None
+            width = min(self.backbone.width, PYRAMID_WIDTH)
+            if c.head_convs:
+                tail = convolutional(c.channels, c.head_convs, c.pool_size, width)
+            else:
+                tail = fully_connected(c.channels * c.pool_size**2, width)
+        self.neck = FPN(info, c.channels, c.neck_norms) if c.neck == "fpn" else None
         maps = info if self.neck is None else self.neck.info
 
         # 3.1 region proposal network
         self.strides = [feature.stride for feature in maps]
-        self.rpn = RPNHead(maps[0].channels, c.rpn_width, len(c.ratios) * len(c.scales))
+        self.rpn = RPNHead(maps[0].channels, c.rpn_width, len(c.ratios) * len(c.scales), c.rpn_convs)
         for number, stride in enumerate(self.strides):
-            cell = rpn_anchors(stride, c.ratios, c.scales)
+            cell = CELLS[c.anchors](stride, c.ratios, c.scales)
             self.register_buffer(f"cell{number}", cell, persistent=False)
 
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
@@ -170,16 +210,21 @@ class FasterRCNN(RegionDetector):
 
     def maps(self, images: Images) -> list[Tensor]:
         """Images -> feature maps, finest first."""
-        features = self.backbone(self.normalise(images))
+        features = self.backbone(pad_to(self.normalise(images), self.config.multiple))
         if self.neck is not None:
             return list(self.neck(features).values())
         return [features[name] for name in self.features]
 
     def anchors(self, maps: list[Tensor]) -> list[Tensor]:
         """3.1.1: the anchors (A, 4) of each map, in pixels of the input."""
+        strides: list[Any] = [*self.strides]
+        if self.config.anchors == "torchvision":
+            # torchvision shares the input out among a map's cells, which on the coarsest map is less than its stride
+            sides = [side * strides[0] for side in maps[0].shape[-2:]]
+            strides = [tuple(side // cells for side, cells in zip(sides, x.shape[-2:])) for x in maps]
         return [
             grid_anchors(x.shape[-2], x.shape[-1], stride, self.get_buffer(f"cell{number}"))
-            for number, (x, stride) in enumerate(zip(maps, self.strides))
+            for number, (x, stride) in enumerate(zip(maps, strides))
         ]
 
     def proposals(self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]) -> Proposals:
@@ -206,6 +251,7 @@ class FasterRCNN(RegionDetector):
         c = self.config
         every = torch.cat(anchors)
         inside = (every[:, :2] >= 0).all(-1) & (every[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
+        inside |= c.outside
         objects = (targets.boxes, targets.valid, targets.ignore)
         match = match_rpn(*objects, every, inside, c.rpn_positive, c.rpn_negative)
         index, drawn = sample(match.index >= 0, match.index == BACKGROUND, c.rpn_number, c.rpn_fraction)
@@ -218,7 +264,7 @@ class FasterRCNN(RegionDetector):
         sampled = sample_regions(given.boxes, given.valid, targets, len(self.classes), self.config)
         logits, deltas = self.regions(maps, sampled.boxes)
         wanted = self.head.normalise(sampled.wanted, sampled.target)
-        return region_loss(logits, deltas, sampled.target, wanted, sampled.valid)
+        return region_loss(logits, deltas, sampled.target, wanted, sampled.valid, self.config.beta)
 
     def regions(self, maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and deltas (B, R, C, 4)."""
@@ -240,3 +286,22 @@ class FasterRCNN(RegionDetector):
         maps = self.maps(images)
         logits, deltas = self.rpn(maps)
         return self.proposals(images, logits, deltas, self.anchors(maps))
+
+
+def convolutional(channels: int, depth: int, size: int, width: int) -> nn.Sequential:
+    """Return `depth` 3x3 convolutions with batch norm, then one fully connected layer.
+
+    It takes (R, channels, size, size) to (R, width). The region head of Group Normalization (Wu and He, 2018, section
+    4.2), there with group norm.
+    """
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        nn.init.kaiming_normal_(layers[-3].weight, mode="fan_out", nonlinearity="relu")  # pyright: ignore
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size**2, width), nn.ReLU())
+
+
+def pad_to(pixels: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) with 0 at the right and bottom to sides that are a multiple of `multiple`."""
+    down, right = (-side % multiple for side in pixels.shape[-2:])
+    return F.pad(pixels, (0, right, 0, down)) if down or right else pixels

@@ -17,6 +17,7 @@ from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_al
 from detkit.structures import Images, Proposals, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
+POOLS = ("pool", "align", "align_v1")
 REFERENCE_LEVEL = 4  # FPN, equation 1: the level of stride 16 has regions of `canonical` pixels
 
 
@@ -51,7 +52,8 @@ class PooledConfig(RegionConfig):
     """What the configs of Fast and Faster R-CNN share.
 
     size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
-    backbone, and whether its batch norms, stay as they are. pool: `pool` or `align`, pool_size: cells a side.
+    backbone, and whether its batch norms, stay as they are. pool: `pool`, `align`, or `align_v1`, as align was first
+    published: half a cell off; pool_size: cells a side.
     """
 
     size: list[int] = field(default_factory=lambda: [600, 1000])
@@ -64,8 +66,8 @@ class PooledConfig(RegionConfig):
         super().__post_init__()
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
-        if self.pool not in ("pool", "align"):
-            raise UserError(f"model.pool: {self.pool!r} is not one of pool, align")
+        if self.pool not in POOLS:
+            raise UserError(f"model.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
         at_least_one(self, "pool_size")
 
 
@@ -122,7 +124,7 @@ class MapFeatures(nn.Module):
     def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
         super().__init__()
         self.strides = [feature.stride for feature in info]
-        self.align, self.size, self.canonical = kind == "align", size, canonical
+        self.align, self.aligned, self.size, self.canonical = kind != "pool", kind == "align", size, canonical
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""
@@ -131,12 +133,13 @@ class MapFeatures(nn.Module):
         side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         level = (REFERENCE_LEVEL + torch.log2(side / self.canonical + 1e-6)).floor()
         level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
-        return pyramid_pool(maps, boxes, level, self.size, self.strides, self.align).flatten(0, 1)
+        pooled = pyramid_pool(maps, boxes, level, self.size, self.strides, self.align, self.aligned)
+        return pooled.flatten(0, 1)
 
     def pool(self, x: Tensor, boxes: Tensor, wanted: Tensor | None = None) -> Tensor:
         """One map -> (B, R, C, size, size), 0 for boxes that are not wanted, (B, R) bool."""
         if self.align:
-            return roi_align(x, boxes, self.size, self.strides[0], valid=wanted)
+            return roi_align(x, boxes, self.size, self.strides[0], aligned=self.aligned, valid=wanted)
         return roi_pool(x, boxes, self.size, self.strides[0], wanted)
 
 
@@ -188,6 +191,7 @@ class RegionHead(nn.Module):
 class RegionDetector(Detector):
     """Keeps frozen layers frozen; see `freeze_layers`."""
 
+    class_layers = ("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted")
     _still: list[nn.Module]
 
     def freeze_layers(self, stages: int, norms: bool) -> None:

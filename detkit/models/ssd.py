@@ -121,6 +121,7 @@ class SSD(Detector):
     """Backbone, extra feature layers, and on each map a 3x3 classifier and a 3x3 box regressor (section 2.1)."""
 
     config_type = SSDConfig
+    class_layers = ("classifiers.", "regressors.")
     anchors: Tensor
 
     def __init__(self, config: SSDConfig, classes: tuple[str, ...]) -> None:

@@ -74,6 +74,7 @@ class TorchvisionSSD(Detector):
     """Loops over images, as torchvision does."""
 
     config_type = TorchvisionSSDConfig
+    class_layers = ("ssd.head.",)
 
     def __init__(self, config: TorchvisionSSDConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))

@@ -119,6 +119,7 @@ class YOLOv1(Detector):
     """Backbone, four convolutions, and a fully connected or convolutional output for S x S cells."""
 
     config_type = YOLOv1Config
+    class_layers = ("head.",)
 
     def __init__(self, config: YOLOv1Config, classes: tuple[str, ...]) -> None:
         backbone = create_backbone(config.backbone)

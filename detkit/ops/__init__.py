@@ -1,6 +1,6 @@
 """Batched, padded tensor functions: boxes, anchors, coding, matching, losses, suppression, regions and linear fits."""
 
-from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors
+from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors, torchvision_anchors
 from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_at_once
@@ -63,6 +63,7 @@ __all__ = [
     "softmax_loss",
     "spp_pool",
     "sppnet_scale",
+    "torchvision_anchors",
     "truncated_svd",
     "world_mean",
     "xyxy_to_cxcywh",

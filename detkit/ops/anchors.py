@@ -62,9 +62,29 @@ def rpn_anchors(base: int, ratios: Sequence[float], scales: Sequence[float]) -> 
     return torch.cat((base / 2 - half, base / 2 + half), -1).float()
 
 
-def grid_anchors(rows: int, columns: int, stride: float, cell: Tensor) -> Tensor:
-    """Lay the anchors `cell` (A, 4) over a map: (rows * columns * A, 4), cells row by row, then the A of a cell."""
-    y = torch.arange(rows, device=cell.device) * stride
-    x = torch.arange(columns, device=cell.device) * stride
+def torchvision_anchors(base: int, ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
+    """Return the anchors of the cell at the origin as torchvision's detectors have them, (A, 4) float32 xyxy.
+
+    Arguments and order as in `rpn_anchors`. Anchors are centred on the cell's upper left corner, all of a scale have
+    the same area but for rounding, and half their sides are rounded to whole pixels, halves to even.
+    """
+    # once a model, on the host: a loop over ratios and scales
+    halves = [
+        (round(base * scale / math.sqrt(ratio) / 2), round(base * scale * math.sqrt(ratio) / 2))
+        for ratio in ratios
+        for scale in scales
+    ]
+    half = torch.tensor(halves, dtype=torch.float32).view(-1, 2)
+    return torch.cat((-half, half), -1)
+
+
+def grid_anchors(rows: int, columns: int, stride: float | tuple[float, float], cell: Tensor) -> Tensor:
+    """Lay the anchors `cell` (A, 4) over a map: (rows * columns * A, 4), cells row by row, then the A of a cell.
+
+    stride: pixels a cell, one number or (vertical, horizontal).
+    """
+    down, right = stride if isinstance(stride, tuple) else (stride, stride)
+    y = torch.arange(rows, device=cell.device) * down
+    x = torch.arange(columns, device=cell.device) * right
     shift = torch.stack((x.expand(rows, columns), y.unsqueeze(1).expand(rows, columns)), -1).repeat(1, 1, 2)
     return (shift.unsqueeze(2) + cell).reshape(-1, 4)

@@ -122,16 +122,18 @@ def softmax_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, entropy, 0).sum() / world_mean(valid.sum(), least=1.0)
 
 
-def region_loss(logits: Tensor, deltas: Tensor, target: Tensor, wanted: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def region_loss(
+    logits: Tensor, deltas: Tensor, target: Tensor, wanted: Tensor, valid: Tensor, beta: float = 1.0
+) -> dict[str, Tensor]:
     """Return the multi-task loss {"classification", "box"} of regions (Fast R-CNN, equation 1, with lambda = 1).
 
     logits: (B, R, C + 1), background last; deltas: (B, R, C, 4), one set a class; target: (B, R) int64, 0..C, C for
-    background; wanted: (B, R, 4), deltas to learn where the target is a class; valid: (B, R) bool. Both are summed and
-    divided by the number of regions in the batch, at least 1, averaged over processes.
+    background; wanted: (B, R, 4), deltas to learn where the target is a class; valid: (B, R) bool. beta: of
+    `smooth_l1`. Both are summed and divided by the number of regions in the batch, at least 1, averaged over processes.
     """
     classes = deltas.shape[2]
     own = target.clamp(max=classes - 1)[..., None, None].expand(-1, -1, 1, 4)
-    shift = smooth_l1(deltas.gather(2, own).squeeze(2), wanted).sum(-1)
+    shift = smooth_l1(deltas.gather(2, own).squeeze(2), wanted, beta).sum(-1)
     count = world_mean(valid.sum(), least=1.0)
     return {
         "classification": softmax_loss(logits, target, valid),

@@ -48,12 +48,18 @@ def roi_align(
 
 
 def pyramid_pool(
-    maps: Sequence[Tensor], boxes: Tensor, level: Tensor, size: int, strides: Sequence[float], align: bool = True
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    size: int,
+    strides: Sequence[float],
+    align: bool = True,
+    aligned: bool = True,
 ) -> Tensor:
     """Return (B, R, C, size, size), each box pooled from one of several maps (FPN, section 4.2).
 
     maps: (B, C, H, W) each, one cell each of `strides` pixels; level: (B, R) int64, which map. align: as `roi_align`
-    with 2 samples, else as `roi_pool`.
+    with 2 samples and `aligned`, else as `roi_pool`.
     """
     features = [_real(x) for x in maps]
     rois, level = _rois(features[0], boxes, None), level.flatten()
@@ -62,7 +68,7 @@ def pyramid_pool(
         # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
         rows = (level == number).nonzero().squeeze(1)
         if align:
-            own = _roi_align(x, rois[rows], size, 1 / stride, 2, True)
+            own = _roi_align(x, rois[rows], size, 1 / stride, 2, aligned)
         else:
             own = _roi_pool(x, rois[rows], size, 1 / stride)
         pooled = pooled.index_copy(0, rows, own)

@@ -12,23 +12,27 @@ CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # section 3.1.2, equation 2: deltas are 
 class RPNHead(nn.Module):
     """A 3x3 convolution, then for each anchor of a cell one logit (object or not) and four deltas (section 3.1).
 
-    One head serves all maps of a pyramid. Weights are drawn from N(0, .01).
+    One head serves all maps of a pyramid. Weights are drawn from N(0, .01). depth: how many 3x3 convolutions; the
+    paper has one, Li et al. (2021, Benchmarking Detection Transfer Learning, section 3) two.
     """
 
-    def __init__(self, channels: int, width: int, anchors: int) -> None:
+    def __init__(self, channels: int, width: int, anchors: int, depth: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.deeper = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth - 1))
         self.objectness = nn.Conv2d(width, anchors, 1)
         self.deltas = nn.Conv2d(width, anchors * 4, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (self.conv, *self.deeper, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, C, H, W) -> for each, logits (B, H * W * A) and deltas (B, H * W * A, 4), cell by cell."""
         logits, deltas = [], []
         for x in maps:
             x = self.conv(x).relu_()
+            for layer in self.deeper:
+                x = layer(x).relu_()
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas

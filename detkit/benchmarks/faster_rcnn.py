@@ -1,0 +1,150 @@
+"""Faster R-CNN with ResNet-50 and FPN beside torchvision's `fasterrcnn_resnet50_fpn`: equal weights, one image.
+
+torchvision's norms are frozen, as it has them for trained weights. Nothing is trained here, so layers are scaled to
+give scores and boxes that are spread as trained ones are; else NMS would have nothing to do.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from detkit.benchmarks.race import Contender, Job, Setting, Subject
+
+SIZE, CLASSES = (600, 800), 20
+SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3, "cls_score": 2.0, "box_predictor.bbox_pred": 1.0}
+
+
+def torchvision_model(setting: Setting) -> nn.Module:
+    """The same weights in every process."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    model = FasterRCNN(backbone, num_classes=CLASSES + 1, min_size=SIZE[0])
+    hooks = [
+        layer.register_forward_hook(_spread(wanted))
+        for name, layer in model.named_modules()
+        for ending, wanted in SPREAD.items()
+        if name.endswith(ending)
+    ]
+    with torch.inference_mode(False), torch.no_grad():
+        model.eval()([photo()])
+    for hook in hooks:
+        hook.remove()
+    return model.to(setting.device)
+
+
+def _spread(wanted: float):
+    def scale(layer: nn.Module, _: object, result: Tensor) -> Tensor:
+        factor = wanted / result.std()
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        layer.weight *= factor
+        return result * factor
+
+    return scale
+
+
+def photo() -> Tensor:
+    """Return (3, height, width) in [0, 1]: noise, smooth enough to look like a photo to a network."""
+    coarse = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(coarse, SIZE, mode="bilinear")[0]
+
+
+def objects() -> tuple[Tensor, Tensor]:
+    """Return boxes (6, 4) and labels (6,)."""
+    generator = torch.Generator().manual_seed(1)
+    corner = torch.rand(6, 2, generator=generator) * SIZE[0] / 2
+    boxes = torch.cat((corner, corner + 40 + torch.rand(6, 2, generator=generator) * 200), -1)
+    return boxes, torch.randint(CLASSES, (6,), generator=generator)
+
+
+def detkit_model(setting: Setting):
+    from detkit.engine import checkpoint
+    from detkit.engine.device import place
+    from detkit.models.torchvision_files import from_state
+
+    published = from_state(torchvision_model(setting).state_dict(), "torchvision")
+    content = {"config": checkpoint.to_plain(published.config), "classes": published.classes}
+    detector, config = checkpoint.build(content | {"model": published.weights}, "torchvision")
+    place(detector, torch.device(setting.device), channels_last=True)
+    return detector, config
+
+
+def detkit_images(setting: Setting):
+    from detkit.engine.device import place_images
+    from detkit.structures import Images
+
+    sizes = torch.tensor([SIZE])
+    pixels = (photo() * 255).round().to(torch.uint8)[None]
+    return place_images(Images(pixels, sizes, sizes, ("0",)), torch.device(setting.device), channels_last=True)
+
+
+def detect_detkit(setting: Setting) -> Job:
+    from detkit.models import postprocess
+
+    (detector, config), images = detkit_model(setting), detkit_images(setting)
+    detector.eval()
+
+    @torch.inference_mode()
+    def job() -> object:
+        return postprocess(detector.predict(images), images, config.detect)
+
+    return job
+
+
+def detect_torchvision(setting: Setting) -> Job:
+    model, pixels = torchvision_model(setting).eval(), detkit_images(setting).pixels[0]
+
+    @torch.inference_mode()
+    def job() -> object:
+        return model([pixels / 255])
+
+    return job
+
+
+def train_detkit(setting: Setting) -> Job:
+    from detkit.structures import Targets
+
+    (detector, _), images = detkit_model(setting), detkit_images(setting)
+    detector.train()
+    boxes, labels = (tensor.unsqueeze(0) for tensor in objects())
+    targets = Targets(boxes, labels, torch.zeros_like(labels, dtype=torch.bool)).to(setting.device)
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, weight_decay=1e-4, fused=True)
+
+    def job() -> None:
+        optimizer.zero_grad()
+        torch.stack(list(detector(images, targets).values())).sum().backward()
+        optimizer.step()
+
+    return job
+
+
+def train_torchvision(setting: Setting) -> Job:
+    model, pixels = torchvision_model(setting).train(), detkit_images(setting).pixels[0]
+    boxes, labels = objects()
+    targets = [{"boxes": boxes.to(setting.device), "labels": labels.to(setting.device) + 1}]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def job() -> None:
+        optimizer.zero_grad()
+        torch.stack(list(model([pixels / 255], targets).values())).sum().backward()
+        optimizer.step()
+
+    return job
+
+
+def _against_torchvision(name: str, ours, theirs) -> Subject:
+    return Subject(
+        name,
+        (
+            Contender("detkit", ours, True),
+            Contender("torchvision", theirs),
+            Contender("torchvision, detkit's memory settings", theirs, True),
+        ),
+    )
+
+
+DETECT = (_against_torchvision("fasterrcnn_resnet50_fpn, 1 image", detect_detkit, detect_torchvision),)
+TRAIN = (_against_torchvision("fasterrcnn_resnet50_fpn, training step", train_detkit, train_torchvision),)
