@@ -1,11 +1,10 @@
-"""Whether a configured size suits a network, without computing a value; what doesn't is one line that says what does."""
+"""Whether a configured size suits a network, found out without images; what doesn't is one line that says what does."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from detkit.errors import UserError
 
@@ -15,13 +14,11 @@ MOST = 1024
 
 @torch.no_grad()
 def output_of(module: nn.Module, *shape: int) -> Any:
-    """Return what a network makes of an input of this shape, as tensors without values; RuntimeError if it can't."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Return what a network makes of a batch of none of this shape; RuntimeError where it can't read such a shape."""
     training = {layer: layer.training for layer in module.modules()}
     module.eval()
     try:
-        empty = {name: tensor.to("meta") for name, tensor in tensors.items()}
-        return functional_call(module, empty, (torch.empty(shape, device="meta"),))
+        return module(torch.empty(0, *shape))
     finally:
         for layer, mode in training.items():
             layer.training = mode
@@ -41,13 +38,13 @@ def check_pixels(backbone: nn.Module, key: str, side: int, fits: Callable[[Any],
 
 
 def tail_width(tail: nn.Module, channels: int, size: int) -> int:
-    """Return how many features a tail gives for a region's map (channels, size, size); UserError if it can't read it."""
+    """Return how many features a tail gives for maps (channels, size, size); UserError if it can't read them."""
     try:
-        return output_of(tail, 1, channels, size, size).shape[1]
+        return output_of(tail, channels, size, size).shape[1]
     except RuntimeError:
         for larger in range(size + 1, 4 * size + 16):
             try:
-                output_of(tail, 1, channels, larger, larger)
+                output_of(tail, channels, larger, larger)
             except RuntimeError:
                 continue
             raise UserError(
@@ -58,6 +55,6 @@ def tail_width(tail: nn.Module, channels: int, size: int) -> int:
 
 def _works(backbone: nn.Module, side: int, fits: Callable[[Any], bool]) -> bool:
     try:
-        return fits(output_of(backbone, 1, 3, side, side))
+        return fits(output_of(backbone, 3, side, side))
     except RuntimeError:
         return False

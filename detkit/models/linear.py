@@ -70,7 +70,7 @@ class LinearHead(nn.Module):
         """pooled: shape of a region's features before the tail."""
         super().__init__()
         self.tail, self.classes = tail, classes
-        width = output_of(tail, 1, *pooled).shape[1]
+        width = output_of(tail, *pooled).shape[1]
         self.classifier = nn.Linear(width, classes + 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
