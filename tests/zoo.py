@@ -79,7 +79,8 @@ def pictures(detector: Detector, batch: int = 2, around: Targets | None = None) 
     height, width = side(detector)
     pixels = torch.cat([photo(height, width, seed) for seed in range(batch)])
     sizes = torch.tensor([[height, width]] * batch)
-    if detector.input.resize != "stretch":
+    # SPPNet makes its canvas itself, from the largest picture of a batch, whose border deeper layers see
+    if detector.input.resize != "stretch" and detector.config.name != "sppnet":
         sizes[1:] -= torch.tensor([0, 13])
         pixels[1:, :, :, width - 13 :] = 0
     given = None
