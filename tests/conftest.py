@@ -8,6 +8,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads woul
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="contracts with values for every model on every backbone")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     import torch

@@ -68,17 +68,20 @@ class Darknet(Backbone):
     def __init__(self, stages: Stages) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        info, inputs, stride = [], 3, 1
+        info, inputs, stride, centre = [], 3, 1, 0.5
         for number, convolutions in enumerate(stages):
             stage = nn.Sequential()
             if number > 0:
                 stage.append(nn.MaxPool2d(2))
+                centre += stride / 2  # the middle of two cells; padded odd kernels keep it
                 stride *= 2
             for outputs, kernel, step in convolutions:
                 stage.append(convolution(inputs, outputs, kernel, step))
                 inputs, stride = outputs, stride * step
             self.layers.append(stage)
             if stride >= 4:
+                if stride == 16:
+                    self.region_centre = centre  # pyright: ignore[reportAttributeAccessIssue]
                 info.append(FeatureInfo(f"c{stride.bit_length() - 1}", inputs, stride))
         self.info = tuple(info)
 

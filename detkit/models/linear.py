@@ -1,5 +1,6 @@
 """What R-CNN and SPPNet share: a network tuned as a classifier of regions, then linear stages on its features."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from detkit.errors import UserError
 from detkit.models.base import SGD
 from detkit.models.box_regression import BoxRegression
+from detkit.models.fitting import output_of
 from detkit.models.region import RegionConfig, RegionDetector, at_least_one, proposals_of, sample_regions
 from detkit.models.svm import SVMs
 from detkit.ops import BoxCoder, softmax_loss
@@ -68,17 +70,13 @@ class LinearHead(nn.Module):
         """pooled: shape of a region's features before the tail."""
         super().__init__()
         self.tail, self.classes = tail, classes
-        example = torch.zeros(1, *pooled)
-        tail.eval()
-        with torch.no_grad():
-            width = tail(example).shape[1]
-        tail.train()
+        width = output_of(tail, *pooled).shape[1]
         self.classifier = nn.Linear(width, classes + 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
         # not for SGD: fitted in one piece by stages of their own
         self.svm = nn.Linear(width, classes).requires_grad_(False)
-        self.regressor = nn.Linear(example.numel(), classes * 4).requires_grad_(False)
+        self.regressor = nn.Linear(math.prod(pooled), classes * 4).requires_grad_(False)
         for layer in (self.svm, self.regressor):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

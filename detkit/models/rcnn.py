@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
+from detkit.models.fitting import check_pixels, tail_width
 from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
 from detkit.models.region import at_least_one
 from detkit.models.registry import MODELS
@@ -64,6 +65,8 @@ class RCNN(LinearDetector):
         self.backbone = create_backbone(c.backbone, tail=True)
         tail = self.backbone.tail(c.pool_size)
         self.map = self.backbone.info[-1]
+        check_pixels(self.backbone, "crop", c.crop)
+        tail_width(tail, self.map.channels, c.pool_size)
         self.head = LinearHead(tail, (self.map.channels, c.pool_size, c.pool_size), len(classes))
 
     def prepare(self, images: Images) -> Images:

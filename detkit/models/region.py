@@ -12,6 +12,7 @@ from detkit.backbones import FeatureInfo
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
+from detkit.models.fitting import tail_width
 from detkit.models.freezing import freeze, norm_layers
 from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
 from detkit.structures import Images, Proposals, Targets
@@ -155,10 +156,7 @@ class RegionHead(nn.Module):
     def __init__(self, tail: nn.Module, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.tail, self.classes = tail, classes
-        tail.eval()
-        with torch.no_grad():
-            width = tail(torch.zeros(1, channels, size, size)).shape[1]
-        tail.train()
+        width = tail_width(tail, channels, size)
         self.classifier = nn.Linear(width, classes + 1)
         self.regressor = nn.Linear(width, classes * 4)
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -16,6 +16,7 @@ from torch import Tensor
 from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
+from detkit.models.fitting import check_pixels
 from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
 from detkit.models.pyramid import Pyramid, check_scales, image_pyramid, pool_from
 from detkit.models.registry import MODELS
@@ -63,6 +64,7 @@ class SPPNet(LinearDetector):
         self.backbone = backbone = create_backbone(c.backbone)
         backbone.cut(backbone.region)
         self.map, self.centre = backbone.info[-1], backbone.region_centre
+        check_pixels(backbone, "scales", min(c.scales))
         bins = sum(level**2 for level in c.pyramid)
         # 4.1: fc6 and fc7 on the pyramid's vector
         tail = fully_connected(self.map.channels * bins, backbone.width, DROPOUT)

@@ -17,6 +17,7 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
+from detkit.models.fitting import check_pixels
 from detkit.models.registry import MODELS
 from detkit.ops import BoxCoder, default_boxes, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
@@ -128,6 +129,7 @@ class SSD(Detector):
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
         self.overlap, self.negatives = config.overlap, config.negatives
         self.backbone = create_backbone(config.backbone)
+        check_pixels(self.backbone, "size", config.size)
 
         # 2.1 multi-scale feature maps
         known = {info.name: info for info in self.backbone.info}
@@ -140,7 +142,8 @@ class SSD(Detector):
                 raise UserError(f"model: {config.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
         self.l2norm = nn.ModuleDict({name: L2Norm(known[name].channels) for name in normed})
         self.extras = nn.ModuleList()
-        extras = published_extras(self.map_sides()[-1]) if config.extras is None else config.extras
+        side = self.map_sides()[-1]
+        extras = published_extras(side) if config.extras is None else config.extras
         batch_norm = config.batch_norm
         if batch_norm is None:
             batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules())
@@ -148,6 +151,12 @@ class SSD(Detector):
         for spec in extras:
             if len(spec) != 5:
                 raise UserError(f"model.extras: {spec} is not [1x1 channels, channels, kernel, stride, padding]")
+            if side + 2 * spec[4] < spec[2]:
+                raise UserError(
+                    f"model.extras: a map of {side} cells a side is too small for {spec}, "
+                    "[1x1 channels, channels, kernel, stride, padding]"
+                )
+            side = (side + 2 * spec[4] - spec[2]) // spec[3] + 1
             self.extras.append(extra_layer(channels[-1], spec, batch_norm))
             channels.append(spec[1])
             strides.append(strides[-1] * spec[3])

@@ -16,12 +16,14 @@ from torchvision.ops import box_iou
 
 from detkit.backbones import Backbone, create_backbone
 from detkit.config import BackboneConfig
+from detkit.errors import UserError
 from detkit.models.base import Detector
+from detkit.models.fitting import check_pixels
 from detkit.models.registry import MODELS
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 # the added layers of torchvision's ssd300: channels of the 1x1, channels, stride and padding of the 3x3
-EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0))
+EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0))
 MAPS = 6
 
 
@@ -46,6 +48,11 @@ class Pyramid(nn.Module):
         self.names = [info.name for info in used]
         self.out_channels = [info.channels for info in used]
         self.extras = nn.ModuleList()
+        if not MAPS - len(EXTRAS) <= len(used) <= MAPS:
+            raise UserError(
+                f"model.backbone: torchvision's SSD wants {MAPS - len(EXTRAS)} to {MAPS} maps of stride 8 and up, and "
+                f"{type(backbone).__name__} gives {len(used)}"
+            )
         for middle, outputs, stride, padding in EXTRAS[: MAPS - len(used)]:
             layers = (
                 nn.Conv2d(self.out_channels[-1], middle, 1),
@@ -59,6 +66,13 @@ class Pyramid(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def fits(self, features: dict[str, Tensor]) -> bool:
+        """Whether the last of these maps has cells enough for the added layers."""
+        side = features[self.names[-1]].shape[-1]
+        for _, _, stride, padding in EXTRAS[: len(self.extras)]:
+            side = (side + 2 * padding - 3) // stride + 1
+        return side >= 1
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         features = self.backbone(x)
@@ -78,9 +92,12 @@ class TorchvisionSSD(Detector):
 
     def __init__(self, config: TorchvisionSSDConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
+        backbone = create_backbone(config.backbone)
+        pyramid = Pyramid(backbone)
+        check_pixels(backbone, "size", config.size, pyramid.fits)
         ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
         self.ssd = SSD(
-            Pyramid(create_backbone(config.backbone)),
+            pyramid,
             DefaultBoxGenerator(ratios),
             self.input.size,
             num_classes=len(classes) + 1,

@@ -1,0 +1,200 @@
+"""What every detector promises on every backbone.
+
+Shapes and gradients of all pairs are checked without values, on torch's meta device. What needs values is checked on
+`FEW` backbones, which stand for the others: with and without batch norm, with a tail of their own and without; the
+option --full takes all that fit.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import detkit
+from detkit.config import DetectConfig
+from detkit.errors import UserError
+from detkit.models import Detector, build_detector, postprocess
+from detkit.structures import Images, Targets
+from tests import zoo
+
+EVERY = [(model, backbone) for model in zoo.MODELS for backbone in detkit.list_backbones()]
+FEW = ("tiny", "squeezenet1_1", "mobilenet_v3_small")
+# pairs that cannot be, and what the one line says
+MISFITS = {
+    ("torchvision_ssd", "alexnet"): "wants 2 to 6 maps of stride 8 and up, and AlexNet gives 1",
+    ("torchvision_ssd", "zfnet"): "wants 2 to 6 maps of stride 8 and up, and ZFNet gives 1",
+    ("torchvision_ssd", "inception_v3"): "model.size: 300 pixels a side are too few for InceptionV3; 336 are enough",
+}
+FITTING = [pair for pair in EVERY if pair not in MISFITS]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"model", "backbone"} <= set(metafunc.fixturenames) and "every" not in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        metafunc.parametrize(("model", "backbone"), [pair for pair in FITTING if full or pair[1] in FEW])
+
+
+def trainable(detector: Detector) -> dict[str, Tensor]:
+    fitted = zoo.fitted(detector.config.name)
+    named = detector.named_parameters()
+    return {name: p for name, p in named if p.requires_grad and not (fitted and name.startswith(fitted))}
+
+
+@pytest.fixture
+def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes torch long on the meta device: values of weights, and the mean and variance of batches."""
+    names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_")
+    for name in names:
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(
+        nn.BatchNorm2d, "forward", lambda self, x: x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+    )
+
+
+@pytest.mark.parametrize(("model", "every"), FITTING)
+def test_shapes_and_gradients(model: str, every: str, no_values: None) -> None:
+    with torch.device("meta"):
+        detector = zoo.build(model, every).eval()
+        images = zoo.pictures(detector)
+        outputs = zoo.raw(detector, images)
+        wanted = trainable(detector)
+        grads = torch.autograd.grad([x.sum() for x in outputs], list(wanted.values()), allow_unused=True)
+        assert not [name for name, grad in zip(wanted, grads) if grad is None]
+        assert all(x.dtype == torch.float32 for x in outputs)
+        if model in ("fast_rcnn", "rcnn", "ssd", "yolov1"):  # others need values: sizes, or what NMS keeps
+            predictions = detector.predict(images)
+            regions = images.proposals.boxes.shape[1] if images.proposals is not None else len_of(detector, outputs)
+            assert predictions.scores.shape == (2, regions, 2)
+
+
+def len_of(detector: Any, outputs: list[Tensor]) -> int:
+    """Boxes that a dense detector predicts, by what its network gives."""
+    return outputs[0].shape[1] * (outputs[0].shape[2] if detector.config.name == "yolov1" else 1)
+
+
+@pytest.mark.parametrize(("model", "every"), MISFITS)
+def test_what_cannot_be_is_one_line(model: str, every: str, no_values: None) -> None:
+    with torch.device("meta"), pytest.raises(UserError) as error:
+        zoo.build(model, every)
+    assert MISFITS[model, every] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "every", "keys", "words"),
+    [
+        ("ssd", "inception_v3", {"size": 64}, "model.size: 64 pixels a side are too few for InceptionV3; 80 are"),
+        ("ssd", "alexnet", {"size": 16}, "model.size: 16 pixels a side are too few for AlexNet; 32 are enough"),
+        ("ssd", "tiny", {"extras": [[8, 8, 5, 1, 0]]}, "model.extras: a map of 3 cells a side is too small for [8, 8"),
+        ("ssd", "vgg16", {"features": ["c3"]}, "vgg16 gives the maps conv3_3, conv4_3, conv5_3, not 'c3'"),
+        ("yolov1", "inception_v3", {"size": 64}, "model.size: 64 pixels a side are too few for InceptionV3; 80 are"),
+        ("yolov1", "tiny", {"feature": "c6"}, "model.feature: tiny gives the maps c3, c4, c5, not 'c6'"),
+        ("torchvision_ssd", "tiny", {"size": 96}, "model.size: 96 pixels a side are too few for Tiny; 272 are enough"),
+        ("rcnn", "inception_v3", {"crop": 24}, "model.crop: 24 pixels a side are too few for InceptionV3; 48 are"),
+        ("sppnet", "inception_v3", {"scales": [300, 24]}, "model.scales: 24 pixels a side are too few for Inception"),
+        ("fast_rcnn", "vgg16", {"pool_size": 6}, "model.pool_size: 6, but fc6 of VGG reads maps of 7 x 7"),
+        ("rcnn", "alexnet", {"pool_size": 7}, "model.pool_size: 7, but fc6 of AlexNet reads maps of 6 x 6"),
+        ("fast_rcnn", "darknet_yolov1_tiny", {"pool_size": 3}, "model.pool_size: 3 cells a side are too few for the b"),
+        ("faster_rcnn", "inception_v3", {"pool_size": 2}, "cells a side are too few for the backbone's tail; it reads"),
+        ("rcnn", "inception_v3", {"pool_size": 2}, "cells a side are too few for the backbone's tail; it reads"),
+        ("faster_rcnn", "tiny", {"features": ["c4"]}, "model.features: without a neck regions are pooled from c3"),
+    ],
+)
+def test_a_misfit_is_one_line_that_says_what_fits(
+    model: str, every: str, keys: dict[str, Any], words: str, no_values: None
+) -> None:
+    with torch.device("meta"), pytest.raises(UserError) as error:
+        detkit.create_model(model, backbone=every, classes=zoo.CLASSES, **{**zoo.KEYS[model], **keys})
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_predictions(model: str, backbone: str) -> None:
+    detector = zoo.build(model, backbone).eval()
+    images = zoo.pictures(detector)
+    with torch.inference_mode():
+        found = detector.predict(images)
+        scores = found.scores[found.scores > -torch.inf]
+        assert scores.isfinite().all()
+        assert found.boxes.isfinite().all()
+        assert found.scores.shape[::2] == (2, 2)
+        assert found.boxes.dtype == found.scores.dtype == torch.float32
+        detections = postprocess(found, images, DetectConfig(score=-1e9, keep=5))
+    assert detections.boxes.shape == (2, 5, 4)
+    assert (detections.boxes >= 0).all()
+    assert (detections.boxes <= images.original.flip(-1).repeat(1, 2).unsqueeze(1) + 1e-3).all()
+
+    # a batch is its pictures one by one; on the same canvas, since biases fill what pads a picture from layer to layer
+    for number in range(2):
+        one = images.part(slice(number, number + 1))
+        count = None if one.proposals is None else int(one.proposals.valid.sum())
+        cut = None if one.proposals is None else one.proposals._map(lambda tensor, count=count: tensor[:, :count])
+        alone = Images(one.pixels, one.sizes, one.original, one.ids, cut)
+        with torch.inference_mode():
+            expected = detector.predict(alone)
+        torch.testing.assert_close(found.scores[number, :count], expected.scores[0], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found.boxes[number, :count], expected.boxes[0], rtol=1e-3, atol=1e-2)
+
+    # another detector of the same config with the same state is the same
+    torch.manual_seed(1)
+    other = build_detector(detector.config, detector.classes).eval()
+    other.load_state_dict(detector.state_dict())
+    with torch.inference_mode():
+        again = other.predict(images)
+    assert torch.equal(found.scores, again.scores)
+    assert torch.equal(found.boxes, again.boxes)
+
+
+def batches(detector: Detector) -> dict[str, Targets]:
+    """Objects of every kind that a batch of two may have."""
+    height, width = zoo.side(detector)
+    some = zoo.some_objects(detector)
+    pixel = [20.0, 30.0, 21.0, 31.0]
+    many = zoo.regions(300, height, width - 14, 1).tolist()
+    return {
+        "some": some,
+        "none": zoo.objects([], []),
+        "some without": zoo.objects(some.boxes[0].tolist(), []),
+        "ignored": Targets(some.boxes, some.labels, some.valid),
+        "one pixel": zoo.objects([pixel], [pixel, [0.0, 0.0, 1.0, 1.0]]),
+        "300": zoo.objects(many, many[:7]),
+    }
+
+
+def test_losses(model: str, backbone: str) -> None:
+    detector = zoo.build(model, backbone).train()
+    wanted = trainable(detector)
+    for kind, targets in batches(detector).items():
+        images = zoo.pictures(detector, around=targets)
+        losses = detector(images, targets)
+        total = sum(losses.values())
+        assert isinstance(total, Tensor)
+        assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values()), (kind, losses)
+        if kind == "some":
+            assert total > 0
+        grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+        for (name, _), grad in zip(wanted.items(), grads):
+            assert grad is not None, (kind, name)
+            assert grad.isfinite().all(), (kind, name)
+    # the recipes for small computers
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector(images, targets)
+        grads = torch.autograd.grad(sum(losses.values()), list(wanted.values()))  # pyright: ignore
+        with torch.inference_mode():
+            found = detector.eval().predict(images)
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    assert all(grad.isfinite().all() for grad in grads)
+    assert found.boxes.isfinite().all()
+    assert (found.scores < torch.inf).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cpu_is_cuda(model: str, backbone: str) -> None:
+    detector = zoo.build(model, backbone).eval()
+    images = zoo.pictures(detector)
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        outputs = zoo.raw(detector, images)
+        theirs = zoo.raw(detector.cuda(), images.to("cuda"))
+    for one, other in zip(outputs, theirs):
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-3, atol=1e-4 * float(one.abs().max()))
