@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: of each photo, by contender. rows: see Row; those of equal numbers in pairs, detkit first."""
+    """seconds: the processor's of each photo, by contender. rows: see Row; those of equal numbers in pairs, detkit first."""
 
     seconds: dict[str, list[float]]
     rows: list[Row]
@@ -64,9 +64,9 @@ def compare(
     seconds: dict[str, list[float]] = {DETKIT: [], CONTRIB: []}
     for i in range(len(dataset)):
         image = dataset.image(i)
-        start = time.perf_counter()
+        start = time.process_time()
         ours.append(selective_search(image, mode, smallest=SMALLEST))
-        seconds[DETKIT].append(time.perf_counter() - start)
+        seconds[DETKIT].append(time.process_time() - start)
         took, boxes = contrib.search(image, mode)
         theirs.append(boxes)
         seconds[CONTRIB].append(took)
