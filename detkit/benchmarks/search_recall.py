@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: the processor's of each photo, by contender. rows: see Row; those of equal numbers in pairs, detkit first."""
+    """seconds: the processor's of each photo, by contender. rows: those of equal numbers in pairs, detkit first."""
 
     seconds: dict[str, list[float]]
     rows: list[Row]
