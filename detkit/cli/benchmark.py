@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 SUBJECTS = ("ops", "data", "detect", "train", "evaluate", "proposals")
 
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
-ROW = "{:2}{:32}{:>8}{:>10}{:>10}{:>10}{:>10}"
+ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
 EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
