@@ -1,9 +1,10 @@
-"""Selective search, fast mode, on one core, beside OpenCV's of ximgproc where opencv-contrib is installed.
+"""Selective search on one core, beside OpenCV's where a Python that has opencv-contrib is given.
 
-OpenCV's has other segmentations (k of 150, 300 and 450), textures and boxes: the same job, though not the same boxes.
+OpenCV's has other segmentations (k of 150, 300 and 450 in fast mode), textures and boxes: the same job, though not the
+same boxes; see search_recall.py for what they are worth.
 """
 
-from importlib.util import find_spec
+from functools import partial
 
 import numpy as np
 
@@ -13,41 +14,33 @@ from detkit.benchmarks.race import Contender, Job, Setting, Subject
 PHOTOS = 2
 
 
-def photos() -> list[np.ndarray]:
-    """Return PHOTOS pictures of (HEIGHT, WIDTH, 3) RGB; one core for what OpenCV does in either contender."""
+def subjects(mode: str, contrib: str | None) -> tuple[Subject, ...]:
+    """Return the race of a mode. contrib: a Python that has opencv-contrib, None to run alone."""
+    peers = [] if contrib is None else [Contender("opencv-contrib", partial(search_contrib, mode, contrib))]
+    name = f"selective search, {mode}, {PHOTOS} photos {WIDTH}x{HEIGHT}, one core"
+    return (Subject(name, (Contender("detkit", partial(search_detkit, mode), True), *peers)),)
+
+
+def pictures() -> list[np.ndarray]:
+    """Return PHOTOS pictures of (HEIGHT, WIDTH, 3) RGB."""
     import cv2
 
-    cv2.setNumThreads(1)
     coded = [np.frombuffer(jpeg, np.uint8) for jpeg, _ in jpegs()[:PHOTOS]]
     return [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)) for data in coded]
 
 
-def search_detkit(setting: Setting) -> Job:
+def search_detkit(mode: str, setting: Setting) -> Job:
+    import cv2
+
     from detkit.proposals.selective_search import selective_search
 
-    images = photos()
-    return lambda: [selective_search(image, "fast") for image in images]
+    cv2.setNumThreads(1)
+    images = pictures()
+    return lambda: [selective_search(image, mode) for image in images]
 
 
-def search_opencv(setting: Setting) -> Job:
-    from cv2 import ximgproc  # pyright: ignore[reportAttributeAccessIssue]
+def search_contrib(mode: str, python: str, setting: Setting) -> Job:
+    from detkit.benchmarks.contrib import ContribSearch
 
-    images = [np.ascontiguousarray(image[..., ::-1]) for image in photos()]
-
-    def job() -> None:
-        for image in images:
-            search = ximgproc.segmentation.createSelectiveSearchSegmentation()
-            search.setBaseImage(image)
-            search.switchToSelectiveSearchFast()
-            search.process()
-
-    return job
-
-
-_peers = [Contender("opencv-contrib", search_opencv)] if find_spec("cv2.ximgproc") else []
-SUBJECTS = (
-    Subject(
-        f"selective search, fast, {PHOTOS} photos {WIDTH}x{HEIGHT}, one core",
-        (Contender("detkit", search_detkit, True), *_peers),
-    ),
-)
+    images, contrib = pictures(), ContribSearch(python)
+    return lambda: [contrib.search(image, mode) for image in images]

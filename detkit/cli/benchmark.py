@@ -1,15 +1,26 @@
 """detkit benchmark: detkit beside its peers, in one run."""
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SUBJECTS = ("ops", "data", "detect", "train", "evaluate", "proposals")
 
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
+ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
 EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
+  detkit benchmark proposals --contrib contrib/bin/python --root data/VOCdevkit/VOC2007 --split test
+
+opencv-contrib replaces cv2, so it has an environment of its own:
+  python3 -m venv contrib && contrib/bin/pip install opencv-contrib-python-headless
+With --root its selective search and ours take turns on each photo; best so many boxes of each, as by `detkit proposals
+recall`; "equal": of each photo, both have as many boxes as the one with fewer. Seconds are the processors', one thread.
 """
 
 
@@ -25,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=10, help="times that each contender runs (default 10)")
     parser.add_argument("--threads", type=int, help="CPU threads of a contender; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument(
+        "--contrib", metavar="PYTHON", help="of proposals: beside opencv-contrib, which this Python has"
+    )
+    parser.add_argument("--mode", help="of proposals: single, fast or quality (default fast)")
+    parser.add_argument("--root", metavar="DIR", help="with --contrib: compare boxes on this data set, too")
+    parser.add_argument("--split", action="append", metavar="SPLIT", help="of --root (default test), repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -38,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"unknown subject {name!r}{did_you_mean(name, SUBJECTS)}")
     if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise UserError("--rounds and --threads are at least 1")
+    _check_proposals(arguments)
 
     import json
     import os
@@ -54,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(LINE.format("", "contender", "best ms", "median ms", "times detkit"))
     rows = []
     for name in arguments.subjects or SUBJECTS:
-        for subject in _subjects(name):
+        for subject in _subjects(name, arguments):
             with console.status(subject.name):
                 timings = race(subject, setting)
             console.print(subject.name)
@@ -67,13 +85,62 @@ def run(arguments: argparse.Namespace) -> None:
                 )
                 rows.append({"subject": subject.name, "contender": timing.name, "best": timing.best})
                 rows[-1] |= {"median": timing.middle, "ratio": ratio}
+    result: dict[str, Any] = {"machine": _machine(setting), "timings": rows}
+    if arguments.root is not None:
+        result["proposals"] = _compare(arguments, console)
     if arguments.json:
-        print(json.dumps({"machine": _machine(setting), "timings": rows}, indent=1))
+        print(json.dumps(result, indent=1))
 
 
-def _subjects(name: str):
+def _check_proposals(arguments: argparse.Namespace) -> None:
+    """Check, and fill in, the options that only the subject `proposals` has."""
+    from detkit.errors import UserError, did_you_mean
+
+    asked = "proposals" in (arguments.subjects or SUBJECTS)
+    for name in ("contrib", "mode", "root", "split"):
+        if getattr(arguments, name) is not None and not asked:
+            raise UserError(f"--{name} goes with the subject proposals")
+    if arguments.root is not None and arguments.contrib is None:
+        raise UserError(f"--root {arguments.root} is to compare with opencv-contrib: give --contrib PYTHON, too")
+    if arguments.split is not None and arguments.root is None:
+        raise UserError(f"--split {arguments.split[0]} goes with --root DIR")
+    arguments.mode = arguments.mode or "fast"
+    if asked:
+        from detkit.proposals.selective_search import MODES
+
+        if arguments.mode not in MODES:
+            raise UserError(f"unknown mode of selective search {arguments.mode!r}{did_you_mean(arguments.mode, MODES)}")
+
+
+def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]:
+    """Print, and return, what selective search and OpenCV's find on the photos of --root."""
+    from dataclasses import asdict
+    from statistics import median
+
+    from detkit.benchmarks.search_recall import IOUS, compare
+    from detkit.cli.progress import progress
+    from detkit.data.formats import open_root
+
+    dataset = open_root(arguments.root, arguments.split or ["test"])
+    with progress() as update:
+        found = compare(dataset, arguments.mode, arguments.contrib, lambda done, total: update("photos", done, total))
+    console.print(f"selective search, {arguments.mode}, on {dataset.name}: {len(dataset)} photos")
+    for name, seconds in found.seconds.items():
+        console.print(f"  {name:38}{median(seconds):>10.3f} s a photo (median)")
+    console.print(ROW.format("", "contender", "best", "boxes", *(f"R@{iou:g}" for iou in IOUS), "MABO"))
+    for row in found.rows:
+        figures = (f"{value:.4f}" for value in (*row.recall, row.mabo))
+        console.print(ROW.format("", row.contender, row.best, f"{row.boxes:.1f}", *figures))
+    return asdict(found)
+
+
+def _subjects(name: str, arguments: argparse.Namespace):
     from importlib import import_module
 
+    if name == "proposals":
+        from detkit.benchmarks.proposals import subjects
+
+        return subjects(arguments.mode, arguments.contrib)
     if name in ("detect", "train"):
         modules = (import_module(f"detkit.benchmarks.{module}") for module in ("ssd", "faster_rcnn"))
         return [subject for module in modules for subject in getattr(module, name.upper())]

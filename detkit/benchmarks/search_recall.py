@@ -1,0 +1,99 @@
+"""Selective search beside OpenCV's on the photos of a data set: seconds, boxes, recall and MABO."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detkit.benchmarks.contrib import ContribSearch
+from detkit.errors import UserError
+from detkit.evaluation.recall import proposal_recall
+from detkit.proposals.selective_search import selective_search
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+    from detkit.structures import TruthSet
+
+SMALLEST = 20  # pixels that a side of detkit's boxes has at least; OpenCV's are compared as they are, and cut so too
+NUMBERS = (100, 300, 500, 1000, 2000, None)
+IOUS = (0.5, 0.7)
+DETKIT, CONTRIB, LARGE = "detkit", "opencv-contrib", f"opencv-contrib, sides >= {SMALLEST}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender's boxes, the best so many of each photo: their mean number, the recall at IOUS, and MABO.
+
+    best: "100", "all", or "equal", where the boxes of each photo are as many as the contender with fewer has.
+    """
+
+    contender: str
+    best: str
+    boxes: float
+    recall: tuple[float, ...]
+    mabo: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """seconds: the processor's of each photo, by contender. rows: those of equal numbers in pairs, detkit first."""
+
+    seconds: dict[str, list[float]]
+    rows: list[Row]
+
+
+def compare(
+    dataset: "DetectionDataset", mode: str, python: str, progress: Callable[[int, int], None] | None = None
+) -> Comparison:
+    """Search each photo by detkit and by OpenCV, in turn, each on one core.
+
+    python: one that has opencv-contrib. progress: called with (done, total). Raises UserError where it does not run, or
+    where there are no objects to find.
+    """
+    import cv2
+
+    truth = dataset.truth()
+    if bool(truth.ignore.all()):
+        raise UserError(f"{dataset.name} has no objects to find")
+    contrib = ContribSearch(python)
+    cv2.setNumThreads(1)
+    selective_search(dataset.image(0), mode)  # compiles
+    ours, theirs = [], []
+    seconds: dict[str, list[float]] = {DETKIT: [], CONTRIB: []}
+    for i in range(len(dataset)):
+        image = dataset.image(i)
+        start = time.process_time()
+        ours.append(selective_search(image, mode, smallest=SMALLEST))
+        seconds[DETKIT].append(time.process_time() - start)
+        took, boxes = contrib.search(image, mode)
+        theirs.append(boxes)
+        seconds[CONTRIB].append(took)
+        if progress is not None:
+            progress(i + 1, len(dataset))
+    contrib.close()
+    return Comparison(seconds, rows(ours, theirs, truth))
+
+
+def rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], truth: "TruthSet") -> list[Row]:
+    """Measure both lists of (N, 4) boxes, best first, one entry a photo."""
+    large = [boxes[(boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(1)] for boxes in theirs]
+    found = [
+        row for name, boxes in ((DETKIT, ours), (CONTRIB, theirs), (LARGE, large)) for row in _rows(name, boxes, truth)
+    ]
+    for name, other in ((CONTRIB, theirs), (LARGE, large)):
+        counts = [min(len(a), len(b)) for a, b in zip(ours, other)]
+        for contender, boxes in ((DETKIT, ours), (name, other)):
+            found += _rows(contender, [own[:count] for own, count in zip(boxes, counts)], truth, equal=True)
+    return found
+
+
+def _rows(name: str, boxes: Sequence[np.ndarray], truth: "TruthSet", equal: bool = False) -> list[Row]:
+    result = proposal_recall(boxes, truth, (None,) if equal else NUMBERS, IOUS)
+    return [
+        Row(name, "equal" if equal else "all" if number is None else str(number), count, tuple(recall), mabo)
+        for number, count, recall, mabo in zip(
+            result.numbers, result.boxes.tolist(), result.recall.tolist(), result.mabo.tolist()
+        )
+    ]
