@@ -58,7 +58,8 @@ class FasterRCNNConfig(PooledConfig):
 
     training: `joint` or `alternating`. neck: `none`, with the backbone's map that its region tail follows, or `fpn`
     with `channels` over `features`, null = all maps of stride 4 and up. canonical: pixels a side of a region for the
-    map of stride 16. multiple: batches are padded to sides that are a multiple of this, so that the maps of a pyramid fit each other.
+    map of stride 16. multiple: batches are padded to sides that are a multiple of this, so that the maps of a pyramid
+    fit each other.
     neck_norms: batch norm in the neck. head_convs: 3x3 convolutions with batch norm in front of one fully connected
     layer, in the place of two such layers, for a neck. Published with 4 of them and `rpn_convs` 2 (Li et al., 2021).
     ratios (height / width) and scales (times the map's stride): the anchors; anchors: whose, `py_faster_rcnn` or
