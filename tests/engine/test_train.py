@@ -223,7 +223,7 @@ class Shift:
                 raise KeyboardInterrupt
             with torch.no_grad():
                 detector.out.bias.add_(1.0)
-            run.save_last(detector, step + 1, {"iteration": step + 1})
+            run.save_last(detector, {"iteration": step + 1}, step + 1)
 
 
 def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_path: Path, monkeypatch) -> None:

@@ -254,7 +254,7 @@ def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
     assert json.loads(found["data-seen"] or "") == {
         "kind": "localisation",
         "cards": 1,
-        "text": f"{NASTY} 0.800, class1, best IoU with its class 0.00",
+        "text": f"{NASTY} 0.80{NASTY} 0.800, class1, best IoU with its class 0.00",  # on the box, and beneath
         "boxes": 3,
         "without_right": 2,
         "without_objects": 1,
