@@ -1,0 +1,69 @@
+"""R-CNN, SPPNet and Fast R-CNN on the same 2000 regions of one photo: what sharing the convolutions is worth.
+
+AlexNet under all three, at the papers' sizes, with random weights: the regions' contents do not change the time.
+"""
+
+import torch
+
+from detkit.benchmarks.race import Contender, Job, Setting, Subject
+
+HEIGHT, WIDTH, REGIONS, CLASSES = 375, 500, 2000, 20
+
+
+def _detect(setting: Setting, name: str, **keys) -> Job:
+    """Pixels to detections."""
+    from detkit.config import BackboneConfig, DetectConfig
+    from detkit.data.transforms import resize
+    from detkit.engine.device import place, place_images
+    from detkit.models import build_detector, model_config_type, postprocess
+    from detkit.structures import Images, Proposals
+
+    config = model_config_type(name)(backbone=BackboneConfig("alexnet"), **keys)
+    device = torch.device(setting.device)
+    detector = build_detector(config, tuple(map(str, range(CLASSES)))).eval()
+    place(detector, device, channels_last=True)
+    generator = torch.Generator().manual_seed(0)
+    photo = torch.randint(0, 256, (HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=generator).numpy()
+    low = torch.rand(REGIONS, 2, generator=generator) * torch.tensor([WIDTH - 40.0, HEIGHT - 40.0])
+    side = 20 + torch.rand(REGIONS, 2, generator=generator) * torch.tensor([WIDTH - 20.0, HEIGHT - 20.0])
+    boxes = torch.cat((low, torch.minimum(low + side, torch.tensor([WIDTH, HEIGHT]))), -1)
+    size = detector.input.fit(HEIGHT, WIDTH)
+    pixels = torch.from_numpy(resize(photo, size)).permute(2, 0, 1)[None]
+    boxes = boxes * torch.tensor([size[1] / WIDTH, size[0] / HEIGHT]).repeat(2)
+    images = Images(pixels, torch.tensor([size]), torch.tensor([[HEIGHT, WIDTH]]), ("0",), Proposals.pad([boxes]))
+    images = place_images(images, device, channels_last=True)
+
+    @torch.inference_mode()
+    def job() -> object:
+        return postprocess(detector.predict(images), images, DetectConfig(score=0.0, top_k=300, iou=0.3, keep=100))
+
+    return job
+
+
+def fast_rcnn(setting: Setting) -> Job:
+    return _detect(setting, "fast_rcnn", pool_size=6)
+
+
+def sppnet(setting: Setting) -> Job:
+    return _detect(setting, "sppnet", scales=[688])
+
+
+def sppnet_pyramid(setting: Setting) -> Job:
+    return _detect(setting, "sppnet")
+
+
+def rcnn(setting: Setting) -> Job:
+    return _detect(setting, "rcnn")
+
+
+SUBJECTS = (
+    Subject(
+        "2000 regions of a photo, AlexNet",
+        (
+            Contender("Fast R-CNN", fast_rcnn, True),
+            Contender("SPPNet, one scale", sppnet, True),
+            Contender("SPPNet, five scales", sppnet_pyramid, True),
+            Contender("R-CNN", rcnn, True),
+        ),
+    ),
+)
