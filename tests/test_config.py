@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from detkit.config import from_plain, load_config, save_config, to_plain
 from detkit.errors import UserError
@@ -79,3 +80,12 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
 def test_no_iterations_is_named(tmp_path):
     with pytest.raises(UserError, match=r"missing train\.iterations"):
         load_config(write(tmp_path, "model: {name: ssd}\ndata: {root: x}\n"))
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "voc").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_published_recipe_can_be_built(path: Path) -> None:
+    config = load_config(path)
+    config.model.backbone.weights = None
+    with torch.device("meta"):
+        detector = build_detector(config.model, tuple(map(str, range(20))))
+    assert detector.given_proposals == bool(config.data.proposals)
