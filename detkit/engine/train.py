@@ -45,12 +45,12 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
     meter = Meter(device)
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
+    batches = run.batches(detector.input, start, recipe.iterations)  # a transform that cannot be is refused by now
     run.begin()
     if not resumed:
         run.save_last(state.averaged, state.dump(0), before)  # a run can be resumed from its first second
     model = distributed.wrap(compiled(detector) if recipe.compile else detector, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    batches = run.batches(detector.input, start, recipe.iterations)
 
     log = Log(run.folder, before + start, before + recipe.iterations, writes=run.writes)
     with Interrupt() as interrupt, log:
