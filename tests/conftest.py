@@ -3,6 +3,13 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a failure is the change's; `explore` draws new ones:
+#   HYPOTHESIS_PROFILE=explore python -m pytest
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would only stand in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from detkit.config import DataConfig, TrainConfig
     from detkit.proposals.store import StoredProposals
 
-# Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves. A
-# step of R-CNN's on thousands of regions may take minutes; a worker whose work is over ends by itself.
-GRACE = 600
+# Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
+GRACE = 20
 
 Batch = tuple[Images, Targets]
 
@@ -263,16 +262,18 @@ def sweep_loader(
     rows: Sequence[int],
     *,
     batch: int,
-    workers: int,
 ) -> _Loader:
-    """Return an iterable of (Images, Targets) over the photos `rows`, in that order, as in training but unaugmented."""
+    """Return an iterable of (Images, Targets) over the photos `rows`, in that order, as in training but unaugmented.
+
+    Without workers: a batch of R-CNN's may take minutes, longer than workers outlive a SIGTERM to all processes.
+    """
     samples = _Samples(
         dataset,
         build_test(spec),
         use_difficult=data_config.difficult,
         proposals=open_proposals(dataset, data_config),
     )
-    return _Loader(samples, [rows[at : at + batch] for at in range(0, len(rows), batch)], workers)
+    return _Loader(samples, [rows[at : at + batch] for at in range(0, len(rows), batch)], 0)
 
 
 def open_proposals(dataset: DetectionDataset, data_config: "DataConfig") -> "StoredProposals | None":

@@ -39,9 +39,7 @@ def sweep(
     place(detector, run.device, run.config.train.channels_last)
     detector.eval()
     recipe = run.config.train
-    batches = sweep_loader(
-        run.train, detector.input, run.config.data, rows[done:], batch=run.config.evaluate.batch, workers=recipe.workers
-    )
+    batches = sweep_loader(run.train, detector.input, run.config.data, rows[done:], batch=run.config.evaluate.batch)
     console = Console(quiet=not run.writes, highlight=False)
     columns = ("{task.description}", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     saved = said = time.monotonic()

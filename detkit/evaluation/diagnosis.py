@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.evaluation.coco import AREAS
+from detkit.evaluation.coco import AREAS, coco_ap
 from detkit.evaluation.errors import IGNORED, RIGHT, ErrorAnalysis, average, classless, match, plain
 from detkit.evaluation.flat import join
 from detkit.evaluation.voc import voc_matches
@@ -59,10 +59,16 @@ def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> lis
     area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).double().prod(1) if truth.area is None else truth.area.double()
     own = (detections.boxes[:, 2:] - detections.boxes[:, :2]).double().prod(1)
     every = torch.ones_like(own, dtype=torch.bool)
-    groups = [
-        _group(name, detections, truth, metric, (area >= low) & (area <= high), (own >= low) & (own <= high))
-        for name, (low, high) in AREAS.items()
-    ]
+    if metric == "coco":  # its own, since an object of another area is not taken by many as a crowd is
+        result = coco_ap(detections, truth)
+        ap, recall = (values[..., 0, :].nanmean(-1).tolist() for values in (result.precision, result.recall[-1]))
+        objects = result.npos.sum(1).tolist()
+        groups = [Group(name, objects[row], ap[row], recall[row]) for row, name in enumerate(AREAS)]
+    else:
+        groups = [
+            _group(name, detections, truth, metric, (area >= low) & (area <= high), (own >= low) & (own <= high))
+            for name, (low, high) in AREAS.items()
+        ]
     if truth.truncated is not None:
         groups.append(_group("truncated", detections, truth, metric, truth.truncated, every))
         groups.append(_group("not truncated", detections, truth, metric, ~truth.truncated, every))
