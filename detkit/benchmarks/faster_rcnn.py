@@ -7,7 +7,7 @@ give scores and boxes that are spread as trained ones are; else NMS would have n
 import torch
 from torch import Tensor, nn
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.benchmarks.race import Job, Setting, against_torchvision
 
 SIZE, CLASSES = (600, 800), 20
 SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3, "cls_score": 2.0, "box_predictor.bbox_pred": 1.0}
@@ -135,16 +135,5 @@ def train_torchvision(setting: Setting) -> Job:
     return job
 
 
-def _against_torchvision(name: str, ours, theirs) -> Subject:
-    return Subject(
-        name,
-        (
-            Contender("detkit", ours, True),
-            Contender("torchvision", theirs),
-            Contender("torchvision, detkit's memory settings", theirs, True),
-        ),
-    )
-
-
-DETECT = (_against_torchvision("fasterrcnn_resnet50_fpn, 1 image", detect_detkit, detect_torchvision),)
-TRAIN = (_against_torchvision("fasterrcnn_resnet50_fpn, training step", train_detkit, train_torchvision),)
+DETECT = (against_torchvision("fasterrcnn_resnet50_fpn, 1 image", detect_detkit, detect_torchvision),)
+TRAIN = (against_torchvision("fasterrcnn_resnet50_fpn, training step", train_detkit, train_torchvision),)

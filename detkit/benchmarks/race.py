@@ -51,6 +51,18 @@ class Timing:
     middle: float
 
 
+def against_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Callable[[Setting], Job]) -> Subject:
+    """Return a line of detkit beside torchvision, as it is and with detkit's memory settings."""
+    return Subject(
+        name,
+        (
+            Contender("detkit", ours, True),
+            Contender("torchvision", theirs),
+            Contender("torchvision, detkit's memory settings", theirs, True),
+        ),
+    )
+
+
 def race(subject: Subject, setting: Setting) -> list[Timing]:
     """Run every contender once a round, in turn; return their minima and medians, in seconds."""
     context = get_context("spawn")

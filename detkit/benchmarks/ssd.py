@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.benchmarks.race import Job, Setting, against_torchvision
 
 SIZE, CLASSES, BATCH = 300, 20, 4
 
@@ -108,19 +108,8 @@ def train_torchvision(setting: Setting) -> Job:
     return job
 
 
-def _against_torchvision(name: str, ours, theirs) -> Subject:
-    return Subject(
-        name,
-        (
-            Contender("detkit", ours, True),
-            Contender("torchvision", theirs),
-            Contender("torchvision, detkit's memory settings", theirs, True),
-        ),
-    )
-
-
 DETECT = (
-    _against_torchvision("ssd300_vgg16, 1 image", partial(detect_detkit, 1), partial(detect_torchvision, 1)),
-    _against_torchvision("ssd300_vgg16, 8 images", partial(detect_detkit, 8), partial(detect_torchvision, 8)),
+    against_torchvision("ssd300_vgg16, 1 image", partial(detect_detkit, 1), partial(detect_torchvision, 1)),
+    against_torchvision("ssd300_vgg16, 8 images", partial(detect_detkit, 8), partial(detect_torchvision, 8)),
 )
-TRAIN = (_against_torchvision(f"ssd300_vgg16, training step of {BATCH}", train_detkit, train_torchvision),)
+TRAIN = (against_torchvision(f"ssd300_vgg16, training step of {BATCH}", train_detkit, train_torchvision),)

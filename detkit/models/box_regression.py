@@ -63,7 +63,7 @@ class BoxRegression:
             # in main memory: VOC07 has gigabytes of them
             pairs.append((features[learnt].cpu(), deltas[learnt].cpu(), labels[learnt].cpu()))
         features, deltas, labels = (torch.cat(part) for part in zip(*pairs))
-        scale = scale.cpu()
+        scale = scale.cpu()  # host sync: once, beside features that are there
         weight, offset = fit_ridge(features * scale, deltas, labels, len(detector.classes), self.ridge)
         run.say(f"regression: {len(labels)} proposals, of {len(rows)} photos")
         head = detector.head

@@ -126,6 +126,7 @@ class LinearDetector(RegionDetector):
 
     def check(self, truth: TruthSet) -> None:
         """Every class needs objects to learn its SVM from."""
+        # host sync: once, before training
         count = torch.bincount(truth.labels[~truth.ignore], minlength=len(self.classes)).tolist()
         missing = [name for name, objects in zip(self.classes, count) if objects == 0]
         if missing and self.config.scoring == "svm":
