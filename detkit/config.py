@@ -50,10 +50,11 @@ class BackboneConfig:
 class DataConfig:
     """A data set and what the loader does with it.
 
-    format: `voc`, `coco` or `yolo`, or one of your own, see data/custom.py; `auto` finds out which of the three by what
-    root holds; `shapes` is drawn by detkit on first use. root: the folder of the data set, or the folder above several of them. train, val, test: split names,
-    `SUBFOLDER/SPLIT` where root holds several (07+12: [VOC2007/trainval, VOC2012/trainval]), or for COCO and YOLO the
-    .json or .txt file of a split below root; null takes what root holds. classes: null reads them from the annotations.
+    format: `voc`, `coco` or `yolo`; `auto` finds out which by what root holds; `shapes` is drawn by detkit on first
+    use; or one of your own, see data/custom.py. root: the folder of the data set, or the folder above several of them.
+    train, val, test: split names, `SUBFOLDER/SPLIT` where root holds several (07+12: [VOC2007/trainval,
+    VOC2012/trainval]), or for COCO and YOLO the .json or .txt file of a split below root; null takes what root holds.
+    classes: null reads them from the annotations.
     difficult: whether difficult objects are trained on (crowds never are). cache: keep decoded images in memory.
     augment: a list of {TransformName: {parameters}}, detkit's own or any of albumentations'.
     proposals: stores as `detkit proposals` writes them, searched by image in this order, for detectors that classify

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from detkit.cli.listing import billions, millions, table
+from detkit.cli.listing import billions, millions, table, where
 
 if TYPE_CHECKING:
     from detkit.backbones import BackboneSummary
@@ -18,7 +18,8 @@ EPILOG = """examples:
 parameters: of the layers that give the maps; with tail: with those that region heads have besides. GFLOPs: of one image
 of `pixels` a side, without the tail; a multiplication and an addition are two (tables that call them one show half).
 maps: their names and strides; region heads pool from the one with a star. weights: for ImageNet,
-model.backbone.weights=imagenet; from: where they come from, or whether they are here already.
+model.backbone.weights=imagenet; from: where they come from, or whether they are here already; --json
+has the whole address, or the path.
 """
 HEADER = ("name", "parameters", "with tail", "pixels", "GFLOPs", "maps", "weights", "from")
 
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="detkit backbones",
-        description="List the backbones with parameters, FLOPs, maps, and the weights that exist. Nothing is downloaded.",
+        description="List the backbones with parameters, FLOPs, maps, and weights that exist. Nothing is downloaded.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,7 +62,7 @@ def _row(one: "BackboneSummary") -> list[str]:
     maps = [f"{info.name}{'*' * (info.name == one.region)}/{info.stride}" for info in one.features]
     name, origin = "none", ""
     if one.weights is not None:
-        name, origin = one.weights.name, "on this disk" if one.weights.here else one.weights.origin
+        name, origin = one.weights.name, where(one.weights)
     counts = (millions(one.parameters), millions(one.with_tail), str(one.size), billions(one.flops))
     return [one.name, *counts, " ".join(maps), name, origin]
 

@@ -1,6 +1,11 @@
 """Lists of models and backbones as text: a line each, never cut or wrapped, so that grep and cut can read them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    from detkit.backbones.weights import Source
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
@@ -14,6 +19,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
         ).rstrip()
         for line in lines
     )
+
+
+def where(source: "Source") -> str:
+    """Return where weights are to be had, of a URL the server."""
+    return "on this disk" if source.here else urlparse(source.origin).netloc or source.origin
 
 
 def millions(count: int | None) -> str:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.listing import billions, millions, table
+from detkit.cli.listing import billions, millions, table, where
 
 if TYPE_CHECKING:
     from detkit.models import ModelSummary
@@ -50,11 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(
         "\nGFLOPs: one photo of 500x375, and each region besides; a multiply-add is two. 20 classes, the paper's config"
     )
-    weights = [
-        (source.name, "on this disk" if source.here else source.origin, one.name)
-        for one in found
-        for source in one.weights
-    ]
+    weights = [(source.name, where(source), one.name) for one in found for source in one.weights]
     if weights:
         print("\n" + table(("weights", "from", "model"), weights))
     used = [(config, one.name) for one in found for config in configs.get(one.name, [])]

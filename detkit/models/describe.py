@@ -18,7 +18,7 @@ from detkit.models.registry import MODELS
 from detkit.models.sppnet import SPPNet
 from detkit.models.torchvision_files import NETWORKS, PREFIX
 from detkit.models.yolov1 import YOLOv1
-from detkit.structures import Images, InputSpec
+from detkit.structures import InputSpec
 
 CLASSES = tuple(f"class{number}" for number in range(20))  # as many as PASCAL VOC has
 PHOTO = (375, 500)  # height and width of most of its photos
