@@ -1,7 +1,7 @@
 """Code of a user's own: Python files that register backbones, detectors and formats of data sets.
 
-A config names them in `imports`, a command line in `--import`. What a checkpoint names is never run by itself, since
-reading a checkpoint runs no code.
+A config names them in `imports`, from the working folder on as all of its paths, a command line in `--import`. What a
+checkpoint names is never run by itself, since reading a checkpoint runs no code.
 """
 
 import sys

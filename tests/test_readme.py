@@ -108,7 +108,8 @@ def test_backbone(page: Path, data: Path, capsys: pytest.CaptureFixture[str]) ->
         "add --import small.py (in Python, import it first)"
     )
     # the run knows what it needs
-    assert "imports:\n- small.py\n" in Path("runs/small/config.yaml").read_text()
+    with new_process():
+        assert run_command("train", ["--resume", "runs/small"]) == 0
     with new_process():
         sys.path.append(".")
         import small  # noqa: F401  # pyright: ignore

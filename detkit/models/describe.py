@@ -50,19 +50,26 @@ class ModelSummary:
 
 def describe_model(name: str) -> ModelSummary:
     """Describe a detector of 20 classes; nothing is downloaded. UserError for an unknown name."""
-    build: Any = MODELS.get(name)
-    kind = "region" if issubclass(build, RegionDetector) else "dense"
-    proposals = None if kind == "dense" else "given" if build.given_proposals else "own"
-    facts = (name, build.paper, kind, proposals)
-    config = build.config_type()
+    detector_type = MODELS.get(name)
+    kind = "region" if issubclass(detector_type, RegionDetector) else "dense"
+    proposals = None if kind == "dense" else "given" if detector_type.given_proposals else "own"
+    facts = (name, detector_type.paper, kind, proposals)
+    config = detector_type.config_type()
     backbone = getattr(getattr(config, "backbone", None), "name", None)
     if backbone == MISSING:
-        return ModelSummary(*facts, None, None, None, None, None, _weights(build, name))
+        return ModelSummary(*facts, None, None, None, None, None, _weights(detector_type, name))
     with torch.device("meta"):
+        build: Any = detector_type  # whose subclasses take a config and classes alone
         detector = build(config, CLASSES).eval()
         flops, region_flops = _flops(detector)
     return ModelSummary(
-        *facts, backbone, str(detector.input), count_parameters(detector), flops, region_flops, _weights(build, name)
+        *facts,
+        backbone,
+        str(detector.input),
+        count_parameters(detector),
+        flops,
+        region_flops,
+        _weights(detector_type, name),
     )
 
 
