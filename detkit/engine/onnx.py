@@ -5,8 +5,10 @@ detectors become two files, one for the photo and one for its regions.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,12 +173,14 @@ def export_onnx(path: str | Path, out: str | Path) -> list[Written]:
     missing packages, a file that is there or that would be too large.
     """
     _check_packages()
+    out = Path(out)
+    if out.suffix != ".onnx":
+        raise UserError(f"--onnx {out}: the name of an ONNX file ends in .onnx")
     detector, _ = checkpoint.load_detector(path)
     try:
         split = parts(detector)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    out = Path(out)
     files = {out.with_name(f"{out.stem}{end}{out.suffix}"): part for end, part in split.items()}
     for file, part in files.items():
         if file.exists():
@@ -222,22 +226,37 @@ def _check_packages() -> None:
 
 def _trace(part: Part, metadata: Mapping[str, str], path: str | Path) -> torch.onnx.ONNXProgram:
     try:
-        program = torch.onnx.export(
-            part.network.eval(),
-            tuple(one.example for one in part.inputs.values()),
-            input_names=list(part.inputs),
-            output_names=list(part.outputs),
-            dynamic_shapes={name: one.axes for name, one in part.inputs.items()},
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        with _quiet():
+            program = torch.onnx.export(
+                part.network.eval(),
+                tuple(one.example for one in part.inputs.values()),
+                input_names=list(part.inputs),
+                output_names=list(part.outputs),
+                dynamic_shapes={name: one.axes for name, one in part.inputs.items()},
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"{path}: torch can't export this network to ONNX: {reason}") from None
     assert program is not None
     program.model.metadata_props.update(metadata)
     return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of names that two axes share and of constants that it leaves unfolded."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _metadata(detector: Detector, part: Part) -> dict[str, str]:
