@@ -32,19 +32,15 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="detkit export",
-        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: with truncated SVDs in the place of fully "
-        "connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
+        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: with truncated SVDs "
+        "in the place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
-    parser.add_argument(
-        "--onnx", metavar="FILE.onnx", type=Path, help="a new file, or what the names of two begin with"
-    )
+    parser.add_argument("--onnx", metavar="FILE.onnx", type=Path, help="a new file, or the stem of two")
     parser.add_argument("--svd", metavar="LAYER=RANK,...", help="rank that is left of each layer")
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="--svd: a new file (default: CHECKPOINT-svd.pt beside it)"
-    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="with --svd: a new file (default: CHECKPOINT-svd.pt)")
     return parser
 
 

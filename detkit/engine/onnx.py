@@ -325,7 +325,8 @@ def _rcnn(detector: rcnn.RCNN) -> dict[str, Part]:
 
 
 def _photos(detector: Detector) -> dict[str, Input]:
-    """Photos whose sides are free, and their sizes. Those that a pyramid rescales, or the reader, are no whole numbers."""
+    """Photos whose sides are free, and their sizes."""
+    # where the detector, and so whoever runs the file, rescales photos, values are no whole numbers
     dtype, kind = (torch.uint8, "uint8") if detector.input.resize == "shortest" else (torch.float32, "float32")
     shapes = (2, *detector.input.fit(300, 400)), (1, *detector.input.fit(400, 300))
     example, probe = (_pixels(*shape).to(dtype) for shape in shapes)

@@ -51,7 +51,7 @@ def trained(name: str, **keys: Any) -> Detector:
             layer.running_mean.normal_(0, 0.1)  # pyright: ignore
             layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
         elif key.startswith(("head", "rpn")) and isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.weight.data.normal_(0, 0.5 / layer.weight[0].numel() ** 0.5)
+            layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
     for key, buffer in detector.named_buffers():
         if key.startswith("head.delta"):
             buffer.uniform_(0.5, 1)
@@ -120,7 +120,9 @@ def test_faster_rcnn(keys: dict[str, Any], tmp_path: Path) -> None:
     names = ["p3", "p4", "p5", "p6"] if keys else ["c3"]
     for images in (padded((96, 112)), padded((96, 112), (80, 131)), padded((150, 97), (150, 90), (33, 64))):
         found = files["-rpn"](pixels=images.pixels, sizes=images.sizes)
-        logits, deltas, anchors = ([found[f"{kind}_{name}"] for name in names] for kind in ("logits", "deltas", "anchors"))
+        logits, deltas, anchors = (
+            [found[f"{kind}_{name}"] for name in names] for kind in ("logits", "deltas", "anchors")
+        )
         maps = [found[f"map_{name}"] for name in (names[:-1] if keys else names)]
         with torch.inference_mode():
             wanted = detector.predict(images)
