@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="detkit export",
-        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: with truncated SVDs "
+        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
         "in the place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
