@@ -28,6 +28,7 @@ from detkit.structures import Images
 OPSET = 18  # what torch's exporter writes without converting
 MOST = 2**31  # bytes of one file: protobuf's limit
 INSTALL = "pip install onnx onnxscript onnxruntime"
+LOGGERS = ("onnxscript", "torch.fx.experimental.symbolic_shapes")
 SEED = 0
 
 
@@ -247,16 +248,18 @@ def _trace(part: Part, metadata: Mapping[str, str], path: str | Path) -> torch.o
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of names that two axes share and of constants that it leaves unfolded."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporter says of shared axis names, unfolded constants and inequalities that it can't solve."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _metadata(detector: Detector, part: Part) -> dict[str, str]:
