@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "train a detector from a config",
     "evaluate": "mAP of a checkpoint, or of a file of detections",
     "detect": "run a checkpoint on images, folders, videos or a camera",
-    "export": "compress a checkpoint",
+    "export": "write a checkpoint as ONNX, or compress it",
     "dataset": "fetch, check, show, convert and split data sets",
     "proposals": "make, measure and convert region proposals",
     "models": "list the detectors",

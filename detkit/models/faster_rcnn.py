@@ -305,5 +305,8 @@ def convolutional(channels: int, depth: int, size: int, width: int) -> nn.Sequen
 
 def pad_to(pixels: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) with 0 at the right and bottom to sides that are a multiple of `multiple`."""
+    if multiple == 1:
+        return pixels
+    # whether or not there is anything to pad: an exported network has sides that are not known beforehand
     down, right = (-side % multiple for side in pixels.shape[-2:])
-    return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
+    return F.pad(pixels, (0, right, 0, down))

@@ -79,10 +79,13 @@ class RCNN(LinearDetector):
         c = self.config
         mean = [value * self.input.divisor for value in c.mean]
         crops = crop_warp(prepared.pixels, boxes, c.crop, c.context, mean, prepared.sizes)
-        crops = (crops.flatten(0, 1) - self._shift) * self._scale
-        x = self.backbone(crops.contiguous(memory_format=torch.channels_last))[self.map.name]
+        return self.features(crops.flatten(0, 1))
+
+    def features(self, crops: Tensor) -> Tensor:
+        """Warped regions (N, 3, crop, crop), 0 to 255 -> pool5 (N, C, pool_size, pool_size)."""
+        crops = ((crops - self._shift) * self._scale).contiguous(memory_format=torch.channels_last)
         # at the published sizes the bins of this are those of the ImageNet network's last pooling layer
-        return adaptive_max_pool2d(x, c.pool_size)
+        return adaptive_max_pool2d(self.backbone(crops)[self.map.name], self.config.pool_size)
 
     def at_once(self, images: int) -> int:
         return max(1, crops_at_once(self.config.crop, PIECE) // max(1, images))

@@ -124,7 +124,7 @@ class MapFeatures(nn.Module):
 
     def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
         super().__init__()
-        self.strides = [feature.stride for feature in info]
+        self.strides, self.channels = [feature.stride for feature in info], info[0].channels
         self.align, self.aligned, self.size, self.canonical = kind != "pool", kind == "align", size, canonical
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class RegionHead(nn.Module):
     def forward(self, pooled: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """(B * R, C, size, size) -> logits (B, R, classes + 1), background last, and deltas (B, R, classes, 4)."""
         x = self.tail(pooled)
-        regions = len(x) // max(batch, 1)
+        regions = x.shape[0] // max(batch, 1)
         return (
             self.classifier(x).view(batch, regions, self.classes + 1),
             self.regressor(x).view(batch, regions, self.classes, 4),

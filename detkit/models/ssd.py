@@ -243,7 +243,7 @@ class SSD(Detector):
 
 def rows(x: Tensor, columns: int) -> Tensor:
     """(B, boxes * columns, H, W) -> (B, H * W * boxes, columns): cells row by row, then the boxes of a cell."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, columns)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
 
 
 def initialise(module: nn.Module) -> None:

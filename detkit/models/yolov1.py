@@ -192,7 +192,7 @@ class YOLOv1(Detector):
     def network(self, pixels: Tensor) -> Cells:
         """Normalised images -> raw outputs for each cell."""
         x = self.head(self.map(pixels))
-        batch, cells = len(x), self.grid**2
+        batch, cells = x.shape[0], self.grid**2
         if x.ndim == 4:
             parts = x.permute(0, 2, 3, 1).split(self.parts, -1)
         else:

@@ -35,7 +35,7 @@ class RPNHead(nn.Module):
             for layer in self.deeper:
                 x = layer(x).relu_()
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
         return logits, deltas
 
 
