@@ -72,12 +72,16 @@ class RCNN(LinearDetector):
     def prepare(self, images: Images) -> Images:
         return images
 
+    def crops(self, images: Images, boxes: Tensor) -> Tensor:
+        """2.1: regions (B, R, 4) -> what the network sees of them, (B, R, 3, crop, crop) float32, RGB from 0 to 255."""
+        c = self.config
+        mean = [value * self.input.divisor for value in c.mean]
+        return crop_warp(images.pixels, boxes, c.crop, c.context, mean, images.sizes)
+
     def pool(self, prepared: Images, boxes: Tensor) -> Tensor:
         """2.1 feature extraction: regions (B, R, 4) -> pool5 (B * R, C, pool_size, pool_size)."""
         c = self.config
-        mean = [value * self.input.divisor for value in c.mean]
-        crops = crop_warp(prepared.pixels, boxes, c.crop, c.context, mean, prepared.sizes)
-        crops = (crops.flatten(0, 1) - self._shift) * self._scale
+        crops = (self.crops(prepared, boxes).flatten(0, 1) - self._shift) * self._scale
         x = self.backbone(crops.contiguous(memory_format=torch.channels_last))[self.map.name]
         # at the published sizes the bins of this are those of the ImageNet network's last pooling layer
         return adaptive_max_pool2d(x, c.pool_size)
