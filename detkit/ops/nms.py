@@ -117,7 +117,7 @@ def nms_suppressors(
     batch, count = scores.shape
     if labels is None:
         labels = torch.zeros_like(scores, dtype=torch.int64)
-    real = (scores > score) & (labels >= 0) & boxes.isfinite().all(-1)
+    real = (scores > score) & (labels >= 0)
     if valid is not None:
         real &= valid
     place = real.flatten().nonzero().squeeze(1)  # host sync
@@ -133,7 +133,7 @@ def nms_suppressors(
     own = torch.arange(table.shape[1], device=table.device).expand_as(table)
     by = torch.where(keep, own, _first_over(rows, keep, iou))
     out[place[table[inside]]] = place[table.gather(1, by)[inside]] % count
-    return out.view(batch, count)
+    return out.view(batch, count).masked_fill_(~boxes.isfinite().all(-1), -1)
 
 
 def _first_over(boxes: Tensor, keep: Tensor, iou: float) -> Tensor:

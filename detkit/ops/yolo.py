@@ -88,9 +88,7 @@ def responsible(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def responsible_boxes(
-    cells: Cells, index: Tensor, boxes: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def responsible_boxes(cells: Cells, index: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return which boxes are responsible for their cell's object (B, S * S, K) bool, and each box's IoU with it.
 
     cells: raw outputs; index: (B, S * S) of `assign_cells`; boxes: (B, N, 4), N >= 1, xyxy in pixels of images of
