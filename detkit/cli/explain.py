@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain the one source of the arguments."""
+    if not arguments.explain:
+        raise UserError("--truth goes with --explain")
     # the cheap questions first: what can't be explained is answered before torch has loaded
     photo = _one_photo(arguments.source)
     if arguments.out.exists() and not arguments.out.is_dir():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.viz.draw import colour
-from detkit.viz.explain_canvas import DARK, PANEL, Canvas, Key, Panel, Stage, window
+from detkit.viz.explain_canvas import DARK, PROPOSAL, TRUTH, Canvas, Key, Panel, Stage, side_of, window
 from detkit.viz.explain_common import class_legend, final_name, many
 from detkit.viz.explain_region import region_stages
 from detkit.viz.explain_ssd import ssd_stages
@@ -63,11 +63,10 @@ def _suppression(explanation: "Explanation") -> Stage:
     for place, winner in enumerate(work.final[:MOST].tolist()):
         losers = work.removed(winner)
         shown = work.boxes[[winner, *losers]]
-        canvas = Canvas(explanation.image, PANEL, DARK, window(shown, 0.12, min(explanation.image.shape[:2]) / 5))
-        shade = colour(int(work.labels[winner]))
-        for row in losers[::-1].tolist():
-            canvas.box(work.boxes[row], shade, 1, dashed=True)
-        canvas.box(work.boxes[winner], shade, 2.5)
+        part = window(shown, 0.12, min(explanation.image.shape[:2]) / 5)
+        canvas = Canvas(explanation.image, side_of(min(MOST, len(work.final))), DARK, part)
+        canvas.boxes(work.boxes[losers[::-1]], [PROPOSAL] * len(losers), [0.8] * len(losers))
+        canvas.box(work.boxes[winner], colour(int(work.labels[winner])), 2.5)
         caption = f"{final_name(explanation, place)}: removed {len(losers)}"
         if len(losers):
             caption += f", best {work.scores[losers[0]]:.2f}"
@@ -76,7 +75,7 @@ def _suppression(explanation: "Explanation") -> Stage:
     unseen, cut = int((work.by < 0).sum()), int((work.by == np.arange(len(work.by))).sum()) - len(work.final)
     text = (
         f"Best first, each box that is still there stays, and removes the boxes of its class that overlap it by more "
-        f"than IoU {work.iou:g}: {many(len(work.final), 'box stays', 'boxes stay')}, {removed} are removed."
+        f"than IoU {work.iou:g}: {many(len(work.final), 'box stays', 'boxes stay')}, {removed} removed."
     )
     if unseen:
         text += f" {unseen} beyond the best {explanation.settings.top_k} of a class were not looked at."
@@ -86,21 +85,22 @@ def _suppression(explanation: "Explanation") -> Stage:
         text += f" The best {MOST} are shown."
     if not panels:
         panels = [Panel(Canvas(explanation.image, light=DARK).picture())]
-    legend = [*class_legend(explanation), Key((255, 255, 255), "dashed", "removed by the thick box")]
+    legend = [*class_legend(explanation), Key(PROPOSAL, "solid", "removed by the thick box")]
     return Stage("nms", "Non-maximum suppression", text, panels, legend)
 
 
 def _final(explanation: "Explanation") -> Stage:
     work = explanation.work
     canvas = Canvas(explanation.image)
+    legend = class_legend(explanation)
+    text = f"{many(len(work.final), 'detection', 'detections')}, in pixels of the photo, cut to its border."
+    if explanation.truth is not None:
+        for box in explanation.truth.boxes:
+            canvas.truth(box)
+        text += f" Dashed: the {many(len(explanation.truth.boxes), 'annotated object', 'annotated objects')}."
+        legend.append(Key(TRUTH, "dashed", "object"))
     for row in work.final[::-1].tolist():
         canvas.box(work.boxes[row], colour(int(work.labels[row])), 1.5)
     for place, row in enumerate(work.final.tolist()):
         canvas.name(work.boxes[row], final_name(explanation, place), colour(int(work.labels[row])))
-    count = len(work.final)
-    text = f"{many(count, 'detection', 'detections')}, in pixels of the photo, cut to its border."
-    if explanation.truth is not None:
-        for box in explanation.truth.boxes:
-            canvas.box(box, (255, 255, 255), 1, dashed=True)
-        text += f" Dashed: the {len(explanation.truth.boxes)} annotated objects."
-    return Stage("detections", "Detections", text, [Panel(canvas.picture())], class_legend(explanation))
+    return Stage("detections", "Detections", text, [Panel(canvas.picture())], legend)

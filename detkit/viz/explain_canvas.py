@@ -1,5 +1,6 @@
 """What the pictures of an explanation are drawn with: an enlarged photo, and panels with a legend."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -55,7 +56,7 @@ class Stage:
             picture = self.panels[0].picture
         else:
             captions = [panel.caption for panel in self.panels]
-            columns = min(3, len(self.panels))
+            columns = min(3, math.ceil(math.sqrt(len(captions))))
             picture = mosaic([panel.picture for panel in self.panels], captions, columns)
         return _with_legend(picture, self.legend)
 
@@ -105,14 +106,15 @@ class Canvas:
         layer = self._Image.new("RGBA", self._canvas.size)
         pen = self._Draw(layer)
         for box, shade, alpha in zip(np.asarray(boxes), shades, alphas):
-            outline(pen, self._place(box), max(1, self.line - 1), (*shade, round(255 * alpha)), False)  # pyright: ignore
+            outline(pen, self._place(box), self.line, (*shade, round(255 * alpha)), False)  # pyright: ignore
         self._canvas.alpha_composite(layer)
 
-    def truth(self, box: ArrayLike, name: str) -> None:
+    def truth(self, box: ArrayLike, name: str | None = None) -> None:
         """Draw an object: dashed white on black, so that it shows on any photo."""
-        self.box(box, INK, 1.5)
-        self.box(box, TRUTH, 1.5, dashed=True)
-        self.name(box, name, TRUTH)
+        self.box(box, INK)
+        self.box(box, TRUTH, dashed=True)
+        if name is not None:
+            self.name(box, name, TRUTH)
 
     def fill(self, box: ArrayLike, shade: Colour, alpha: float) -> None:
         """Tint a part of the photo."""
@@ -163,6 +165,11 @@ class Canvas:
         return (np.asarray(box, np.float64) - self.origin) * self.factor
 
 
+def side_of(panels: int) -> int:
+    """Pixels of the longer side of each of so many panels."""
+    return SIDE if panels <= 1 else PANEL
+
+
 def window(boxes: NDArray, margin: float, least: float) -> NDArray:
     """The square around boxes (N, 4), with a margin in shares of its side, at least `least` pixels a side."""
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
@@ -179,7 +186,7 @@ def _with_legend(picture: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[n
         return picture
     width = picture.shape[1]
     font = font_of(max(13, round(min(width, SIDE) / 42)))
-    row, mark, gap = round(font.size * 1.7), round(font.size * 1.6), round(font.size * 0.6)
+    row, mark, gap = round(font.size * 1.7), round(font.size * 2.2), round(font.size * 0.6)
     places, x, y = [], gap, gap
     for key in legend:
         text = shorten(key.text, font, width - mark - 3 * gap)
@@ -196,6 +203,6 @@ def _with_legend(picture: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[n
         if key.kind == "fill":
             pen.rectangle((x, top, x + mark, top + font.size), fill=key.shade)
         else:
-            outline(pen, np.array([x, top, x + mark, top + font.size]), 3, key.shade, key.kind == "dashed")
+            outline(pen, np.array([x, top, x + mark, top + font.size]), 2, key.shade, key.kind == "dashed")
         pen.text((x + mark + gap, top - font.size * 0.1), text, PAPER, font)
     return np.array(sheet)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from detkit.engine.explain import Assignment, Explanation, RegionTrace
 
 TILE = 280  # pixels a side of a region's picture
+GAP = 6  # between it and its features
 
 
 def region_stages(explanation: "Explanation", trace: "RegionTrace") -> list[Stage]:
@@ -25,7 +26,7 @@ def region_stages(explanation: "Explanation", trace: "RegionTrace") -> list[Stag
 def _proposals(explanation: "Explanation", trace: "RegionTrace") -> Stage:
     canvas = Canvas(explanation.image, light=DARK)
     count = len(trace.regions)
-    canvas.boxes(trace.regions, [PROPOSAL] * count, [min(1.0, max(0.12, 40 / max(count, 1)))] * count)
+    canvas.boxes(trace.regions, [PROPOSAL] * count, [min(1.0, max(0.25, 60 / max(count, 1)))] * count)
     text = f"{many(count, 'region', 'regions')} of selective search that may hold an object, whatever its class."
     legend = [Key(PROPOSAL, "solid", "proposal")]
     return Stage("proposals", "Proposals", text, [Panel(canvas.picture())], legend)
@@ -60,7 +61,8 @@ def _pooled(explanation: "Explanation", trace: "RegionTrace") -> Stage:
         caption = final_name(explanation, places[0]) if places else "not detected"
         if trace.scale is not None:
             caption += f", at {trace.scale[number]} px"
-        panels.append(Panel(np.concatenate(parts, 1), caption))
+        gap = np.full((TILE, GAP, 3), 255, np.uint8)
+        panels.append(Panel(np.concatenate([piece for part in parts for piece in (part, gap)][:-1], 1), caption))
     sides = " and ".join(f"{level.shape[-1]} x {level.shape[-1]}" for level in trace.pooled[:2])
     source = "Left the warped crop that the network saw" if trace.crops is not None else "Left the region, stretched"
     text = (
@@ -88,8 +90,8 @@ def _tile(image: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
 
 def _heat(values: np.ndarray, everything: np.ndarray) -> np.ndarray:
     """A map (n, n) as cells from black to yellow, on the scale of all regions' maps."""
-    low, high = float(everything.min()), float(everything.max())
-    share = (values - low) / max(high - low, 1e-9)
+    low, high = np.percentile(everything, (2, 98)).tolist()  # a few cells may be far above all others
+    share = ((values - low) / max(high - low, 1e-9)).clip(0, 1)
     side = -(-TILE // len(values)) * len(values)
     cells = np.repeat(np.repeat(share, side // len(values), 0), side // len(values), 1)[:TILE, :TILE]
     bright = np.stack((np.clip(cells * 2, 0, 1), np.clip(cells * 1.6 - 0.3, 0, 1), np.clip(cells * 3 - 2.2, 0, 1)), -1)

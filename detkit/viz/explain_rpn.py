@@ -4,13 +4,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.viz.explain_canvas import DARK, HEAT, NEGATIVE, PANEL, PROPOSAL, TRUTH, Canvas, Key, Panel, Stage
+from detkit.viz.explain_canvas import DARK, HEAT, NEGATIVE, PANEL, PROPOSAL, TRUTH, Canvas, Key, Panel, Stage, side_of
 from detkit.viz.explain_common import assignment_panels, many, truth_legend
 
 if TYPE_CHECKING:
     from detkit.engine.explain import Explanation, RPNTrace
 
 TOP = 4  # proposals whose suppression has a panel of its own
+# of anchors: each twice as large as the one before
 SHADES = ((255, 200, 0), (0, 200, 190), (240, 90, 180), (150, 210, 60))
 
 
@@ -39,12 +40,14 @@ def _anchors(explanation: "Explanation", trace: "RPNTrace") -> Stage:
     middle = (box[:2] + box[2:]) / 2
     panels = []
     for number, (rows, columns) in enumerate(trace.shapes):
-        canvas = Canvas(explanation.image, PANEL, DARK)
+        canvas = Canvas(explanation.image, side_of(len(trace.shapes)), DARK)
         canvas.grid(rows, columns, _extent(trace, number))
         column, row = (middle / trace.cells[number]).astype(int).clip(0, [columns - 1, rows - 1]).tolist()
         own = trace.anchors[number].reshape(rows * columns, -1, 4)[row * columns + column]
-        for place, anchor in enumerate(own):
-            canvas.box(anchor, SHADES[place % len(SHADES)], 1.2)
+        side = np.sqrt((own[:, 2:] - own[:, :2]).prod(1))
+        octave = np.log2(side / side.min()).round().astype(int)
+        for anchor, size in zip(own, octave.tolist()):
+            canvas.box(anchor, SHADES[size % len(SHADES)], 1.2)
         canvas.dot(*((own[0, :2] + own[0, 2:]) / 2).tolist(), SHADES[0])
         panels.append(Panel(canvas.picture(), f"{_title(trace, number)} cells, {len(own)} anchors each"))
     count = sum(len(part) for part in trace.anchors)
@@ -52,7 +55,9 @@ def _anchors(explanation: "Explanation", trace: "RPNTrace") -> Stage:
         f"{count} anchors on {many(len(panels), 'map', 'maps')}. Of each map the cells are drawn, and the anchors of "
         "one cell, below the best detection; they may be larger than the photo."
     )
-    return Stage("anchors", "Anchors", text, panels, [Key(SHADES[0], "solid", "anchors of one cell")])
+    return Stage(
+        "anchors", "Anchors", text, panels, [Key(SHADES[0], "solid", "anchors of one cell, a colour for each size")]
+    )
 
 
 def _learnt(explanation: "Explanation", trace: "RPNTrace") -> Stage:
@@ -72,7 +77,7 @@ def _learnt(explanation: "Explanation", trace: "RPNTrace") -> Stage:
 def _objectness(explanation: "Explanation", trace: "RPNTrace") -> Stage:
     panels = []
     for number, (rows, columns) in enumerate(trace.shapes):
-        canvas = Canvas(explanation.image, PANEL, DARK)
+        canvas = Canvas(explanation.image, side_of(len(trace.shapes)), DARK)
         best = trace.objectness[number].reshape(rows, columns, -1).max(-1)
         canvas.tint(best, _extent(trace, number), HEAT)
         panels.append(Panel(canvas.picture(), f"{_title(trace, number)}, best {best.max():.2f}"))

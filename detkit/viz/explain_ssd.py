@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.viz.draw import colour
-from detkit.viz.explain_canvas import DARK, NEGATIVE, PANEL, TRUTH, Canvas, Key, Panel, Stage
+from detkit.viz.explain_canvas import DARK, NEGATIVE, TRUTH, Canvas, Key, Panel, Stage, side_of
 from detkit.viz.explain_common import assignment_panels, class_legend, final_name, many, object_name, truth_legend
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _default_boxes(explanation: "Explanation", trace: "SSDTrace") -> Stage:
         centre = ((x1 + x2) / 2, (y1 + y2) / 2)
     panels = []
     for level, side in enumerate(trace.sides):
-        canvas = Canvas(explanation.image, PANEL, DARK)
+        canvas = Canvas(explanation.image, side_of(len(trace.sides)), DARK)
         anchors = trace.anchors[trace.level == level].reshape(side * side, -1, 4)
         canvas.grid(side, side, (0, 0, width, height))
         column, row = (min(int(part / whole * side), side - 1) for part, whole in zip(centre, (width, height)))
@@ -72,7 +72,7 @@ def _maps(explanation: "Explanation", trace: "SSDTrace") -> Stage:
     level = trace.level[work.source]
     panels = []
     for number in range(len(trace.sides)):
-        canvas = Canvas(explanation.image, PANEL, DARK)
+        canvas = Canvas(explanation.image, side_of(len(trace.sides)), DARK)
         rows = np.flatnonzero(level == number)[::-1]
         canvas.boxes(work.boxes[rows], [colour(int(label)) for label in work.labels[rows]], [0.9] * len(rows))
         final = [place for place, row in enumerate(work.final.tolist()) if level[row] == number]

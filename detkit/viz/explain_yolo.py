@@ -31,7 +31,7 @@ def _classes(explanation: "Explanation", labels: np.ndarray) -> list[Key]:
 
 def _class_map(explanation: "Explanation", trace: "YOLOTrace") -> Stage:
     height, width = explanation.image.shape[:2]
-    canvas = Canvas(explanation.image)
+    canvas = Canvas(explanation.image, light=DARK)
     best, score = trace.classes.argmax(1), trace.classes.max(1)
     for cell, label, value in zip(_cells(explanation, trace.grid), best.tolist(), score.tolist()):
         canvas.fill(cell, colour(label), 0.75 * min(value, 1.0))
