@@ -45,8 +45,7 @@ def _section(number: int, stage: Stage) -> str:
     one = " one" if len(stage.panels) == 1 else " small" if len(stage.panels) > 6 else ""
     pictures = "".join(map(_figure, stage.panels))
     legend = "".join(
-        f'<li><i class="{key.kind}" style="border-color:{hex_code(key.shade)}'
-        f'{";background:" + hex_code(key.shade) if key.kind == "fill" else ""}"></i>{escape(key.text)}</li>'
+        f'<li><i class="{key.kind}" style="--c:{hex_code(key.shade)}"></i>{escape(key.text)}</li>'
         for key in stage.legend
     )
     return (

@@ -13,6 +13,7 @@ from detkit.viz.sheet import mosaic
 
 SIDE = 960  # pixels of a picture's longer side
 PANEL = 560  # of one among several
+CROWD = 30  # boxes, above which their lines are thinner
 DARK = 0.5  # how much of the photo's light is left below thin lines
 
 TRUTH: Colour = (255, 255, 255)
@@ -105,8 +106,9 @@ class Canvas:
         """Draw many thin outlines, the last on top."""
         layer = self._Image.new("RGBA", self._canvas.size)
         pen = self._Draw(layer)
+        line = self.line if len(shades) <= CROWD else max(1, self.line - 1)
         for box, shade, alpha in zip(np.asarray(boxes), shades, alphas):
-            outline(pen, self._place(box), self.line, (*shade, round(255 * alpha)), False)  # pyright: ignore
+            outline(pen, self._place(box), line, (*shade, round(255 * alpha)), False)  # pyright: ignore
         self._canvas.alpha_composite(layer)
 
     def truth(self, box: ArrayLike, name: str | None = None) -> None:

@@ -112,7 +112,8 @@ def test_the_page_stands_alone_and_is_safe_against_any_name() -> None:
     assert data["final"] == found.work.final.tolist()
 
 
-SCRIPT = """
+# in braces, since the page has names of its own
+SCRIPT = """{
 const seen = {};
 window.onerror = (message) => { seen.error = message; };
 document.addEventListener("securitypolicyviolation", (event) => { seen.refused = event.blockedURI; });
@@ -128,7 +129,7 @@ slider.value = slider.max; slider.dispatchEvent(new Event("input"));
 seen.last = count("s");
 seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
 document.body.dataset.seen = JSON.stringify(seen);
-"""
+}"""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
