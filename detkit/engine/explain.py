@@ -19,7 +19,7 @@ from detkit.models.fast_rcnn import FastRCNN
 from detkit.models.faster_rcnn import FasterRCNN
 from detkit.models.linear import LinearDetector
 from detkit.models.rcnn import RCNN
-from detkit.models.region import RegionDetector, sample_regions
+from detkit.models.region import RegionDetector, proposals_of, sample_regions
 from detkit.models.sppnet import SPPNet
 from detkit.models.ssd import SSD
 from detkit.models.yolov1 import YOLOv1
@@ -227,7 +227,8 @@ def _work(
     place[order] = torch.arange(len(order), device=order.device)
     by = torch.where(by >= 0, place[by.clamp(min=0)], -1)[order].cpu().numpy()
     final = np.flatnonzero(by == np.arange(len(by)))[:most]
-    parts = (part[order].cpu().numpy() for part in (scores, labels, source))
+    scores, labels, source = (part[order] for part in (scores, labels, source))
+    parts = scores.cpu().numpy(), labels.cpu().numpy(), source.cpu().numpy()
     return Suppression(_photo(boxes[order], images), *parts, by, final, iou)
 
 
@@ -309,10 +310,11 @@ class _Region(_Tracer):
     def trace(self, detector: Any, images, targets, seen, work, predictions) -> RegionTrace:
         (pooled,) = (seen[name] for name in self.parts if name in ("pool", "region_features", "pyramid_features"))
         pooled = torch.cat(pooled)
-        rpn, given = None, images.proposals
         if isinstance(detector, FasterRCNN):
             ((given, outputs),) = seen["proposals"]
             rpn = _rpn(detector, images, targets, seen["maps"][0], *outputs)
+        else:
+            given, rpn = proposals_of(images), None
         shown = _shown(work, predictions, given)
         rows = torch.from_numpy(shown).to(pooled.device)
         boxes = given.boxes[:, rows]

@@ -147,8 +147,8 @@ class Canvas:
             pen.line((x1, y, x2, y), ink, 1)
         self._canvas.alpha_composite(layer)
 
-    def dot(self, x: float, y: float, shade: Colour) -> None:
-        left, top = ((np.array([x, y]) - self.origin[:2]) * self.factor).tolist()
+    def dot(self, point: ArrayLike, shade: Colour) -> None:
+        left, top = ((np.asarray(point) - self.origin[:2]) * self.factor).tolist()
         size = 2 * self.line
         self._Draw(self._canvas).ellipse((left - size, top - size, left + size, top + size), shade, INK)
 

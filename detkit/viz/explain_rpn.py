@@ -48,7 +48,7 @@ def _anchors(explanation: "Explanation", trace: "RPNTrace") -> Stage:
         octave = np.log2(side / side.min()).round().astype(int)
         for anchor, size in zip(own, octave.tolist()):
             canvas.box(anchor, SHADES[size % len(SHADES)], 1.2)
-        canvas.dot(*((own[0, :2] + own[0, 2:]) / 2).tolist(), SHADES[0])
+        canvas.dot((own[0, :2] + own[0, 2:]) / 2, SHADES[0])
         panels.append(Panel(canvas.picture(), f"{_title(trace, number)} cells, {len(own)} anchors each"))
     count = sum(len(part) for part in trace.anchors)
     text = (

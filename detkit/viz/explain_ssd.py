@@ -37,7 +37,7 @@ def _default_boxes(explanation: "Explanation", trace: "SSDTrace") -> Stage:
         own = anchors[row * side + column]
         for box in own:
             canvas.box(box, (255, 200, 0), 1.2)
-        canvas.dot(*((own[0, :2] + own[0, 2:]) / 2).tolist(), (255, 200, 0))
+        canvas.dot((own[0, :2] + own[0, 2:]) / 2, (255, 200, 0))
         panels.append(Panel(canvas.picture(), f"{_title(trace, level)} cells, {len(own)} boxes each"))
     text = (
         f"{len(trace.anchors)} default boxes on {many(len(trace.sides), 'map', 'maps')}. Of each map the cells are "
