@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli import explain
 from detkit.cli.detect_job import Job
 from detkit.cli.detect_report import Report
 from detkit.errors import UserError
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="write DIR/detections.json too")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
+    explain.add_arguments(parser)
     return parser
 
 
@@ -77,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     from detkit.engine.sources import VideoReader, find_sources, quiet
 
     quiet()
+    if arguments.explain or arguments.truth is not None:
+        return explain.run(arguments)
     sources = find_sources(arguments.source)
     drawn = drawn_names(sources)
     _check_out(arguments.out, sources, drawn)

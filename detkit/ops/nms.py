@@ -97,6 +97,54 @@ def nms_dense(
     return out[0], out[1]
 
 
+@torch.no_grad()
+def nms_suppressors(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None = None,
+    *,
+    iou: float,
+    top_k: int,
+    score: float = -torch.inf,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Return (B, N) int64: of each box, which box removed it; its own index where it stays; -1 where it took no part.
+
+    Arguments as in `nms`, whose boxes are those that stay, before `max_out` cuts them. A box is removed by the best box
+    that stays in its class and overlaps it more than `iou`, the first that greedy suppression compares it with. No part
+    took what the threshold, `valid` or `top_k` leave out, and boxes with a coordinate that is not finite.
+    """
+    batch, count = scores.shape
+    if labels is None:
+        labels = torch.zeros_like(scores, dtype=torch.int64)
+    real = (scores > score) & (labels >= 0)
+    if valid is not None:
+        real &= valid
+    place = real.flatten().nonzero().squeeze(1)  # host sync
+    out = place.new_full((batch * count,), -1)
+    if len(place) == 0 or top_k <= 0:
+        return out.view(batch, count)
+    label = labels.flatten()[place]
+    classes = int(label.max()) + 1  # host sync
+    group = place // count * classes + label
+    table, inside = _table(group, batch * classes, _descending(scores.flatten()[place]), top_k)
+    rows = boxes.reshape(-1, 4)[place][table]
+    keep = _greedy(rows, inside, iou)
+    own = torch.arange(table.shape[1], device=table.device).expand_as(table)
+    by = torch.where(keep, own, _first_over(rows, keep, iou))
+    out[place[table[inside]]] = place[table.gather(1, by)[inside]] % count
+    return out.view(batch, count).masked_fill_(~boxes.isfinite().all(-1), -1)
+
+
+def _first_over(boxes: Tensor, keep: Tensor, iou: float) -> Tensor:
+    """Boxes (G, K, 4) best first -> of each the first kept box that overlaps it too much (G, K), 0 where none does."""
+    pairs = CPU_PAIRS if boxes.device.type == "cpu" else GPU_PAIRS
+    columns = max(1, pairs // max(1, keep.numel()))
+    stays = keep.unsqueeze(-1)
+    # argmax gives the first of equals; pieces, so that memory stays bounded
+    return torch.cat([(_over(boxes, some, iou) * stays).argmax(1) for some in boxes.split(columns, 1)], 1)
+
+
 def _suppress(
     boxes: Tensor,
     scores: Tensor,
