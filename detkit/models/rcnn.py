@@ -11,6 +11,7 @@ Where the paper and its code differ, and what detkit does:
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def pool_to(x: Tensor, size: int) -> Tensor:
     side = x.shape[-1]
     starts = [cell * side // size for cell in range(size)]
     lengths = {-(-(cell + 1) * side // size) - start for cell, start in enumerate(starts)}
-    strides = {after - start for start, after in zip(starts, starts[1:])} or {1}
+    strides = {after - start for start, after in pairwise(starts)} or {1}
     if len(lengths) == len(strides) == 1 and 0 not in strides:
         return max_pool2d(x, lengths.pop(), strides.pop())
     return adaptive_max_pool2d(x, size)
