@@ -170,9 +170,7 @@ def _as_array(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _detect(
-    detector: "Detector", items: list[_Prepared], config: Config, least: Tensor | None
-) -> Iterator[Detections]:
+def _detect(detector: "Detector", items: list[_Prepared], config: Config, least: Tensor | None) -> Iterator[Detections]:
     """The network on one batch."""
     original = torch.tensor([item.image.shape[:2] for item in items])
     regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]

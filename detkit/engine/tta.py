@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def predict_views(detector: "Detector", images: Images, settings: DetectConfig) -> Predictions:
     """Return what a detector predicts of the views that `settings.flip` and `settings.scales` name, joined: (B, sum of
-    A, ...), in pixels of `images`. UserError where the network cannot take a scale."""
+    A, ...), in pixels of `images`. UserError as `check_scales`."""
+    check_scales(detector, settings)
     parts = []
     for mirrored in (False, True) if settings.flip else (False,):
         for factor in settings.scales:
@@ -37,6 +38,16 @@ def predict_views(detector: "Detector", images: Images, settings: DetectConfig) 
     if len(parts) == 1:
         return parts[0]
     return Predictions(torch.cat([part.boxes for part in parts], 1), torch.cat([part.scores for part in parts], 1))
+
+
+def check_scales(detector: "Detector", settings: DetectConfig) -> None:
+    """Raise UserError where the network cannot take a scale."""
+    largest = max(settings.scales)
+    if detector.input.resize == "stretch" and largest > 1:
+        raise UserError(
+            f"scale {largest:g} is above 1, but this network takes pictures of {detector.input} alone; "
+            "those that keep the aspect ratio, such as faster_rcnn, take larger ones"
+        )
 
 
 def mirror(images: Images) -> Images:
@@ -63,11 +74,6 @@ def resize_views(detector: "Detector", images: Images, factor: float) -> tuple[I
     if factor == 1:
         return images, exact
     fixed = detector.input.resize == "stretch"
-    if fixed and factor > 1:
-        raise UserError(
-            f"detect.scales: {factor:g} is above 1, but this network takes pictures of {detector.input} alone; "
-            "only those that keep the aspect ratio, such as faster_rcnn, take larger ones"
-        )
     pixels = interpolate(images.pixels.float(), size, mode="bilinear", antialias=factor < 1)
     pixels = pixels.round_().clamp_(0, 255).to(torch.uint8)
     if fixed:

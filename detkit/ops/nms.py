@@ -9,7 +9,7 @@ all to the largest would cost far more than what it saves: on a GPU, reading the
 batch, marked below.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -92,7 +92,8 @@ def nms_dense(
     return out[0], out[1]
 
 
-class Candidates(NamedTuple):
+@dataclass(frozen=True)
+class Candidates:
     """M pairs of box and class of a batch, flat: boxes (M, 4), scores (M,), the image that each belongs to, its index
     among that image's boxes, its label, and its group, image * C + label: (M,) int64."""
 
