@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -94,8 +95,8 @@ def test_coco_results_are_read_by_pycocotools(weights: str, photos: Path, clip: 
     ]
     images = COCO("detections/coco_images.json")
     results = images.loadRes("detections/coco_results.json")
-    assert [images.cats[number]["name"] for number in sorted(images.cats)] == list(CLASSES)
-    entries = list(images.imgs.values())
+    assert [images.loadCats(number)[0]["name"] for number in sorted(images.cats)] == list(CLASSES)
+    entries: list[Any] = list(images.imgs.values())
     assert [entry["id"] for entry in entries] == list(range(1, 11))
     assert [(e["file_name"], e["width"], e["height"]) for e in entries[1:3]] == [
         ("photos/1.jpg", 77, 131),

@@ -1,6 +1,7 @@
 """Test-time augmentation, by its properties."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -176,12 +177,13 @@ def test_soft_nms_and_thresholds_through_the_post_processing(detector: Detector)
     (rest,) = detector.detect(array, score=0.3, thresholds={name: 1.0})
     assert label not in rest.labels[0]
     assert rest.labels.numel() > 0
-    for keys, words in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"classes": ["kng"]}, "no class 'kng'; did you mean 'king'?"),
         ({"classes": []}, "is empty"),
         ({"thresholds": {"ase": 0.5}}, "no class 'ase'; did you mean 'ace'?"),
         ({"thresholds": {"ace": 1.5}}, "score 1.5 of class ace is not between 0 and 1"),
         ({"score": -0.1}, "score -0.1 is not between 0 and 1"),
-    ):
+    )
+    for keys, words in wrong:
         with pytest.raises(UserError, match=words):
             detector.detect(array, **keys)
