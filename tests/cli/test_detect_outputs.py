@@ -76,9 +76,9 @@ def test_data_sets_read_back_by_our_own_readers(weights: str, photos: Path, clip
     # again, over what is there: the photos themselves stay as they were
     before = {path: path.read_bytes() for path in photos.iterdir()}
     Path("other").mkdir()
-    Image.fromarray(picture(30, 40, seed=9)).save("other/0.jpg")
-    assert detect(weights, photos / "1.jpg", "other/0.jpg", "--format", "voc,yolo") == 0
-    assert Path("detections/voc/JPEGImages/0.jpg").samefile("other/0.jpg")
+    Image.fromarray(picture(30, 40, seed=9)).save("other/1.jpg")
+    assert detect(weights, photos / "0.jpg", "other/1.jpg", "--format", "voc,yolo") == 0
+    assert Path("detections/voc/JPEGImages/1.jpg").samefile("other/1.jpg")
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     assert len(opened("voc")) == 2
 
