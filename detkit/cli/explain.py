@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from detkit.data.truth import Truth
 
+# options of detect that have no meaning, or would need a picture of their own
+UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to those of detkit detect."""
@@ -32,6 +35,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Explain the one source of the arguments."""
     if not arguments.explain:
         raise UserError("--truth goes with --explain")
+    score, of_classes = arguments.score
+    others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED} | {
+        "--score CLASS=S": of_classes
+    }
+    if wrong := [name for name, value in others.items() if value]:
+        raise UserError(
+            f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
+        )
     # the cheap questions first: what can't be explained is answered before torch has loaded
     photo = _one_photo(arguments.source)
     if arguments.out.exists() and not arguments.out.is_dir():
@@ -50,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
     place(detector, device, config.train.channels_last)
-    config = replace(config, detect=replace(config.detect, score=arguments.score))
+    # soft-NMS removes nothing, and several looks have no one picture: what a config says of them is not shown
+    config = replace(config, detect=replace(config.detect, score=score, nms="hard", flip=False, scales=[1.0]))
     truth = _truth(arguments.truth, photo, image, detector.classes)
     result = explain(detector, image, config, truth)
     stages = draw_stages(result)

@@ -12,7 +12,7 @@ from detkit.config import Config, DetectConfig
 from detkit.data.transforms import build_test, pad
 from detkit.data.truth import Truth
 from detkit.engine.device import autocast, place_images
-from detkit.engine.predict import _method
+from detkit.engine.predict import proposal_method
 from detkit.engine.recording import Keep, record
 from detkit.models import postprocess
 from detkit.models.fast_rcnn import FastRCNN
@@ -173,7 +173,7 @@ def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Trut
 
 def _images(detector: "Detector", image: np.ndarray, config: Config) -> Images:
     """The photo as the network's input, with proposals for a detector that wants such."""
-    regions = _method(config)(image) if detector.given_proposals else np.zeros((0, 4), np.float32)
+    regions = proposal_method(config)(image) if detector.given_proposals else np.zeros((0, 4), np.float32)
     pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)
     given = Proposals.pad([torch.from_numpy(regions)]) if detector.given_proposals else None
     return Images(*pad([pixels]), torch.tensor([image.shape[:2]]), ("0",), given)

@@ -20,6 +20,7 @@ from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
+from detkit.ops.soft_nms import soft_nms_dense
 from detkit.ops.svd import truncated_svd
 from detkit.ops.yolo import Cells, assign_cells, decode_cells, responsible_boxes, yolo_loss
 
@@ -64,6 +65,7 @@ __all__ = [
     "scale",
     "short_side_scale",
     "smooth_l1",
+    "soft_nms_dense",
     "softmax_loss",
     "spp_pool",
     "sppnet_scale",

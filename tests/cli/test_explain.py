@@ -184,6 +184,7 @@ def test_truth_is_found_or_left_out(root: Path) -> None:
         (["clip.mp4"], "--explain takes an image, and clip.mp4 is a video"),
         (["0"], "--explain takes an image, and camera 0 is a video"),
         (["broken.jpg"], "broken.jpg: corrupt or truncated image"),
+        (["one.jpg", "--flip", "--score", ".5,a=.2"], "leave --flip, --score CLASS=S out"),
         (["none.jpg"], "no image, folder or video none.jpg"),
         (["set/JPEGImages/1.jpg", "--truth", "none.xml"], "no annotation none.xml"),
         (["set/JPEGImages/1.jpg", "--truth", "broken.jpg"], "broken.jpg: not valid XML"),
