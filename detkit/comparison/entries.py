@@ -1,0 +1,154 @@
+"""What is compared: configs to train and runs that are there, all of one data set."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.config import Config, from_plain, load_config, to_plain
+from detkit.engine import checkpoint
+from detkit.engine.session import difference
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+
+# by the year of the papers; others come after them, by name
+PAPERS = ("rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd")
+RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.json")  # each tells a folder of a run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One detector to compare.
+
+    name: of its config or of its run's folder. config: with the overrides. folder: of its run, which a `source`, the
+    config file, is trained into; None where the run was given.
+    """
+
+    name: str
+    config: Config
+    folder: Path
+    source: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, with the detector's where that says more."""
+        model = self.config.model.name
+        return self.name if model == self.name else f"{self.name} ({model})"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that is compared: the best on val."""
+        return self.folder / "best.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.best.is_file() and (self.folder / "metrics.json").is_file()
+
+
+def find_entries(names: Iterable[str], overrides: list[str], out: Path) -> list[Entry]:
+    """Resolve configs, runs and folders of either, in the papers' order; configs have their runs in `out`.
+
+    Raises UserError, in one line: a name that is neither, a run without a checkpoint, two of one name, a folder in
+    `out` that another config was trained into.
+    """
+    entries: list[Entry] = []
+    for place in dict.fromkeys(path for name in names for path in _resolve(Path(name))):
+        entries.append(_run(place, overrides) if place.is_dir() else _config(place, overrides, out))
+    by_name: dict[str, Entry] = {}
+    for entry in entries:
+        other = by_name.setdefault(entry.name, entry)
+        if other is not entry:
+            places = " and ".join(str(one.source or one.folder) for one in (other, entry))
+            raise UserError(f"{places} have one name, {entry.name}; rename one, so that a table can tell them apart")
+    return sorted(entries, key=_order)
+
+
+def _order(entry: Entry) -> tuple[int, str]:
+    model = entry.config.model.name
+    return PAPERS.index(model) if model in PAPERS else len(PAPERS), entry.name
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def _resolve(path: Path) -> list[Path]:
+    """Return config files and folders of runs."""
+    if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            return [path]
+        hint = f"; the folder of its run would be {path.parent}" if path.suffix == ".pt" else ""
+        raise UserError(f"{path} is neither a .yaml config nor the folder of a run{hint}")
+    if not path.is_dir():
+        load_config(path)  # says what is wrong, and which config may be meant
+    if _is_run(path):
+        return [path]
+    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) or sorted(
+        folder for folder in path.iterdir() if folder.is_dir() and _is_run(folder)
+    )
+    if not found:
+        raise UserError(f"{path} holds neither configs (*.yaml) nor folders of runs")
+    return found
+
+
+def _config(path: Path, overrides: list[str], out: Path) -> Entry:
+    config, folder = load_config(path, overrides), out / path.stem
+    own = folder / "config.yaml"
+    if own.is_file():
+        changed = difference(to_plain(config), to_plain(load_config(own)))
+        if changed:
+            raise UserError(f"{path} is not what {own} was trained by: {changed}; remove {folder}, or give another --out")
+    return Entry(path.stem, config, folder, path)
+
+
+def _run(folder: Path, overrides: list[str]) -> Entry:
+    best = folder / "best.pt"
+    if not best.is_file():
+        resume = f"; detkit train --resume {folder} goes on with it" if (folder / "last.pt").is_file() else ""
+        raise UserError(f"{folder}: a run without a checkpoint best.pt{resume}")
+    config = from_plain(checkpoint.load(best)["config"], str(best), overrides)
+    return Entry(folder.resolve().name, config, folder)
+
+
+def open_same(entries: Sequence[Entry]) -> "DetectionDataset":
+    """Open the test split that all are compared on, labelled as by the first of them.
+
+    Raises UserError, naming two of them, where classes, photos or metric are not the same.
+    """
+    from detkit.data import open_dataset
+
+    first, *others = entries
+    dataset = open_dataset(first.config.data, "test", _classes(first))
+    for entry in others:
+        other = open_dataset(entry.config.data, "test", _classes(entry))
+        metrics = first.config.evaluate.metric, entry.config.evaluate.metric
+        for what, one, two, hint in (
+            ("classes", sorted(dataset.classes), sorted(other.classes), ""),
+            ("photos", _places(dataset), _places(other), "; data.root=ROOT and data.test=[SPLIT] set both"),
+            ("metrics", *([metric] for metric in metrics), f"; evaluate.metric={metrics[0]} sets both"),
+        ):
+            if one != two:
+                raise UserError(
+                    f"{first.name} and {entry.name} cannot be compared, their {what} are not the same: "
+                    f"{_short(one)}, and {_short(two)}{hint}"
+                )
+    return dataset
+
+
+def _classes(entry: Entry) -> tuple[str, ...]:
+    from detkit.data import open_dataset
+
+    if entry.best.is_file():
+        return tuple(checkpoint.load(entry.best)["classes"])
+    return open_dataset(entry.config.data, "train").classes
+
+
+def _places(dataset: "DetectionDataset") -> list[str]:
+    return [f"{root.resolve()}/{split}" for root, split in dataset.sources]
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
