@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = Parser(
         prog="detkit compare",
-        description="Train what is not trained yet, and put all side by side on the same data: mAP, speed, memory, size, "
-        "training time, kinds of errors.",
+        description="Train what is not trained yet, and put all side by side on the same data: mAP, speed, memory, "
+        "size, training time, kinds of errors.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

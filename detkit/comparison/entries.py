@@ -54,9 +54,8 @@ def find_entries(names: Iterable[str], overrides: list[str], out: Path) -> list[
     Raises UserError, in one line: a name that is neither, a run without a checkpoint, two of one name, a folder in
     `out` that another config was trained into.
     """
-    entries: list[Entry] = []
-    for place in dict.fromkeys(path for name in names for path in _resolve(Path(name))):
-        entries.append(_run(place, overrides) if place.is_dir() else _config(place, overrides, out))
+    places = dict.fromkeys(path for name in names for path in _resolve(Path(name)))
+    entries = [_run(place, overrides) if place.is_dir() else _config(place, overrides, out) for place in places]
     by_name: dict[str, Entry] = {}
     for entry in entries:
         other = by_name.setdefault(entry.name, entry)
@@ -100,7 +99,9 @@ def _config(path: Path, overrides: list[str], out: Path) -> Entry:
     if own.is_file():
         changed = difference(to_plain(config), to_plain(load_config(own)))
         if changed:
-            raise UserError(f"{path} is not what {own} was trained by: {changed}; remove {folder}, or give another --out")
+            raise UserError(
+                f"{path} is not what {own} was trained by: {changed}; remove {folder}, or give another --out"
+            )
     return Entry(path.stem, config, folder, path)
 
 

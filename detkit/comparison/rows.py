@@ -100,17 +100,17 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-# title -> what it is; the screen and the page have the same columns
-COLUMNS = {
-    "mAP": "on the test split",
-    **{f"images/s, batch {batch}": "detection, proposals given" for batch in BATCHES},
-    "proposals, s/image": "their making, apart from the detector",
-    "images/s, training": "steps of SGD",
-    "training": "whole command",
-    "memory, MB": "peak in detection",
-    "parameters, M": "millions",
-    "GFLOPs": "one image",
-}
+# the screen and the page show the same
+COLUMNS = (
+    "mAP",
+    *(f"images/s, batch {batch}" for batch in BATCHES),
+    "proposals, s/image",
+    "images/s, training",
+    "training",
+    "memory, MB",
+    "parameters, M",
+    "GFLOPs",
+)
 
 
 def cells(row: Compared) -> dict[str, str]:
@@ -132,16 +132,23 @@ def cells(row: Compared) -> dict[str, str]:
 
 
 def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
-    """Return a rich table, one row a detector."""
+    """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(caption=escape(caption), caption_justify="left", caption_style="")
-    table.add_column("detector", overflow="fold")
-    for title in COLUMNS:
-        table.add_column(title.replace(", ", "\n"), justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left")
+    table.caption_style = ""
+    table.add_column("")
     for row in rows:
-        table.add_row(escape(row.entry.label), *cells(row).values())
+        table.add_column(escape(row.entry.label), justify="right", overflow="fold")
+    numbers = [cells(row) for row in rows]
+    for title in COLUMNS:
+        table.add_row(title, *(own[title] for own in numbers), end_section=title == COLUMNS[-1])
+    costs = [row.errors.cost.tolist() for row in rows]
+    for place, kind in enumerate(KINDS):
+        gains = (f"{own[place]:+.4f}" if own[place] == own[place] else "–" for own in costs)
+        table.add_row(f"errors: {kind}", *gains)
     return table
 
 

@@ -130,11 +130,15 @@ def _speed(points: "Sequence[SpeedPoint]") -> str:
 def _classes(rows: Sequence[Compared]) -> str:
     """AP of each class, a column a detector; the best of a class is marked."""
     lines = [
-        _line(name, values) for name, values in zip(rows[0].result.classes, zip(*(row.result.ap.tolist() for row in rows)))
+        _line(name, values)
+        for name, values in zip(rows[0].result.classes, zip(*(row.result.ap.tolist() for row in rows)))
     ]
     foot = _line("mAP", [row.result.mAP for row in rows])
     titles = ["class", *(row.entry.label for row in rows)]
-    return _scroll("AP of each class", f'<table class="sortable">{_titles(titles)}<tbody>{"".join(lines)}</tbody><tfoot>{foot}</tfoot></table>')
+    return _scroll(
+        "AP of each class",
+        f'<table class="sortable">{_titles(titles)}<tbody>{"".join(lines)}</tbody><tfoot>{foot}</tfoot></table>',
+    )
 
 
 def _line(name: str, values: Sequence[float]) -> str:

@@ -47,9 +47,10 @@ def pr_comparison(results: Mapping[str, "VOCResult"]) -> str:
         curves |= {str(index): _envelope(result, index) for index in known}
         for key, (xs, ys) in curves.items():
             text = f"{name}: mAP {result.mAP:.3f}" if key == "mean" else f"{name}: AP {result.ap[int(key)]:.3f}"
+            hidden = "" if key == "mean" else " hidden"
             lines += (
-                f'<polyline class="curve" data-class="{key}" data-run="{place}" style="--hue:{hue(place)}"'
-                f'{"" if key == "mean" else " hidden"} points="{_points(xs, ys)}"><title>{escape(text)}</title></polyline>'
+                f'<polyline class="curve" data-class="{key}" style="--hue:{hue(place)}"{hidden} '
+                f'points="{_points(xs, ys)}"><title>{escape(text)}</title></polyline>'
             )
     text = f"Precision against recall of {len(results)} detectors"
     return _frame(text, "recall", "precision", (0, 1), (0, 1), lines)

@@ -10,7 +10,7 @@ from detkit.viz.figure import hex_code, new_figure, save, tidy
 
 @dataclass(frozen=True)
 class SpeedPoint:
-    """One detector. speed: images a second; slower: the same with the making of its proposals, None where it has none."""
+    """One detector. speed: images a second; slower: with the making of its proposals, None where it has none."""
 
     name: str
     mAP: float
