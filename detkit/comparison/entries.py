@@ -122,20 +122,17 @@ def open_same(entries: Sequence[Entry]) -> "DetectionDataset":
     from detkit.data import open_dataset
 
     first, *others = entries
-    dataset = open_dataset(first.config.data, "test", _classes(first))
+    classes = _classes(first)
+    for entry in others:  # before the photos, which another's classes may not fit
+        _check_same("classes", (first, sorted(classes)), (entry, sorted(_classes(entry))))
+    metric = first.config.evaluate.metric
+    dataset = open_dataset(first.config.data, "test", classes)
     for entry in others:
-        other = open_dataset(entry.config.data, "test", _classes(entry))
-        metrics = first.config.evaluate.metric, entry.config.evaluate.metric
-        for what, one, two, hint in (
-            ("classes", sorted(dataset.classes), sorted(other.classes), ""),
-            ("photos", _places(dataset), _places(other), "; data.root=ROOT and data.test=[SPLIT] set both"),
-            ("metrics", *([metric] for metric in metrics), f"; evaluate.metric={metrics[0]} sets both"),
-        ):
-            if one != two:
-                raise UserError(
-                    f"{first.name} and {entry.name} cannot be compared, their {what} are not the same: "
-                    f"{_short(one)}, and {_short(two)}{hint}"
-                )
+        other = open_dataset(entry.config.data, "test", classes)
+        hint = "; data.root=ROOT and data.test=[SPLIT] set both"
+        _check_same("photos", (first, _places(dataset)), (entry, _places(other)), hint)
+        hint = f"; evaluate.metric={metric} sets both"
+        _check_same("metrics", (first, [metric]), (entry, [entry.config.evaluate.metric]), hint)
     return dataset
 
 
@@ -151,5 +148,10 @@ def _places(dataset: "DetectionDataset") -> list[str]:
     return [f"{root.resolve()}/{split}" for root, split in dataset.sources]
 
 
-def _short(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+def _check_same(what: str, one: tuple[Entry, list[str]], other: tuple[Entry, list[str]], hint: str = "") -> None:
+    if one[1] != other[1]:
+        values = (", ".join(names[:6]) + ", ..." * (len(names) > 6) for _, names in (one, other))
+        raise UserError(
+            f"{one[0].name} and {other[0].name} cannot be compared, their {what} are not the same: "
+            f"{', and '.join(values)}{hint}"
+        )

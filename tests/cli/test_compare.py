@@ -39,7 +39,8 @@ TIMES = ("training_seconds", "training_images_per_second", "memory_bytes")
 
 SSD = """
 model: {{name: ssd, backbone: {{name: tiny}}, size: 96, l2norm: [], extras: [[32, 64, 3, 2, 1]], batch_norm: false,
-  min_sizes: [12.0, 24.0, 48.0, 72.0], max_sizes: [24.0, 48.0, 72.0, 90.0], aspect_ratios: [[2.0], [2.0], [2.0], [2.0]]}}
+  min_sizes: [12.0, 24.0, 48.0, 72.0], max_sizes: [24.0, 48.0, 72.0, 90.0],
+  aspect_ratios: [[2.0], [2.0], [2.0], [2.0]]}}
 data: {{root: {root}, train: [train], val: [val], test: [test]}}
 train: {{iterations: 2, batch: 4, workers: 0, device: cpu}}
 """
@@ -481,7 +482,11 @@ const seen = {}, all = (what) => [...document.querySelectorAll(what)];
 const by = (name, value) => document.querySelector(`input[name=${name}][value="${value}"]`);
 window.onerror = (message) => { seen.error = message; };
 document.addEventListener("securitypolicyviolation", (event) => { seen.refused = event.blockedURI; });
-const choose = (id, value) => { const box = document.getElementById(id); box.value = value; box.dispatchEvent(new Event("change")); };
+const choose = (id, value) => {
+  const box = document.getElementById(id);
+  box.value = value;
+  box.dispatchEvent(new Event("change"));
+};
 seen.groups = all(".group").length;
 seen.cards = all(".card").length;
 const boxes = () => all("#photos rect.box:not(.object)").length;
@@ -498,7 +503,8 @@ choose("level", 0);
 seen.fewer = boxes() < seen.all;
 all(".card")[1].click();
 seen.open = document.getElementById("large").open;
-const press = (key) => document.getElementById("large").dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const large = document.getElementById("large");
+const press = (key) => large.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
 const caption = () => document.getElementById("caption").textContent;
 seen.first = caption().includes("photo 1 of 9: slim");
 press("ArrowRight"); seen.right = caption().includes("photo 1 of 9: wide");
@@ -531,7 +537,11 @@ def test_it_lives_in_a_browser(compared: Path, tmp_path: Path):
     seen = json.loads(next(own for _, own in Strict(output).elements if "data-seen" in own)["data-seen"] or "")
     assert seen.pop("all") > 20
     assert seen == {
-        **{"groups": 9, "cards": 27, "none": 0, "means": 2, "circles": 2, "nameless": 0},
+        **dict.fromkeys(("means", "circles"), 2),
         **dict.fromkeys(("without_background", "back", "fewer", "open", "first", "right", "down", "next"), True),
-        **{"closed": True, "wide": True, "sorted": ["slim (toy)", "wide (toy)"]},
+        **dict.fromkeys(("closed", "wide"), True),
+        **dict.fromkeys(("none", "nameless"), 0),
+        "groups": 9,
+        "cards": 27,
+        "sorted": ["slim (toy)", "wide (toy)"],
     }
