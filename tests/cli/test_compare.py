@@ -247,7 +247,7 @@ def test_stopped_and_gone_on_with(
     found, whole = content(out)["detectors"][1], content(compared)["detectors"][1]
     assert found["training_seconds"] > first + 0.5
     for name in TIMES:
-        found.pop(name), whole.pop(name)
+        del found[name], whole[name]
     found["checkpoint"] = whole["checkpoint"]
     assert found == whole
 
@@ -401,7 +401,7 @@ def _toy_config(toys: Path) -> Path:
             "slim and triangles cannot be compared, their classes are not the same",
         ),
         (["{compared}/slim", "{tmp}/val"], "slim and val cannot be compared, their photos are not the same"),
-        (["{compared}/slim", "{tmp}/area"], "their metrics are not the same: voc07, and voc; evaluate.metric=voc07"),
+        (["{compared}/slim", "{tmp}/area"], "their metrics are not the same: voc, and voc07; evaluate.metric=voc sets"),
         (["{configs}", "train.itterations=3"], "train.itterations"),
         (["train.iterations=3"], "what to compare"),
         (["{configs}", "--rounds", "0"], "at least one"),
