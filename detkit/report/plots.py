@@ -81,9 +81,15 @@ def speed_plot(points: "Sequence[SpeedPoint]") -> str:
     """Draw mAP against images a second on a logarithmic axis, as `viz.comparison.speed_plot` does."""
     speeds = [speed for point in points for speed in (point.speed, point.slower) if speed is not None]
     low, high = math.log10(min(speeds)) - 0.15, math.log10(max(speeds)) + 0.15
+    wider = max(0.0, 0.75 - (high - low)) / 2  # less than a power of ten would blow small differences up
+    low, high = low - wider, high + wider
     values = [point.mAP for point in points]
-    room = max(0.02, (max(values) - min(values)) * 0.2)
-    bottom, top = max(0.0, min(values) - room), min(1.0, max(values) + room)
+    # four steps between round numbers, with some room at both ends
+    steps = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25)
+    first = {step: math.floor((min(values) - step / 4) / step) * step for step in steps}
+    step = next((step for step in steps if first[step] + 3.75 * step >= max(values)), steps[-1])
+    bottom = max(0.0, first[step])
+    top = bottom + 4 * step
 
     def place(speed: float, value: float) -> tuple[float, float]:
         return _x((math.log10(speed) - low) / (high - low)), _y((value - bottom) / (top - bottom))
