@@ -124,7 +124,7 @@ def _speed(points: "Sequence[SpeedPoint]") -> str:
         else ""
     )
     caption = f"Accuracy against speed: up and to the right is better.{hollow}"
-    return f'<figure class="wide">{plots.speed_plot(points)}<figcaption>{caption}</figcaption></figure>'
+    return f'<figure class="wide" tabindex="0">{plots.speed_plot(points)}<figcaption>{caption}</figcaption></figure>'
 
 
 def _classes(rows: Sequence[Compared]) -> str:
