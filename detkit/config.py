@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     GrammarParseError,
@@ -16,6 +16,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from detkit import extensions
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_atomic
 
@@ -50,9 +51,10 @@ class DataConfig:
     """A data set and what the loader does with it.
 
     format: `voc`, `coco` or `yolo`; `auto` finds out which by what root holds; `shapes` is drawn by detkit on first
-    use. root: the folder of the data set, or the folder above several of them. train, val, test: split names,
-    `SUBFOLDER/SPLIT` where root holds several (07+12: [VOC2007/trainval, VOC2012/trainval]), or for COCO and YOLO the
-    .json or .txt file of a split below root; null takes what root holds. classes: null reads them from the annotations.
+    use; or one of your own, see data/custom.py. root: the folder of the data set, or the folder above several of them.
+    train, val, test: split names, `SUBFOLDER/SPLIT` where root holds several (07+12: [VOC2007/trainval,
+    VOC2012/trainval]), or for COCO and YOLO the .json or .txt file of a split below root; null takes what root holds.
+    classes: null reads them from the annotations.
     difficult: whether difficult objects are trained on (crowds never are). cache: keep decoded images in memory.
     augment: a list of {TransformName: {parameters}}, detkit's own or any of albumentations'.
     proposals: stores as `detkit proposals` writes them, searched by image in this order, for detectors that classify
@@ -73,7 +75,11 @@ class DataConfig:
     proposal_count: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("data.format", self.format, ("auto", "voc", "coco", "yolo", "shapes"))
+        known = ("auto", "voc", "coco", "yolo", "shapes")
+        if self.format not in known:
+            from detkit.data.formats import DATASETS  # not at the top: it is large, and few have formats of their own
+
+            _one_of("data.format", self.format, tuple(dict.fromkeys((*known, *DATASETS))))
         _at_least("data.proposal_count", self.proposal_count, 0)
 
 
@@ -181,13 +187,17 @@ class EvaluateConfig:
 
 @dataclass
 class Config:
-    """A whole experiment. `model` is an instance of the detector's own dataclass, found by `model.name`."""
+    """A whole experiment. `model` is an instance of the detector's own dataclass, found by `model.name`.
+
+    imports: Python files and modules of your own that register models, backbones or formats, see extensions.py.
+    """
 
     model: Any = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    imports: list[str] = field(default_factory=list)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -198,11 +208,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     return parse_config(read_yaml(path), str(path), overrides)
 
 
-def parse_config(values: DictConfig, source: str, overrides: list[str] | None = None) -> Config:
-    """Check values read from `source` and `key=value` arguments against the dataclasses."""
+def parse_config(
+    values: DictConfig, source: str, overrides: list[str] | None = None, *, trusted: bool = True
+) -> Config:
+    """Check values read from `source` and `key=value` arguments against the dataclasses.
+
+    trusted: whether the code that `values` names in `imports` is run; that of the arguments is.
+    """
     from detkit.models import model_config_type  # not at the top: models import this module
 
     arguments = [(f"argument {text!r}", parse_override(text)) for text in overrides or []]
+    for layer in [values, *(layer for _, layer in arguments)] if trusted else [layer for _, layer in arguments]:
+        if isinstance(names := layer.get("imports"), ListConfig):  # what is no list is refused below
+            extensions.import_code(map(str, names))
+    if not trusted:
+        _check_code(values, source)
     name = None
     for _, layer in [(source, values), *arguments]:
         model = layer.get("model") if isinstance(layer, DictConfig) else None
@@ -217,7 +237,30 @@ def parse_config(values: DictConfig, source: str, overrides: list[str] | None = 
     merged = schema
     for origin, layer in [(source, values), *arguments]:
         merged = _merge(merged, layer, origin)
-    return _to_object(merged, source)
+    config = _to_object(merged, source)
+    if trusted:  # the command line's --import is part of an experiment, too
+        config.imports += [name for name in extensions.imported if name not in config.imports]
+    return config
+
+
+def _check_code(values: DictConfig, source: str) -> None:
+    """Raise UserError where names are unknown that the code in `imports` would register."""
+    from detkit.backbones import BACKBONES
+    from detkit.data.formats import DATASETS
+    from detkit.models import MODELS
+
+    known = {
+        "model.name": MODELS,
+        "model.backbone.name": BACKBONES,
+        "data.format": ("auto", "shapes", *DATASETS),
+    }
+    for key, names in known.items():
+        name = OmegaConf.select(values, key)
+        if values.get("imports") and isinstance(name, str) and "/" not in name and name not in names:
+            options = " ".join(f"--import {each}" for each in values.imports)
+            raise UserError(
+                f"{source}: {key} is {name!r}, of code that is not loaded: add {options} (in Python, import it first)"
+            )
 
 
 def read_yaml(path: str | Path) -> DictConfig:
@@ -260,7 +303,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 def from_plain(values: dict[str, Any], source: str, overrides: list[str] | None = None) -> Config:
     """Rebuild a config from a checkpoint's plain values."""
-    return parse_config(OmegaConf.create(values), source, overrides)
+    return parse_config(OmegaConf.create(values), source, overrides, trusted=False)
 
 
 def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:

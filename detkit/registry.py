@@ -35,6 +35,16 @@ class Registry(Generic[T]):
             raise UserError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def match(self, pattern: str) -> list[str]:
+        """Return the sorted names that match a shell pattern; a UserError names the nearest where none does."""
+        found = self.names(pattern)
+        if not found:
+            raise UserError(f"no {self.kind} matches {pattern!r}{did_you_mean(pattern.strip('*?'), self._entries)}")
+        return found
+
     def names(self, pattern: str = "*") -> list[str]:
         """Return the sorted names that match a shell pattern."""
         return sorted(name for name in self._entries if fnmatchcase(name, pattern))

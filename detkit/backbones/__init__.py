@@ -15,6 +15,8 @@ from detkit.backbones import (
     zfnet,
 )
 from detkit.backbones.base import Backbone, FeatureInfo, fully_connected
+from detkit.backbones.classic import SequentialBackbone
+from detkit.backbones.describe import BackboneSummary, describe_backbone
 from detkit.backbones.registry import BACKBONES
 from detkit.backbones.timm_models import PREFIX, Timm
 from detkit.backbones.weights import load_weights
@@ -23,8 +25,11 @@ from detkit.config import BackboneConfig
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "BackboneSummary",
     "FeatureInfo",
+    "SequentialBackbone",
     "create_backbone",
+    "describe_backbone",
     "fully_connected",
     "list_backbones",
     "load_weights",

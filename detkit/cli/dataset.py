@@ -98,8 +98,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_format(parser: argparse.ArgumentParser, option: str) -> None:
-    text = "voc, coco or yolo (default: by what the folder holds)"
-    parser.add_argument(option, dest="format", default="auto", choices=("auto", *FORMATS), help=text)
+    text = "voc, coco or yolo (default: by what the folder holds), or one that --import brings"
+    parser.add_argument(option, dest="format", default="auto", metavar="FORMAT", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,10 @@ def split_dataset(
     kind = find_format(root, wanted)
     if source is not None and kind != "coco":
         raise UserError(f"{root} is {kind}, of which all images are divided; leave --from {source} out")
-    index, existing, write = {"voc": _voc, "coco": _coco, "yolo": _yolo}[kind](root, source)
+    kinds = {"voc": _voc, "coco": _coco, "yolo": _yolo}
+    if kind not in kinds:
+        raise UserError(f"{root} is {kind}, whose lists detkit can't write; `convert` it to voc, coco or yolo first")
+    index, existing, write = kinds[kind](root, source)
     for name in shares:
         if name in existing:
             raise UserError(f"{root} has a split {name} already, which is left as it is; remove it first")

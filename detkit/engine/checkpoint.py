@@ -173,7 +173,12 @@ def start_from(detector: "Detector", path: str | Path) -> None:
         left = [name for name in own if name.startswith(detector.class_layers)]
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(detector.class_layers)}
         weights |= {name: own[name] for name in left}
-    load_weights(detector, weights, path)
+    try:
+        load_weights(detector, weights, path)
+    except UserError as error:
+        model = content["config"]["model"]
+        backbone = (model.get("backbone") or {}).get("name")
+        raise UserError(f"{error}; they fit model.name={model['name']} model.backbone.name={backbone}") from None
     line = f"weights: {len(own) - len(left)} of {len(own)} tensors from {path}"
     line += f"; new for other classes: {', '.join(left[:4])}{', ...' * (len(left) > 4)}" if left else ""
     print(line, file=sys.stderr)

@@ -162,12 +162,13 @@ class Run:
             self.best, self.metrics = resumed["training"]["best"], resumed["metrics"]
         return resumed
 
-    def restore(self, detector: "Detector") -> dict[str, Any] | None:
-        """`take_resumed` of a stage whose detector lies in last.pt as inference uses it; gives it its weights."""
+    def restore(self, detector: "Detector") -> dict[str, Any]:
+        """Give the detector its weights, where inference's lie in last.pt; return what the stage saved, or {}."""
         resumed = self.take_resumed()
-        if resumed is not None:
-            checkpoint.load_weights(detector, resumed["model"], self.last)
-        return resumed
+        if resumed is None:
+            return {}
+        checkpoint.load_weights(detector, resumed["model"], self.last)
+        return resumed["training"]
 
     def save_last(self, detector: "Detector", state: dict[str, Any], iteration: int | None = None) -> None:
         """Write last.pt: `detector` is what inference uses, `state` what the stage needs to go on.

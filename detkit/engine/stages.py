@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 class Stage(Protocol):
     """A stage of its own kind, such as fitting SVMs on frozen features.
 
-    `run` changes the detector in place. It calls `run.take_resumed()` for what it saved before a kill, then
-    `run.begin()`, saves with `run.save_last(detector, steps, state)`, and at the end keeps its result with
-    `run.evaluate`.
+    `run` changes the detector in place. It calls `run.restore(detector)` for what it saved before a kill, then
+    `run.begin()`, saves with `run.save_last(detector, state)`, and at the end keeps its result with `run.conclude`.
     """
 
     @property
@@ -26,7 +25,7 @@ class Stage(Protocol):
 
 
 def run_stages(detector: "Detector", run: Run) -> None:
-    """Run the detector's stages; a resumed run begins with the stage that last.pt was saved in.
+    """Run the detector's stages; a resumed run begins with the stage that last.pt was saved in, if it isn't done.
 
     An SGD stage is only described by the detector, since the loop belongs to the engine; others bring their `run`.
     """
@@ -38,6 +37,9 @@ def run_stages(detector: "Detector", run: Run) -> None:
             raise UserError(f"{run.folder / 'last.pt'}: saved in stage {name!r}; this model has {', '.join(names)}")
         at = names.index(name)
         run.before = run.config.train.iterations * sum(done.longer for done in stages[:at] if isinstance(done, SGD))
+        if run.resumed["training"].get("finished"):
+            run.restore(detector)
+            at += 1
         stages = stages[at:]
     for stage in stages:
         run.stage = stage.name

@@ -6,11 +6,22 @@ from typing import Any
 from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1
 from detkit.models.base import SGD, Detector
 from detkit.models.compress import restructure
+from detkit.models.describe import ModelSummary, describe_model
 from detkit.models.postprocess import postprocess
 from detkit.models.region import RegionDetector
 from detkit.models.registry import MODELS
 
-__all__ = ["MODELS", "SGD", "Detector", "build_detector", "list_models", "model_config_type", "postprocess"]
+__all__ = [
+    "MODELS",
+    "SGD",
+    "Detector",
+    "ModelSummary",
+    "build_detector",
+    "describe_model",
+    "list_models",
+    "model_config_type",
+    "postprocess",
+]
 
 # importing a file registers its names
 PAPERS = (fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1)

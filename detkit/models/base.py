@@ -2,13 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detkit.config import Config
 from detkit.structures import Detections, Images, InputSpec, Predictions, Targets, TruthSet
+
+
+class Paper(NamedTuple):
+    """Where a detector was published."""
+
+    title: str
+    year: int
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,15 @@ class SGD:
 class Detector(nn.Module):
     """A network with its losses and its decoding; every detector trains, evaluates and detects through these methods.
 
-    config_type: the dataclass of its config. classes: the names behind labels 0..C-1. input: how images must arrive.
+    config_type: the dataclass of its config. paper: where it was published, None for one that was not.
+    classes: the names behind labels 0..C-1. input: how images must arrive.
     given_proposals: whether it classifies regions that come with the images.
     class_layers: how the names begin of the weights whose meaning depends on the classes.
     experiment: the whole config of the checkpoint that it was loaded from, if it was.
     """
 
     config_type: ClassVar[type]
+    paper: ClassVar[Paper | None] = None
     given_proposals: ClassVar[bool] = False
     class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]

@@ -29,10 +29,7 @@ class BoxRegression:
 
     def run(self, detector: "LinearDetector", run: Any) -> None:
         """Fit `detector.head.regressor`; an interrupted pass over the photos goes on where it was."""
-        saved = run.restore(detector)
-        state = {} if saved is None else saved["training"]
-        if state.get("finished"):
-            return
+        state = run.restore(detector)
         run.begin()
         rows = spread(len(run.train), self.photos)
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []

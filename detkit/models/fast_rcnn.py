@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detkit.backbones import create_backbone
-from detkit.models.base import SGD
+from detkit.models.base import SGD, Paper
 from detkit.models.pyramid import check_scales, image_pyramid, pool_from
 from detkit.models.region import (
     CODER,
@@ -89,6 +89,7 @@ class FastRCNN(RegionDetector):
     """Backbone once an image, RoI pooling of given proposals, and the backbone's tail with two siblings on top."""
 
     config_type = FastRCNNConfig
+    paper = Paper("Fast R-CNN", 2015)
     given_proposals = True
     head: RegionHead
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from detkit.backbones import create_backbone, fully_connected
 from detkit.errors import UserError
-from detkit.models.base import SGD
+from detkit.models.base import SGD, Paper
 from detkit.models.necks import FPN
 from detkit.models.region import (
     MapFeatures,
@@ -140,6 +140,7 @@ class FasterRCNN(RegionDetector):
     """Backbone (and neck), region proposal network, and a region head on the same maps."""
 
     config_type = FasterRCNNConfig
+    paper = Paper("Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", 2015)
     stage = "sgd"  # of training, see `enter`
 
     def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:

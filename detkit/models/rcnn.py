@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
+from detkit.models.base import Paper
 from detkit.models.fitting import check_pixels, tail_width
 from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
 from detkit.models.region import at_least_one
@@ -57,6 +58,7 @@ class RCNN(LinearDetector):
     """Every region cut out, warped to a square and sent through the whole network."""
 
     config_type = RCNNConfig
+    paper = Paper("Rich feature hierarchies for accurate object detection and semantic segmentation", 2014)
 
     def __init__(self, config: RCNNConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))

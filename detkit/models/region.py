@@ -198,7 +198,8 @@ class RegionDetector(Detector):
             for layer in norm_layers(self):
                 layer.requires_grad_(False)
         self._still = norm_layers(self) if norms else []
-        self.freeze(*self.backbone.stages()[:stages])  # pyright: ignore[reportCallIssue]
+        if stages:  # which not every backbone has
+            self.freeze(*self.backbone.stages()[:stages])  # pyright: ignore[reportCallIssue]
 
     def freeze(self, *modules: nn.Module) -> None:
         """Fix modules, their batch norms' statistics included."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
+from detkit.models.base import Paper
 from detkit.models.fitting import check_pixels
 from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
 from detkit.models.pyramid import Pyramid, check_scales, image_pyramid, pool_from
@@ -57,6 +58,7 @@ class SPPNet(LinearDetector):
     """Backbone once a photo and scale, and a pyramid of bins over the map of each region."""
 
     config_type = SPPNetConfig
+    paper = Paper("Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition", 2014)
 
     def __init__(self, config: SPPNetConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector
+from detkit.models.base import Detector, Paper
 from detkit.models.fitting import check_pixels
 from detkit.models.registry import MODELS
 from detkit.ops import BoxCoder, default_boxes, match_ssd, multibox_loss
@@ -122,6 +122,7 @@ class SSD(Detector):
     """Backbone, extra feature layers, and on each map a 3x3 classifier and a 3x3 box regressor (section 2.1)."""
 
     config_type = SSDConfig
+    paper = Paper("SSD: Single Shot MultiBox Detector", 2016)
     class_layers = ("classifiers.", "regressors.")
     anchors: Tensor
 

@@ -36,10 +36,7 @@ class SVMs:
 
     def run(self, detector: "LinearDetector", run: Any) -> None:
         """Fit `detector.head.svm`; an interrupted pass over the photos goes on where it was."""
-        saved = run.restore(detector)
-        state = {} if saved is None else saved["training"]
-        if state.get("finished"):
-            return
+        state = run.restore(detector)
         run.begin()
         rows = spread(len(run.train), self.photos)
 

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from detkit.backbones import Backbone, create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector
+from detkit.models.base import Detector, Paper
 from detkit.models.fitting import check_pixels
 from detkit.models.registry import MODELS
 from detkit.structures import Images, InputSpec, Predictions, Targets
@@ -88,6 +88,7 @@ class TorchvisionSSD(Detector):
     """Loops over images, as torchvision does."""
 
     config_type = TorchvisionSSDConfig
+    paper = Paper("SSD: Single Shot MultiBox Detector", 2016)
     class_layers = ("ssd.head.",)
 
     def __init__(self, config: TorchvisionSSDConfig, classes: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from detkit.backbones import create_backbone
 from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector
+from detkit.models.base import Detector, Paper
 from detkit.models.fitting import check_pixels
 from detkit.models.registry import MODELS
 from detkit.ops import Cells, assign_cells, decode_cells, yolo_loss
@@ -120,6 +120,7 @@ class YOLOv1(Detector):
     """Backbone, four convolutions, and a fully connected or convolutional output for S x S cells."""
 
     config_type = YOLOv1Config
+    paper = Paper("You Only Look Once: Unified, Real-Time Object Detection", 2016)
     class_layers = ("head.",)
 
     def __init__(self, config: YOLOv1Config, classes: tuple[str, ...]) -> None:

@@ -212,17 +212,13 @@ class Shift:
     fail_at: int | None = None
 
     def run(self, detector: Toy, run: Run) -> None:
-        resumed = run.take_resumed()
-        done = 0
-        if resumed is not None:
-            done = resumed["training"]["iteration"]
-            checkpoint.load_weights(detector, resumed["model"], run.last)
+        done = run.restore(detector).get("iteration", 0)
         run.begin()
         for step in range(done, 3):
             if step == self.fail_at:
                 raise KeyboardInterrupt
             with torch.no_grad():
-                detector.out.bias.add_(1.0)
+                detector.out.get_parameter("bias").add_(1.0)
             run.save_last(detector, {"iteration": step + 1}, step + 1)
 
 
@@ -248,6 +244,33 @@ def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_p
         before = checkpoint.load(folder / "best.pt")["model"]["out.bias"]
         torch.testing.assert_close(biases[-1], before + 3)
     assert torch.equal(*biases)
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """A stage that adds to the biases, once."""
+
+    name: str
+
+    def run(self, detector: Toy, run: Run) -> None:
+        run.restore(detector)
+        run.begin()
+        with torch.no_grad():
+            detector.out.get_parameter("bias").add_(1.0)
+        run.conclude(detector)
+
+
+def test_a_finished_stage_is_passed_by(train: Train, tmp_path: Path, monkeypatch) -> None:
+    stages = [SGD(), Conclude("first"), Shift("second", fail_at=0)]
+    monkeypatch.setattr(Toy, "stages", lambda _: stages)
+    short = ("train.iterations=4", "data.val=[]", "data.test=[]", "--out", tmp_path / "run")
+    assert train(*short) == 130
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert saved["training"]["stage"] == "first"
+    stages[2] = Shift("second")
+    assert train("--resume", tmp_path / "run") == 0
+    bias = checkpoint.load(tmp_path / "run" / "last.pt")["model"]["out.bias"]
+    torch.testing.assert_close(bias, saved["model"]["out.bias"] + 3)
 
 
 def test_compile_trains_the_same_network(train: Train, tmp_path: Path, monkeypatch) -> None:

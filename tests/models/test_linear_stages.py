@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +42,9 @@ class Run:
         self.batches, self.concluded = batches, 0
         self.train = range(sum(len(images) for images, _ in batches))
 
-    def restore(self, detector: Any) -> None: ...
+    def restore(self, detector: Any) -> dict[str, Any]:
+        return {}
+
     def begin(self) -> None: ...
     def say(self, text: str) -> None: ...
     def save_last(self, detector: Any, state: dict[str, Any]) -> None: ...
@@ -245,11 +246,3 @@ def test_until_it_is_fitted_the_softmax_scores() -> None:
         "classifier.weight",
         "classifier.bias",
     }
-
-
-def test_a_stage_that_finished_is_passed_by() -> None:
-    detector = Linear()
-    run = SimpleNamespace(restore=lambda _: {"training": {"finished": True}})
-    STAGE.run(detector, run)  # pyright: ignore[reportArgumentType]
-    BoxRegression(CODER, 1.0, 0.6, 0).run(detector, run)  # pyright: ignore[reportArgumentType]
-    assert not bool(detector.head.svm_fitted)

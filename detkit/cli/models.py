@@ -1,0 +1,86 @@
+"""detkit models: what there is, from which paper, with which weights and configs."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.cli.listing import billions, millions, table, where
+
+if TYPE_CHECKING:
+    from detkit.models import ModelSummary
+
+EPILOG = """examples:
+  detkit models
+  detkit models '*rcnn' --json
+  detkit models --import my_detector.py
+
+dense detectors look at fixed places of an image, region detectors at regions: given ones (detkit proposals), or their
+own (an RPN). All numbers are those of the paper's config, which the model has by itself, with 20 classes. GFLOPs: of
+one photo of 500x375, and of each region besides; a multiplication and an addition are two (tables that call them one
+show half). weights: trained detectors, for detect, evaluate, detkit.load and train.weights. configs: those in the
+folder configs that use the model.
+"""
+HEADER = ("name", "kind", "proposals", "backbone", "input", "parameters", "GFLOPs", "a region", "paper")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="detkit models",
+        description="List the detectors with papers, parameters, FLOPs, weights that exist, and configs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: '*rcnn'")
+    parser.add_argument("--json", action="store_true", help="print JSON: all that is known")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the list, then weights and configs."""
+    from detkit.models import MODELS, describe_model
+
+    found = [describe_model(name) for name in MODELS.match(arguments.pattern)]
+    configs = find_configs()
+    if arguments.json:
+        print(json.dumps([{**_plain(one), "configs": configs.get(one.name, [])} for one in found], indent=1))
+        return
+    print(table(HEADER, [_row(one) for one in found], HEADER[5:8]))
+    print(
+        "\nGFLOPs: one photo of 500x375, and each region besides; a multiply-add is two. 20 classes, the paper's config"
+    )
+    weights = [(source.name, where(source), one.name) for one in found for source in one.weights]
+    if weights:
+        print("\n" + table(("weights", "from", "model"), weights))
+    used = [(config, one.name) for one in found for config in configs.get(one.name, [])]
+    if used:
+        print("\n" + table(("config", "model"), used))
+
+
+def find_configs() -> dict[str, list[str]]:
+    """Return the configs of each model: those below ./configs, else below that of detkit's checkout."""
+    import yaml
+
+    folders = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.yaml")) if folder is not None else ():
+        try:
+            name = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"]
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+            continue  # not a config of an experiment
+        found.setdefault(name, []).append(str(path))
+    return found
+
+
+def _row(one: "ModelSummary") -> list[str]:
+    paper = "-" if one.paper is None else f"{one.paper.title} ({one.paper.year})"
+    region = billions(one.region_flops) if one.kind == "region" else "-"
+    numbers = (millions(one.parameters), billions(one.flops), region)
+    return [one.name, one.kind, one.proposals or "-", one.backbone or "any", one.input or "-", *numbers, paper]
+
+
+def _plain(one: "ModelSummary") -> dict:
+    paper = None if one.paper is None else one.paper._asdict()
+    return {**vars(one), "paper": paper, "weights": [source._asdict() for source in one.weights]}

@@ -1,0 +1,128 @@
+"""A data set format of your own: a function that reads it.
+
+    @register_format("lines")
+    def read(root): return {"train": [Photo("a.jpg", [Object("cat", (10, 20, 110, 90))])], "test": [...]}
+
+Then `data.format=lines` names it, see `imports` in config.py for how detkit comes to know it.
+"""
+
+import math
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.formats import DATASETS, SPLITS
+from detkit.data.index import Index, object_arrays, shortest_names
+from detkit.errors import UserError, did_you_mean
+
+
+class Object(NamedTuple):
+    """One annotated object. box: x1, y1, x2, y2, continuous pixels of the upright photo, whose left edge is 0.
+
+    difficult: not counted in evaluation. crowd: nor trained on.
+    """
+
+    name: str
+    box: tuple[float, ...]
+    difficult: bool = False
+    crowd: bool = False
+
+
+class Photo(NamedTuple):
+    """A photo: its file, relative to the root, its objects, and its width and height, 0 where they are unknown."""
+
+    file: str
+    objects: Sequence[Object] = ()
+    size: tuple[int, int] = (0, 0)
+
+
+Reader = Callable[[Path], Mapping[str, Sequence[Photo]]]
+
+
+def register_format(name: str) -> Callable[[Reader], Reader]:
+    """Decorator: make a function from a root to the photos of each split the format `name`.
+
+    Photos may be of several splits. Classes are by default those of all of a root's objects, sorted.
+    """
+
+    def register(read: Reader) -> Reader:
+        if name in DATASETS:
+            raise ValueError(f"format {name!r} is registered twice")
+        DATASETS[name] = type(f"{name}_dataset", (_CustomDataset,), {"read": staticmethod(read)})
+        SPLITS[name] = lambda root: list(read(root))
+        return read
+
+    return register
+
+
+class _CustomSource(Source):
+    def file(self, row: int) -> str:
+        return str(self.index.photos[row])
+
+    def photo(self, row: int) -> Path:
+        return self.root / self.file(row)
+
+
+class _CustomDataset(DetectionDataset):
+    @staticmethod
+    @abstractmethod
+    def read(root: Path) -> Mapping[str, Sequence[Photo]]:
+        """Return the photos of each split."""
+
+    @classmethod
+    def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
+        contents, opened = {root: cls.read(root) for root, _ in sources}, []
+        indices = {root: _index(splits) for root, splits in contents.items()}
+        for root, split in sources:
+            if split not in contents[root]:
+                raise UserError(f"no split {split!r} in {root}{did_you_mean(split, contents[root])}")
+            place = {str(file): row for row, file in enumerate(indices[root].photos)}
+            files = [_name(photo) for photo in contents[root][split]]
+            problems = [
+                Problem(file, 0, "duplicate image", f"split {split!r} lists it {count} times")
+                for file, count in Counter(files).items()
+                if count > 1
+            ]
+            rows = np.array([place[file] for file in files], dtype=np.int64)
+            opened.append(_CustomSource(root, split, indices[root], rows, problems))
+        return opened
+
+    @classmethod
+    def own_classes(cls, indices: Sequence[Index]) -> list[str]:
+        return sorted(super().own_classes(indices))
+
+
+def _name(photo: Photo) -> str:
+    return str(PurePosixPath(photo.file))
+
+
+def _index(splits: Mapping[str, Sequence[Photo]]) -> Index:
+    """The annotations of all photos of a root, each once."""
+    photos = {_name(photo): photo for own in splits.values() for photo in own}
+    classes = list(dict.fromkeys(object.name for photo in photos.values() for object in photo.objects))
+    place = {name: number for number, name in enumerate(classes)}
+    objects, problems = [], []
+    for photo in photos.values():
+        lines = []
+        for number, (name, box, difficult, crowd) in enumerate(photo.objects, 1):
+            whole = len(box) == 4 and all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
+            if not whole:
+                lines.append(f"object {number} ({name}): {tuple(box)} is no box x1, y1, x2, y2")
+            corners = tuple(map(float, box)) if whole else (0.0,) * 4
+            objects.append((number, place[name], corners, bool(difficult), bool(crowd), False, math.nan))
+        problems.append("\n".join(lines))
+    return Index(
+        ids=np.array(shortest_names(list(photos)), dtype=np.str_),
+        photos=np.array(list(photos), dtype=np.str_),
+        sizes=np.array([photo.size for photo in photos.values()], dtype=np.int64).reshape(-1, 2),
+        problems=np.array(problems, dtype=np.str_),
+        first=np.array([*accumulate((len(photo.objects) for photo in photos.values()), initial=0)], dtype=np.int64),
+        classes=np.array(classes, dtype=np.str_),
+        **object_arrays(objects),
+    )
