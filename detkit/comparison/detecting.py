@@ -20,6 +20,7 @@ import torch
 from detkit.benchmarks.race import Job, Setting
 from detkit.config import Config, to_plain
 from detkit.errors import UserError
+from detkit.extensions import import_code
 from detkit.structures import Detections, Images, Proposals
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ BATCHES = (1, PICTURES)
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: numbers that are trained or could be. flops: see `engine.flops`, for one picture of the test split.
+    """parameters: numbers that are trained or could be. flops: of `predict` for one picture of the test split, see
+    `count_flops`.
 
     memory: bytes at most while detecting PICTURES at once: on CUDA those allocated there, on the CPU what the process
     had beyond torch, detkit and the pictures; None where the system does not tell.
@@ -52,6 +54,7 @@ def load_best(config: Config, best: Path) -> "Detector":
     """Read a checkpoint as `config` says, which may differ from its own in what is no weight; in eval mode."""
     from detkit.engine.checkpoint import build, load
 
+    import_code(config.imports)  # this may be a new process
     return build({**load(best), "config": to_plain(config)}, best)[0].eval()
 
 
@@ -65,6 +68,7 @@ class Pictures:
         from detkit.data.loader import open_proposals
 
         cv2.setNumThreads(1)  # as `detkit detect` does: torch wants the cores
+        import_code(config.imports)  # this may be a new process
         dataset = open_dataset(config.data, "test")
         stored = open_proposals(dataset, config.data)
         rows = sample(len(dataset))
@@ -149,8 +153,8 @@ def measure_cost(config: Config, best: Path, device: str) -> Cost:
 def _cost(config: Config, best: Path, device: str) -> Cost:
     import detkit.engine.evaluate
     import detkit.models  # noqa: F401 (part of the program, whose memory does not count)
+    from detkit.backbones.describe import count_flops, count_parameters
     from detkit.engine.device import place_images
-    from detkit.engine.flops import flops
 
     pictures = Pictures(config)
     before = _status("VmRSS")
@@ -166,9 +170,8 @@ def _cost(config: Config, best: Path, device: str) -> Cost:
     memory = None if before is None or peak is None else max(0, peak - before)
     if cuda:
         memory = torch.cuda.max_memory_allocated(work.device)
-    parameters = sum(parameter.numel() for parameter in work.detector.parameters())
     one = place_images(work.images([0]), work.device, work.config.train.channels_last)
-    return Cost(parameters, flops(work.detector, one), memory)
+    return Cost(count_parameters(work.detector), count_flops(lambda: work.detector.predict(one)), memory)
 
 
 def _forget_peak() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit import extensions
 from detkit.config import Config, from_plain, load_config, to_plain
 from detkit.engine import checkpoint
 from detkit.engine.session import difference
@@ -111,6 +112,7 @@ def _run(folder: Path, overrides: list[str]) -> Entry:
         resume = f"; detkit train --resume {folder} goes on with it" if (folder / "last.pt").is_file() else ""
         raise UserError(f"{folder}: a run without a checkpoint best.pt{resume}")
     config = from_plain(checkpoint.load(best)["config"], str(best), overrides)
+    config.imports = [*extensions.imported]  # what the checkpoint names is not run, see extensions.py
     return Entry(folder.resolve().name, config, folder)
 
 

@@ -65,6 +65,8 @@ def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callabl
         _clear(entry.folder)
         forget(out, part(entry))
         command = [*COMMAND, str(entry.source), *overrides, "--out", str(entry.folder)]
+        if entry.config.imports:  # those of this command's --import among them
+            command.insert(-2, f"imports=[{','.join(entry.config.imports)}]")
     total = entry.config.train.iterations
     log = log_path(entry, out)
     with timed(out, part(entry)), open(log, "ab") as file:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detkit.backbones.describe import count_flops
 from detkit.benchmarks.race import Setting
 from detkit.cli import main
 from detkit.comparison import detecting, job, measure, training
@@ -24,14 +25,13 @@ from detkit.comparison.measure import training_log
 from detkit.config import load_config
 from detkit.data import open_dataset
 from detkit.engine import checkpoint
-from detkit.engine.flops import flops
 from detkit.evaluation.errors import KINDS
-from detkit.models import build_detector
+from detkit.models import Detector, build_detector
 from detkit.proposals import methods
 from detkit.proposals.store import open_store
 from tests.builders import few_regions, images_of, photo
 from tests.engine.conftest import CONFIG
-from tests.engine.toy import CLASSES, Toy, draw_toys
+from tests.engine.toy import CLASSES, draw_toys
 from tests.report.test_report import BROWSER, Strict
 
 SPEEDS = {"slim": {1: 10.0, 16: 40.0}, "wide": {1: 5.0, 16: 20.0}}
@@ -110,6 +110,10 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
     return lines[0]
 
 
+def flops(detector: Detector, side: int) -> int:
+    return count_flops(lambda: detector.eval().predict(images_of(photo(side, side))))
+
+
 def content(out: Path) -> dict:
     return json.loads((out / "compare.json").read_text())
 
@@ -128,7 +132,7 @@ def test_what_it_writes(compared: Path, configs: Path):
         config = load_config(configs / f"{one['name']}.yaml")
         detector = build_detector(config.model, CLASSES)
         assert one["parameters"] == sum(part.numel() for part in detector.parameters())
-        assert one["FLOPs"] == flops(detector, images_of(photo(32, 32)))
+        assert one["FLOPs"] == flops(detector, 32)
         assert one["images_per_second"] == {str(batch): speed for batch, speed in SPEEDS[one["name"]].items()}
         assert one["images_per_second_with_proposals"] == one["images_per_second"]
         assert (one["given_proposals"], one["proposals_seconds_per_image"]) == (False, None)
@@ -358,7 +362,7 @@ def test_measured_in_processes_of_their_own(toys: Path, tmp_path: Path):
     (entry,) = find_entries([str(path)], [], tmp_path / "out")
     cost = detecting.measure_cost(config, entry.best, "cpu")
     assert cost.parameters == sum(part.numel() for part in detector.parameters())
-    assert cost.flops == flops(detector, images_of(photo(96, 96)))
+    assert cost.flops == flops(detector, 96)
     if sys.platform == "linux":
         assert cost.memory is not None
         # more than the weights, less than a copy of torch
@@ -368,23 +372,6 @@ def test_measured_in_processes_of_their_own(toys: Path, tmp_path: Path):
     assert set(rates) == {1, 16}
     assert all(1 < rate < 1e5 for rate in rates.values())
     assert rounds == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_flops_of_a_convolution_by_hand(toys: Path):
-    config = load_config(_toy_config(toys), ["model.width=8"])
-    detector = build_detector(config.model, CLASSES)
-    outputs = 2 * (len(CLASSES) + 1 + 4)
-    by_hand = 2 * 9 * (64 * 8 * 3 + 16 * 16 * 8 + 16 * outputs * 16)  # maps of 8 x 8, 4 x 4 and 4 x 4
-    assert isinstance(detector, Toy)
-    assert flops(detector, images_of(photo(32, 32))) == by_hand
-    assert flops(detector, images_of(photo(32, 32).repeat(3, 1, 1, 1))) == 3 * by_hand
-    assert detector.training
-
-
-def _toy_config(toys: Path) -> Path:
-    path = toys.parent / "one.yaml"
-    path.write_text(CONFIG.format(root=toys))
-    return path
 
 
 @pytest.mark.parametrize(
