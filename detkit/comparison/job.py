@@ -164,7 +164,7 @@ class Comparison:
             self.out / "report.html", rows, points, self.dataset, protocol=protocol, failures=self.failures
         )
         caption = f"{protocol['dataset']}: {protocol['images']} images, {protocol['metric']}\n{protocol['machine']}"
-        caption += "\nimages/s: detection, from decoded pixels, proposals given; errors: mAP at IoU .5 to gain"
+        caption += "\nimages/s: detection, from decoded pixels, proposals given\nkinds of errors: mAP at IoU .5 to gain"
         if any(not row.training.clocked for row in rows):
             caption += "\n~ training: steps and evaluations, by the run's log"
         return screen_table(rows, caption), files

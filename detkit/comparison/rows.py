@@ -139,7 +139,7 @@ def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left")
     table.caption_style = ""
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(escape(row.entry.label), justify="right", overflow="fold")
     numbers = [cells(row) for row in rows]
@@ -148,7 +148,7 @@ def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
     costs = [row.errors.cost.tolist() for row in rows]
     for place, kind in enumerate(KINDS):
         gains = (f"{own[place]:+.4f}" if own[place] == own[place] else "–" for own in costs)
-        table.add_row(f"errors: {kind}", *gains)
+        table.add_row(kind, *gains)
     return table
 
 
