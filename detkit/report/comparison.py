@@ -39,7 +39,7 @@ def write_comparison(
         "classes": truth.classes,
         "states": STATES,
         "kinds": ["right", *KINDS[:-1], "ignored"],
-        "runs": [{"name": row.entry.label, "hue": plots.hue(place)} for place, row in enumerate(rows)],
+        "runs": [{"name": row.entry.label, "hue": plots.even_hue(place, len(rows))} for place, row in enumerate(rows)],
         **pictures,
     }
     curves = {row.entry.label: row.result.curves for row in rows}
@@ -81,13 +81,11 @@ def _facts(rows: Sequence[Compared]) -> str:
     )
 
 
-def _swatch(place: int) -> str:
-    return f'<span class="dot run" style="--hue:{plots.hue(place)}" aria-hidden="true"></span>'
-
-
-def _head(place: int, row: Compared) -> str:
+def _head(rows: Sequence[Compared], place: int) -> str:
+    row, hue = rows[place], plots.even_hue(place, len(rows))
+    dot = f'<span class="dot run" style="--hue:{hue}" aria-hidden="true"></span>'
     note = "" if row.entry.finished else "<small>training not ended</small>"
-    return f'<th scope="row">{_swatch(place)}{escape(row.entry.label)}{note}</th>'
+    return f'<th scope="row">{dot}{escape(row.entry.label)}{note}</th>'
 
 
 def _scroll(name: str, table: str) -> str:
@@ -104,7 +102,7 @@ def _table(rows: Sequence[Compared]) -> str:
     body = ""
     for place, row in enumerate(rows):
         sorted_by = {"training": row.training.seconds}
-        body += f"<tr>{_head(place, row)}"
+        body += f"<tr>{_head(rows, place)}"
         for title, text in cells(row).items():
             value = sorted_by.get(title, text.replace(",", ""))
             body += f'<td data-value="{"" if value is None else escape(str(value), quote=True)}">{escape(text)}</td>'
@@ -156,7 +154,7 @@ def _errors(rows: Sequence[Compared]) -> str:
     most = max([1e-9, *(value for own in costs for value in own)])
     body = ""
     for place, (row, own) in enumerate(zip(rows, costs)):
-        body += f"<tr>{_head(place, row)}"
+        body += f"<tr>{_head(rows, place)}"
         for kind, value, count in zip(KINDS, own, row.errors.counts.tolist()):
             width = max(0.0, value) / most * 100
             body += (
@@ -174,7 +172,7 @@ def _errors(rows: Sequence[Compared]) -> str:
 
 def _keys(rows: Sequence[Compared]) -> str:
     items = "".join(
-        f'<li style="--hue:{plots.hue(place)}"><span class="key"></span>{escape(row.entry.label)}</li>'
+        f'<li style="--hue:{plots.even_hue(place, len(rows))}"><span class="key"></span>{escape(row.entry.label)}</li>'
         for place, row in enumerate(rows)
     )
     return f'<ul class="legend">{items}</ul>'

@@ -49,7 +49,7 @@ def pr_comparison(results: Mapping[str, "VOCResult"]) -> str:
             text = f"{name}: mAP {result.mAP:.3f}" if key == "mean" else f"{name}: AP {result.ap[int(key)]:.3f}"
             hidden = "" if key == "mean" else " hidden"
             lines += (
-                f'<polyline class="curve" data-class="{key}" style="--hue:{hue(place)}"{hidden} '
+                f'<polyline class="curve" data-class="{key}" style="--hue:{even_hue(place, len(results))}"{hidden} '
                 f'points="{_points(xs, ys)}"><title>{escape(text)}</title></polyline>'
             )
     text = f"Precision against recall of {len(results)} detectors"
@@ -97,7 +97,7 @@ def speed_plot(points: "Sequence[SpeedPoint]") -> str:
     body, labels = "", []
     for index, point in sorted(enumerate(points), key=lambda pair: pair[1].speed):
         x, y = place(point.speed, point.mAP)
-        style = f'style="--hue:{hue(index)}"'
+        style = f'style="--hue:{even_hue(index, len(points))}"'
         text = f"{point.name}: mAP {point.mAP:.4f}, {point.speed:.3g} images/s"
         if point.slower is not None:
             left, _ = place(point.slower, point.mAP)
@@ -149,6 +149,11 @@ def _labels(points: Sequence[tuple[float, float, str]]) -> str:
 def hue(index: int) -> int:
     """Return the hue of a class's line: a golden angle apart, so that no two are near."""
     return round(index * 137.508 + 10) % 360
+
+
+def even_hue(index: int, count: int) -> int:
+    """Return the hue of one of `count` detectors, which are few: as far apart as they can be, beginning with red."""
+    return round(10 + 360 * index / max(count, 6))
 
 
 def loss_plot(records: Sequence[Mapping[str, Any]]) -> str | None:

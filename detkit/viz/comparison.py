@@ -23,6 +23,8 @@ def speed_plot(points: Sequence[SpeedPoint], path: str | Path, what: str) -> Non
 
     A detector of given regions has two marks: filled for the detector alone, hollow with the making of its regions.
     """
+    from matplotlib.ticker import LogLocator
+
     figure = new_figure(8, 5.5)
     axes = figure.add_subplot()
     axes.set_xscale("log")
@@ -38,6 +40,7 @@ def speed_plot(points: Sequence[SpeedPoint], path: str | Path, what: str) -> Non
         axes.plot([], [], "o", color="#666666", markerfacecolor="none", label="with the making of its proposals")
         axes.legend(loc="best", frameon=False, fontsize=8)
     axes.margins(x=0.12, y=0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="images/s, one at a time (logarithmic)", ylabel="mAP")
