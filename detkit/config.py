@@ -156,6 +156,9 @@ class TrainConfig:
 class DetectConfig:
     """From predictions to detections: score threshold, best top_k a class, NMS at iou, best keep an image.
 
+    nms: `hard` drops what overlaps a better box, `linear` and `gaussian` are soft-NMS, which lowers its score; sigma is
+    the Gaussian's. flip, scales: test-time augmentation; each photo is also seen mirrored, and at these factors of its
+    usual size, and all that is found goes through one NMS.
     proposals: mode of selective search on photos that are in no store, for detectors that classify given regions.
     """
 
@@ -163,9 +166,22 @@ class DetectConfig:
     top_k: int = 400
     iou: float = 0.45
     keep: int = 200
+    nms: str = "hard"
+    sigma: float = 0.5
+    flip: bool = False
+    scales: list[float] = field(default_factory=lambda: [1.0])
     proposals: str = "fast"
 
     def __post_init__(self) -> None:
+        _one_of("detect.nms", self.nms, ("hard", "linear", "gaussian"))
+        _positive("detect.sigma", self.sigma)
+        if not self.scales:
+            raise UserError("detect.scales: empty; [1.0] is the usual size alone")
+        for scale in self.scales:
+            if not 0.1 <= scale <= 10:
+                raise UserError(f"detect.scales: {scale:g} is not between 0.1 and 10")
+        if len(set(self.scales)) < len(self.scales):
+            raise UserError(f"detect.scales: {', '.join(f'{scale:g}' for scale in self.scales)} names one twice")
         _at_least("detect.top_k", self.top_k, 1)
         _at_least("detect.keep", self.keep, 1)
         _one_of("detect.proposals", self.proposals, ("single", "fast", "quality"))

@@ -57,7 +57,7 @@ class LocallyConnected(nn.Module):
         windows = F.unfold(x, self.kernel, padding=self.kernel // 2)
         # one matrix product a place: (places, outputs, K) x (places, K, B)
         out = torch.bmm(self.weight, windows.permute(2, 1, 0))
-        return out.permute(2, 1, 0).reshape(len(x), *self.bias.shape) + self.bias
+        return out.permute(2, 1, 0).reshape(x.shape[0], *self.bias.shape) + self.bias
 
 
 class Darknet(Backbone):

@@ -1,38 +1,59 @@
 """detkit detect: a checkpoint on images, folders, globs, videos and cameras."""
 
 import argparse
+import io
 import math
+import os
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli import explain
 from detkit.cli.detect_job import Job
-from detkit.cli.detect_report import Report
-from detkit.errors import UserError
+from detkit.cli.detect_report import Listing, write_coco, write_csv, write_json
+from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from detkit.config import Config
-    from detkit.engine.sources import Video
+    from detkit.engine.sources import Sources, Video
     from detkit.models import Detector
 
 EPILOG = """examples:
   detkit detect runs/cards-1/best.pt photo.jpg
-  detkit detect runs/cards-1/best.pt photos/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --json
-  detkit detect runs/cards-1/best.pt 0            (camera 0, until Ctrl-C)
+  detkit detect runs/cards-1/best.pt photos/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
+  detkit detect runs/cards-1/best.pt photos/ --classes ace,king --score 0.5,king=0.8 --crops cut
+  detkit detect runs/cards-1/best.pt photos/ --flip --scales 0.75,1 --soft-nms gaussian
+  detkit detect runs/cards-1/best.pt 0 --show     (camera 0, until Ctrl-C, or q in its window)
   detkit detect torchvision/ssd300_vgg16 photo.jpg
 
 torchvision/ssd300_vgg16, torchvision/fasterrcnn_resnet50_fpn and torchvision/fasterrcnn_resnet50_fpn_v2 know COCO's 80
 classes and are fetched on first use; a file of such weights stands for a checkpoint, too.
 
-detections.json holds the checkpoint, model, classes, score threshold and NMS IoU, and under "images" one entry a
-photo, or a frame of a video: file, (frame, seconds,) drawn, width, height, detections. Each detection has class, score
-and box: [left, top, right, bottom] in pixels of the file, continuous, 0 at the left and upper edge.
+formats, all in the output folder:
+  json  detections.json: checkpoint, model, classes, thresholds and NMS, and under "images" an entry a photo, or a frame
+        of a video: file, (frame, seconds,) drawn, width, height, detections. Each has class, score and box: [left, top,
+        right, bottom] in pixels of the file, continuous, 0 at the left and upper edge.
+  coco  coco_results.json, as COCO's tools read it, and coco_images.json, the images and categories that its ids mean
+  csv   detections.csv: file, frame, seconds, width, height, class, score, left, top, right, bottom
+  voc, yolo  a data set of the photos, linked, with what was found as its objects: voc/ and yolo/, split `detected`
 
-exit status: 0; 1 if some of several sources could not be read; 2 if nothing could be done.
+Photos are shown upright by their EXIF, of animations the first picture; what is transparent is white. A video keeps its
+frames' times, also where they are uneven. Ctrl-C ends the work after the batch at hand, and leaves whole files.
+
+exit status: 0; 1 if some of several sources could not be read; 2 if nothing could be done; 130 after Ctrl-C.
 """
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = {
+    "json": "detections.json",
+    "coco": "coco_results.json",
+    "voc": "voc/",
+    "yolo": "yolo/",
+    "csv": "detections.csv",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,19 +67,67 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
-    parser.add_argument("--score", type=_finite, default=0.5, help="least score of a detection (default %(default)s)")
+    parser.add_argument(
+        "--score",
+        type=_scores,
+        default="0.5",
+        metavar="S[,CLASS=S...]",
+        help="least score of a detection, and of those of some classes (default %(default)s)",
+    )
+    parser.add_argument("--classes", type=_names, metavar="A,B", help="find these alone")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("detections"), help="default %(default)s")
-    parser.add_argument("--json", action="store_true", help="write DIR/detections.json too")
+    parser.add_argument(
+        "--format", type=_formats, default=[], metavar="A,B", help=f"of {', '.join(FORMATS)}: see below"
+    )
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument("--crops", metavar="DIR", type=Path, help="cut each detection out, into DIR/CLASS/")
+    parser.add_argument("--show", action="store_true", help="show each picture in a window; q there ends the work")
+    parser.add_argument(
+        "--soft-nms", choices=("linear", "gaussian"), help="lower scores of boxes that overlap better ones"
+    )
+    parser.add_argument("--flip", action="store_true", default=None, help="look at each picture mirrored, too")
+    parser.add_argument("--scales", type=_factors, metavar="F,F", help="look at these factors of the usual size")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
+    explain.add_arguments(parser)
     return parser
 
 
 def _finite(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+def _scores(text: str) -> tuple[float, dict[str, float]]:
+    """`0.5,cat=0.3` -> (0.5, {"cat": 0.3})"""
+    score, own = 0.5, {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        if equals:
+            own[name.strip()] = _finite(value)
+        else:
+            score = _finite(part)
+    return score, own
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _formats(text: str) -> list[str]:
+    for name in _names(text):
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"no format {name!r}{did_you_mean(name, FORMATS)}")
+    return _names(text)
+
+
+def _factors(text: str) -> list[float]:
+    return [_finite(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> int:
@@ -71,110 +140,203 @@ def _positive(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Detect on every source in the order given."""
     from dataclasses import replace
-    from itertools import groupby
+    from itertools import chain, groupby
 
     # the cheap questions first: a misspelt name is answered before torch has loaded
-    from detkit.engine.sources import VideoReader, find_sources, quiet
+    from detkit.engine.sources import Sources, VideoReader, quiet
 
     quiet()
-    sources = find_sources(arguments.source)
-    drawn = drawn_names(sources)
-    _check_out(arguments.out, sources, drawn)
-    for video in sources:
-        if not isinstance(video, Path):
-            with VideoReader(video):
-                pass  # opens, or says why not, before anything is written
+    if arguments.explain or arguments.truth is not None:
+        return explain.run(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be no text
+    sources = Sources(arguments.source)
+    _check_out(arguments.out, sources)
+    if arguments.crops is not None:
+        _check_crops(arguments.crops, sources)
+    for video in sources.videos():
+        with VideoReader(video):
+            pass  # opens, or says why not, before anything is written
+    window = None
+    if arguments.show:
+        from detkit.viz.window import Window
+
+        window = Window("detkit detect")
 
     import torch
 
     from detkit.engine import memory
     from detkit.engine.checkpoint import load_detector
     from detkit.engine.device import choose_device, place
+    from detkit.engine.signals import Interrupt
+    from detkit.engine.thresholds import least_scores
+    from detkit.engine.tta import check_scales
 
     memory.tune()
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
     place(detector, device, config.train.channels_last)
-    config = replace(config, detect=replace(config.detect, score=arguments.score))
-    print(_protocol(arguments.checkpoint, detector, config, device))
+    score, own = arguments.score
+    given = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
+    given = {key: value for key, value in given.items() if value is not None}
+    config = replace(config, detect=replace(config.detect, score=score, **given))
+    least = least_scores(detector, score, arguments.classes, own)
+    check_scales(detector, config.detect)
+    print(_protocol(arguments, detector, config, device))
 
     start = time.perf_counter()
-    header = {
-        "checkpoint": str(arguments.checkpoint),
-        "model": config.model.name,
-        "classes": list(detector.classes),
-        "score": config.detect.score,
-        "nms_iou": config.detect.iou,
-    }
+    formats = [name for name in FORMATS if name in arguments.format or (name == "json" and arguments.json)]
+    listings = [_listing(name, arguments, detector, config) for name in formats]
     try:
-        with Report(arguments.out / "detections.json" if arguments.json else None, header) as report:
-            job = Job(detector, config, arguments.batch, arguments.out, report, len(sources))
+        with Interrupt() as stop, _closing(listings):
+            options = {"alone": len(sources) == 1, "crops": arguments.crops, "window": window}
+            job = Job(detector, config, least, arguments.batch, arguments.out, listings, stop, **options)
+            pairs = zip(sources, drawn_names(sources))
             # photos that follow each other share batches
-            for _, group in groupby(zip(sources, drawn), key=lambda pair: isinstance(pair[0], Path)):
-                photos = {}
+            for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
                 for source, name in group:
                     if isinstance(source, Path):
-                        photos[source] = name
+                        rest = ((photo, own) for photo, own in group if isinstance(photo, Path))
+                        job.photos(chain([(source, name)], rest), sources.photos)
                     else:
                         job.video(source, name)
-                if photos:
-                    job.photos(photos)
-            if job.failures == len(sources):
-                raise UserError(f"none of the {len(sources)} sources could be read")
+                    if job.is_over():
+                        break
+                if job.is_over():
+                    break
+            if job.failures == job.sources and not job.is_over():
+                raise UserError(job.last_error or f"none of the {job.sources} sources could be read")
     except torch.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
-    print(job.summary(time.perf_counter() - start))
+    print(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
+    if job.is_over() and not job.ended_a_camera:
+        print(f"interrupted after {job.sources} of {len(sources)} sources; what was done is whole", file=sys.stderr)
+        return 130
     return 1 if job.failures or job.damaged else 0
 
 
-def drawn_names(sources: "Iterable[Path | Video]") -> list[str]:
-    """Return a file name for each source's drawn picture or video, all different, also where case doesn't count.
+def _listing(name: str, arguments: argparse.Namespace, detector: "Detector", config: "Config") -> Listing:
+    out, classes = arguments.out, detector.classes
+    if name == "json":
+        score, own = arguments.score
+        settings = config.detect
+        header = {
+            "checkpoint": str(arguments.checkpoint),
+            "model": config.model.name,
+            "classes": list(classes),
+            "score": score,
+            "class_scores": own,
+            "only": arguments.classes,
+            "nms": settings.nms,
+            "nms_iou": settings.iou,
+            "flip": settings.flip,
+            "scales": settings.scales,
+        }
+        return Listing(lambda: write_json(out / FORMATS[name], header))
+    if name == "coco":
+        return Listing(lambda: write_coco(out, classes))
+    if name == "csv":
+        return Listing(lambda: write_csv(out / FORMATS[name], classes))
+    from detkit.cli.detect_datasets import write_voc, write_yolo
+
+    write = {"voc": write_voc, "yolo": write_yolo}[name]
+    return Listing(lambda: write(out / name, classes))
+
+
+@contextmanager
+def _closing(listings: Iterable[Listing]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for listing in listings:
+            listing.close(whole=False)
+        raise
+    for listing in listings:
+        listing.close(whole=True)
+
+
+def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:
+    """Yield a file name for each source's drawn picture or video, all different, also where case doesn't count.
 
     It is the source's own name; where that is taken, its folders' names come before it: b/x.jpg -> b-x.jpg.
     """
     taken: set[str] = set()
-    names = []
     for source in sources:
         if isinstance(source, Path):
             path = source.absolute()
             name = path.name if path.suffix.lower() in KEPT_SUFFIXES else path.stem + ".png"
-            folders = [part for part in path.parent.parts if part != path.anchor]
         elif isinstance(source.place, Path):
             path = source.place.absolute()
-            name, folders = path.stem + ".mp4", [part for part in path.parent.parts if part != path.anchor]
+            name = path.stem + ".mp4"
         else:
-            name, folders = f"camera{source.place}.mp4", []
+            path, name = None, f"camera{source.place}.mp4"
         plain = name
-        while name.lower() in taken and folders:
-            name = f"{folders.pop()}-{name}"
+        if name.lower() in taken and path is not None:
+            folders = [part for part in path.parent.parts if part != path.anchor]
+            while name.lower() in taken and folders:
+                name = f"{folders.pop()}-{name}"
         number = 2
         while name.lower() in taken:
             name = f"{Path(plain).stem}-{number}{Path(plain).suffix}"
             number += 1
         taken.add(name.lower())
-        names.append(name)
-    return names
+        yield name
 
 
-def _check_out(out: Path, sources: "list[Path | Video]", drawn: list[str]) -> None:
-    """Refuse an output folder that can't be one, or in which a source would be overwritten."""
-    for folder in (out, *out.absolute().parents):
-        if folder.exists():
-            if not folder.is_dir():
-                raise UserError(f"--out {out}: {folder} is a file, not a folder")
+def _check_folder(option: str, folder: Path) -> None:
+    """Refuse an output folder that can't be one."""
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"{option} {folder}: {place} is a file, not a folder")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"{option} {folder}: no permission to write in {place}")
             break
-    places = [source if isinstance(source, Path) else source.place for source in sources]
-    originals = {place.resolve() for place in places if isinstance(place, Path)}
-    for name in drawn:
-        if (out / name).resolve() in originals:
+
+
+def _check_out(out: Path, sources: "Sources") -> None:
+    """Refuse an output folder that can't be one, or in which a source would be overwritten."""
+    _check_folder("--out", out)
+    folder = os.path.realpath(out)
+    originals = {name for place, name in map(os.path.split, _real_places(sources)) if place == folder}
+    if not originals:
+        return
+    for name in drawn_names(sources):
+        if os.path.basename(os.path.realpath(out / name)) in originals:
             raise UserError(f"--out {out}: {out / name} is a source and would be overwritten; choose another folder")
 
 
-def _protocol(checkpoint: str, detector: "Detector", config: "Config", device: Any) -> str:
+def _check_crops(folder: Path, sources: "Sources") -> None:
+    """Refuse a folder for crops that can't be one, or that holds sources."""
+    _check_folder("--crops", folder)
+    real = os.path.realpath(folder)
+    if any(place.startswith(real + os.sep) for place in _real_places(sources)):
+        raise UserError(f"--crops {folder}: sources are in it; choose another folder")
+
+
+def _real_places(sources: "Sources") -> Iterator[str]:
+    for source in sources:
+        place = source if isinstance(source, Path) else source.place
+        if isinstance(place, Path):
+            yield os.path.realpath(place)
+
+
+def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Config", device: Any) -> str:
     backbone = getattr(getattr(config.model, "backbone", None), "name", None)
     inside = f" ({backbone}, {detector.input})" if backbone else f" ({detector.input})"
-    settings = config.detect
+    settings, (score, own) = config.detect, arguments.score
+    classes = f"{len(detector.classes)} classes"
+    if arguments.classes is not None:
+        classes = f"{', '.join(arguments.classes)} of {classes}"
+    scores = "".join(f", {name} >= {value:g}" for name, value in own.items())
+    nms = f"NMS IoU {settings.iou:g}"
+    if settings.nms != "hard":
+        nms = f"linear soft-NMS from IoU {settings.iou:g}" if settings.nms == "linear" else "Gaussian soft-NMS"
+    views = ", mirrored too" * settings.flip
+    if settings.scales != [1.0]:
+        views += f", at scales {', '.join(f'{scale:g}' for scale in settings.scales)}"
     return (
-        f"{checkpoint}: {config.model.name}{inside}, {len(detector.classes)} classes; "
-        f"score >= {settings.score:g}, NMS IoU {settings.iou:g}, at most {settings.keep} an image; {device}"
+        f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
+        f"at most {settings.keep} an image{views}; {device}"
     )

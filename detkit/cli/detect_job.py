@@ -3,134 +3,187 @@
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.detect_report import Report, plain
+from detkit.cli.detect_crops import crops
+from detkit.cli.detect_report import Listing, Seen
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from detkit.config import Config
-    from detkit.engine.predict import Found
+    from detkit.engine.predict import Found, Unreadable
+    from detkit.engine.signals import Interrupt
     from detkit.engine.sources import Video
     from detkit.models import Detector
-    from detkit.structures import Detections
+    from detkit.viz.window import Window
 
 MANY = 50  # photos, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
 
 
 class Job:
-    """What one command has done so far."""
+    """What one command has done so far. `stop` is entered all the while: what it has received ends the work early,
+    with whole files, after the batch at hand. alone: whether there is but one source, whose error is left to the
+    caller, in `last_error`."""
 
     def __init__(
-        self, detector: "Detector", config: "Config", batch: int, out: Path, report: Report, sources: int
+        self,
+        detector: "Detector",
+        config: "Config",
+        least: "Tensor",
+        batch: int,
+        out: Path,
+        listings: Sequence[Listing],
+        stop: "Interrupt",
+        *,
+        alone: bool = False,
+        crops: Path | None = None,
+        window: "Window | None" = None,
     ) -> None:
-        self.detector, self.config, self.batch = detector, config, batch
-        self.out, self.report, self.sources = out, report, sources
-        self.failures = self.damaged = self.images = 0
+        self.detector, self.config, self.least, self.batch = detector, config, least, batch
+        self.out, self.listings, self.stop, self.alone = out, listings, stop, alone
+        self.crops, self.window = crops, window
+        self.sources = self.failures = self.damaged = self.images = 0
+        self.last_error = ""
+        self.ended_a_camera = False  # which only the user can, so that it is no interruption
         self.counts: Counter[str] = Counter()
 
-    def photos(self, drawn: dict[Path, str]) -> None:
-        """Detect on photo files, given with the names of their drawn pictures; a line each, or a bar for many."""
-        from detkit.engine.predict import Unreadable, detect_images
+    def photos(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
+        """Detect on photo files, given with the names of their drawn pictures; a line each, or a bar for many.
 
-        lines = len(drawn) < MANY or not sys.stdout.isatty()
+        count: how many there are about, for the bar.
+        """
+        from detkit.engine.predict import Unreadable
+
+        lines = count < MANY or not sys.stdout.isatty()
+        waiting: deque[tuple[Path, str]] = deque()  # read ahead by the detector's threads, in order
+
+        def paths() -> Iterator[Path]:
+            for pair in drawn:
+                waiting.append(pair)
+                yield pair[0]
+
         with (
-            closing(detect_images(self.detector, drawn, self.config, batch=self.batch)) as results,
+            closing(self._detect(paths(), self.batch)) as results,
             _in_background() as submit,
-            _bar("photos", len(drawn), shown=not lines) as step,
+            _bar("photos", count, shown=not lines) as step,
         ):
-            for (path, name), result in zip(drawn.items(), results, strict=True):
+            for result in results:
+                path, name = waiting.popleft()
+                self.sources += 1
                 step()
                 if isinstance(result, Unreadable):
                     self._failed(result.error)
-                    continue
-                height, width = result.image.shape[:2]
-                submit(lambda name=name, result=result: _write_picture(self.out / name, self._draw(result)))
-                found = self._count(result.detections)
-                detections = plain(result.detections, self.detector.classes)
-                entry = {"file": str(path), "drawn": name, "width": width, "height": height}
-                self.report.add({**entry, "detections": detections})
-                if lines:
-                    print(f"{path}  {width}x{height}  {_in_words(found)}", flush=True)
+                else:
+                    seen = Seen(str(path), name, path, result.image, result.detections)
+                    found = self._seen(seen, submit)
+                    if self.window is not None:
+                        self.window.show(self._draw(seen))
+                    submit(lambda seen=seen: _write_picture(self.out / seen.drawn, self._draw(seen)))
+                    if lines:
+                        width, height = seen.size
+                        print(f"{path}  {width}x{height}  {_in_words(found)}", flush=True)
+                if self.is_over():
+                    break
 
     def video(self, video: "Video", name: str) -> None:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
-        from detkit.engine.predict import Unreadable, detect_images
-        from detkit.engine.signals import Interrupt
+        from detkit.engine.predict import Unreadable
         from detkit.engine.sources import VideoReader, video_writer
 
+        self.sources += 1
         found: Counter[str] = Counter()
-        number = written = 0
-        # a camera's picture is wanted now, not when a batch is full; and only Ctrl-C ends it, which is then no error
+        times: deque[float] = deque()
+        number = 0
+        # a camera's picture is wanted now, not when a batch is full
         batch = 1 if video.is_camera else self.batch
-        stop = Interrupt() if video.is_camera else None
         with VideoReader(video) as frames:
             height, width = frames.size
+
+            def pictures() -> Iterator["np.ndarray"]:
+                for frame, seconds in frames.timed():
+                    times.append(seconds)
+                    yield frame
+
             with (
                 video_writer(self.out / name, frames.fps, frames.size) as append,
-                closing(detect_images(self.detector, frames, self.config, batch=batch)) as results,
+                closing(self._detect(pictures(), batch)) as results,
+                _in_background() as submit,
                 _bar(str(video), frames.count or None, shown=sys.stderr.isatty()) as step,
-                stop or nullcontext(),
             ):
                 begun = time.monotonic()
                 for result in results:
                     if isinstance(result, Unreadable):
                         raise result.error
-                    seconds = time.monotonic() - begun if video.is_camera else number / frames.fps
-                    # a camera's pictures come as the network is ready: repeated or left out, they play at true speed
-                    copies = int(seconds * frames.fps) + 1 - written if video.is_camera else 1
-                    drawn = self._draw(result)
-                    for _ in range(copies):
-                        append(drawn)
-                        written += 1
-                    found += self._count(result.detections)
-                    detections = plain(result.detections, self.detector.classes)
-                    entry = {"file": str(video), "frame": number, "seconds": round(seconds, 3), "drawn": name}
-                    self.report.add({**entry, "width": width, "height": height, "detections": detections})
+                    seconds = times.popleft()
+                    if video.is_camera:  # its pictures come as the network is ready, whatever rate it states
+                        seconds = time.monotonic() - begun
+                    seen = Seen(str(video), name, None, result.image, result.detections, number, seconds)
+                    found += self._seen(seen, submit)
+                    drawn = self._draw(seen)
+                    append(drawn, seconds)
+                    if self.window is not None:
+                        self.window.show(drawn)
                     number += 1
                     step()
-                    if stop is not None and stop.received:
+                    if self.is_over():
+                        self.ended_a_camera = video.is_camera
                         break
         print(f"{video}  {width}x{height}  {number} frames  {_in_words(found)}", flush=True)
-        if frames.cut_off:
+        if frames.cut_off and not self.is_over():
             self.damaged += 1
             _report(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
-    def summary(self, seconds: float) -> str:
-        """Return the closing line."""
+    def summary(self, seconds: float, listed: Sequence[str]) -> str:
+        """Return the closing line; listed: the files and folders beside the pictures."""
         rate = f"{self.images / seconds:.1f} images/s"
         broken = self.failures + self.damaged
         failed = f"; {broken} of {self.sources} sources damaged" if broken else ""
-        where = (
-            f"{self.out}/detections.json and pictures in {self.out}" if self.report.path else f"pictures in {self.out}"
-        )
+        where = f"{', '.join([*listed, 'pictures'])} in {self.out}"
+        where += f", crops in {self.crops}" if self.crops else ""
         images = f"{self.images} image{'s' * (self.images != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
-    def _count(self, detections: "Detections") -> Counter[str]:
-        found = Counter(self.detector.classes[label] for label in detections.labels[0].tolist())
+    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[Found | Unreadable]":
+        from detkit.engine.predict import detect_images
+
+        return detect_images(self.detector, images, self.config, batch=batch, least=self.least)
+
+    def is_over(self) -> bool:
+        """Whether the user has ended it."""
+        return bool(self.stop.received) or (self.window is not None and not self.window.open)
+
+    def _seen(self, seen: Seen, submit: Callable[[Callable[[], None]], None]) -> Counter[str]:
+        """Count and list what was found on a photo or frame, and cut it out."""
+        for listing in self.listings:
+            listing.add(seen)
+        if self.crops is not None:
+            for path, pixels in crops(self.crops, seen, self.detector.classes):
+                submit(lambda path=path, pixels=pixels: _write_picture(path, pixels))
+        found = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += found
         self.images += 1
         return found
 
     def _failed(self, error: UserError) -> None:
-        if self.sources == 1 and not self.images:
-            raise error
         self.failures += 1
-        _report(str(error))
+        if self.alone:
+            self.last_error = str(error)
+        else:
+            _report(str(error))
 
-    def _draw(self, result: "Found") -> "np.ndarray":
+    def _draw(self, seen: Seen) -> "np.ndarray":
         from detkit.viz import draw
 
-        boxes, scores, labels = result.detections.image(0)
-        return draw(result.image, boxes, labels, self.detector.classes, scores=scores)
+        boxes, scores, labels = seen.detections.image(0)
+        return draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
 
 
 def _write_picture(path: Path, image: "np.ndarray") -> None:

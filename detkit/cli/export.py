@@ -8,11 +8,20 @@ from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.engine.export import SVDResult
+    from detkit.engine.onnx import Written
 
 EPILOG = """examples:
+  detkit export runs/ssd-1/best.pt --onnx ssd.onnx
+  detkit export runs/faster_rcnn-1/best.pt --onnx faster_rcnn.onnx     (two files, -rpn and -head)
   detkit export runs/fast_rcnn-1/best.pt                         (says which layers --svd can name)
   detkit export runs/fast_rcnn-1/best.pt --svd fc6=1024,fc7=256
   detkit evaluate runs/fast_rcnn-1/best-svd.pt
+
+ONNX: float32, for any batch. SSD, YOLOv1: uint8 photos of the detector's size -> boxes and scores, before NMS.
+Faster R-CNN: photos of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
+-> FILE-head.onnx: logits and deltas. Fast R-CNN and SPPNet: FILE-map.onnx and FILE-head.onnx; R-CNN: warped regions ->
+scores and deltas. Proposals, pooling and NMS lie between and behind. The files' metadata have the classes, mean and std
+(applied inside), what each input and output is, and what decoding and pooling need, as JSON.
 
 LAYER is fc6 or fc7, a layer's path such as head.tail.1, or the end of one. Times are those of 300 regions on the CPU,
 in the number format that the checkpoint's config has for it, the fastest of several interleaved runs.
@@ -23,20 +32,27 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="detkit export",
-        description="Write a trained detector in another form. --svd: with truncated SVDs in the place of fully "
-        "connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
+        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
+        "in the place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
+    parser.add_argument("--onnx", metavar="FILE.onnx", type=Path, help="a new file, or the stem of two")
     parser.add_argument("--svd", metavar="LAYER=RANK,...", help="rank that is left of each layer")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="a new file (default: CHECKPOINT-svd.pt beside it)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="with --svd: a new file (default: CHECKPOINT-svd.pt)")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what was asked."""
-    if arguments.svd is not None:
+    if arguments.onnx is not None:
+        if arguments.svd is not None:
+            raise UserError("--onnx and --svd: one at a time; --svd writes a checkpoint, which --onnx can read")
+        if arguments.out is not None:
+            raise UserError(f"--out {arguments.out}: goes with --svd; --onnx names its file itself")
+        _onnx(arguments.checkpoint, arguments.onnx)
+    elif arguments.svd is not None:
         _svd(arguments.checkpoint, parse_ranks(arguments.svd), arguments.out)
     else:
         _say_what_there_is(arguments.checkpoint)
@@ -92,9 +108,47 @@ def _report(result: "SVDResult", out: Path) -> None:
     print(f"{out}: {result.parameters[1]:,} parameters of {result.parameters[0]:,}")
 
 
-def _say_what_there_is(path: Path) -> None:
-    from detkit.engine.export import load_compressible
-    from detkit.models.compress import describe_layers
+def _onnx(path: Path, out: Path) -> None:
+    from rich.console import Console
 
-    layers = describe_layers(load_compressible(path)[0])
-    raise UserError(f"what to export? --svd LAYER=RANK,... compresses fully connected layers; {path} has {layers}")
+    from detkit.engine.onnx import export_onnx
+
+    with Console(stderr=True).status("tracing the network"):
+        files = export_onnx(path, out)
+    for one in files:
+        _report_file(one)
+    if files[0].differences is None:
+        print("not compared with torch: onnxruntime is not installed; pip install onnxruntime")
+    else:
+        print("differences: onnxruntime's outputs from torch's on a random input, float32, CPU")
+
+
+def _report_file(written: "Written") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if written.differences is not None:
+        table = Table()
+        table.add_column("output")
+        for name in ("shape", "largest value", "largest difference"):
+            table.add_column(name, justify="right")
+        for one in written.differences:
+            shape = " x ".join(map(str, one.shape))
+            table.add_row(one.output, shape, f"{one.largest:.3g}", f"{one.difference:.2g}")
+        Console(highlight=False).print(table)
+    print(f"{written.path}: {written.size / 1e6:.1f} MB")
+
+
+def _say_what_there_is(path: Path) -> None:
+    from detkit.engine.checkpoint import load_detector
+    from detkit.models.compress import describe_layers
+    from detkit.models.region import RegionDetector
+
+    detector, config = load_detector(path)
+    layers = f"{config.model.name} has no region head for it"
+    if isinstance(detector, RegionDetector):
+        layers = f"{path} has {describe_layers(detector)}"
+    raise UserError(
+        "what to export? --onnx FILE.onnx writes the network as ONNX; --svd LAYER=RANK,... compresses fully connected "
+        f"layers; {layers}"
+    )

@@ -1,5 +1,7 @@
 """Reading photos."""
 
+import os
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -12,12 +14,16 @@ PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo", ".jp2", ".ppm", ".pgm")
 )
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+MOST_PIXELS = 178_956_970  # of a photo: Pillow's limit, now OpenCV's too, which else takes GiB for a file of some KiB
 OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
+
+# read when cv2 is imported, so it comes before that
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
 
 
 def decode_photo(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a photo as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
-    transparent shows white, as in a viewer.
+    transparent shows white, as in a viewer; the first picture of an animation.
 
     size: (width, height) that an annotation states: where it fits the stored pixels and not the upright photo, the
     EXIF orientation is left unapplied. Raises UserError, naming the file, where it is missing, truncated or no image.
@@ -32,12 +38,13 @@ def decode_photo(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         raise UserError(f"{path}: {error.strerror}") from None
     pixels = _decode(data, cv2.IMREAD_COLOR_RGB)
     if pixels is None or not _complete(data):
-        raise UserError(f"{path}: corrupt or truncated image")
+        raise UserError(f"{path}: {_fault(data)}")
+    upright = True
     if size is not None and pixels.shape[1::-1] != size and pixels.shape[:2] == size:
         stored = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if stored is not None and stored.shape[1::-1] == size:
-            return stored
-    alpha = None if data[:2].tobytes() in OPAQUE else _alpha(data)
+            pixels, upright = stored, False
+    alpha = None if data[:2].tobytes() in OPAQUE else _alpha(data, upright)
     if alpha is None or alpha.shape != pixels.shape[:2]:
         return pixels
     weight = alpha[..., None].astype(np.float32) / 255
@@ -73,15 +80,31 @@ def photo_size(path: Path) -> tuple[int, int] | None:
     return (height, width) if orientation in TURNED else (width, height)
 
 
-def _alpha(data: np.ndarray) -> np.ndarray | None:
-    """(H, W) uint8 opacity of an upright photo, None where all is opaque; reads the header alone to know that."""
+def _fault(data: np.ndarray) -> str:
+    """Why a photo cannot be read."""
+    from PIL import Image
+
+    if not data.size:
+        return "empty file"
+    with suppress(Exception):  # Pillow raises whatever its plugins raise
+        try:
+            Image.open(BytesIO(data.tobytes())).close()
+        except Image.DecompressionBombError:
+            return f"too large, above {MOST_PIXELS:,} pixels"
+    return "corrupt or truncated image"
+
+
+def _alpha(data: np.ndarray, upright: bool) -> np.ndarray | None:
+    """(H, W) uint8 opacity of a photo, turned by its EXIF where it is to be upright, None where all is opaque; reads
+    the header alone to know that."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(BytesIO(data.tobytes())) as image:
             if not image.has_transparency_data:
                 return None
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return np.asarray(turned.convert("RGBA").getchannel("A"))
     except Exception:
         return None  # what cv2 reads and Pillow doesn't (or not at this size) is shown as cv2 reads it
 

@@ -17,14 +17,15 @@ def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str,
         (folder / name).mkdir(parents=True)
     items = {item.name: item for own in splits.values() for item in own}
     for item in items.values():
-        (folder / "Annotations" / f"{item.name}.xml").write_text(_xml(item, classes), encoding="utf-8")
+        (folder / "Annotations" / f"{item.name}.xml").write_text(voc_xml(item, classes), encoding="utf-8")
     for split, own in splits.items():
         text = "".join(f"{item.name}\n" for item in own)
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
     return {item.name: f"JPEGImages/{item.file}" for item in items.values()}
 
 
-def _xml(item: Item, classes: Sequence[str]) -> str:
+def voc_xml(item: Item, classes: Sequence[str]) -> str:
+    """Return the annotation file of one image."""
     record = item.record
     lines = [
         "<annotation>",

@@ -31,7 +31,7 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
     for item in {item.name: item for own in splits.values() for item in own}.values():
         name = label_name(places[item.name])
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(_rows(item), encoding="utf-8")
+        (folder / name).write_text(yolo_rows(item), encoding="utf-8")
         if entry := _flags(item):
             flags[name] = entry
     entries = {}
@@ -50,7 +50,8 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
     return places
 
 
-def _rows(item: Item) -> str:
+def yolo_rows(item: Item) -> str:
+    """Return the label file of one image."""
     boxes, (width, height) = upright(item)
     lines = []
     for label, (left, top, right, bottom) in zip(item.record.labels.tolist(), boxes.tolist()):

@@ -11,6 +11,7 @@ from torch import Tensor
 from detkit.config import Config, DetectConfig
 from detkit.engine import distributed
 from detkit.engine.device import autocast, place_images
+from detkit.engine.tta import predict_views
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
 if TYPE_CHECKING:
@@ -88,15 +89,21 @@ def detect_dataset(
 
 
 def detect_batch(
-    detector: "Detector", images: Images, settings: DetectConfig, device: torch.device, amp: str, channels_last: bool
+    detector: "Detector",
+    images: Images,
+    settings: DetectConfig,
+    device: torch.device,
+    amp: str,
+    channels_last: bool,
+    least: Tensor | None = None,
 ) -> Detections:
-    """Move a batch to the device, predict, post-process."""
+    """Move a batch to the device, predict, post-process; least: (C,), on the device, see `postprocess`."""
     from detkit.models import postprocess
 
     images = place_images(images, device, channels_last)
     with autocast(device, amp):
-        predictions = detector.predict(images)
-    return postprocess(predictions, images, settings)
+        predictions = predict_views(detector, images, settings)
+    return postprocess(predictions, images, settings, least)
 
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:

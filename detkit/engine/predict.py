@@ -7,7 +7,7 @@ so that a folder or video of any length needs the memory of a few batches.
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -33,7 +33,6 @@ Picture = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
 Source = str | Path | int | Picture
 
 BATCH = 8
-SCORE = 0.5
 READERS = 4  # threads that decode
 
 
@@ -64,15 +63,22 @@ class _Prepared:
 
 
 def detect_images(
-    detector: "Detector", images: Iterable[Picture | Path], config: Config, *, batch: int = BATCH
+    detector: "Detector",
+    images: Iterable[Picture | Path],
+    config: Config,
+    *,
+    batch: int = BATCH,
+    least: Tensor | None = None,
 ) -> Generator[Found | Unreadable]:
     """Detect on each picture or photo file, in order, `batch` at once, on the detector's device.
 
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
-    number format and memory layout that evaluation uses too. Close the iterator if you leave it early.
+    number format and memory layout that evaluation uses too. least: (C,) a threshold for each class instead, see
+    `least_scores`. Close the iterator if you leave it early.
     """
+    least = None if least is None else least.to(next(detector.parameters()).device)
     transform = build_test(detector.input)
-    propose = _method(config) if detector.given_proposals else None
+    propose = proposal_method(config) if detector.given_proposals else None
 
     def prepare(source: Picture | Path) -> _Prepared | Unreadable:
         return _prepare(source, transform, propose)
@@ -80,7 +86,7 @@ def detect_images(
     with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
         for prepared in batches:
             usable = [item for item in prepared if isinstance(item, _Prepared)]
-            found = iter(_detect(detector, usable, config) if usable else ())
+            found = iter(_detect(detector, usable, config, least) if usable else ())
             for item in prepared:
                 yield Found(item.image, next(found)) if isinstance(item, _Prepared) else item
 
@@ -89,15 +95,13 @@ def detect(
     detector: "Detector",
     source: Source | Iterable[Source],
     config: Config,
-    *,
-    score: float = SCORE,
+    least: Tensor,
     batch: int = BATCH,
 ) -> list[Detections]:
-    """See `Detector.detect`."""
-    config = replace(config, detect=replace(config.detect, score=score))
+    """See `Detector.detect`; least: as in `detect_images`."""
     sources: list[Source] = [source] if isinstance(source, Source) else [*source]
     found = []
-    with closing(detect_images(detector, _pictures(sources), config, batch=batch)) as results:
+    with closing(detect_images(detector, _pictures(sources), config, batch=batch, least=least)) as results:
         for result in results:
             if isinstance(result, Unreadable):
                 raise result.error
@@ -138,7 +142,7 @@ def _batches(
         yield list(pool.map(prepare, chunk))
 
 
-def _method(config: Config) -> Method:
+def proposal_method(config: Config) -> Method:
     """How regions are proposed on photos that no store knows: as many as in training."""
     method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
     return lambda image: method(image)[: config.data.proposal_count or None]
@@ -166,7 +170,7 @@ def _as_array(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _detect(detector: "Detector", items: list[_Prepared], config: Config) -> Iterator[Detections]:
+def _detect(detector: "Detector", items: list[_Prepared], config: Config, least: Tensor | None) -> Iterator[Detections]:
     """The network on one batch."""
     original = torch.tensor([item.image.shape[:2] for item in items])
     regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]
@@ -176,7 +180,8 @@ def _detect(detector: "Detector", items: list[_Prepared], config: Config) -> Ite
     detector.eval()
     with torch.inference_mode():
         device = next(detector.parameters()).device
-        found = detect_batch(detector, images, config.detect, device, config.train.amp, config.train.channels_last)
+        amp, channels_last = config.train.amp, config.train.channels_last
+        found = detect_batch(detector, images, config.detect, device, amp, channels_last, least)
     detector.train(training)
     # waits for the device, once a batch: its readers draw and print next
     boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()

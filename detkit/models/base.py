@@ -1,7 +1,7 @@
 """What a detector is."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -63,6 +63,11 @@ class Detector(nn.Module):
         self.register_buffer("_shift", mean * spec.divisor, persistent=False)
         self.register_buffer("_scale", 1 / (std * spec.divisor), persistent=False)
 
+    @property
+    def margins(self) -> bool:
+        """Whether scores are margins, which may be any number, and not between 0 and 1."""
+        return False
+
     def normalise(self, images: Images) -> Tensor:
         """(B, 3, H, W) uint8 -> float32: (value / divisor - mean) / std, and 0 where an image is padded."""
         pixels = (images.pixels - self._shift) * self._scale
@@ -84,18 +89,38 @@ class Detector(nn.Module):
         """Return decoded boxes and scores, before NMS."""
         raise NotImplementedError
 
-    def detect(self, source: Any, *, score: float = 0.5, batch: int = 8) -> list[Detections]:
+    def detect(
+        self,
+        source: Any,
+        *,
+        score: float = 0.5,
+        classes: Collection[str] | None = None,
+        thresholds: Mapping[str, float] | None = None,
+        nms: str | None = None,
+        flip: bool | None = None,
+        scales: Sequence[float] | None = None,
+        batch: int = 8,
+    ) -> list[Detections]:
         """Detect on images, folders, globs, videos and pictures in memory; one Detections for each image, in order.
 
         source: a path or pattern, an RGB uint8 array (H, W, 3) or tensor (3, H, W), or a list of these; a video gives
-        one for each frame. score: least score. batch: images at once. Each Detections is of one image, on the CPU,
-        without padding: boxes (1, D, 4) in pixels of the original, best first; `.image(0)` takes the 1 away.
-        Raises detkit.errors.UserError, naming the source, where one can't be read.
+        one for each frame. score: least score. classes: those wanted, all by default. thresholds: another least score
+        for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales: test-time augmentation; all three as the
+        checkpoint's `detect` section says where they are None, see DetectConfig. batch: images at once.
+        Each Detections is of one image, on the CPU, without padding: boxes (1, D, 4) in pixels of the original, best
+        first; `.image(0)` takes the 1 away.
+        Raises detkit.errors.UserError, naming the source, where one can't be read, and for an unknown class, a score
+        that cannot be, or a setting that the detector cannot follow.
         """
         # The engine runs detectors, and nothing here needs it at import; this call alone goes up, for convenience.
         from detkit.engine.predict import detect
+        from detkit.engine.thresholds import least_scores
 
-        return detect(self, source, self.experiment or Config(model=self.config), score=score, batch=batch)
+        config = self.experiment or Config(model=self.config)
+        given = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
+        settings = replace(config.detect, **{key: value for key, value in given.items() if value is not None})
+        least = least_scores(self, score, classes, thresholds)
+        return detect(self, source, replace(config, detect=settings), least, batch)
 
     def check(self, truth: TruthSet) -> None:
         """Raise UserError where these objects of the training split cannot train it."""

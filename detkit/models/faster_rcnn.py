@@ -36,6 +36,7 @@ from detkit.models.region import (
 from detkit.models.registry import MODELS
 from detkit.ops import (
     BACKGROUND,
+    Match,
     grid_anchors,
     match_rpn,
     region_loss,
@@ -229,10 +230,14 @@ class FasterRCNN(RegionDetector):
             for number, (x, stride) in enumerate(zip(maps, strides))
         ]
 
+    def smallest(self, images: Images) -> Tensor:
+        """3.3 (code): the least side of a proposal (B,), in pixels of the input."""
+        return self.config.smallest * (images.sizes / images.original).amin(1)
+
     def proposals(self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]) -> Proposals:
         """3.3: the best boxes of the RPN."""
         c, (before, after) = self.config, self.counts
-        smallest = c.smallest * (images.sizes / images.original).amin(1)
+        smallest = self.smallest(images)
         return propose(logits, deltas, anchors, images.sizes, smallest, before=before, after=after, iou=c.rpn_iou)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
@@ -250,16 +255,25 @@ class FasterRCNN(RegionDetector):
         self, images: Images, targets: Targets, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
         """3.1.2, 3.1.3: the RPN learns from anchors inside the image."""
-        c = self.config
         every = torch.cat(anchors)
-        inside = (every[:, :2] >= 0).all(-1) & (every[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
-        inside |= c.outside
-        objects = (targets.boxes, targets.valid, targets.ignore)
-        match = match_rpn(*objects, every, inside, c.rpn_positive, c.rpn_negative)
-        index, drawn = sample(match.index >= 0, match.index == BACKGROUND, c.rpn_number, c.rpn_fraction)
+        match = self.match(images, targets, every)
+        index, drawn = self.draw(match)
         return rpn_loss(
             torch.cat(logits, 1), torch.cat(deltas, 1), match, index, drawn, targets.boxes, every, RPN_CODER
         )
+
+    def match(self, images: Images, targets: Targets, anchors: Tensor) -> Match:
+        """3.1.2: which object each anchor (A, 4) learns."""
+        c = self.config
+        inside = (anchors[:, :2] >= 0).all(-1) & (anchors[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
+        inside |= c.outside
+        objects = (targets.boxes, targets.valid, targets.ignore)
+        return match_rpn(*objects, anchors, inside, c.rpn_positive, c.rpn_negative)
+
+    def draw(self, match: Match) -> tuple[Tensor, Tensor]:
+        """3.1.3: the anchors that are learnt from, see `sample`."""
+        c = self.config
+        return sample(match.index >= 0, match.index == BACKGROUND, c.rpn_number, c.rpn_fraction)
 
     def region_losses(self, maps: list[Tensor], targets: Targets, given: Proposals) -> dict[str, Tensor]:
         """3.2: Fast R-CNN learns from proposals, which are constants."""
@@ -305,5 +319,8 @@ def convolutional(channels: int, depth: int, size: int, width: int) -> nn.Sequen
 
 def pad_to(pixels: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) with 0 at the right and bottom to sides that are a multiple of `multiple`."""
+    if multiple == 1:
+        return pixels
+    # whether or not there is anything to pad: an exported network has sides that are not known beforehand
     down, right = (-side % multiple for side in pixels.shape[-2:])
-    return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
+    return F.pad(pixels, (0, right, 0, down))

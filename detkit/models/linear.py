@@ -103,6 +103,10 @@ class LinearDetector(RegionDetector):
     config: Any  # a LinearConfig
     head: LinearHead
 
+    @property
+    def margins(self) -> bool:
+        return self.config.scoring == "svm"
+
     def prepare(self, images: Images) -> Any:
         """Return what is computed once an image, for `pool`."""
         raise NotImplementedError

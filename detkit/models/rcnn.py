@@ -11,10 +11,11 @@ Where the paper and its code differ, and what detkit does:
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
@@ -74,15 +75,35 @@ class RCNN(LinearDetector):
     def prepare(self, images: Images) -> Images:
         return images
 
-    def pool(self, prepared: Images, boxes: Tensor) -> Tensor:
-        """2.1 feature extraction: regions (B, R, 4) -> pool5 (B * R, C, pool_size, pool_size)."""
+    def crops(self, images: Images, boxes: Tensor) -> Tensor:
+        """2.1: regions (B, R, 4) -> what the network sees of them, (B, R, 3, crop, crop) float32, RGB from 0 to 255."""
         c = self.config
         mean = [value * self.input.divisor for value in c.mean]
-        crops = crop_warp(prepared.pixels, boxes, c.crop, c.context, mean, prepared.sizes)
-        crops = (crops.flatten(0, 1) - self._shift) * self._scale
-        x = self.backbone(crops.contiguous(memory_format=torch.channels_last))[self.map.name]
-        # at the published sizes the bins of this are those of the ImageNet network's last pooling layer
-        return adaptive_max_pool2d(x, c.pool_size)
+        return crop_warp(images.pixels, boxes, c.crop, c.context, mean, images.sizes)
+
+    def pool(self, prepared: Images, boxes: Tensor) -> Tensor:
+        """2.1 feature extraction: regions (B, R, 4) -> pool5 (B * R, C, pool_size, pool_size)."""
+        return self.features(self.crops(prepared, boxes).flatten(0, 1))
+
+    def features(self, crops: Tensor) -> Tensor:
+        """Warped regions (N, 3, crop, crop), 0 to 255 -> pool5 (N, C, pool_size, pool_size)."""
+        crops = ((crops - self._shift) * self._scale).contiguous(memory_format=torch.channels_last)
+        return pool_to(self.backbone(crops)[self.map.name], self.config.pool_size)
 
     def at_once(self, images: int) -> int:
         return max(1, crops_at_once(self.config.crop, PIECE) // max(1, images))
+
+
+def pool_to(x: Tensor, size: int) -> Tensor:
+    """Adaptive max pooling of square maps (N, C, side, side) to (N, C, size, size).
+
+    At the published sizes its bins are those of the ImageNet network's last pooling layer; where they are all alike
+    they are pooled as such a layer does, which unlike adaptive bins can be exported.
+    """
+    side = x.shape[-1]
+    starts = [cell * side // size for cell in range(size)]
+    lengths = {-(-(cell + 1) * side // size) - start for cell, start in enumerate(starts)}
+    strides = {after - start for start, after in pairwise(starts)} or {1}
+    if len(lengths) == len(strides) == 1 and 0 not in strides:
+        return max_pool2d(x, lengths.pop(), strides.pop())
+    return adaptive_max_pool2d(x, size)

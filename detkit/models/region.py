@@ -84,13 +84,14 @@ class Sampled:
     """Regions drawn for training.
 
     boxes: (B, K, 4). target: (B, K) int64, the class, C for background. wanted: (B, K, 4), deltas to learn. valid:
-    (B, K) bool, False where an image had too few.
+    (B, K) bool, False where an image had too few. owner: (B, K) int64, the object of each, negative for background.
     """
 
     boxes: Tensor
     target: Tensor
     wanted: Tensor
     valid: Tensor
+    owner: Tensor
 
 
 @torch.no_grad()
@@ -106,13 +107,13 @@ def sample_regions(regions: Tensor, valid: Tensor, targets: Targets, classes: in
     objects = (targets.boxes, targets.valid, targets.ignore)
     match = match_regions(*objects, regions, valid, config.foreground, (low, high))
     index, drawn = sample(match.index >= 0, match.index == BACKGROUND, config.number, config.fraction)
-    owner = match.index.gather(1, index)
-    inside = drawn & (owner >= 0)
-    owner = owner.clamp(min=0)
+    found = match.index.gather(1, index)
+    inside = drawn & (found >= 0)
+    owner = found.clamp(min=0)
     boxes = regions.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
     wanted = CODER.encode(targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4)), boxes)
     target = torch.where(inside, targets.labels.gather(1, owner), classes)
-    return Sampled(boxes, target, torch.where(inside.unsqueeze(-1), wanted, 0), drawn)
+    return Sampled(boxes, target, torch.where(inside.unsqueeze(-1), wanted, 0), drawn, found)
 
 
 class MapFeatures(nn.Module):
@@ -124,7 +125,7 @@ class MapFeatures(nn.Module):
 
     def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
         super().__init__()
-        self.strides = [feature.stride for feature in info]
+        self.strides, self.channels = [feature.stride for feature in info], info[0].channels
         self.align, self.aligned, self.size, self.canonical = kind != "pool", kind == "align", size, canonical
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ class RegionHead(nn.Module):
     def forward(self, pooled: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """(B * R, C, size, size) -> logits (B, R, classes + 1), background last, and deltas (B, R, classes, 4)."""
         x = self.tail(pooled)
-        regions = len(x) // max(batch, 1)
+        regions = x.shape[0] // max(batch, 1)
         return (
             self.classifier(x).view(batch, regions, self.classes + 1),
             self.regressor(x).view(batch, regions, self.classes, 4),

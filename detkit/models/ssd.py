@@ -19,7 +19,7 @@ from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
 from detkit.models.fitting import check_pixels
 from detkit.models.registry import MODELS
-from detkit.ops import BoxCoder, default_boxes, match_ssd, multibox_loss
+from detkit.ops import BoxCoder, Match, default_boxes, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1, .2, .2
@@ -221,6 +221,10 @@ class SSD(Detector):
         deltas = [rows(head(x), 4) for head, x in zip(self.regressors, maps)]
         return torch.cat(logits, 1), torch.cat(deltas, 1)
 
+    def match(self, targets: Targets) -> Match:
+        """2.2 matching: which object each default box learns."""
+        return match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.overlap)
+
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Matching (2.2), hard negative mining and the multibox loss, equation 1, with alpha = 1."""
         if self.training and self.single_cell_norm and len(images) == 1:
@@ -229,7 +233,7 @@ class SSD(Detector):
                 "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
             )
         # before the network: matching waits for a GPU a few times, which is short while nothing is queued there
-        match = match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.overlap)
+        match = self.match(targets)
         logits, deltas = self.network(self.normalise(images))
         return multibox_loss(
             logits, deltas, match, targets.boxes, targets.labels, self.anchors, CODER, ratio=self.negatives
@@ -243,7 +247,7 @@ class SSD(Detector):
 
 def rows(x: Tensor, columns: int) -> Tensor:
     """(B, boxes * columns, H, W) -> (B, H * W * boxes, columns): cells row by row, then the boxes of a cell."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, columns)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
 
 
 def initialise(module: nn.Module) -> None:

@@ -192,7 +192,7 @@ class YOLOv1(Detector):
     def network(self, pixels: Tensor) -> Cells:
         """Normalised images -> raw outputs for each cell."""
         x = self.head(self.map(pixels))
-        batch, cells = len(x), self.grid**2
+        batch, cells = x.shape[0], self.grid**2
         if x.ndim == 4:
             parts = x.permute(0, 2, 3, 1).split(self.parts, -1)
         else:
@@ -202,6 +202,10 @@ class YOLOv1(Detector):
             boxes.reshape(batch, cells, -1, 4), confidence.reshape(batch, cells, -1), classes.reshape(batch, cells, -1)
         )
 
+    def assign(self, targets: Targets, priority: Tensor | None = None) -> Tensor:
+        """2: which object each cell answers for, see `assign_cells`."""
+        return assign_cells(targets.boxes, targets.valid, targets.ignore, self.grid, self.input.size, priority)
+
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Which object a cell answers for, and the five terms of the loss (2.2, equation 3)."""
         if self.training and self.single_cell_norm and len(images) == 1:
@@ -210,8 +214,7 @@ class YOLOv1(Detector):
                 "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
             )
         cells = self.network(self.normalise(images))
-        priority = torch.rand(targets.labels.shape, device=targets.labels.device)
-        index = assign_cells(targets.boxes, targets.valid, targets.ignore, self.grid, self.input.size, priority)
+        index = self.assign(targets, torch.rand(targets.labels.shape, device=targets.labels.device))
         return yolo_loss(
             cells, index, targets.boxes, targets.labels, self.input.size, self.config.coord, self.config.noobj
         )

@@ -7,6 +7,7 @@ from detkit.ops.crops import crop_warp, crops_at_once
 from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
 from detkit.ops.losses import (
     hard_negative_mask,
+    hard_negatives,
     multibox_loss,
     region_loss,
     rpn_loss,
@@ -15,12 +16,13 @@ from detkit.ops.losses import (
     world_mean,
 )
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
-from detkit.ops.nms import nms, nms_dense
+from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
+from detkit.ops.soft_nms import soft_nms_dense
 from detkit.ops.svd import truncated_svd
-from detkit.ops.yolo import Cells, assign_cells, decode_cells, yolo_loss
+from detkit.ops.yolo import Cells, assign_cells, decode_cells, responsible_boxes, yolo_loss
 
 __all__ = [
     "BACKGROUND",
@@ -43,15 +45,18 @@ __all__ = [
     "flip",
     "grid_anchors",
     "hard_negative_mask",
+    "hard_negatives",
     "match_regions",
     "match_rpn",
     "match_ssd",
     "multibox_loss",
     "nms",
     "nms_dense",
+    "nms_suppressors",
     "pyramid_pool",
     "region_loss",
     "rescale",
+    "responsible_boxes",
     "roi_align",
     "roi_pool",
     "rpn_anchors",
@@ -60,6 +65,7 @@ __all__ = [
     "scale",
     "short_side_scale",
     "smooth_l1",
+    "soft_nms_dense",
     "softmax_loss",
     "spp_pool",
     "sppnet_scale",

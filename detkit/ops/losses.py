@@ -43,6 +43,19 @@ def hard_negative_mask(loss: Tensor, positive: Tensor, candidates: Tensor, ratio
     return torch.zeros_like(candidates).scatter_(1, order, first) & candidates
 
 
+def hard_negatives(logits: Tensor, match: Match, labels: Tensor, ratio: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy (B, A) of each default box, and which negatives are counted, (B, A) bool.
+
+    logits: (B, A, C + 1), background last; match: of `match_ssd`; labels: (B, N) of the objects (SSD, section 2.2).
+    """
+    positive = match.index >= 0
+    if labels.shape[1] == 0:  # gather needs something to point at
+        labels = labels.new_zeros(len(labels), 1)
+    target = torch.where(positive, labels.gather(1, match.index.clamp(min=0)), logits.shape[-1] - 1)
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    return entropy, hard_negative_mask(entropy.detach(), positive, match.index == BACKGROUND, ratio)
+
+
 def multibox_loss(
     logits: Tensor,
     deltas: Tensor,
@@ -63,14 +76,12 @@ def multibox_loss(
     negatives either: its loss is 0, still connected to the graph.
     """
     positive = match.index >= 0
-    if labels.shape[1] == 0:  # gather needs something to point at
-        boxes, labels = boxes.new_zeros(len(labels), 1, 4), labels.new_zeros(len(labels), 1)
-    index = match.index.clamp(min=0)
-    target = torch.where(positive, labels.gather(1, index), logits.shape[-1] - 1)
-    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-    counted = positive | hard_negative_mask(entropy.detach(), positive, match.index == BACKGROUND, ratio)
+    entropy, negative = hard_negatives(logits, match, labels, ratio)
+    counted = positive | negative
 
-    wanted = coder.encode(_rows(boxes, index), anchors)
+    if boxes.shape[1] == 0:  # gather needs something to point at
+        boxes = boxes.new_zeros(len(boxes), 1, 4)
+    wanted = coder.encode(_rows(boxes, match.index.clamp(min=0)), anchors)
     shift = smooth_l1(deltas, wanted).sum(-1)
 
     count = world_mean(positive.sum(), least=1.0)

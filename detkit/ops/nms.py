@@ -9,6 +9,8 @@ all to the largest would cost far more than what it saves: on a GPU, reading the
 batch, marked below.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -65,13 +67,47 @@ def nms(
 
 @torch.no_grad()
 def nms_dense(
-    boxes: Tensor, scores: Tensor, *, iou: float, top_k: int, max_out: int, score: float = -torch.inf
+    boxes: Tensor, scores: Tensor, *, iou: float, top_k: int, max_out: int, score: float | Tensor = -torch.inf
 ) -> tuple[Tensor, Tensor]:
     """NMS per class of a detector's raw output, where each box has a score for every class.
 
     boxes: (B, A, 4) shared by the classes, or (B, A, C, 4); scores: (B, A, C). Returns the box index (B, max_out) and
     the label (B, max_out), best first, both padded with -1. The same as `nms` of the A * C boxes laid flat.
+    score: one for all classes, or (C,), one for each.
     """
+    found = candidates(boxes, scores, top_k, score)
+    kept, rank = _suppress(
+        found.boxes,
+        found.scores,
+        found.image,
+        len(scores),
+        found.group,
+        len(scores) * scores.shape[2],
+        iou,
+        top_k,
+        max_out,
+    )
+    out = found.image.new_full((2, len(scores), max_out), -1)
+    out[:, found.image[kept], rank] = torch.stack((found.index[kept], found.label[kept]))
+    return out[0], out[1]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """M pairs of box and class of a batch, flat: boxes (M, 4), scores (M,), the image that each belongs to, its index
+    among that image's boxes, its label, and its group, image * C + label: (M,) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    image: Tensor
+    index: Tensor
+    label: Tensor
+    group: Tensor
+
+
+def candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
+    """Return what of a detector's raw output, see `nms_dense`, is above its threshold and may be among the best top_k
+    of its class in its image."""
     batch, anchors, classes = scores.shape
     if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
         raise ValueError(
@@ -79,9 +115,9 @@ def nms_dense(
             f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
         )
     real = scores > score
-    if top_k < anchors:
+    if 0 < top_k < anchors:
         # Sorting is spared to all but the best of a crowded class. What equals the last score stays for now, since
-        # topk promises nothing about which of equals it takes; _suppress cuts them off in order.
+        # topk promises nothing about which of equals it takes; who makes a table of it cuts it off in order.
         b, c = (real.sum(1) > top_k).nonzero(as_tuple=True)  # host sync
         if len(b):
             rows = scores[b, :, c].masked_fill(~real[b, :, c], -torch.inf)
@@ -90,11 +126,55 @@ def nms_dense(
     box, label = place // max(classes, 1), place % max(classes, 1)
     image, index = box // max(anchors, 1), box % max(anchors, 1)
     chosen = boxes.reshape(-1, 4)[box if boxes.ndim == 3 else place]
-    group = image * classes + label
-    kept, rank = _suppress(chosen, scores.flatten()[place], image, batch, group, batch * classes, iou, top_k, max_out)
-    out = place.new_full((2, batch, max_out), -1)
-    out[:, image[kept], rank] = torch.stack((index[kept], label[kept]))
-    return out[0], out[1]
+    return Candidates(chosen, scores.flatten()[place], image, index, label, image * classes + label)
+
+
+@torch.no_grad()
+def nms_suppressors(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None = None,
+    *,
+    iou: float,
+    top_k: int,
+    score: float = -torch.inf,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Return (B, N) int64: of each box, which box removed it; its own index where it stays; -1 where it took no part.
+
+    Arguments as in `nms`, whose boxes are those that stay, before `max_out` cuts them. A box is removed by the best box
+    that stays in its class and overlaps it more than `iou`, the first that greedy suppression compares it with. No part
+    took what the threshold, `valid` or `top_k` leave out, and boxes with a coordinate that is not finite.
+    """
+    batch, count = scores.shape
+    if labels is None:
+        labels = torch.zeros_like(scores, dtype=torch.int64)
+    real = (scores > score) & (labels >= 0)
+    if valid is not None:
+        real &= valid
+    place = real.flatten().nonzero().squeeze(1)  # host sync
+    out = place.new_full((batch * count,), -1)
+    if len(place) == 0 or top_k <= 0:
+        return out.view(batch, count)
+    label = labels.flatten()[place]
+    classes = int(label.max()) + 1  # host sync
+    group = place // count * classes + label
+    table, inside = table_of(group, batch * classes, descending(scores.flatten()[place]), top_k)
+    rows = boxes.reshape(-1, 4)[place][table]
+    keep = _greedy(rows, inside, iou)
+    own = torch.arange(table.shape[1], device=table.device).expand_as(table)
+    by = torch.where(keep, own, _first_over(rows, keep, iou))
+    out[place[table[inside]]] = place[table.gather(1, by)[inside]] % count
+    return out.view(batch, count).masked_fill_(~boxes.isfinite().all(-1), -1)
+
+
+def _first_over(boxes: Tensor, keep: Tensor, iou: float) -> Tensor:
+    """Boxes (G, K, 4) best first -> of each the first kept box that overlaps it too much (G, K), 0 where none does."""
+    pairs = CPU_PAIRS if boxes.device.type == "cpu" else GPU_PAIRS
+    columns = max(1, pairs // max(1, keep.numel()))
+    stays = keep.unsqueeze(-1)
+    # argmax gives the first of equals; pieces, so that memory stays bounded
+    return torch.cat([(_over(boxes, some, iou) * stays).argmax(1) for some in boxes.split(columns, 1)], 1)
 
 
 def _suppress(
@@ -117,16 +197,16 @@ def _suppress(
         raise ValueError(f"nms: iou {iou} is not between 0 and 1")
     if len(scores) == 0 or top_k <= 0 or max_out <= 0:
         return group[:0], group[:0]
-    best_first = _descending(scores)
-    table, inside = _table(group, groups, best_first, top_k)
+    best_first = descending(scores)
+    table, inside = table_of(group, groups, best_first, top_k)
     keep = _greedy(boxes[table], inside, iou)
     stays = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     stays[table[keep]] = True
-    table, inside = _table(image, images, best_first[stays[best_first]], max_out)  # host sync
+    table, inside = table_of(image, images, best_first[stays[best_first]], max_out)  # host sync
     return table[inside], inside.nonzero()[:, 1]  # host syncs: how many stay is data
 
 
-def _descending(scores: Tensor) -> Tensor:
+def descending(scores: Tensor) -> Tensor:
     """Stable order of scores (M,), highest first.
 
     The bits of a float, its lower ones flipped where it is negative, are an integer of the same order; integers are
@@ -136,7 +216,7 @@ def _descending(scores: Tensor) -> Tensor:
     return (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).argsort(stable=True)
 
 
-def _table(key: Tensor, keys: int, order: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def table_of(key: Tensor, keys: int, order: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Write candidates that are listed in `order` into rows by their key, each row in that order.
 
     Returns (keys, K) candidates and (keys, K) bool where there is one; K is the longest row, cut to `most`.

@@ -87,6 +87,19 @@ def responsible(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((iou > 0).any(-1), iou.argmax(-1), error.argmin(-1)), iou
 
 
+@torch.no_grad()
+def responsible_boxes(cells: Cells, index: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return which boxes are responsible for their cell's object (B, S * S, K) bool, and each box's IoU with it.
+
+    cells: raw outputs; index: (B, S * S) of `assign_cells`; boxes: (B, N, 4), N >= 1, xyxy in pixels of images of
+    `size`. The IoU means nothing in a cell without an object.
+    """
+    truth = boxes.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
+    best, iou = responsible(decode_cells(cells.boxes, (1, 1)), truth / _extent(truth, size))
+    ordinal = torch.arange(iou.shape[-1], device=best.device)
+    return (index >= 0).unsqueeze(-1) & (best.unsqueeze(-1) == ordinal), iou
+
+
 def yolo_loss(
     cells: Cells,
     index: Tensor,
@@ -107,15 +120,14 @@ def yolo_loss(
     Each is half the sum, a mean over the batch's images: the authors' code descends by target - output, so that half
     of equation 3 is what their learning rates belong to.
     """
-    index, cells = index.unsqueeze(-1), Cells(*(part.float() for part in cells))
-    batch, _, count, _ = cells.boxes.shape
-    found = index >= 0
+    cells = Cells(*(part.float() for part in cells))
+    batch = len(index)
     if labels.shape[1] == 0:  # gather needs something to point at
         boxes, labels = boxes.new_zeros(batch, 1, 4), labels.new_zeros(batch, 1)
-    owner = index.clamp(min=0)
+    own, iou = responsible_boxes(cells, index, boxes, size)
+    index = index.unsqueeze(-1)
+    found, owner = index >= 0, index.clamp(min=0)
     truth = boxes.gather(1, owner.expand(-1, -1, 4)).unsqueeze(2)
-    best, iou = responsible(decode_cells(cells.boxes, (1, 1)), (truth / _extent(truth, size)).squeeze(2))
-    own = found & (best.unsqueeze(-1) == torch.arange(count, device=best.device))
 
     shift = (cells.boxes - encode_cells(truth, size)).square()
     wanted = labels.gather(1, owner.squeeze(-1)).unsqueeze(-1)

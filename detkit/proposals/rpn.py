@@ -1,5 +1,7 @@
 """Region proposal network (Ren et al., NIPS 2015): Faster R-CNN, section 3.1."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +37,41 @@ class RPNHead(nn.Module):
             for layer in self.deeper:
                 x = layer(x).relu_()
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
         return logits, deltas
+
+
+class Candidates(NamedTuple):
+    """Boxes of the RPN before suppression: (B, K, 4), clipped, with logits (B, K) and the number of their map (B, K);
+    valid: (B, K) bool, those that are large enough.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+    levels: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def candidates(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    sizes: Tensor,
+    smallest: Tensor,
+    before: int,
+) -> Candidates:
+    """Return the best `before` boxes of each map; arguments as in `propose`."""
+    boxes, scores, levels = [], [], []
+    for level, (score, delta, refs) in enumerate(zip(logits, deltas, anchors)):  # over maps
+        score, index = score.float().topk(min(before, score.shape[1]), dim=1)
+        delta = delta.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+        boxes.append(clip(CODER.decode(delta, refs[index]), sizes))
+        scores.append(score)
+        levels.append(torch.full_like(index, level))
+    box = torch.cat(boxes, 1)
+    large = ((box[..., 2:] - box[..., :2]) >= smallest.view(-1, 1, 1)).all(-1)
+    return Candidates(box, torch.cat(scores, 1), torch.cat(levels, 1), large)
 
 
 @torch.no_grad()
@@ -57,16 +92,8 @@ def propose(
     smallest: (B,), pixels that both sides of a proposal have. Boxes are clipped, the best `before` of each map are
     suppressed at `iou` among themselves, and the best `after` of all maps stay. Proposals carry no gradient.
     """
-    boxes, scores, levels = [], [], []
-    for level, (score, delta, refs) in enumerate(zip(logits, deltas, anchors)):  # over maps
-        score, index = score.float().topk(min(before, score.shape[1]), dim=1)
-        delta = delta.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-        boxes.append(clip(CODER.decode(delta, refs[index]), sizes))
-        scores.append(score)
-        levels.append(torch.full_like(index, level))
-    box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
-    large = ((box[..., 2:] - box[..., :2]) >= smallest.view(-1, 1, 1)).all(-1)
-    index = nms(box, score, torch.cat(levels, 1), iou=iou, top_k=before, max_out=after, valid=large)
+    box, score, level, large = candidates(logits, deltas, anchors, sizes, smallest, before)
+    index = nms(box, score, level, iou=iou, top_k=before, max_out=after, valid=large)
     there = index >= 0
     chosen = box.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
     return Proposals(chosen * there.unsqueeze(-1), there, score.gather(1, index.clamp(min=0)).sigmoid() * there)

@@ -67,13 +67,13 @@ def draw(
     if values is not None:
         shown.sort(key=lambda row: values[row])
     for row in shown:
-        _outline(pen, boxes[row], line, colour(int(labels[row])), bool(dashed[row]))
+        outline(pen, boxes[row], line, colour(int(labels[row])), bool(dashed[row]))
     placed: list[Box] = []
     # names last, so that no line crosses them; the best first, so that it has the first choice of places
     for row in reversed(shown):
         name = str(classes[labels[row]])
         text = name if values is None else f"{name} {values[row]:.2f}"
-        _name(pen, text, boxes[row], line, font, colour(int(labels[row])), bool(dashed[row]), placed)
+        write_name(pen, text, boxes[row], line, font, colour(int(labels[row])), bool(dashed[row]), placed)
     return np.array(canvas)
 
 
@@ -99,7 +99,7 @@ def shorten(text: str, font: "FreeTypeFont", width: float) -> str:
     return text
 
 
-def _outline(pen: "ImageDraw", box: NDArray, line: int, shade: Colour, dashed: bool) -> None:
+def outline(pen: "ImageDraw", box: NDArray, line: int, shade: Colour, dashed: bool) -> None:
     """Draw a box's outline inside its edges, clipped to the picture."""
     x1, y1, x2, y2 = _inside(pen, box)
     if not dashed:
@@ -125,7 +125,7 @@ def _inside(pen: "ImageDraw", box: NDArray) -> tuple[int, int, int, int]:
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
-def _name(
+def write_name(
     pen: "ImageDraw",
     text: str,
     box: NDArray,

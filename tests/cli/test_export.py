@@ -109,7 +109,7 @@ def test_refusals(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     Path("noise.pt").write_bytes(b"no checkpoint")
     Path("there.pt").write_bytes(b"precious")
     for argv, text in (
-        (["best.pt"], "what to export? --svd LAYER=RANK,... compresses fully connected layers; best.pt has fc6 (head."),
+        (["best.pt"], "--svd LAYER=RANK,... compresses fully connected layers; best.pt has fc6 (head."),
         (["best.pt", "--svd", "fc8=3"], "no fully connected layer 'fc8'; there are fc6 (head.tail.1, 864 -> 256), fc7"),
         (["best.pt", "--svd", "fc6=257"], "fc6: rank 257 of 864 -> 256 is not in 1..256"),
         (["best.pt", "--svd", "fc6=0"], "fc6: rank 0 of 864 -> 256 is not in 1..256"),
@@ -121,11 +121,41 @@ def test_refusals(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["none.pt", "--svd", "fc6=3"], "no checkpoint none.pt"),
         (["noise.pt", "--svd", "fc6=3"], "noise.pt: not a detkit checkpoint"),
         (["ssd.pt", "--svd", "fc6=3"], "ssd.pt: ssd has no region head; --svd is for detectors that have one"),
-        (["ssd.pt"], "ssd.pt: ssd has no region head"),
+        (["ssd.pt"], "what to export? --onnx FILE.onnx writes the network as ONNX; --svd LAYER=RANK,... compresses"),
+        (["ssd.pt"], "ssd has no region head for it"),
+        (["best.pt", "--onnx", "x.onnx", "--svd", "fc6=3"], "--onnx and --svd: one at a time"),
+        (["best.pt", "--onnx", "x.onnx", "--out", "y.pt"], "--out y.pt: goes with --svd"),
     ):
         assert text in failure(capsys, *argv)
     assert Path("there.pt").read_bytes() == b"precious"
     assert not Path("best-svd.pt").exists()
+
+
+def test_onnx(best: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    assert main(["export", "best.pt", "--onnx", "new/toy.onnx"]) == 0
+    output = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.out.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == ["logits_c3", "deltas_c3", "anchors_c3", "map_c3", "logits", "deltas"]
+    assert all(float(row[3]) <= 1e-4 * float(row[2]) for row in rows)
+    assert output.err == ""
+    for end in ("rpn", "head"):
+        size = Path(f"new/toy-{end}.onnx").stat().st_size / 1e6
+        assert f"new/toy-{end}.onnx: {size:.1f} MB" in output.out
+    assert "onnxruntime's outputs from torch's on a random input, float32, CPU" in output.out
+    assert "new/toy-rpn.onnx exists already" in failure(capsys, "best.pt", "--onnx", "new/toy.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", "best.pt", "--onnx", "toy.onnx"]) == 0
+    text = capsys.readouterr().out
+    assert "not compared with torch: onnxruntime is not installed; pip install onnxruntime" in text
+    assert "MB" in text
+
+
+def test_onnx_without_its_packages(best: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    text = "--onnx needs onnx; pip install onnx onnxscript onnxruntime"
+    assert text in failure(capsys, "best.pt", "--onnx", "toy.onnx")
 
 
 def test_the_tool_is_the_command():

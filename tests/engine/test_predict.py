@@ -324,14 +324,14 @@ def test_written_video_reads_back(tmp_path: Path, size: tuple[int, int]) -> None
     frame = np.zeros((*size, 3), np.uint8)
     frame[..., 0] = 200
     with video_writer(path, 12.5, size) as append:
-        for _ in range(5):
-            append(frame)
+        for number in range(5):
+            append(frame, number / 12.5)
         assert not path.exists()
     with VideoReader(Video(path)) as reader:
         assert (reader.fps, reader.size, reader.count) == (12.5, (48 - 2 * (size[0] % 2), 64 - 2 * (size[1] % 2)), 5)
         assert next(iter(reader))[..., 0].mean() > 180
     with suppress(KeyboardInterrupt), video_writer(tmp_path / "half.mp4", 25, size) as append:
-        append(frame)
+        append(frame, 0.0)
         raise KeyboardInterrupt
     assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import adaptive_max_pool2d
 from torchvision.models import alexnet
 
 from detkit import cli
@@ -14,7 +15,7 @@ from detkit.config import BackboneConfig, DetectConfig
 from detkit.engine import checkpoint
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.rcnn import RCNN, RCNNConfig
+from detkit.models.rcnn import RCNN, RCNNConfig, pool_to
 from detkit.ops import crop_warp
 from detkit.structures import TruthSet
 from tests.builders import few_regions
@@ -185,3 +186,9 @@ def test_what_is_trained_detects(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     arguments = ["detect", "whole/best.pt", "toys/JPEGImages/test*.jpg", "--score", "-9", "--out", "found", "--json"]
     assert cli.main(arguments) in (0, None)
     assert (folder / "found" / "detections.json").is_file()
+
+
+@pytest.mark.parametrize(("side", "size"), [(13, 6), (12, 4), (7, 7), (5, 1), (8, 3), (14, 6), (4, 6), (1, 3)])
+def test_pooling_is_adaptive_pooling(side: int, size: int) -> None:
+    x = torch.randn(2, 3, side, side)
+    assert torch.equal(pool_to(x, size), adaptive_max_pool2d(x, size))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detkit import ops
-from tests.ops.reference import greedy_nms, random_boxes
+from tests.ops.reference import greedy_nms, iou, random_boxes
 
 module = sys.modules["detkit.ops.nms"]  # the package's name `nms` is the function
 ALL = 10**9
@@ -216,3 +216,65 @@ def test_wrong_arguments() -> None:
         ops.nms_dense(boxes[:1], torch.rand(2, 3, 5), iou=0.5, top_k=1, max_out=1)
     with pytest.raises(ValueError, match=r"iou 1.5 is not between 0 and 1"):
         ops.nms(boxes, scores, iou=1.5, top_k=1, max_out=1)
+
+
+def suppressors(boxes: Tensor, scores: Tensor, labels: Tensor | None, **settings: float) -> list[int]:
+    """What `nms_suppressors` gives for one image, as a loop over float64 pairs."""
+    kept = greedy_nms(boxes, scores, labels, threshold=settings["iou"], top_k=ALL, max_out=ALL)
+    result = []
+    for j, box in enumerate(boxes.double().tolist()):
+        rivals = [i for i in kept if labels is None or labels[i] == labels[j]]
+        over = [i for i in rivals if iou(boxes[i].double().tolist(), box) > settings["iou"]]
+        result.append(j if j in kept else over[0])
+    return result
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.booleans(),
+    st.sampled_from([5, 1 << 22]),
+)
+def test_suppressors_equal_the_loop(seed: int, count: int, iou: float, labelled: bool, pairs: int) -> None:
+    torch.manual_seed(seed)
+    boxes, scores = random_boxes(2, count, grid=8.0), (torch.rand(2, count) * 8).round() / 8
+    labels = torch.randint(0, 3, (2, count)) if labelled else None
+    before = module.CPU_PAIRS
+    module.CPU_PAIRS = pairs
+    try:
+        found = ops.nms_suppressors(boxes, scores, labels, iou=iou, top_k=ALL)
+    finally:
+        module.CPU_PAIRS = before
+    for image in range(2):
+        own = None if labels is None else labels[image]
+        assert found[image].tolist() == suppressors(boxes[image], scores[image], own, iou=iou)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([1, 4, ALL]), st.sampled_from([-math.inf, 0.4]))
+def test_suppressors_agree_with_nms(seed: int, count: int, top_k: int, score: float) -> None:
+    torch.manual_seed(seed)
+    boxes, scores, labels = random_boxes(3, count), torch.rand(3, count), torch.randint(-1, 3, (3, count))
+    valid = torch.rand(3, count) > 0.2
+    if count > 2:
+        boxes[0, 1, 2], scores[0, 2] = math.nan, math.nan
+    settings = {"iou": 0.4, "top_k": top_k, "score": score, "valid": valid}
+    found = ops.nms_suppressors(boxes, scores, labels, **settings)
+    stays = (found == torch.arange(count)).unsqueeze(0)
+    kept = ops.nms(boxes, scores, labels, **settings, max_out=max(count, 1))
+    for image, row in enumerate(lists(kept)):
+        assert sorted(row) == stays[0][image].nonzero().squeeze(1).tolist()
+        # who removes another stays itself, in the same class
+        removed = [j for j in range(count) if found[image, j] >= 0]
+        assert {int(found[image, j]) for j in removed} <= set(row)
+        assert all(labels[image, found[image, j]] == labels[image, j] for j in removed)
+    assert not (found[~valid | (labels < 0) | ~(scores > score)] >= 0).any()
+
+
+def test_suppressors_of_a_crowd(device: torch.device) -> None:
+    boxes = random_boxes(1, 4000, size=300).to(device)
+    scores = torch.rand(1, 4000, device=device)
+    found = ops.nms_suppressors(boxes, scores, iou=0.3, top_k=3500)[0]
+    kept = ops.nms(boxes, scores, iou=0.3, top_k=3500, max_out=4000)[0]
+    assert sorted(found[found >= 0].unique().tolist()) == sorted(kept[kept >= 0].tolist())
+    assert int((found < 0).sum()) == 500

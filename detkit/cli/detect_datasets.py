@@ -1,0 +1,106 @@
+"""Detections as a data set that detkit, and other tools, can read: to correct them by hand, and to train on them."""
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detkit.cli.detect_report import Seen
+from detkit.data.convert import place_photo
+from detkit.data.dataset import Record, box_area
+from detkit.data.items import Item
+from detkit.data.photo import PHOTO_SUFFIXES
+from detkit.data.voc_writer import voc_xml
+from detkit.data.yolo_writer import yolo_rows
+from detkit.files import atomic_path, write_atomic
+
+if TYPE_CHECKING:
+    from detkit.structures import Detections
+
+SPLIT = "detected"
+
+
+def write_voc(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
+    """A root in VOC layout, with one split, `detected`; scores are not in it.
+
+    Photos are linked, or copied where that fails; frames become pictures. Boxes thinner than a pixel are left out: in
+    VOC's whole pixels, which count the last one in, they would have none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _Names()
+    with (
+        atomic_path(folder / "ImageSets" / "Main" / f"{SPLIT}.txt") as listing,
+        open(listing, "w", encoding="utf-8") as file,
+    ):
+        while (seen := (yield)) is not None:
+            name = names.new(seen)
+            item = _item(seen, name, folder / "JPEGImages", least=1.0)
+            write_atomic(folder / "Annotations" / f"{name}.xml", voc_xml(item, classes))
+            file.write(f"{name}\n")
+
+
+def write_yolo(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
+    """A root in YOLO layout, with one split, `detected`, a list of photos; as `write_voc`, but for thin boxes."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _Names()
+    with atomic_path(folder / f"{SPLIT}.txt") as listing, open(listing, "w", encoding="utf-8") as file:
+        while (seen := (yield)) is not None:
+            name = names.new(seen)
+            item = _item(seen, name, folder / "images", least=0.001)
+            write_atomic(folder / "labels" / f"{name}.txt", yolo_rows(item))
+            file.write(f"./images/{item.file}\n")
+    content = {SPLIT: f"{SPLIT}.txt", "names": dict(enumerate(classes))}
+    write_atomic(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+class _Names:
+    """A name for each picture, all different also without their suffixes and where case doesn't count."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def new(self, seen: Seen) -> str:
+        plain = Path(seen.drawn).stem + ("" if seen.frame is None else f"-{seen.frame:06d}")
+        # VOC's and YOLO's lists are UTF-8 text of one name a line
+        plain = "_".join(plain.encode(errors="replace").decode().split("\n"))
+        name, number = plain, 2
+        while name.lower() in self._taken:
+            name = f"{plain}-{number}"
+            number += 1
+        self._taken.add(name.lower())
+        return name
+
+
+def _item(seen: Seen, name: str, folder: Path, least: float) -> Item:
+    """Bring a picture to `folder` and return it with the detections whose sides are `least` pixels or more."""
+    photo = _place(seen, name, folder)
+    boxes, labels = _arrays(seen.detections)
+    keep = (boxes[:, 2:] - boxes[:, :2] >= least).all(1)
+    boxes, labels = boxes[keep], labels[keep]
+    none = np.zeros(len(labels), bool)
+    record = Record(name, photo, boxes, labels, none, none, none, box_area(boxes), *seen.size)
+    return Item(name, record, seen.size)
+
+
+def _place(seen: Seen, name: str, folder: Path) -> Path:
+    import cv2
+
+    # the data readers know fewer formats; and frames have no file
+    if seen.photo is None or seen.photo.suffix.lower() not in PHOTO_SUFFIXES:
+        target = folder / f"{name}{'.jpg' if seen.photo is None else '.png'}"
+        _, content = cv2.imencode(target.suffix, cv2.cvtColor(seen.image, cv2.COLOR_RGB2BGR))
+        write_atomic(target, content.tobytes())
+        return target
+    target = folder / (name + seen.photo.suffix)
+    if not (target.exists() and target.samefile(seen.photo)):
+        target.unlink(missing_ok=True)  # of an earlier command: a copy into it would reach what it is linked to
+        place_photo(seen.photo, target, "link")
+    return target
+
+
+def _arrays(detections: "Detections") -> tuple[np.ndarray, np.ndarray]:
+    boxes, _, labels = detections.image(0)
+    return np.round(boxes.double().numpy(), 3).astype(np.float32), labels.numpy()

@@ -1,0 +1,117 @@
+"""detkit detect --explain: what each stage of a detector did with one image."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from detkit.data.truth import Truth
+
+# options of detect that have no meaning, or would need a picture of their own
+UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to those of detkit detect."""
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="of one image, write what each stage of the detector did: DIR/explain.html, and a PNG a stage",
+    )
+    parser.add_argument(
+        "--truth",
+        metavar="XML",
+        type=Path,
+        help="with --explain: the image's objects (VOC), to show what training would learn from it; found by itself "
+        "where the image lies in a data set",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Explain the one source of the arguments."""
+    if not arguments.explain:
+        raise UserError("--truth goes with --explain")
+    score, of_classes = arguments.score
+    others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED} | {
+        "--score CLASS=S": of_classes
+    }
+    if wrong := [name for name, value in others.items() if value]:
+        raise UserError(
+            f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
+        )
+    # the cheap questions first: what can't be explained is answered before torch has loaded
+    photo = _one_photo(arguments.source)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out}: a file, not a folder")
+
+    from dataclasses import replace
+
+    from detkit.data.photo import decode_photo
+    from detkit.engine.checkpoint import load_detector, write_file
+    from detkit.engine.device import choose_device, place
+    from detkit.engine.explain import explain
+    from detkit.report.explain import explain_page
+    from detkit.viz.explain import draw_stages
+
+    image = decode_photo(photo)
+    device = choose_device(arguments.device)
+    detector, config = load_detector(arguments.checkpoint, device)
+    place(detector, device, config.train.channels_last)
+    # soft-NMS removes nothing, and several looks have no one picture: what a config says of them is not shown
+    config = replace(config, detect=replace(config.detect, score=score, nms="hard", flip=False, scales=[1.0]))
+    truth = _truth(arguments.truth, photo, image, detector.classes)
+    result = explain(detector, image, config, truth)
+    stages = draw_stages(result)
+    for number, stage in enumerate(stages, 1):
+        write_file(arguments.out / f"{number}-{stage.name}.png", _png(stage.sheet()))
+    height, width = image.shape[:2]
+    settings = config.detect
+    protocol = (
+        f"{arguments.checkpoint}: {config.model.name} ({detector.input}), {photo.name} of {width}x{height} pixels; "
+        f"score above {settings.score:g}, NMS IoU {settings.iou:g}, at most {settings.keep} an image; "
+        + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
+    )
+    title = f"{config.model.name}, step by step: {photo.name}"
+    write_file(arguments.out / "explain.html", explain_page(result, stages, title, protocol))
+    print(protocol)
+    for number, stage in enumerate(stages, 1):
+        print(f"{number} {stage.title}: {stage.text}")
+    print(f"{arguments.out / 'explain.html'} and {len(stages)} pictures beside it")
+    return 0
+
+
+def _one_photo(names: list[str]) -> Path:
+    from detkit.engine.sources import find_sources
+
+    sources = find_sources(names)
+    if len(sources) != 1:
+        raise UserError(f"--explain takes one image, here are {len(sources)}; name one, such as {sources[0]}")
+    if not isinstance(sources[0], Path):
+        raise UserError(f"--explain takes an image, and {sources[0]} is a video; save one of its frames")
+    return sources[0]
+
+
+def _truth(given: Path | None, photo: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
+    """The objects in the file that is named, or where the photo's data set has them."""
+    from detkit.data.truth import find_truth, read_truth
+
+    truth = find_truth(photo, classes) if given is None else read_truth(given, classes)
+    height, width = image.shape[:2]
+    if truth is None or truth.size in ((0, 0), (width, height)):
+        return truth
+    if given is None:
+        return None
+    raise UserError(
+        f"--truth {given}: of an image of {truth.size[0]}x{truth.size[1]}, and {photo} has {width}x{height} pixels"
+    )
+
+
+def _png(picture: "np.ndarray") -> bytes:
+    import cv2
+
+    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return content.tobytes()

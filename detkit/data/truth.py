@@ -1,0 +1,87 @@
+"""The objects of a single photo: from a VOC XML, or from the data set that the photo lies in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detkit.data.formats import find_format, find_splits, open_root
+from detkit.data.voc_index import parse_annotation
+from detkit.errors import UserError, did_you_mean
+
+LEVELS = 4  # folders above a photo that may be its data set's
+
+
+@dataclass(frozen=True)
+class Truth:
+    """boxes: (N, 4) float32 continuous xyxy in pixels of the photo; labels: (N,) int64; difficult, crowd: (N,) bool.
+
+    size: (width, height) as the annotation says, 0 where it says nothing. origin: the file or data set it is from.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    size: tuple[int, int]
+    origin: str
+
+
+def read_truth(path: Path, classes: Sequence[str]) -> Truth:
+    """Read a VOC XML. Raises UserError, in one line, for a file that is none, or has objects of other classes."""
+    try:
+        annotation = parse_annotation(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"no annotation {path}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if annotation.problems:
+        raise UserError(f"{path}: {annotation.problems[0]}")
+    for item in annotation.objects:
+        if item.name not in classes:
+            raise UserError(
+                f"{path}: object {item.number} is of class {item.name!r}, which the detector does not know"
+                f"{did_you_mean(item.name, classes)}"
+            )
+    objects = [(classes.index(item.name), item.box, item.difficult, item.crowd) for item in annotation.objects]
+    labels, boxes, difficult, crowd = zip(*objects) if objects else ((), (), (), ())
+    return Truth(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels, np.int64),
+        np.array(difficult, bool),
+        np.array(crowd, bool),
+        annotation.size,
+        str(path),
+    )
+
+
+def find_truth(photo: Path, classes: Sequence[str]) -> Truth | None:
+    """Return what a data set around the photo says of it; None where there is none, or it knows other classes."""
+    photo = photo.resolve()
+    for root in photo.parents[:LEVELS]:
+        try:
+            if find_format(root) == "voc":
+                xml = root / "Annotations" / f"{photo.stem}.xml"
+                return read_truth(xml, classes) if photo.parent == root / "JPEGImages" else None
+            for split in find_splits(root):
+                found = _in_split(root, split, photo, classes)
+                if found is not None:
+                    return found
+        except UserError:  # no data set, or one that is of no use here: the photo can be explained without it
+            continue
+    return None
+
+
+def _in_split(root: Path, split: str, photo: Path, classes: Sequence[str]) -> Truth | None:
+    dataset = open_root(root, [split])
+    for i in range(len(dataset)):  # once a command, on the host
+        if dataset.path(i).name == photo.name and dataset.path(i).resolve() == photo:
+            record = dataset.record(i)
+            names = [dataset.classes[label] for label in record.labels]
+            if any(name not in classes for name in names):
+                return None
+            labels = np.array([classes.index(name) for name in names], np.int64)
+            size = (record.width, record.height)
+            return Truth(record.boxes, labels, record.difficult, record.crowd, size, f"{root.name}/{split}")
+    return None

@@ -1,0 +1,210 @@
+"""What the pictures of an explanation are drawn with: an enlarged photo, and panels with a legend."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from detkit.viz.draw import INK, PAPER, Colour, font_of, outline, shorten, write_name
+from detkit.viz.sheet import mosaic
+
+SIDE = 960  # pixels of a picture's longer side
+PANEL = 560  # of one among several
+CROWD = 30  # boxes, above which their lines are thinner
+DARK = 0.5  # how much of the photo's light is left below thin lines
+
+TRUTH: Colour = (255, 255, 255)
+NEGATIVE: Colour = (165, 175, 190)
+PROPOSAL: Colour = (190, 230, 255)
+HEAT: Colour = (255, 120, 0)
+
+Kind = Literal["solid", "dashed", "fill"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend."""
+
+    shade: Colour
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture, (H, W, 3) uint8, with what is said below it."""
+
+    picture: NDArray[np.uint8]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a detector. name: fit for a file; text: what happened, in numbers of this photo."""
+
+    name: str
+    title: str
+    text: str
+    panels: list[Panel]
+    legend: list[Key] = field(default_factory=list)
+
+    def sheet(self) -> NDArray[np.uint8]:
+        """Return all of it as one picture: panels with their captions, the legend below."""
+        if len(self.panels) == 1:
+            picture = self.panels[0].picture
+        else:
+            captions = [panel.caption for panel in self.panels]
+            columns = min(3, math.ceil(math.sqrt(len(captions))))
+            picture = mosaic([panel.picture for panel in self.panels], captions, columns)
+        return _with_legend(picture, self.legend)
+
+
+class Canvas:
+    """A photo enlarged to draw on. All coordinates are pixels of the photo."""
+
+    def __init__(self, image: ArrayLike, side: int = SIDE, light: float = 1.0, window: ArrayLike | None = None) -> None:
+        """side: pixels that the longer side gets; light: 1 leaves the photo as it is. window: the part that is shown,
+        xyxy, by default all; what of it lies outside the photo is grey.
+        """
+        from PIL import Image, ImageDraw
+
+        image = np.asarray(image, np.uint8)
+        height, width = image.shape[:2]
+        left, top, right, bottom = (0, 0, width, height) if window is None else np.asarray(window, float).tolist()
+        left, top, right, bottom = int(np.floor(left)), int(np.floor(top)), int(np.ceil(right)), int(np.ceil(bottom))
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        part = np.full((bottom - top, right - left, 3), 128, np.uint8)
+        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+        seen = image[rows, columns]
+        if seen.size:
+            at = max(-top, 0), max(-left, 0)
+            part[at[0] : at[0] + seen.shape[0], at[1] : at[1] + seen.shape[1]] = seen
+        self.factor = side / max(part.shape[:2])
+        self.origin = np.array([left, top, left, top], float)
+        size = (max(1, round(part.shape[1] * self.factor)), max(1, round(part.shape[0] * self.factor)))
+        lit = (part * light).astype(np.uint8)
+        self._canvas = Image.fromarray(lit).resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+        self._Draw, self._Image = ImageDraw.Draw, Image
+        self.line = max(2, round(side / 320))
+        self.font = font_of(max(14, round(side / 34)))
+        self._names: list[tuple[NDArray, str, Colour]] = []
+
+    def box(self, box: ArrayLike, shade: Colour, width: float = 1.0, dashed: bool = False, alpha: float = 1.0) -> None:
+        """Draw an outline; width: in thin lines."""
+        line = max(1, round(self.line * width))
+        if alpha >= 1:
+            outline(self._Draw(self._canvas), self._place(box), line, shade, dashed)
+            return
+        layer = self._Image.new("RGBA", self._canvas.size)
+        outline(self._Draw(layer), self._place(box), line, (*shade, round(255 * alpha)), dashed)  # pyright: ignore
+        self._canvas.alpha_composite(layer)
+
+    def boxes(self, boxes: ArrayLike, shades: Sequence[Colour], alphas: Sequence[float]) -> None:
+        """Draw many thin outlines, the last on top."""
+        layer = self._Image.new("RGBA", self._canvas.size)
+        pen = self._Draw(layer)
+        line = self.line if len(shades) <= CROWD else max(1, self.line - 1)
+        for box, shade, alpha in zip(np.asarray(boxes), shades, alphas):
+            outline(pen, self._place(box), line, (*shade, round(255 * alpha)), False)  # pyright: ignore
+        self._canvas.alpha_composite(layer)
+
+    def truth(self, box: ArrayLike, name: str | None = None) -> None:
+        """Draw an object: dashed white on black, so that it shows on any photo."""
+        self.box(box, INK)
+        self.box(box, TRUTH, dashed=True)
+        if name is not None:
+            self.name(box, name, TRUTH)
+
+    def fill(self, box: ArrayLike, shade: Colour, alpha: float) -> None:
+        """Tint a part of the photo."""
+        layer = self._Image.new("RGBA", self._canvas.size)
+        x1, y1, x2, y2 = self._place(box)
+        corners = (round(x1), round(y1), max(round(x1), round(x2) - 1), max(round(y1), round(y2) - 1))
+        self._Draw(layer).rectangle(corners, fill=(*shade, round(255 * alpha)))
+        self._canvas.alpha_composite(layer)
+
+    def tint(self, values: NDArray, box: ArrayLike, shade: Colour, most: float = 0.85) -> None:
+        """Lay a map (h, w) of values from 0 to 1 over a part of the photo, its cells as squares."""
+        x1, y1, x2, y2 = (round(edge) for edge in self._place(box))
+        alpha = np.round(np.clip(values, 0, 1) * 255 * most).astype(np.uint8)
+        pixels = np.concatenate((np.broadcast_to(np.array(shade, np.uint8), (*alpha.shape, 3)), alpha[..., None]), -1)
+        layer = self._Image.fromarray(pixels).resize((max(1, x2 - x1), max(1, y2 - y1)), self._Image.Resampling.NEAREST)
+        whole = self._Image.new("RGBA", self._canvas.size)
+        whole.paste(layer, (x1, y1))
+        self._canvas.alpha_composite(whole)
+
+    def grid(self, rows: int, columns: int, box: ArrayLike, shade: Colour = PAPER, alpha: float = 0.45) -> None:
+        """Draw the lines between rows x columns cells of a part of the photo."""
+        layer = self._Image.new("RGBA", self._canvas.size)
+        pen, (x1, y1, x2, y2) = self._Draw(layer), self._place(box)
+        ink = (*shade, round(255 * alpha))
+        for x in np.linspace(x1, x2, columns + 1).round().tolist():
+            pen.line((x, y1, x, y2), ink, 1)
+        for y in np.linspace(y1, y2, rows + 1).round().tolist():
+            pen.line((x1, y, x2, y), ink, 1)
+        self._canvas.alpha_composite(layer)
+
+    def dot(self, point: ArrayLike, shade: Colour) -> None:
+        left, top = ((np.asarray(point) - self.origin[:2]) * self.factor).tolist()
+        size = 2 * self.line
+        self._Draw(self._canvas).ellipse((left - size, top - size, left + size, top + size), shade, INK)
+
+    def name(self, box: ArrayLike, text: str, shade: Colour) -> None:
+        """Write a box's name, when all is drawn; the first has the first choice of places."""
+        self._names.append((self._place(box), text, shade))
+
+    def picture(self) -> NDArray[np.uint8]:
+        canvas = self._canvas.convert("RGB")
+        pen, placed = self._Draw(canvas), []
+        for box, text, shade in self._names:
+            write_name(pen, text, box, self.line, self.font, shade, False, placed)
+        return np.array(canvas)
+
+    def _place(self, box: ArrayLike) -> NDArray:
+        return (np.asarray(box, np.float64) - self.origin) * self.factor
+
+
+def side_of(panels: int) -> int:
+    """Pixels of the longer side of each of so many panels."""
+    return SIDE if panels <= 1 else PANEL
+
+
+def window(boxes: NDArray, margin: float, least: float) -> NDArray:
+    """The square around boxes (N, 4), with a margin in shares of its side, at least `least` pixels a side."""
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    half = max(float((high - low).max()) * (1 + 2 * margin), least) / 2
+    centre = (low + high) / 2
+    return np.concatenate((centre - half, centre + half))
+
+
+def _with_legend(picture: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[np.uint8]:
+    """The picture with a strip below that explains its colours."""
+    from PIL import Image, ImageDraw
+
+    if not legend:
+        return picture
+    width = picture.shape[1]
+    font = font_of(max(13, round(min(width, SIDE) / 42)))
+    row, mark, gap = round(font.size * 1.7), round(font.size * 2.2), round(font.size * 0.6)
+    places, x, y = [], gap, gap
+    for key in legend:
+        text = shorten(key.text, font, width - mark - 3 * gap)
+        wide = mark + gap + font.getlength(text)
+        if x > gap and x + wide > width - gap:
+            x, y = gap, y + row
+        places.append((x, y, text))
+        x += round(wide) + 2 * gap
+    sheet = Image.new("RGB", (width, picture.shape[0] + y + row), (48, 52, 58))
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for key, (x, y, text) in zip(legend, places):
+        top = picture.shape[0] + y
+        if key.kind == "fill":
+            pen.rectangle((x, top, x + mark, top + font.size), fill=key.shade)
+        else:
+            outline(pen, np.array([x, top, x + mark, top + font.size]), 2, key.shade, key.kind == "dashed")
+        pen.text((x + mark + gap, top - font.size * 0.1), text, PAPER, font)
+    return np.array(sheet)

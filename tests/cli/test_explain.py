@@ -1,0 +1,217 @@
+"""detkit detect --explain: pictures, the page, and what it refuses."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detkit.cli import run_command
+from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
+from detkit.data.truth import find_truth
+from detkit.engine import checkpoint
+from detkit.engine.explain import explain
+from detkit.report.explain import explain_page
+from detkit.viz.explain import draw_stages
+from tests import zoo
+from tests.data.roots import make_root, xml
+from tests.engine.test_explain import TRUTH, build, image
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LAST = ["candidates", "nms", "detections"]
+GIVEN = ["proposals", "regions", "pooled", "regression", *LAST]
+STAGES = {
+    "ssd": ["default-boxes", "matching", "maps", *LAST],
+    "yolov1": ["class-map", "boxes", "responsible", *LAST],
+    "faster_rcnn": ["anchors", "anchor-matching", "objectness", *GIVEN],
+    "fast_rcnn": GIVEN,
+    "rcnn": GIVEN,
+    "sppnet": GIVEN,
+    "torchvision_ssd": LAST,
+}
+TRAINING = {"matching", "responsible", "anchor-matching", "regions"}
+
+
+class Page(HTMLParser):
+    """Collects elements and their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    detector = zoo.build("ssd")
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    config = Config(detector.config, DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(keep=15))
+    checkpoint.save(path, detector, config)
+    return str(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a data set of two photos 60x40; its parent is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    objects = xml([("a", (5, 5, 30, 30)), ("b", (20, 10, 55, 38))])
+    return make_root(Path("set"), {"1": objects, "2": xml([("c", (1, 1, 20, 20))])}, {"test": ["1", "2"]})
+
+
+def run(*arguments: object) -> int:
+    return run_command("detect", [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("known", [True, False])
+def test_every_detector_has_its_stages(name: str, known: bool) -> None:
+    detector, config = build(name)
+    found = explain(detector, image(), config, TRUTH if known else None)
+    stages = draw_stages(found)
+    assert [stage.name for stage in stages] == [one for one in STAGES[name] if known or one not in TRAINING]
+    for stage in stages:
+        sheet = stage.sheet()
+        assert sheet.dtype == np.uint8
+        assert sheet.ndim == 3
+        assert max(sheet.shape) >= 900
+    page = Page(explain_page(found, stages, "title", "protocol"))
+    sections = [attributes.get("id") for tag, attributes in page.elements if tag == "section"]
+    assert sections == [*(stage.name for stage in stages), "steps"]
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == sum(len(stage.panels) for stage in stages)
+    assert all(attributes["alt"] for attributes in pictures)
+
+
+def test_the_page_stands_alone_and_is_safe_against_any_name() -> None:
+    detector, config = build("ssd")
+    detector.classes = ("</script><b>", "<!--")
+    found = explain(detector, image(), config, TRUTH)
+    text = explain_page(found, draw_stages(found), "<i>photo</i>", "x & y")
+    page = Page(text)
+    assert not {"link", "iframe", "b", "i>"} & {tag for tag, _ in page.elements}
+    sources = [value for _, attributes in page.elements for key in ("src", "href") if (value := attributes.get(key))]
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://(?!www\.w3\.org)", text)
+    raw = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert raw is not None
+    data = json.loads(raw[1])
+    assert data["classes"] == ["</script><b>", "<!--"]
+    assert data["by"] == found.work.by.tolist()
+    assert data["final"] == found.work.final.tolist()
+
+
+# in braces, since the page has names of its own
+SCRIPT = """{
+const seen = {};
+window.onerror = (message) => { seen.error = message; };
+document.addEventListener("securitypolicyviolation", (event) => { seen.refused = event.blockedURI; });
+const count = (kind) => document.querySelectorAll(`#boxes .${kind}`).length;
+seen.open = !document.getElementById("steps").hidden;
+seen.first = [count("s"), count("g")];
+document.getElementById("on").click();
+seen.second = [count("s"), document.getElementById("step").value];
+document.querySelector("#boxes .s.now").dispatchEvent(new MouseEvent("click"));
+seen.tapped = document.getElementById("step").value;
+const slider = document.getElementById("step");
+slider.value = slider.max; slider.dispatchEvent(new Event("input"));
+seen.last = count("s");
+seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
+document.body.dataset.seen = JSON.stringify(seen);
+}"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_it_lives_in_a_browser(tmp_path: Path) -> None:
+    detector, config = build("ssd")
+    found = explain(detector, image(), config, TRUTH)
+    page = tmp_path / "page.html"
+    text = explain_page(found, draw_stages(found), "title", "protocol")
+    page.write_text(text.replace("</body>", f"<script>{SCRIPT}</script></body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    command += ["--window-size=400,800", "--dump-dom", page.as_uri()]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    seen = next(attributes["data-seen"] for _, attributes in Page(output).elements if "data-seen" in attributes)
+    assert json.loads(seen or "") == {
+        "open": True,
+        "first": [1, len(found.work.removed(int(found.work.final[0])))],
+        "second": [2, "2"],
+        "tapped": "2",
+        "last": len(found.work.final),
+        "wide": True,
+    }
+
+
+def test_the_command(weights: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(weights, root / "JPEGImages/1.jpg", "--explain", "--score", 0.34, "--out", "out") == 0
+    said = capsys.readouterr().out
+    names = sorted(path.name for path in Path("out").iterdir())
+    assert names == sorted([*(f"{n}-{name}.png" for n, name in enumerate(STAGES["ssd"], 1)), "explain.html"])
+    # the objects were found beside the photo
+    assert "objects of set/Annotations/1.xml" in said.replace(str(root.resolve().parent) + "/", "")
+    for name in names[:-1]:
+        assert cv2.imread(f"out/{name}") is not None
+
+
+def test_truth_is_found_or_left_out(root: Path) -> None:
+    found = find_truth(root / "JPEGImages/1.jpg", ("b", "a"))
+    assert found is not None
+    assert found.labels.tolist() == [1, 0]
+    assert found.boxes.tolist() == [[4, 4, 30, 30], [19, 9, 55, 38]]
+    assert find_truth(root / "JPEGImages/2.jpg", ("a", "b")) is None  # of a class that the detector does not know
+    loose = Path("loose.jpg")
+    shutil.copy(root / "JPEGImages/1.jpg", loose)
+    assert find_truth(loose, ("a", "b")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["set/JPEGImages"], "--explain takes one image, here are 2"),
+        (["set/JPEGImages/1.jpg", "set/JPEGImages/2.jpg"], "--explain takes one image, here are 2"),
+        (["clip.mp4"], "--explain takes an image, and clip.mp4 is a video"),
+        (["0"], "--explain takes an image, and camera 0 is a video"),
+        (["broken.jpg"], "broken.jpg: corrupt or truncated image"),
+        (["one.jpg", "--flip", "--score", ".5,a=.2"], "leave --flip, --score CLASS=S out"),
+        (["none.jpg"], "no image, folder or video none.jpg"),
+        (["set/JPEGImages/1.jpg", "--truth", "none.xml"], "no annotation none.xml"),
+        (["set/JPEGImages/1.jpg", "--truth", "broken.jpg"], "broken.jpg: not valid XML"),
+        (
+            ["set/JPEGImages/1.jpg", "--truth", "set/Annotations/2.xml"],
+            "object 1 is of class 'c', which the",
+        ),
+        (
+            ["set/JPEGImages/1.jpg", "--truth", "large.xml"],
+            "image of 600x400, and set/JPEGImages/1.jpg has 60x40",
+        ),
+        (["set/JPEGImages/1.jpg", "--out", "broken.jpg"], "--out broken.jpg: a file"),
+    ],
+)
+def test_what_is_refused_in_one_line(
+    arguments: list[str], message: str, weights: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("clip.mp4").write_bytes(b"")
+    Path("broken.jpg").write_bytes((root / "JPEGImages/1.jpg").read_bytes()[:200])
+    Path("large.xml").write_text(xml([("a", (5, 5, 30, 30))], (600, 400)))
+    assert run(weights, *arguments, "--explain", *([] if "--out" in arguments else ["--out", "out"])) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_truth_without_explain(weights: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(weights, root / "JPEGImages/1.jpg", "--truth", root / "Annotations/1.xml", "--out", "out") == 2
+    assert "--truth goes with --explain" in capsys.readouterr().err
