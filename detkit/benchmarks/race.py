@@ -63,8 +63,11 @@ def against_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Calla
     )
 
 
-def race(subject: Subject, setting: Setting) -> list[Timing]:
-    """Run every contender once a round, in turn; return their minima and medians, in seconds."""
+def race(subject: Subject, setting: Setting, progress: Callable[[int], None] | None = None) -> list[Timing]:
+    """Run every contender once a round, in turn; return their minima and medians, in seconds.
+
+    progress: called with the number of rounds done.
+    """
     context = get_context("spawn")
     pipes: list[Connection] = []
     processes = []
@@ -78,10 +81,12 @@ def race(subject: Subject, setting: Setting) -> list[Timing]:
             processes.append(process)
             _answer(ours, contender.name)  # one after the other: building disturbs no one who is being timed
         seconds: list[list[float]] = [[] for _ in pipes]
-        for _ in range(setting.rounds):
+        for number in range(setting.rounds):
             for pipe, contender, times in zip(pipes, subject.contenders, seconds):
                 pipe.send("go")
                 times.append(_answer(pipe, contender.name))
+            if progress is not None:
+                progress(number + 1)
         return [Timing(c.name, min(times), median(times)) for c, times in zip(subject.contenders, seconds)]
     finally:
         for pipe in pipes:

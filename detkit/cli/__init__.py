@@ -14,6 +14,7 @@ from detkit.errors import UserError
 COMMANDS = {
     "train": "train a detector from a config",
     "evaluate": "mAP of a checkpoint, or of a file of detections",
+    "compare": "train and measure several detectors, side by side",
     "detect": "run a checkpoint on images, folders, videos or a camera",
     "export": "write a checkpoint as ONNX, or compress it",
     "dataset": "fetch, check, show, convert and split data sets",

@@ -32,7 +32,7 @@ def gallery(
     what is right is shown by the best of each class. `box` is a detection of the picture, or an object where the kind
     is missed.
     """
-    image = _image_of(detections, truth)
+    image = image_of(detections, truth)
     chosen: dict[str, Tensor] = {}
     for kind in ("right", *KINDS):
         if kind == "missed":
@@ -62,7 +62,7 @@ def gallery(
     }
 
 
-def _image_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
+def image_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
     """(D,) the detections' images as the truth numbers them."""
     number = {name: index for index, name in enumerate(truth.ids)}
     return torch.tensor([number[name] for name in detections.ids], dtype=torch.int64)[detections.image]
@@ -105,29 +105,15 @@ def _picture(
     found = found[detections.scores[found].sort(descending=True, stable=True).indices]
     objects = (truth.image == index).nonzero().squeeze(1)
     objects = objects[(~torch.isin(objects, missed)).long().sort(stable=True).indices[:BOXES]]
-    record = dataset.record(index)
-    width, height, source = record.width, record.height, None
-    try:
-        photo = dataset.image(index)
-    except UserError:
-        photo = None  # annotations alone are enough for scoring, and for boxes on blank paper
-    if photo is not None:
-        height, width = photo.shape[:2]
-        source = _thumbnail(photo)
-    if not (width and height):
-        edges = torch.cat((truth.boxes[objects, 2:], detections.boxes[found, 2:]))
-        width, height = (int(edge) + 1 for edge in edges.amax(0).tolist())
+    paper = paper_of(dataset, index, torch.cat((truth.boxes[objects], detections.boxes[found])))
     # 0 = to find and lost by an error, 1 = found, 2 = missed, 3 = ignored
     status = torch.where(truth.ignore, 3, torch.where(errors.missed, 2, errors.found.long()))
     picture = {
-        "id": record.id,
-        "width": width,
-        "height": height,
-        "photo": source,
+        **paper,
         "detections": [
-            [label, round(score, 4), state, *_short(box), round(near, 3)]
+            [label, round(score, 4), state, *short_box(box), round(near, 3)]
             for label, score, state, box, near in zip(
-                _label(detections, truth)[found].tolist(),
+                labels_of(detections, truth)[found].tolist(),
                 detections.scores[found].tolist(),
                 errors.state[found].tolist(),
                 detections.boxes[found].tolist(),
@@ -135,7 +121,7 @@ def _picture(
             )
         ],
         "objects": [
-            [label, state, *_short(box)]
+            [label, state, *short_box(box)]
             for label, state, box in zip(
                 truth.labels[objects].tolist(), status[objects].tolist(), truth.boxes[objects].tolist()
             )
@@ -144,16 +130,37 @@ def _picture(
     return picture, found.tolist(), objects.tolist()
 
 
-def _label(detections: DetectionSet, truth: TruthSet) -> Tensor:
+def paper_of(dataset: "DetectionDataset", index: int, boxes: Tensor) -> dict[str, Any]:
+    """Return what boxes are drawn on: {"id", "width", "height", "photo"}, the last None where it cannot be read.
+
+    boxes: (N, 4), all that are drawn; they tell the size where neither the photo nor its annotation does.
+    """
+    record = dataset.record(index)
+    width, height, source = record.width, record.height, None
+    try:
+        photo = dataset.image(index)
+    except UserError:
+        photo = None  # annotations alone are enough for scoring, and for boxes on blank paper
+    if photo is not None:
+        height, width = photo.shape[:2]
+        source = thumbnail(photo)
+    if not (width and height):
+        width, height = (int(edge) + 1 for edge in boxes[:, 2:].amax(0).tolist())
+    return {"id": record.id, "width": width, "height": height, "photo": source}
+
+
+def labels_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
+    """(D,) the detections' labels as the truth numbers them."""
     number = {name: index for index, name in enumerate(truth.classes)}
     return torch.tensor([number[name] for name in detections.classes], dtype=torch.int64)[detections.labels]
 
 
-def _short(box: list[float]) -> list[float]:
+def short_box(box: list[float]) -> list[float]:
+    """A box in tenths of pixels."""
     return [round(edge, 1) for edge in box]
 
 
-def _thumbnail(photo: Any) -> str:
+def thumbnail(photo: Any) -> str:
     """Return a photo as the URL of a small JPEG of at most BYTES."""
     from PIL import Image
 

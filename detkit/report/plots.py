@@ -11,6 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from detkit.evaluation import VOCResult
     from detkit.evaluation.diagnosis import Calibration
+    from detkit.viz.comparison import SpeedPoint
 
 WIDTH, HEIGHT = 520, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42
@@ -23,12 +24,7 @@ def pr_plot(result: "VOCResult") -> str:
     for index, ap in enumerate(result.ap.tolist()):
         if ap != ap:
             continue
-        recall, precision, _ = (part.double().cpu().numpy() for part in result.curve(index))
-        best = np.maximum.accumulate(precision[::-1])[::-1] if len(precision) else precision
-        corners = np.flatnonzero(np.diff(best, append=0.0)) if len(best) else np.zeros(0, int)
-        corners = _thin(corners)
-        xs = np.concatenate([[0.0], np.repeat(recall[corners], 2)])
-        ys = np.concatenate([np.repeat(best[corners], 2), [0.0]])
+        xs, ys = _envelope(result, index)
         name = escape(result.classes[index], quote=True)
         lines.append(
             f'<polyline class="curve" data-class="{index}" style="--hue:{hue(index)}" points="{_points(xs, ys)}">'
@@ -38,9 +34,126 @@ def pr_plot(result: "VOCResult") -> str:
     return _frame(text, "recall", "precision", (0, 1), (0, 1), "".join(lines))
 
 
+def pr_comparison(results: Mapping[str, "VOCResult"]) -> str:
+    """Draw the precision envelopes of several detectors, by class; the class of a line is its `data-class`.
+
+    `mean` is the mean over classes of the envelopes, at each recall; it alone is not hidden. The lines of a detector
+    are of the hue of its place.
+    """
+    lines = ""
+    for place, (name, result) in enumerate(results.items()):
+        known = [index for index, ap in enumerate(result.ap.tolist()) if ap == ap]
+        curves = {"mean": _mean_envelope(result, known)} if known else {}
+        curves |= {str(index): _envelope(result, index) for index in known}
+        for key, (xs, ys) in curves.items():
+            text = f"{name}: mAP {result.mAP:.3f}" if key == "mean" else f"{name}: AP {result.ap[int(key)]:.3f}"
+            hidden = "" if key == "mean" else " hidden"
+            lines += (
+                f'<polyline class="curve" data-class="{key}" style="--hue:{even_hue(place, len(results))}"{hidden} '
+                f'points="{_points(xs, ys)}"><title>{escape(text)}</title></polyline>'
+            )
+    text = f"Precision against recall of {len(results)} detectors"
+    return _frame(text, "recall", "precision", (0, 1), (0, 1), lines)
+
+
+def _envelope(result: "VOCResult", index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of a class's precision envelope, POINTS at most."""
+    recall, precision, _ = (part.double().cpu().numpy() for part in result.curve(index))
+    best = np.maximum.accumulate(precision[::-1])[::-1] if len(precision) else precision
+    corners = np.flatnonzero(np.diff(best, append=0.0)) if len(best) else np.zeros(0, int)
+    corners = _thin(corners)
+    return np.concatenate([[0.0], np.repeat(recall[corners], 2)]), np.concatenate([np.repeat(best[corners], 2), [0.0]])
+
+
+def _mean_envelope(result: "VOCResult", classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of classes' envelopes at 101 recalls."""
+    levels = np.linspace(0, 1, 101)
+    total = np.zeros(len(levels))
+    for index in classes:
+        recall, precision, _ = (part.double().cpu().numpy() for part in result.curve(index))
+        best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+        # the first point that reaches a recall has, of those from there on, the best precision
+        total += best[np.searchsorted(recall, levels - 1e-12)]
+    return levels, total / len(classes)
+
+
+def speed_plot(points: "Sequence[SpeedPoint]") -> str:
+    """Draw mAP against images a second on a logarithmic axis, as `viz.comparison.speed_plot` does."""
+    speeds = [speed for point in points for speed in (point.speed, point.slower) if speed is not None]
+    low, high = math.log10(min(speeds)) - 0.15, math.log10(max(speeds)) + 0.15
+    wider = max(0.0, 0.75 - (high - low)) / 2  # less than a power of ten would blow small differences up
+    low, high = low - wider, high + wider
+    values = [point.mAP for point in points]
+    # four steps between round numbers, with some room at both ends
+    steps = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25)
+    first = {step: math.floor((min(values) - step / 4) / step) * step for step in steps}
+    step = next((step for step in steps if first[step] + 3.75 * step >= max(values)), steps[-1])
+    bottom = max(0.0, first[step])
+    top = bottom + 4 * step
+
+    def place(speed: float, value: float) -> tuple[float, float]:
+        return _x((math.log10(speed) - low) / (high - low)), _y((value - bottom) / (top - bottom))
+
+    body, labels = "", []
+    for index, point in sorted(enumerate(points), key=lambda pair: pair[1].speed):
+        x, y = place(point.speed, point.mAP)
+        style = f'style="--hue:{even_hue(index, len(points))}"'
+        text = f"{point.name}: mAP {point.mAP:.4f}, {point.speed:.3g} images/s"
+        if point.slower is not None:
+            left, _ = place(point.slower, point.mAP)
+            text += f", {point.slower:.3g} with the making of its proposals"
+            body += f'<line class="reach" {style} x1="{left:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
+            body += f'<circle class="hollow" {style} cx="{left:.1f}" cy="{y:.1f}" r="5"/>'
+        body += f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(text)}</title></circle>'
+        labels.append((x, y, point.name))
+    axes = "".join(_tick(place(speed, bottom)[0], speed) for speed in _log_ticks(low, high))
+    text = f"mAP against images a second of {len(points)} detectors"
+    body = axes + body + _labels(labels)
+    return _frame(text, "images/s, one at a time (logarithmic)", "mAP", None, (bottom, top), body)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 of every power of ten between two of them; 1 alone where these were many."""
+    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in digits]
+    return [tick for tick in ticks if low <= math.log10(tick) <= high]
+
+
+def _tick(x: float, value: float) -> str:
+    return (
+        f'<line class="grid" x1="{x:.1f}" y1="{_y(0)}" x2="{x:.1f}" y2="{_y(1)}"/>'
+        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_number(value)}</text>'
+    )
+
+
+def _labels(points: Sequence[tuple[float, float, str]]) -> str:
+    """Write names by their points, where none covers another: above, else below, else further off."""
+    taken: list[tuple[float, float, float]] = []
+    text = ""
+    for x, y, name in points:
+        half = 3.4 * len(name)
+        x = min(max(x, LEFT + half), WIDTH - RIGHT - half)
+        spots = [y - 10, y + 20, y - 24, y + 34, y - 38]
+        free = [
+            spot
+            for spot in spots
+            if TOP + 10 < spot < HEIGHT - BOTTOM
+            and all(abs(spot - other) > 13 or abs(x - middle) > half + wide for middle, other, wide in taken)
+        ]
+        spot = (free or spots)[0]
+        taken.append((x, spot, half))
+        text += f'<text class="name" x="{x:.1f}" y="{spot:.1f}" text-anchor="middle">{escape(name)}</text>'
+    return text
+
+
 def hue(index: int) -> int:
     """Return the hue of a class's line: a golden angle apart, so that no two are near."""
     return round(index * 137.508 + 10) % 360
+
+
+def even_hue(index: int, count: int) -> int:
+    """Return the hue of one of `count` detectors, which are few: as far apart as they can be, beginning with red."""
+    return round(10 + 360 * index / max(count, 6))
 
 
 def loss_plot(records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -133,22 +246,21 @@ def _frame(
     text: str,
     across: str,
     up: str,
-    xs: tuple[float, float],
+    xs: tuple[float, float] | None,
     ys: tuple[float, float],
     body: str,
     *,
     log: bool = False,
 ) -> str:
-    """Put axes around a plot; xs, ys: what the ends of the axes stand for."""
+    """Put axes around a plot; xs, ys: what the ends of the axes stand for; without xs the body has that axis."""
     axes = ""
     for share in (0, 0.25, 0.5, 0.75, 1):
-        x, y = _x(share), _y(share)
+        y = _y(share)
         count = (ys[1] + 1) ** share - 1 if log else ys[0] + share * (ys[1] - ys[0])
+        if xs is not None:
+            axes += _tick(_x(share), xs[0] + share * (xs[1] - xs[0]))
         axes += (
-            f'<line class="grid" x1="{x:.1f}" y1="{_y(0)}" x2="{x:.1f}" y2="{_y(1)}"/>'
             f'<line class="grid" x1="{_x(0)}" y1="{y:.1f}" x2="{_x(1)}" y2="{y:.1f}"/>'
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'
-            f"{_number(xs[0] + share * (xs[1] - xs[0]))}</text>"
             f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(count)}</text>'
         )
     middle = (TOP + HEIGHT - BOTTOM) / 2

@@ -1,10 +1,8 @@
 """report.html and errors.json."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from detkit.files import write_atomic
 from detkit.report import plots
 from detkit.report.analysis import Analysis, analyse
 from detkit.report.gallery import gallery
+from detkit.report.template import as_data, fill, resource
 from detkit.structures import DetectionSet, TruthSet
 
 if TYPE_CHECKING:
@@ -125,16 +124,11 @@ def page(
         if blanks
         else "",
         "score": f"{analysis.score:.4f}",
-        # no "<" within: what ends the element, or opens a comment, could stand in the name of a class
-        "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "style": _resource("page.css"),
-        "script": _resource("page.js"),
+        "data": as_data(data),
+        "style": resource("page.css"),
+        "script": resource("page.js") + resource("sort.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _resource("page.html"))
-
-
-def _resource(name: str) -> str:
-    return files("detkit.report").joinpath(name).read_text(encoding="utf-8")
+    return fill("page.html", parts)
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Toy(Detector):
     calls = 0
     signal_at: tuple[int, int] | None = None  # (call, signal) of `losses`
     nan_at: int | None = None
+    pause = 0.0  # seconds that `losses` waits
 
     def __init__(self, config: Any, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec((32, 32)))
@@ -55,6 +57,7 @@ class Toy(Detector):
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         Toy.calls += 1
+        time.sleep(Toy.pause)
         if Toy.signal_at is not None and Toy.calls == Toy.signal_at[0]:
             os.kill(os.getpid(), Toy.signal_at[1])
         raw = self.network(self.normalise(images))

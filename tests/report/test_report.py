@@ -162,7 +162,7 @@ def test_the_worst_of_distinct_images(tmp_path: Path):
 
 def test_photos_become_small_jpegs(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
-    thumbnail = gallery._thumbnail(noise)
+    thumbnail = gallery.thumbnail(noise)
     head, data = thumbnail.split(",")
     assert head == "data:image/jpeg;base64"
     content = base64.b64decode(data)

@@ -1,0 +1,105 @@
+"""detkit compare: several detectors side by side on the same data."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.cli.arguments import Parser
+from detkit.cli.progress import progress
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.comparison.job import Comparison
+
+FAILED = 1  # exit status where a detector failed, and the others were compared
+
+EPILOG = """examples:
+  detkit compare configs/shapes
+  detkit compare configs/shapes/ssd.yaml configs/shapes/yolov1.yaml train.iterations=500 --out runs/quick
+  detkit compare runs/ssd-1 runs/faster_rcnn-1 data.root=data/mine --out runs/both
+  detkit compare configs/custom data.root=data/mine
+
+A config is trained into DIR/NAME, with what it prints in DIR/NAME.log, by `detkit train` in a process of its own, in
+the order of the papers; proposals that it names and that are not there are made first. A run is taken as it is: its
+best.pt, the best on val. The same command again goes on where it was stopped, and leaves alone what is done. DIR then
+holds report.html, compare.csv, compare.json and speed.png.
+
+All are evaluated here, on the one test split by the one metric. Speed is measured of all in turn, each in a process of
+its own, on the same 16 pictures, from pixels to detections in the photo: the fastest round counts. Detectors of given
+regions get them from their stores; the time that making them takes has a column of its own.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = Parser(
+        prog="detkit compare",
+        description="Train what is not trained yet, and put all side by side on the same data: mAP, speed, memory, "
+        "size, training time, kinds of errors.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="CONFIG|RUN|FOLDER|key=value",
+        help="YAML configs, folders of runs, folders that hold either; key=value changes every config",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="times that each detector runs for its speed (default %(default)s)"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, evaluate, measure, write; return 1 where a detector failed."""
+    names = [name for name in arguments.what if "=" not in name or Path(name).exists()]
+    overrides = [name for name in arguments.what if name not in names]
+    if not names:
+        raise UserError("what to compare? an example: detkit compare configs/shapes")
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds {arguments.rounds}: at least one")
+    out: Path = arguments.out or Path("runs") / f"compare-{Path(names[0]).resolve().stem}"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+
+    from detkit.comparison.entries import find_entries, open_same
+    from detkit.comparison.job import Comparison
+    from detkit.comparison.training import Interrupted
+    from detkit.engine.session import check_proposals
+
+    entries = find_entries(names, overrides, out)
+    for entry in entries:
+        check_proposals(entry.config, [])
+    dataset = open_same(entries)
+    out.mkdir(parents=True, exist_ok=True)
+    job = Comparison(entries, overrides, dataset, out, arguments.rounds)
+    try:
+        return _work(job)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print("interrupted; the same command goes on where it was stopped", file=sys.stderr)
+        return 128 + (stop.number if isinstance(stop, Interrupted) else 2)
+
+
+def _work(job: "Comparison") -> int:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    with progress() as update:
+        job.make_proposals(say, update)
+        job.train(say, update)
+        rows = job.measure(say, update)
+    for message in job.failures.values():
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+    if not rows:
+        raise UserError("no detector is left to compare")
+    table, files = job.write(rows)
+    Console(highlight=False).print(table)
+    say(f"{job.out}: {', '.join(files)}")
+    return FAILED if job.failures else 0

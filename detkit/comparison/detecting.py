@@ -1,0 +1,202 @@
+"""What a detector takes, each measured in a process of its own: memory, operations, seconds.
+
+All detectors get the same pictures of the test split, decoded; measured is all from there to the detections in the
+photos' coordinates: resizing, network, post-processing. Detectors of given regions get those of their stores.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from detkit.benchmarks.race import Job, Setting
+from detkit.config import Config, to_plain
+from detkit.errors import UserError
+from detkit.extensions import import_code
+from detkit.structures import Detections, Images, Proposals
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+    from detkit.models import Detector
+
+PICTURES = 16  # the larger of the two batches
+BATCHES = (1, PICTURES)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: numbers that are trained or could be. flops: of `predict` for one picture of the test split, see
+    `count_flops`.
+
+    memory: bytes at most while detecting PICTURES at once: on CUDA those allocated there, on the CPU what the process
+    had beyond torch, detkit and the pictures; None where the system does not tell.
+    """
+
+    parameters: int
+    flops: int
+    memory: int | None
+
+
+def sample(count: int) -> list[int]:
+    """Numbers of the PICTURES pictures, spread over a data set of `count`; some twice where it has fewer."""
+    return torch.linspace(0, count - 1, PICTURES).round().int().tolist()
+
+
+def load_best(config: Config, best: Path) -> "Detector":
+    """Read a checkpoint as `config` says, which may differ from its own in what is no weight; in eval mode."""
+    from detkit.engine.checkpoint import build, load
+
+    import_code(config.imports)  # this may be a new process
+    return build({**load(best), "config": to_plain(config)}, best)[0].eval()
+
+
+class Pictures:
+    """Decoded pictures, and their regions (R, 4) for a detector that is given such."""
+
+    def __init__(self, config: Config) -> None:
+        import cv2
+
+        from detkit.data import open_dataset
+        from detkit.data.loader import open_proposals
+
+        cv2.setNumThreads(1)  # as `detkit detect` does: torch wants the cores
+        import_code(config.imports)  # this may be a new process
+        dataset = open_dataset(config.data, "test")
+        stored = open_proposals(dataset, config.data)
+        rows = sample(len(dataset))
+        self.images = [dataset.image(row) for row in rows]
+        self.regions = None if stored is None else [stored.boxes(row) for row in rows]
+
+
+class Detecting:
+    """A detector on its device, in its number format and memory layout, and pictures."""
+
+    def __init__(self, config: Config, best: Path, device: str, pictures: Pictures) -> None:
+        from detkit.data.transforms import build_test
+        from detkit.engine.device import choose_device, place
+
+        self.config, self.pictures = config, pictures
+        self.detector = load_best(config, best)
+        self.transform = build_test(self.detector.input)
+        self.device = choose_device(device)  # only now: it lets the process keep memory, that of reading the file too
+        place(self.detector, self.device, self.config.train.channels_last)
+
+    def images(self, rows: Sequence[int]) -> Images:
+        """Return some of the pictures as a batch on the CPU."""
+        from detkit.data.transforms import pad
+
+        pixels, regions = [], []
+        for row in rows:
+            known = self.pictures.regions[row] if self.pictures.regions is not None else np.zeros((0, 4), np.float32)
+            made, boxes, _ = self.transform(self.pictures.images[row], known, objects=0)
+            pixels.append(made)
+            regions.append(torch.from_numpy(boxes))
+        given = Proposals.pad(regions) if self.detector.given_proposals else None
+        original = torch.tensor([self.pictures.images[row].shape[:2] for row in rows])
+        return Images(*pad(pixels), original, tuple(map(str, rows)), given)
+
+    def detect(self, rows: Sequence[int]) -> Detections:
+        """Detect on some of the pictures; the detections are on the CPU, where whoever wants them reads them."""
+        from detkit.engine.evaluate import detect_batch
+
+        train = self.config.train
+        with torch.inference_mode():
+            found = detect_batch(
+                self.detector, self.images(rows), self.config.detect, self.device, train.amp, train.channels_last
+            )
+            return found.to("cpu")
+
+
+def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Job:
+    """Set up a race's job: all the pictures, `batch` at once."""
+    work = Detecting(config, best, setting.device, Pictures(config))
+
+    def job() -> None:
+        for first in range(0, PICTURES, batch):
+            work.detect(range(first, first + batch))
+
+    return job
+
+
+def proposing(_: Setting, *, config: Config, method: str, parameters: dict[str, object]) -> Job:
+    """Set up a race's job: the proposals of all the pictures, from their pixels, in one thread."""
+    from detkit.proposals.methods import find_method
+
+    images, function = Pictures(config).images, find_method(method, parameters)
+
+    def job() -> None:
+        for image in images:
+            function(image)
+
+    return job
+
+
+def measure_cost(config: Config, best: Path, device: str) -> Cost:
+    """Measure in a new process. UserError, in one line, where that fails, as for want of memory."""
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    try:
+        return pool.submit(_cost, config, best, device).result()
+    except BrokenProcessPool:
+        raise UserError(f"{best}: the process that detected {PICTURES} pictures at once was killed") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cost(config: Config, best: Path, device: str) -> Cost:
+    import detkit.engine.evaluate
+    import detkit.models  # noqa: F401 (part of the program, whose memory does not count)
+    from detkit.backbones.describe import count_flops, count_parameters
+    from detkit.engine.device import place_images
+
+    pictures = Pictures(config)
+    before = _status("VmRSS")
+    work = Detecting(config, best, device, pictures)
+    cuda = work.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(work.device)
+    else:
+        _forget_peak()
+    for batch in BATCHES:
+        work.detect(range(batch))
+    peak = _status("VmHWM")
+    memory = None if before is None or peak is None else max(0, peak - before)
+    if cuda:
+        memory = torch.cuda.max_memory_allocated(work.device)
+    one = place_images(work.images([0]), work.device, work.config.train.channels_last)
+    return Cost(count_parameters(work.detector), count_flops(lambda: work.detector.predict(one)), memory)
+
+
+def _forget_peak() -> None:
+    """Let the process's VmHWM begin anew (Linux, proc(5))."""
+    if sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> int | None:
+    """Return a size of /proc/self/status in bytes, None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def method_of(config: Config, dataset: "DetectionDataset") -> tuple[str, dict[str, object]] | None:
+    """How the proposals of the test split were made, None where they are another program's or a detector's."""
+    from detkit.proposals.methods import METHODS
+    from detkit.proposals.store import match_ids, open_store
+
+    for path in config.data.proposals:
+        store = open_store(path)
+        if (match_ids(dataset.ids, store.ids) >= 0).any():
+            known = store.manifest.method in METHODS
+            return (store.manifest.method, store.manifest.parameters) if known else None
+    return None

@@ -1,0 +1,159 @@
+"""What is compared: configs to train and runs that are there, all of one data set."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit import extensions
+from detkit.config import Config, from_plain, load_config, to_plain
+from detkit.engine import checkpoint
+from detkit.engine.session import difference
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+
+# by the year of the papers; others come after them, by name
+PAPERS = ("rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd")
+RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.json")  # each tells a folder of a run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One detector to compare.
+
+    name: of its config or of its run's folder. config: with the overrides. folder: of its run, which a `source`, the
+    config file, is trained into; None where the run was given.
+    """
+
+    name: str
+    config: Config
+    folder: Path
+    source: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, with the detector's where that says more."""
+        model = self.config.model.name
+        return self.name if model == self.name else f"{self.name} ({model})"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that is compared: the best on val."""
+        return self.folder / "best.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.best.is_file() and (self.folder / "metrics.json").is_file()
+
+
+def find_entries(names: Iterable[str], overrides: list[str], out: Path) -> list[Entry]:
+    """Resolve configs, runs and folders of either, in the papers' order; configs have their runs in `out`.
+
+    Raises UserError, in one line: a name that is neither, a run without a checkpoint, two of one name, a folder in
+    `out` that another config was trained into.
+    """
+    places = dict.fromkeys(path for name in names for path in _resolve(Path(name)))
+    entries = [_run(place, overrides) if place.is_dir() else _config(place, overrides, out) for place in places]
+    by_name: dict[str, Entry] = {}
+    for entry in entries:
+        other = by_name.setdefault(entry.name, entry)
+        if other is not entry:
+            places = " and ".join(str(one.source or one.folder) for one in (other, entry))
+            raise UserError(f"{places} have one name, {entry.name}; rename one, so that a table can tell them apart")
+    return sorted(entries, key=_order)
+
+
+def _order(entry: Entry) -> tuple[int, str]:
+    model = entry.config.model.name
+    return PAPERS.index(model) if model in PAPERS else len(PAPERS), entry.name
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def _resolve(path: Path) -> list[Path]:
+    """Return config files and folders of runs."""
+    if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            return [path]
+        hint = f"; the folder of its run would be {path.parent}" if path.suffix == ".pt" else ""
+        raise UserError(f"{path} is neither a .yaml config nor the folder of a run{hint}")
+    if not path.is_dir():
+        load_config(path)  # says what is wrong, and which config may be meant
+    if _is_run(path):
+        return [path]
+    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) or sorted(
+        folder for folder in path.iterdir() if folder.is_dir() and _is_run(folder)
+    )
+    if not found:
+        raise UserError(f"{path} holds neither configs (*.yaml) nor folders of runs")
+    return found
+
+
+def _config(path: Path, overrides: list[str], out: Path) -> Entry:
+    config, folder = load_config(path, overrides), out / path.stem
+    own = folder / "config.yaml"
+    if own.is_file():
+        changed = difference(to_plain(config), to_plain(load_config(own)))
+        if changed:
+            raise UserError(
+                f"{path} is not what {own} was trained by: {changed}; remove {folder}, or give another --out"
+            )
+    return Entry(path.stem, config, folder, path)
+
+
+def _run(folder: Path, overrides: list[str]) -> Entry:
+    best = folder / "best.pt"
+    if not best.is_file():
+        resume = f"; detkit train --resume {folder} goes on with it" if (folder / "last.pt").is_file() else ""
+        raise UserError(f"{folder}: a run without a checkpoint best.pt{resume}")
+    config = from_plain(checkpoint.load(best)["config"], str(best), overrides)
+    config.imports = [*extensions.imported]  # what the checkpoint names is not run, see extensions.py
+    return Entry(folder.resolve().name, config, folder)
+
+
+def open_same(entries: Sequence[Entry]) -> "DetectionDataset":
+    """Open the test split that all are compared on, labelled as by the first of them.
+
+    Raises UserError, naming two of them, where classes, photos or metric are not the same.
+    """
+    from detkit.data import open_dataset
+
+    first, *others = entries
+    classes = _classes(first)
+    for entry in others:  # before the photos, which another's classes may not fit
+        _check_same("classes", (first, sorted(classes)), (entry, sorted(_classes(entry))))
+    metric = first.config.evaluate.metric
+    dataset = open_dataset(first.config.data, "test", classes)
+    for entry in others:
+        other = open_dataset(entry.config.data, "test", classes)
+        hint = "; data.root=ROOT and data.test=[SPLIT] set both"
+        _check_same("photos", (first, _places(dataset)), (entry, _places(other)), hint)
+        hint = f"; evaluate.metric={metric} sets both"
+        _check_same("metrics", (first, [metric]), (entry, [entry.config.evaluate.metric]), hint)
+    return dataset
+
+
+def _classes(entry: Entry) -> tuple[str, ...]:
+    from detkit.data import open_dataset
+
+    if entry.best.is_file():
+        return tuple(checkpoint.load(entry.best)["classes"])
+    return open_dataset(entry.config.data, "train").classes
+
+
+def _places(dataset: "DetectionDataset") -> list[str]:
+    return [f"{root.resolve()}/{split}" for root, split in dataset.sources]
+
+
+def _check_same(what: str, one: tuple[Entry, list[str]], other: tuple[Entry, list[str]], hint: str = "") -> None:
+    if one[1] != other[1]:
+        values = (", ".join(names[:6]) + ", ..." * (len(names) > 6) for _, names in (one, other))
+        raise UserError(
+            f"{one[0].name} and {other[0].name} cannot be compared, their {what} are not the same: "
+            f"{', and '.join(values)}{hint}"
+        )

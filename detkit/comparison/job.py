@@ -1,0 +1,187 @@
+"""A whole comparison, part after part; what is done stays done."""
+
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detkit.comparison.detecting import PICTURES, measure_cost
+from detkit.comparison.entries import Entry
+from detkit.comparison.measure import (
+    evaluate_entry,
+    needs_proposals,
+    proposal_seconds,
+    setting_of,
+    speeds,
+    training_log,
+)
+from detkit.comparison.rows import Compared, Training, screen_table, to_csv
+from detkit.comparison.stores import make_missing, missing_stores
+from detkit.comparison.times import read_times, timed
+from detkit.comparison.training import log_path, part, train_entry
+from detkit.errors import UserError
+from detkit.evaluation.diagnosis import operating_score
+from detkit.evaluation.errors import analyse_errors
+from detkit.files import write_atomic
+from detkit.report.comparison import write_comparison
+from detkit.viz.comparison import SpeedPoint, speed_plot
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from detkit.data.dataset import DetectionDataset
+
+Say = Callable[[str], None]
+Update = Callable[[str, int, int], None]
+
+
+class Comparison:
+    """Detectors to compare on `dataset`, with all files in `out`. failures: what went wrong, by detector."""
+
+    def __init__(
+        self, entries: Sequence[Entry], overrides: list[str], dataset: "DetectionDataset", out: Path, rounds: int
+    ) -> None:
+        self.entries, self.overrides, self.dataset, self.out = list(entries), overrides, dataset, out
+        self.setting = setting_of(entries, rounds)
+        self.failures: dict[str, str] = {}
+
+    @property
+    def left(self) -> list[Entry]:
+        """The detectors of which nothing has failed."""
+        return [entry for entry in self.entries if entry.name not in self.failures]
+
+    def make_proposals(self, say: Say, update: Update) -> None:
+        """Make the proposals that configs name and that are not there."""
+        for path, (dataset, mode) in missing_stores(self.entries).items():
+            say(f"proposals of {dataset.name}: {path}")
+            with timed(self.out, f"proposals {path}"):
+                make_missing(path, dataset, mode, lambda done, total, name=path.name: update(name, done, total))
+
+    def train(self, say: Say, update: Update) -> None:
+        """Train what is not trained yet. Raises Interrupted, see `train_entry`."""
+        wanted = [entry for entry in self.entries if entry.source is not None]
+        for number, entry in enumerate(wanted, 1):
+            if entry.finished:
+                say(f"{entry.name}: trained already, {entry.folder}")
+                continue
+            say(f"training {entry.name}, {number} of {len(wanted)}; what it says: {log_path(entry, self.out)}")
+            try:
+                train_entry(
+                    entry,
+                    self.overrides,
+                    self.out,
+                    lambda done, total, name=entry.name: update(f"train {name}", done, total),
+                )
+            except UserError as error:
+                self._fail(entry, str(error), say)
+
+    def measure(self, say: Say, update: Update) -> list[Compared]:
+        """Evaluate all, then measure what they take; return those that did not fail."""
+        for entry in self.entries:
+            if entry.source is None and not entry.finished:
+                say(f"{entry.name}: its training has not ended; its best.pt so far is compared")
+        found: dict[str, tuple[Any, ...]] = {}
+        truth = self.dataset.truth()
+        entries = self.left
+        for number, entry in enumerate(entries, 1):
+            try:
+                result, detections = evaluate_entry(entry, self.dataset, self.out)
+                cost = measure_cost(entry.config, entry.best, self.setting.device)
+                errors = analyse_errors(detections, truth, result.metric)
+                found[entry.name] = result, detections, errors, operating_score(errors, detections.scores), cost
+            except UserError as error:
+                self._fail(entry, f"{entry.name}: {error}", say)
+            except Exception as error:  # of the detector's, whatever it is: the others can still be compared
+                log = log_path(entry, self.out)
+                with open(log, "a", encoding="utf-8") as file:
+                    traceback.print_exc(file=file)
+                self._fail(entry, f"{entry.name}: {type(error).__name__}: {error}; more in {log}", say)
+            update("evaluate", number, len(entries))
+        return self._rows(found, say, update)
+
+    def _rows(self, found: dict[str, tuple[Any, ...]], say: Say, update: Update) -> list[Compared]:
+        entries = self.left
+        rates: list[dict[int, float]] = [{} for _ in entries]
+        making: list[float | None] = [None] * len(entries)
+        try:
+            if entries:
+                making = proposal_seconds(
+                    entries, self.dataset, self.setting, lambda done, total: update("time of proposals", done, total)
+                )
+                rates = speeds(entries, self.setting, lambda done, total: update("speed", done, total))
+        except UserError as error:
+            self.failures["speed"] = f"speed was not measured: {error}"
+            say(self.failures["speed"])
+        seconds = read_times(self.out)
+        rows = []
+        for entry, rate, proposals in zip(entries, rates, making):
+            result, detections, errors, best, cost = found[entry.name]
+            images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
+            own = seconds.get(part(entry)) if entry.source is not None else None
+            rows.append(
+                Compared(
+                    entry=entry,
+                    result=result,
+                    detections=detections,
+                    errors=errors,
+                    score=best,
+                    cost=cost,
+                    training=Training(images_per_second, logged if own is None else own, own is not None),
+                    images_per_second=rate,
+                    proposals=proposals,
+                    needs_proposals=needs_proposals(entry),
+                )
+            )
+        return rows
+
+    def _fail(self, entry: Entry, message: str, say: Say) -> None:
+        self.failures[entry.name] = message
+        say(f"{entry.name} failed; the others go on")
+
+    def write(self, rows: Sequence[Compared]) -> tuple["Table", list[str]]:
+        """Write report.html, compare.csv, compare.json and speed.png; return the table for the screen, and names."""
+        protocol = self.protocol(rows)
+        content = {"protocol": protocol, "failed": self.failures, "detectors": [row.to_dict() for row in rows]}
+        files = ["report.html", "compare.csv", "compare.json"]
+        write_atomic(self.out / "compare.csv", to_csv(rows))
+        write_atomic(self.out / "compare.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        points = [
+            SpeedPoint(
+                row.entry.label,
+                row.result.mAP,
+                row.images_per_second[1],
+                row.end_to_end.get(1) if row.needs_proposals else None,
+            )
+            for row in rows
+            if row.images_per_second and row.result.mAP == row.result.mAP
+        ]
+        what = f"{protocol['dataset']}, {protocol['metric']}\n{protocol['machine']}"
+        if points:
+            speed_plot(points, self.out / "speed.png", what)
+            files.append("speed.png")
+        write_comparison(
+            self.out / "report.html", rows, points, self.dataset, protocol=protocol, failures=self.failures
+        )
+        caption = f"{protocol['dataset']}: {protocol['images']} images, {protocol['metric']}\n{protocol['machine']}"
+        caption += "\nimages/s: detection, from decoded pixels, proposals given\nkinds of errors: mAP at IoU .5 to gain"
+        if any(not row.training.clocked for row in rows):
+            caption += "\n~ training: steps and evaluations, by the run's log"
+        return screen_table(rows, caption), files
+
+    def protocol(self, rows: Sequence[Compared]) -> dict[str, Any]:
+        """Return what the numbers are of."""
+        import torch
+
+        device = self.setting.device
+        on = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {self.setting.threads} threads"
+        made = {name: seconds for name, seconds in read_times(self.out).items() if name.startswith("proposals ")}
+        return {
+            "dataset": self.dataset.name,
+            "split": "test",
+            "images": len(self.dataset),
+            "metric": rows[0].result.protocol,
+            "machine": f"{on}, torch {torch.__version__}",
+            "speed": f"best of {self.setting.rounds} interleaved rounds over {PICTURES} pictures",
+            "stores made": {name.removeprefix("proposals "): seconds for name, seconds in made.items()},
+        }

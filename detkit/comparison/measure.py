@@ -1,0 +1,147 @@
+"""Everything that is measured of the detectors that are compared."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detkit.benchmarks.race import Contender, Setting, Subject, race
+from detkit.comparison.detecting import BATCHES, PICTURES, detecting, load_best, method_of, proposing
+from detkit.comparison.entries import Entry
+from detkit.config import to_plain
+from detkit.evaluation import Result, read_detections, score, write_detections
+from detkit.files import write_atomic
+from detkit.structures import DetectionSet
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+
+SEARCH_ROUNDS = 3  # of proposals, at most: they take seconds a photo, and vary little
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate_entry(entry: Entry, dataset: "DetectionDataset", out: Path) -> tuple[Result, DetectionSet]:
+    """Score best.pt on the test split by its config's metric, as `detkit evaluate` does.
+
+    The detections are kept in DIR/evaluations, and scored again where they are of the same weights, config and photos.
+    """
+    folder = out / "evaluations"
+    stamp, stored = folder / f"{entry.name}.json", folder / f"{entry.name}-detections.json"
+    wanted = {"weights": _digest(entry.best), "config": to_plain(entry.config)}
+    if stored.is_file() and stamp.is_file() and _read(stamp) == json.loads(json.dumps(wanted)):
+        detections = read_detections(stored)
+        if detections.ids == dataset.ids:
+            return score(detections, dataset.truth(), entry.config.evaluate.metric), detections
+    result, detections = _evaluate(entry, dataset)
+    stamp.unlink(missing_ok=True)  # the two belong together
+    write_detections(stored, detections)
+    write_atomic(stamp, json.dumps(wanted, indent=1) + "\n")
+    return result, detections
+
+
+def _evaluate(entry: Entry, dataset: "DetectionDataset") -> tuple[Result, DetectionSet]:
+    from detkit.engine.device import choose_device, place
+    from detkit.engine.evaluate import evaluate
+
+    config = entry.config
+    detector = load_best(config, entry.best)
+    device = choose_device(config.train.device)
+    place(detector, device, config.train.channels_last)
+    evaluation = evaluate(detector, dataset, config, device)
+    return evaluation.result, evaluation.detections.to("cpu")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def setting_of(entries: Sequence[Entry], rounds: int) -> Setting:
+    """Return what all detectors are timed under: the device of the first, torch's own number of threads."""
+    from detkit.engine.device import choose_device
+
+    device = choose_device(entries[0].config.train.device)
+    return Setting(str(device), torch.get_num_threads(), rounds)
+
+
+def speeds(entries: Sequence[Entry], setting: Setting, progress: Progress) -> list[dict[int, float]]:
+    """Return images a second by images at once, of each entry: best of `setting.rounds`, in turn.
+
+    progress: called with the rounds done and in all. Raises UserError where a detector fails.
+    """
+    found: list[dict[int, float]] = [{} for _ in entries]
+    total = len(BATCHES) * setting.rounds
+    for number, batch in enumerate(BATCHES):
+        contenders = (
+            Contender(entry.name, partial(detecting, config=entry.config, best=entry.best, batch=batch))
+            for entry in entries
+        )
+        before = number * setting.rounds
+        timings = race(
+            Subject(f"batch {batch}", tuple(contenders)), setting, lambda done, b=before: progress(b + done, total)
+        )
+        for own, timing in zip(found, timings):
+            own[batch] = PICTURES / timing.best
+    return found
+
+
+def proposal_seconds(
+    entries: Sequence[Entry], dataset: "DetectionDataset", setting: Setting, progress: Progress
+) -> list[float | None]:
+    """Return the seconds an image that each entry's proposals take, in one thread; None where it needs none, or where
+    how they were made is not known."""
+    methods = [method_of(entry.config, dataset) if needs_proposals(entry) else None for entry in entries]
+    known = {json.dumps(method): (entry, method) for entry, method in zip(entries, methods) if method is not None}
+    if not known:
+        return [None] * len(entries)
+    contenders = tuple(
+        Contender(name, partial(proposing, config=entry.config, method=method, parameters=parameters))
+        for name, (entry, (method, parameters)) in known.items()
+    )
+    setting = replace(setting, threads=1, rounds=min(setting.rounds, SEARCH_ROUNDS))
+    timings = race(Subject("proposals", contenders), setting, lambda done: progress(done, setting.rounds))
+    seconds = {timing.name: timing.best / PICTURES for timing in timings}
+    return [None if method is None else seconds[json.dumps(method)] for method in methods]
+
+
+def needs_proposals(entry: Entry) -> bool:
+    """Whether the detector classifies regions that are given."""
+    from detkit.models import MODELS
+
+    return MODELS.get(entry.config.model.name).given_proposals
+
+
+def training_log(folder: Path, batch: int) -> tuple[float | None, float | None]:
+    """Return images a second in steps of SGD, and the seconds of these and of evaluations, by a run's log.jsonl.
+
+    Both None where it has none. Stages without steps, such as R-CNN's SVMs, are not in it.
+    """
+    steps, images, stepping, evaluating = 0, 0, 0.0, 0.0
+    for record in _records(folder / "log.jsonl"):
+        if record.get("images_per_second"):
+            count = (record["iteration"] - steps) * batch
+            steps, images = record["iteration"], images + count
+            stepping += count / record["images_per_second"]
+        elif "seconds" in record:
+            evaluating += record["seconds"]
+    return (images / stepping, stepping + evaluating) if stepping else (None, None)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []

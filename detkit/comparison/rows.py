@@ -1,0 +1,170 @@
+"""The numbers of a comparison: as plain data, as CSV, and as a table on screen."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from detkit.comparison.detecting import BATCHES, Cost
+from detkit.comparison.entries import Entry
+from detkit.evaluation import COCOResult, Result
+from detkit.evaluation.errors import KINDS, ErrorAnalysis
+from detkit.structures import DetectionSet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Training:
+    """images_per_second: in steps of SGD. seconds: of the whole command where `clocked`, else of what the log tells:
+    steps and evaluations. Both None where it tells nothing."""
+
+    images_per_second: float | None
+    seconds: float | None
+    clocked: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All that is known of one detector.
+
+    score: where F1 is best. images_per_second: in detection, by images at once, proposals given; empty where it was not
+    measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
+    needs_proposals: whether it classifies regions that are given.
+    """
+
+    entry: Entry
+    result: Result
+    detections: DetectionSet
+    errors: ErrorAnalysis
+    score: float
+    cost: Cost
+    training: Training
+    images_per_second: Mapping[int, float]
+    proposals: float | None
+    needs_proposals: bool
+
+    @property
+    def end_to_end(self) -> dict[int, float]:
+        """Images a second with the making of proposals; empty where that is not known."""
+        if self.needs_proposals and self.proposals is None:
+            return {}
+        return {batch: 1 / (1 / speed + (self.proposals or 0)) for batch, speed in self.images_per_second.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what compare.json holds of the detector; null stands for what is not known."""
+        result, config, errors = self.result.to_dict(), self.entry.config, self.errors.to_dict()
+        curves = {"mAP50": errors["mAP50"]} if isinstance(self.result, COCOResult) else {}
+        backbone = getattr(config.model, "backbone", None)
+        return {
+            "name": self.entry.name,
+            "model": config.model.name,
+            "backbone": getattr(backbone, "name", None),
+            "checkpoint": str(self.entry.best),
+            "finished": self.entry.finished,
+            "mAP": result["mAP"],
+            **curves,
+            "AP": result["AP"],
+            "images_per_second": {str(batch): self.images_per_second.get(batch) for batch in BATCHES},
+            "given_proposals": self.needs_proposals,
+            "proposals_seconds_per_image": self.proposals,
+            "images_per_second_with_proposals": {str(batch): self.end_to_end.get(batch) for batch in BATCHES},
+            "training_images_per_second": self.training.images_per_second,
+            "training_seconds": self.training.seconds,
+            "training_seconds_of": "whole command" if self.training.clocked else "steps and evaluations in log.jsonl",
+            "memory_bytes": self.cost.memory,
+            "parameters": self.cost.parameters,
+            "FLOPs": self.cost.flops,
+            "error_counts": {kind: errors["counts"][kind] for kind in ("right", *KINDS)},
+            "error_mAP_cost": {kind: errors["mAP_cost"][kind] for kind in KINDS},
+            "best_F1_score": self.score,
+        }
+
+
+def to_csv(rows: Sequence[Compared]) -> str:
+    """Return a table of all numbers of `to_dict`, a line a detector; `AP.cat` is the column of AP's cat."""
+    flat = [_flat(row.to_dict()) for row in rows]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(flat[0]), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
+
+
+# the screen and the page show the same
+COLUMNS = (
+    "mAP",
+    *(f"images/s, batch {batch}" for batch in BATCHES),
+    "proposals, s/image",
+    "images/s, training",
+    "training",
+    "memory, MB",
+    "parameters, M",
+    "GFLOPs",
+)
+
+
+def cells(row: Compared) -> dict[str, str]:
+    """Return what the table shows of a detector, by column."""
+    costs, training = row.cost, row.training
+    speeds = {f"images/s, batch {batch}": _three(row.images_per_second.get(batch)) for batch in BATCHES}
+    making = _three(row.proposals) if row.proposals is not None else "unknown" if row.needs_proposals else "none"
+    seconds = "–" if training.seconds is None else ("" if training.clocked else "~") + clock(training.seconds)
+    return {
+        "mAP": _four(row.result.mAP),
+        **speeds,
+        "proposals, s/image": making,
+        "images/s, training": _three(training.images_per_second),
+        "training": seconds,
+        "memory, MB": _three(None if costs.memory is None else costs.memory / 1e6),
+        "parameters, M": _three(costs.parameters / 1e6),
+        "GFLOPs": _three(costs.flops / 1e9),
+    }
+
+
+def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
+    """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left")
+    table.caption_style = ""
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_column(escape(row.entry.label), justify="right", overflow="fold")
+    numbers = [cells(row) for row in rows]
+    for title in COLUMNS:
+        table.add_row(title, *(own[title] for own in numbers), end_section=title == COLUMNS[-1])
+    costs = [row.errors.cost.tolist() for row in rows]
+    for place, kind in enumerate(KINDS):
+        gains = (f"{own[place]:+.4f}" if own[place] == own[place] else "–" for own in costs)
+        table.add_row(kind, *gains)
+    return table
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds, or minutes:seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}" if value == value else "–"
+
+
+def _three(value: float | None) -> str:
+    """Three digits, or all of those before the point."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

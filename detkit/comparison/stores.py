@@ -1,0 +1,67 @@
+"""Proposals that detectors of given regions need and that are not there yet."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detkit.comparison.entries import Entry
+from detkit.config import Config
+from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+
+METHOD = "selective_search"
+USES = ("train", "val", "test")
+
+Progress = Callable[[int, int], None]
+
+
+def missing_stores(entries: Iterable[Entry]) -> "dict[Path, tuple[DetectionDataset, str]]":
+    """Return the stores that configs name and that are not there: path -> (photos, mode of selective search).
+
+    A store is of the split whose name is a part of its own, between dashes, as `detkit proposals make` calls it; one
+    that is alone is of all splits. Raises UserError where it cannot be told of which.
+    """
+    found: dict[Path, tuple[DetectionDataset, str]] = {}
+    for entry in entries:
+        paths = [Path(path) for path in entry.config.data.proposals]
+        for path in paths:
+            if not path.exists() and path not in found:
+                found[path] = _dataset(entry, path, len(paths) == 1), _mode(path, entry.config)
+    return found
+
+
+def _dataset(entry: Entry, path: Path, alone: bool) -> "DetectionDataset":
+    from detkit.data import open_dataset, split_names
+    from detkit.data.dataset import parse_splits
+    from detkit.data.formats import open_sources
+
+    data = entry.config.data
+    splits = {use: split_names(data, use) for use in USES}
+    if alone:
+        names = list(dict.fromkeys(name for use in USES for name in splits[use]))
+        kind = "voc" if data.format == "shapes" else data.format
+        return open_sources(parse_splits(data.root, names), data.classes, kind)
+    parts = path.stem.split("-")
+    for use, names in splits.items():
+        if names and all(name.rpartition("/")[2] in parts for name in names):
+            return open_dataset(data, use)
+    raise UserError(
+        f"{entry.name}: no proposals {path}, and its name has none of the splits "
+        f"{', '.join(name for names in splits.values() for name in names)}; make it with detkit proposals make"
+    )
+
+
+def _mode(path: Path, config: Config) -> str:
+    from detkit.proposals.selective_search import MODES
+
+    return next((part for part in path.stem.split("-") if part in MODES), config.detect.proposals)
+
+
+def make_missing(path: Path, dataset: "DetectionDataset", mode: str, progress: Progress) -> None:
+    """Make a store by all processors, going on with what an interrupted call left."""
+    from detkit.proposals.make import make_store
+
+    make_store(path, dataset, METHOD, {"mode": mode, "seed": 0}, workers=os.cpu_count() or 1, progress=progress)
