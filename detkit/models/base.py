@@ -1,6 +1,6 @@
 """What a detector is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +53,10 @@ class Detector(nn.Module):
         mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
         self.register_buffer("_shift", mean * spec.divisor, persistent=False)
         self.register_buffer("_scale", 1 / (std * spec.divisor), persistent=False)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the pretrained network, whose rate `train.backbone_lr` changes."""
+        return self.backbone.parameters()
 
     def normalise(self, images: Images) -> Tensor:
         """(B, 3, H, W) uint8 -> float32: (value / divisor - mean) / std, and 0 where an image is padded."""
