@@ -18,7 +18,7 @@ WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
 UNIMPORTANT = ".num_batches_tracked"
 DARKNET = ".weights"
-# where a detector's checkpoint keeps its backbone, the longer prefix first, and the layers that a region head took of it
+# where a detector's checkpoint keeps its backbone, the longer prefix first, and what a region head took of it
 INSIDE = ("ssd.backbone.backbone.", "backbone.")
 TAIL = "head.tail."
 SIDE = 7  # of a region's map; any will do where the tail has no size of its own
