@@ -153,7 +153,7 @@ def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
     return torch.cat(places)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 @pytest.mark.parametrize("case", KEYS)
 def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) -> None:
     model = case.split()[0]
@@ -161,8 +161,7 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
     if model == "torchvision_ssd":
         keys["size"] = ODD[backbone]
     detector = zoo.build(model, backbone, **keys).eval()
-    with torch.inference_mode(False):
-        symmetrise(model, detector)
+    symmetrise(model, detector)
     height, width = detector.input.size if detector.input.resize == "stretch" else (HEIGHT, WIDTH)
     pixels = torch.cat([photo(height, width, seed) for seed in range(2)])
     sizes = torch.tensor([[height, width]] * 2)
@@ -175,15 +174,18 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
     found, again = detector.predict(one), detector.predict(other)
     places = order(model, detector, detector.normalise(one))
     expected = Predictions(mirror(found.boxes, axis)[:, places], found.scores[:, places])
-    assert found.scores.std() > 1e-3
-    torch.testing.assert_close(again.scores, expected.scores, rtol=1e-3, atol=1e-4)
+    spread = float(found.scores.std())
+    assert spread > 1e-4
+    torch.testing.assert_close(again.scores, expected.scores, rtol=1e-3, atol=0.01 * spread)
     torch.testing.assert_close(again.boxes, expected.boxes, rtol=1e-3, atol=0.05)
     if axis == width:
-        settings = DetectConfig(score=-1e9, keep=20)
+        settings = DetectConfig(score=1e-3 if case == "yolov1" else -1e9, keep=20)  # YOLO's scores below 0 are 0 alike
         detections, mirrored = postprocess(found, one, settings), postprocess(again, other, settings)
-        torch.testing.assert_close(mirrored.scores, detections.scores, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(mirrored.boxes, mirror(detections.boxes, width), rtol=1e-3, atol=0.05)
+        torch.testing.assert_close(mirrored.scores, detections.scores, rtol=1e-3, atol=0.01 * spread)
         assert torch.equal(mirrored.labels, detections.labels)
+        real = detections.labels >= 0
+        assert real.sum() >= 4
+        torch.testing.assert_close(mirrored.boxes[real], mirror(detections.boxes, width)[real], rtol=1e-3, atol=0.05)
 
 
 def test_every_model_is_mirrored() -> None:

@@ -41,15 +41,12 @@ def build(model: str, backbone: str, weights: Path | None = None) -> Detector:
     return detkit.create_model(name, backbone=config, classes=zoo.CLASSES, **keys)
 
 
-def content(tensor: Tensor) -> tuple:
-    return (*tensor.shape, tensor.numpy().tobytes())
-
-
 def pretrained(detector: Detector, whole: dict[str, Tensor]) -> set[str]:
     """Which tensors of `whole`, a backbone's, a detector has, wherever it keeps them; no two are alike there."""
-    names = {content(tensor): name for name, tensor in whole.items()}
+    names = {(tensor.shape, tensor.flatten()[0].item()): name for name, tensor in whole.items()}
     assert len(names) == len(whole)
-    return {names[key] for key in map(content, detector.state_dict().values()) if key in names}
+    own = {names.get((tensor.shape, tensor.flatten()[0].item())): tensor for tensor in detector.state_dict().values()}
+    return {name for name, tensor in own.items() if name is not None and torch.equal(tensor, whole[name])}
 
 
 def values(backbone: str) -> dict[str, Tensor]:

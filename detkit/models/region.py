@@ -197,7 +197,7 @@ class RegionDetector(Detector):
 
     def take_tail(self, size: int) -> nn.Module:
         """Return the backbone's tail for regions' maps of `size` cells a side, see Backbone.tail."""
-        own = {id(parameter) for parameter in self.backbone.parameters()}
+        own = {id(parameter): parameter for parameter in self.backbone.parameters()}  # kept, lest an id is taken anew
         tail = self.backbone.tail(size)
         self._own_tail = any(id(parameter) in own for parameter in tail.parameters())
         return tail
