@@ -21,7 +21,7 @@ PICTURES, SEED = 8, 0
 SHORT, LONG = 96, 144  # of pictures of 128 to 160 pixels
 REGIONS = {"stages": 0, "norms": False, "number": 32, "size": [SHORT, LONG], "pool_size": 4}
 MODELS: dict[str, dict[str, Any]] = {
-    "rcnn": {"crop": 48, "context": 4, "pool_size": 3, "number": 12},
+    "rcnn": {"crop": 64, "context": 4, "pool_size": 4, "number": 8},
     "sppnet": {"scales": [SHORT], "frozen": False, "pyramid": [3, 2, 1], "number": 32},
     "fast_rcnn": REGIONS,
     "faster_rcnn": {

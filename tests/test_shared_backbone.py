@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import detkit
-from detkit.backbones import create_backbone
+from detkit.backbones import Backbone, create_backbone, weights
 from detkit.config import BackboneConfig, Config, TrainConfig
 from detkit.engine import checkpoint
 from detkit.engine.optimizer import build_optimizer
@@ -16,8 +16,8 @@ from detkit.errors import UserError
 from detkit.models import Detector
 from tests import zoo
 
-# region heads have new layers, those of the network behind a map, those from the middle of a block on
-BACKBONES = ("tiny", "resnet18", "mobilenet_v2")
+# region heads have new layers, those from the middle of a block on, those of the network behind a map (by --full)
+BACKBONES = ("tiny", "mobilenet_v2", "resnet18")
 PYRAMID = {"neck": "fpn", "channels": 16}  # and so layers of its own in the region head
 MODELS = (*zoo.MODELS, "faster_rcnn+fpn")
 
@@ -58,16 +58,20 @@ def values(backbone: str) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_detector_feeds_every_other(backbone: str, tmp_path: Path) -> None:
-    torch.save(whole := values(backbone), tmp_path / "whole.pth")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "shared" in metafunc.fixturenames:
+        metafunc.parametrize("shared", BACKBONES if metafunc.config.getoption("--full") else BACKBONES[:2])
+
+
+def test_every_detector_feeds_every_other(shared: str, tmp_path: Path) -> None:
+    torch.save(whole := values(shared), tmp_path / "whole.pth")
     room = {}
     for model in MODELS:
-        detector = build(model, backbone, tmp_path / "whole.pth")
+        detector = build(model, shared, tmp_path / "whole.pth")
         room[model] = pretrained(detector, whole)
         assert {name for name in whole if name in detector.backbone.state_dict()} <= room[model]
         checkpoint.save(tmp_path / f"{model}.pt", detector, Config(model=detector.config))
-    if backbone == "tiny":  # its region map is c3; tails are new
+    if shared == "tiny":  # its region map is c3; tails are new
         kept = {name for name in whole if not name.startswith(("stage4.", "stage5."))}
         assert all(room[model] == kept for model in ("rcnn", "fast_rcnn", "faster_rcnn", "sppnet"))
         assert all(room[model] == set(whole) for model in ("ssd", "yolov1", "torchvision_ssd", "faster_rcnn+fpn"))
@@ -75,18 +79,24 @@ def test_every_detector_feeds_every_other(backbone: str, tmp_path: Path) -> None
         assert [model for model in MODELS if room[model] != set(whole)] == ["sppnet"]
     for source in MODELS:
         for target in MODELS:
-            detector = build(target, backbone, tmp_path / f"{source}.pt")
+            detector = build(target, shared, tmp_path / f"{source}.pt")
             found = pretrained(detector, whole)
             assert found == room[source] & room[target], (source, target, sorted(found ^ (room[source] & room[target])))
 
 
-def test_fully_connected_layers_go_from_head_to_head(tmp_path: Path) -> None:
-    torch.save(whole := values("alexnet"), tmp_path / "whole.pth")
-    source = build("fast_rcnn", "alexnet", tmp_path / "whole.pth")
-    checkpoint.save(tmp_path / "best.pt", source, Config(model=source.config))
-    assert pretrained(build("rcnn", "alexnet", tmp_path / "best.pt"), whole) == set(whole)
-    convolutions = {name for name in whole if not name.startswith("classifier.")}
-    assert pretrained(build("ssd", "alexnet", tmp_path / "best.pt"), whole) == convolutions
+@pytest.mark.parametrize("name", detkit.list_backbones())
+def test_every_tail_of_own_layers_is_known(name: str) -> None:
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(name), tail=True)
+        names = weights._tail_names(backbone)
+        whole = set(backbone.state_dict())
+        behind = type(backbone).tail is not Backbone.tail and backbone.region != backbone.info[-1].name
+        own = behind or backbone.tail_size is not None  # else tails are new layers
+        tail = backbone.tail(backbone.tail_size or 7)
+    assert set(names) == (set(tail.state_dict()) if own else set())
+    assert not set(names.values()) & set(backbone.state_dict())
+    if own:  # nothing is left out
+        assert set(names.values()) | set(backbone.state_dict()) == whole
 
 
 def test_what_was_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
