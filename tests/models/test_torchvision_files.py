@@ -271,9 +271,9 @@ def test_older_files_have_other_names():
     assert set(from_state(older, "older").weights) == set(from_state(state, "newer").weights)
 
 
-@torch.no_grad()
-def test_ssd300_equals_torchvision():
-    """With COCO's 91 columns, of which the 10 without a class have no say, and default boxes cut to the image."""
+@pytest.fixture(scope="module")
+def ssd() -> nn.Module:
+    """torchvision's ssd300 with COCO's 91 columns, and scores and boxes that vary."""
     torch.manual_seed(0)
     theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91).eval()
     random = torch.Generator().manual_seed(0)
@@ -281,6 +281,13 @@ def test_ssd300_equals_torchvision():
     for layer in [*head.classification_head.module_list, *head.regression_head.module_list]:
         torch.nn.init.normal_(layer.weight, std=0.03, generator=random)
         torch.nn.init.normal_(layer.bias, std=0.3, generator=random)
+    return theirs
+
+
+@torch.no_grad()
+def test_ssd300_equals_torchvision(ssd):
+    """With COCO's 91 columns, of which the 10 without a class have no say, and default boxes cut to the image."""
+    theirs = ssd
     published = from_state(theirs.state_dict(), "test")
     assert len(published.classes) == 80
     assert published.classes[:2] == ("person", "bicycle")
@@ -299,6 +306,30 @@ def test_ssd300_equals_torchvision():
     boxes = theirs.box_coder.decode_single(raw["bbox_regression"][0], anchors)
     near(ours.predict(images_of(pixels)).boxes[0], boxes)
     assert ((ours.anchors[:, 2:] - ours.anchors[:, :2]) > 300).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", real_photos(), ids=lambda path: path.stem)
+def test_ssd300_sees_photos_as_torchvision_does(ssd, path):
+    """Each resizes the photo itself, see the same test of Faster R-CNN; all scores, and boxes in default boxes' sides."""
+    ours = converted(ssd).eval()
+    image = decode_photo(path)
+    images, maps = their_maps(ssd, torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).contiguous())
+    raw = ssd.head(list(maps.values()))
+    names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
+    columns = [*(names.index(name) for name in ours.classes), 0]
+    wanted = raw["cls_logits"][..., columns].softmax(-1)[..., :-1]
+    anchors = ssd.anchor_generator(images, list(maps.values()))[0]
+    resized = torch.from_numpy(resize(image, (300, 300))).permute(2, 0, 1).unsqueeze(0)
+    found = ours.predict(images_of(resized))
+    assert wanted.std() > 0.01
+    difference = (found.scores - wanted).abs()
+    assert difference.max() <= 0.05
+    assert difference.mean() <= 2e-4
+    boxes = ssd.box_coder.decode_single(raw["bbox_regression"][0], anchors)
+    difference = (found.boxes[0] - boxes).abs() / (anchors[:, 2:] - anchors[:, :2]).repeat(1, 2)
+    assert difference.max() <= 1.0  # random weights make boxes many times as large as these
+    assert difference.mean() <= 5e-3
 
 
 def test_coco_has_eighty_classes():
