@@ -311,7 +311,7 @@ def test_ssd300_equals_torchvision(ssd):
 @torch.no_grad()
 @pytest.mark.parametrize("path", real_photos(), ids=lambda path: path.stem)
 def test_ssd300_sees_photos_as_torchvision_does(ssd, path):
-    """Each resizes the photo itself, see the same test of Faster R-CNN; all scores, and boxes in default boxes' sides."""
+    """Each resizes the photo itself, as for Faster R-CNN; all scores, and boxes in default boxes' sides."""
     ours = converted(ssd).eval()
     image = decode_photo(path)
     images, maps = their_maps(ssd, torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).contiguous())
