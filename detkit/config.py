@@ -90,7 +90,8 @@ class TrainConfig:
     weights: the detector that training starts from, a checkpoint or `torchvision/NAME`, null for none. Of one with
     other classes the layers that tell classes apart are left out.
     iterations: optimiser steps. batch: images a step over all processes. bias_lr: factor on the rate of biases,
-    which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone.
+    which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone, a
+    region head's layers that come from it included.
     milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up,
     which begins at warmup_lr.
     amp: number format of the network, none = float32; auto is bf16 where the device multiplies it fast, else none.

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,10 @@ WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
 UNIMPORTANT = ".num_batches_tracked"
 DARKNET = ".weights"
+# where a detector's checkpoint keeps its backbone, the longer prefix first, and what a region head took of it
+INSIDE = ("ssd.backbone.backbone.", "backbone.")
+TAIL = "head.tail."
+SIDE = 7  # of a region's map; any will do where the tail has no size of its own
 LEAST_FIT = 0.5  # part of a backbone's tensors that a file must have to be called its
 
 
@@ -58,8 +63,10 @@ def torchvision_source(name: str) -> Source:
 def load_weights(backbone: Backbone, weights: str) -> None:
     """Load `imagenet` or a file into a backbone and print what fitted.
 
-    A file may hold torchvision's keys, any of them nested under a common wrapper, or a detkit checkpoint, whose
-    backbone is taken; or be one of darknet's `.weights`, of which a backbone of that family takes the first layers.
+    A file may hold torchvision's keys, any of them nested under a common wrapper; or be a detkit checkpoint, whose
+    backbone is taken, with those of its layers that are a region head's tail; or one of darknet's `.weights`, of which
+    a backbone of that family takes the first layers.
+    backbone: whole, before `tail`, `cut` or `drop_tail`.
     Raises UserError where there is no such file, where it can't be read, and where no tensor of it, or one of another
     shape, fits the backbone.
     """
@@ -70,7 +77,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     elif weights.endswith(DARKNET):
         source, state = weights, _read_darknet(backbone, Path(weights))
     else:
-        source, state = weights, _read(Path(weights))
+        source, state = weights, _inside(backbone, _read(Path(weights)))
     found, state = state, backbone.convert(state)
     own = backbone.state_dict()
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -151,5 +158,29 @@ def _read(path: Path) -> dict[str, Tensor]:
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if state else {}
     if not tensors:
         raise UserError(f"{path}: holds no named tensors")
-    inner = {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
-    return inner or tensors
+    return tensors
+
+
+def _inside(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return of a detector's tensors those of its backbone, under the backbone's names; of others all."""
+    prefix = next((prefix for prefix in INSIDE if any(key.startswith(prefix) for key in state)), None)
+    if prefix is None:
+        return state
+    inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    tail = {key.removeprefix(TAIL): tensor for key, tensor in state.items() if key.startswith(TAIL)}
+    names = _tail_names(backbone) if tail else {}
+    # a tail of other layers, such as those behind a pyramid, is no part of the backbone
+    return inner | {names[key]: tensor for key, tensor in tail.items()} if set(tail) == set(names) else inner
+
+
+def _tail_names(backbone: Backbone) -> dict[str, str]:
+    """Return what the tensors of a tail that is made of the backbone's own layers are called in the backbone."""
+    if type(backbone).tail is Backbone.tail:
+        return {}  # new layers
+    tensors = backbone.state_dict(keep_vars=True)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    # the tail is cut out of a copy that shares all tensors, on the meta device lest new ones are made for nothing
+    copy = deepcopy(backbone, {id(tensor): tensor for tensor in tensors.values()})
+    with torch.device("meta"):
+        tail = copy.tail(backbone.tail_size or SIDE).state_dict(keep_vars=True)
+    return {key: names[id(tensor)] for key, tensor in tail.items() if id(tensor) in names}

@@ -16,9 +16,9 @@ def build_optimizer(detector: "Detector", config: TrainConfig) -> Optimizer:
     """Return SGD or AdamW over the trainable parameters.
 
     Each group carries `scale`, its factor on the learning rate: biases have `bias_lr` (2 in the Caffe recipes),
-    parameters under `detector.backbone` also `backbone_lr`. Biases and norms have no weight decay.
+    those of the pretrained network (`backbone_parameters`) also `backbone_lr`. Biases and norms have no weight decay.
     """
-    inside = {id(parameter) for parameter in detector.backbone.parameters()}
+    inside = {id(parameter) for parameter in detector.backbone_parameters()}
     groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
     for _, kind, parameter in kinds(detector):
         groups.setdefault((id(parameter) in inside, kind), []).append(parameter)

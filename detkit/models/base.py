@@ -1,6 +1,6 @@
 """What a detector is."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -67,6 +67,10 @@ class Detector(nn.Module):
     def margins(self) -> bool:
         """Whether scores are margins, which may be any number, and not between 0 and 1."""
         return False
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the pretrained network, whose rate `train.backbone_lr` changes."""
+        return self.backbone.parameters()
 
     def normalise(self, images: Images) -> Tensor:
         """(B, 3, H, W) uint8 -> float32: (value / divisor - mean) / std, and 0 where an image is padded."""

@@ -101,7 +101,7 @@ class FastRCNN(RegionDetector):
         c = self.config = config
         # 2.1, 2.2: the last pooling layer of an ImageNet network becomes RoI pooling, its classifier two layers
         self.backbone = create_backbone(c.backbone, tail=True)
-        tail = self.backbone.tail(c.pool_size)
+        tail = self.take_tail(c.pool_size)
         self.map = self.backbone.info[-1]
         self.region_features = MapFeatures([self.map], c.pool, c.pool_size)
         self.head = RegionHead(tail, self.map.channels, c.pool_size, len(classes))

@@ -160,7 +160,7 @@ class FasterRCNN(RegionDetector):
                 raise UserError(f"model.features: {c.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
         info = tuple(known[name] for name in self.features)
         if c.neck == "none":
-            tail = self.backbone.tail(c.pool_size)
+            tail = self.take_tail(c.pool_size)
         else:
             self.backbone.cut(self.features[-1])
             width = min(self.backbone.width, PYRAMID_WIDTH)

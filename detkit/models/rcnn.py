@@ -66,7 +66,7 @@ class RCNN(LinearDetector):
         c = self.config = config
         # 2.3 domain-specific fine-tuning: the ImageNet classifier gives way to one of N + 1 classes
         self.backbone = create_backbone(c.backbone, tail=True)
-        tail = self.backbone.tail(c.pool_size)
+        tail = self.take_tail(c.pool_size)
         self.map = self.backbone.info[-1]
         check_pixels(self.backbone, "crop", c.crop)
         tail_width(tail, self.map.channels, c.pool_size)

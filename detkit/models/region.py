@@ -1,14 +1,14 @@
 """What the region detectors share: proposals x region features x region head."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones import FeatureInfo
+from detkit.backbones import Backbone, FeatureInfo
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
@@ -188,10 +188,26 @@ class RegionHead(nn.Module):
 
 
 class RegionDetector(Detector):
-    """Keeps frozen layers frozen; see `freeze_layers`."""
+    """Keeps frozen layers frozen, see `freeze_layers`, and knows whose layers the head's tail is made of."""
 
     class_layers = ("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted")
+    backbone: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
+    head: Any
     _still: list[nn.Module]
+    _own_tail = False
+
+    def take_tail(self, size: int) -> nn.Module:
+        """Return the backbone's tail for regions' maps of `size` cells a side, see Backbone.tail."""
+        own = {id(parameter): parameter for parameter in self.backbone.parameters()}  # kept, lest an id is taken anew
+        tail = self.backbone.tail(size)
+        self._own_tail = any(id(parameter) in own for parameter in tail.parameters())
+        return tail
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        # ResNet's layer4 and VGG's fc6 come with the same pretrained weights, wherever they are put
+        yield from self.backbone.parameters()
+        if self._own_tail:
+            yield from self.head.tail.parameters()
 
     def freeze_layers(self, stages: int, norms: bool) -> None:
         """Fix the first `stages` of the backbone, and all of its batch norms where `norms` says so."""
