@@ -2,15 +2,13 @@
 
 import base64
 import io
-import json
-import re
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detkit.report.template import as_data, fill, resource
 from detkit.viz.explain_canvas import Panel, Stage
 from detkit.viz.figure import hex_code
 
@@ -33,12 +31,11 @@ def explain_page(explanation: "Explanation", stages: Sequence[Stage], title: str
         "width": str(width),
         "height": str(height),
         "photo": _jpeg(explanation.image, PHOTO),
-        # no "<" within: what ends the element, or opens a comment, could stand in the name of a class
-        "data": json.dumps(_data(explanation), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "style": _resource("explain.css"),
-        "script": _resource("explain.js"),
+        "data": as_data(_data(explanation)),
+        "style": resource("explain.css"),
+        "script": resource("explain.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _resource("explain.html"))
+    return fill("explain.html", parts)
 
 
 def _section(number: int, stage: Stage) -> str:
@@ -88,7 +85,3 @@ def _jpeg(picture: np.ndarray, longest: int | None = None) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _resource(name: str) -> str:
-    return files("detkit.report").joinpath(name).read_text(encoding="utf-8")
