@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-SUBJECTS = ("ops", "data", "detect", "regions", "train", "evaluate", "proposals")
+SUBJECTS = ("ops", "data", "detect", "regions", "train", "svm", "evaluate", "proposals")
 
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
