@@ -4,6 +4,7 @@ Boxes are float32 continuous `xyxy` in pixels (a pixel spans [x, x + 1)); labels
 `ignore` marks VOC difficult and COCO crowd objects.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
@@ -273,6 +274,7 @@ class InputSpec:
     resize: "stretch" fills `size`, (height, width) in pixels, regardless of the aspect ratio; "shortest" keeps it, and
     makes the shortest side size[0] long, or less where the longest would be more than size[1]; "none" leaves photos as
     they are, for networks that resize them, or regions of them, by themselves.
+    floor: whether sides of "shortest" are cut to whole pixels, as torchvision's are, and not rounded.
     Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
     """
 
@@ -281,6 +283,7 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     divisor: float = 255.0
     resize: Literal["stretch", "shortest", "none"] = "stretch"
+    floor: bool = False
 
     def __str__(self) -> str:
         if self.resize == "stretch":
@@ -296,4 +299,5 @@ class InputSpec:
         if self.resize == "none":
             return height, width
         factor = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
-        return max(1, round(height * factor)), max(1, round(width * factor))
+        whole = math.floor if self.floor else round
+        return max(1, whole(height * factor)), max(1, whole(width * factor))

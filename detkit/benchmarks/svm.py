@@ -34,7 +34,7 @@ def sklearn_one(_: Setting) -> Job:
 
     features, labels = windows("cpu")
     x, y = features.numpy(), labels[:, 0].numpy()
-    machine = LinearSVC(loss="hinge", C=C, intercept_scaling=BIAS, class_weight={1: POSITIVE}, random_state=0)
+    machine = LinearSVC(loss="hinge", C=C, intercept_scaling=round(BIAS), class_weight={1: POSITIVE}, random_state=0)
     return lambda: machine.fit(x, y)
 
 

@@ -145,7 +145,9 @@ class FasterRCNN(RegionDetector):
     stage = "sgd"  # of training, see `enter`
 
     def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:
-        spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest")
+        # to its anchors belong its photos' sides: they share these out
+        floor = config.anchors == "torchvision"
+        spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest", floor=floor)
         super().__init__(config, classes, spec)
         c = self.config = config
         self.backbone = create_backbone(c.backbone, tail=c.neck == "none")

@@ -18,6 +18,7 @@ from torchvision.models.detection import (
     ssd300_vgg16,
 )
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import _resize_image_and_masks
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import detkit
@@ -166,6 +167,15 @@ def real_photos() -> list[Path]:
     return [own, *(photo for photo in others if photo.exists())]
 
 
+def test_photos_get_torchvisions_sides(pair):
+    theirs, ours = pair
+    (short,), longest = theirs.transform.min_size, theirs.transform.max_size
+    sides = torch.randint(20, 2000, (300, 2), generator=torch.Generator().manual_seed(0)).tolist()
+    for height, width in [*sides, (375, 500), (480, 640), (600, 800)]:
+        resized, _ = _resize_image_and_masks(torch.empty(3, height, width, device="meta"), short, longest)
+        assert ours.input.fit(height, width) == resized.shape[1:]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("path", real_photos(), ids=lambda path: path.stem)
 def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
@@ -175,7 +185,6 @@ def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
     than a level a pixel, .3 on average, which moves the scores of the same regions by less than .02 and their boxes by
     less than .005 of their sides. NMS takes another one of two boxes whose scores are nearly equal, or that overlap
     nearly by its threshold: weights that are random have many such, so that a few detections may be others.
-    Sides of these photos become whole pixels: elsewhere detkit rounds the longer one and torchvision cuts it.
     """
     theirs, ours = pair
     image = decode_photo(path)
