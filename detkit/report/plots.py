@@ -88,7 +88,7 @@ def speed_plot(points: "Sequence[SpeedPoint]") -> str:
     steps = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25)
     first = {step: math.floor((min(values) - step / 4) / step) * step for step in steps}
     step = next((step for step in steps if first[step] + 3.75 * step >= max(values)), steps[-1])
-    bottom = max(0.0, first[step])
+    bottom = max(0.0, min(first[step], 1 - 4 * step))  # there is no mAP above 1
     top = bottom + 4 * step
 
     def place(speed: float, value: float) -> tuple[float, float]:
