@@ -134,8 +134,10 @@ def test_predictions(model: str, backbone: str) -> None:
         with torch.inference_mode():
             expected = detector.predict(alone)
         # sums in another order; a hundred random layers with shortcuts make the logits of SSD large, and the error too
-        torch.testing.assert_close(found.scores[number, :count], expected.scores[0], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found.boxes[number, :count], expected.boxes[0], rtol=1e-2, atol=5e-2)
+        slack = 10 if backbone in ("resnet101", "resnet152") else 1
+        scores, boxes = found.scores[number, :count], found.boxes[number, :count]
+        torch.testing.assert_close(scores, expected.scores[0], rtol=1e-3, atol=slack * 1e-4)
+        torch.testing.assert_close(boxes, expected.boxes[0], rtol=slack * 1e-3, atol=slack * 1e-2)
 
     # another detector of the same config with the same state is the same
     torch.manual_seed(1)
