@@ -215,3 +215,15 @@ def test_what_is_refused_in_one_line(
 def test_truth_without_explain(weights: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(weights, root / "JPEGImages/1.jpg", "--truth", root / "Annotations/1.xml", "--out", "out") == 2
     assert "--truth goes with --explain" in capsys.readouterr().err
+
+
+def test_soft_nms_and_views_of_a_config_are_not_explained(
+    weights: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = checkpoint.load(weights)
+    content["config"]["detect"] |= {"nms": "gaussian", "flip": True}
+    torch.save(content, "soft.pt")
+    assert run("soft.pt", "set/JPEGImages/1.jpg", "--explain", "--out", "soft", "--score", ".01") == 0
+    assert run(weights, "set/JPEGImages/1.jpg", "--explain", "--out", "hard", "--score", ".01") == 0
+    for picture in Path("hard").glob("*.png"):
+        assert picture.read_bytes() == Path("soft", picture.name).read_bytes()

@@ -18,6 +18,8 @@ from detkit.data.formats import open_root
 from detkit.evaluation import score, write_detections
 from detkit.evaluation.errors import KINDS
 from detkit.report import gallery, write_report
+from detkit.report.plots import speed_plot
+from detkit.viz.comparison import SpeedPoint
 from tests.data.roots import make_root, xml
 from tests.evaluation.sets import detection_set
 
@@ -268,3 +270,12 @@ def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
         "wide": True,
         "nameless": 0,
     }
+
+
+@pytest.mark.parametrize("values", [(0.868, 0.987), (1.0, 1.0), (0.0, 0.02), (0.1, 0.99), (0.83, 0.91)], ids=str)
+def test_no_map_above_1_is_on_the_axis(values: tuple[float, ...]) -> None:
+    drawn = speed_plot([SpeedPoint(f"d{number}", value, 10.0 + number) for number, value in enumerate(values)])
+    upright = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', drawn)]
+    assert len(upright) >= 3
+    assert 0 <= min(upright) <= min(values)
+    assert max(values) <= max(upright) <= 1
