@@ -57,7 +57,7 @@ class BoxRegression:
             with run.inference():
                 features = detector.describe(images, boxes, tail=False)
             deltas, labels = self.coder.encode(truth, boxes), targets.labels.gather(1, owner)
-            # in main memory: VOC07 has gigabytes of them
+            # in main memory (host sync, a photo batch): VOC07 has gigabytes of them
             pairs.append((features[learnt].cpu(), deltas[learnt].cpu(), labels[learnt].cpu()))
         features, deltas, labels = (torch.cat(part) for part in zip(*pairs))
         scale = scale.cpu()  # host sync: once, beside features that are there

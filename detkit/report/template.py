@@ -13,8 +13,8 @@ def resource(name: str) -> str:
 
 
 def fill(name: str, parts: Mapping[str, str]) -> str:
-    """Return a template with its `{{part}}`s put in."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource(name))
+    """Return a page: the head that all have, and a template's body, with their `{{part}}`s put in."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource("head.html") + resource(name))
 
 
 def as_data(values: Any) -> str:
