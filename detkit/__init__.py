@@ -30,8 +30,8 @@ def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     darknet's yolov1.weights, or another YOLOv1 of that program, stands for a checkpoint where its cfg lies beside it.
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """
-    from detkit.engine.checkpoint import load_detector
-    from detkit.engine.device import choose_device, place
+    from detkit.checkpoints.checkpoint import load_detector
+    from detkit.runtime.device import choose_device, place
 
     where = choose_device(device)
     detector, config = load_detector(checkpoint, where)
@@ -65,7 +65,7 @@ def create_model(
     """
     from omegaconf import OmegaConf
 
-    from detkit.config import parse_config
+    from detkit.experiment import parse_config
     from detkit.errors import UserError
     from detkit.models import build_detector
 

@@ -1,26 +1,11 @@
-"""Configs: YAML files checked against dataclasses.
+"""The sections of an experiment's config, as dataclasses; `experiment.py` reads and writes the YAML files."""
 
-An unknown key or a wrong type ends with one line that names the file or argument, the key, and the nearest known key.
-"""
-
-import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigKeyError,
-    GrammarParseError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf import MISSING
 
-from detkit import extensions
-from detkit.errors import UserError, did_you_mean
-from detkit.files import write_atomic
-
-T = TypeVar("T")
+from detkit.errors import UserError
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -75,11 +60,6 @@ class DataConfig:
     proposal_count: int = 0
 
     def __post_init__(self) -> None:
-        known = ("auto", "voc", "coco", "yolo", "shapes")
-        if self.format not in known:
-            from detkit.data.formats import DATASETS  # not at the top: it is large, and few have formats of their own
-
-            _one_of("data.format", self.format, tuple(dict.fromkeys((*known, *DATASETS))))
         _at_least("data.proposal_count", self.proposal_count, 0)
 
 
@@ -215,151 +195,3 @@ class Config:
     detect: DetectConfig = field(default_factory=DetectConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     imports: list[str] = field(default_factory=list)
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML config, then apply `key=value` arguments.
-
-    Raises UserError, in one line: a missing or broken file, an unknown key, a wrong type, a missing value.
-    """
-    return parse_config(read_yaml(path), str(path), overrides)
-
-
-def parse_config(
-    values: DictConfig, source: str, overrides: list[str] | None = None, *, trusted: bool = True
-) -> Config:
-    """Check values read from `source` and `key=value` arguments against the dataclasses.
-
-    trusted: whether the code that `values` names in `imports` is run; that of the arguments is.
-    """
-    from detkit.models import model_config_type  # not at the top: models import this module
-
-    arguments = [(f"argument {text!r}", parse_override(text)) for text in overrides or []]
-    for layer in [values, *(layer for _, layer in arguments)] if trusted else [layer for _, layer in arguments]:
-        if isinstance(names := layer.get("imports"), ListConfig):  # what is no list is refused below
-            extensions.import_code(map(str, names))
-    if not trusted:
-        _check_code(values, source)
-    name = None
-    for _, layer in [(source, values), *arguments]:
-        model = layer.get("model") if isinstance(layer, DictConfig) else None
-        name = model.get("name", name) if isinstance(model, DictConfig) else name
-    if name is None:
-        raise UserError(f"{source}: model.name is missing; an example: model: {{name: ssd}}")
-    try:
-        schema = OmegaConf.structured(Config)
-        schema.model = OmegaConf.structured(model_config_type(str(name)))
-    except UserError as error:
-        raise UserError(f"{source}: model.name: {error}") from None
-    merged = schema
-    for origin, layer in [(source, values), *arguments]:
-        merged = _merge(merged, layer, origin)
-    config = _to_object(merged, source)
-    if trusted:  # the command line's --import is part of an experiment, too
-        config.imports += [name for name in extensions.imported if name not in config.imports]
-    return config
-
-
-def _check_code(values: DictConfig, source: str) -> None:
-    """Raise UserError where names are unknown that the code in `imports` would register."""
-    from detkit.backbones import BACKBONES
-    from detkit.data.formats import DATASETS
-    from detkit.models import MODELS
-
-    known = {
-        "model.name": MODELS,
-        "model.backbone.name": BACKBONES,
-        "data.format": ("auto", "shapes", *DATASETS),
-    }
-    for key, names in known.items():
-        name = OmegaConf.select(values, key)
-        if values.get("imports") and isinstance(name, str) and "/" not in name and name not in names:
-            options = " ".join(f"--import {each}" for each in values.imports)
-            raise UserError(
-                f"{source}: {key} is {name!r}, of code that is not loaded: add {options} (in Python, import it first)"
-            )
-
-
-def read_yaml(path: str | Path) -> DictConfig:
-    """Read a YAML mapping; UserError where the file is missing, unreadable or something else."""
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"no config {path}" + (did_you_mean(str(path), near) if near else ""))
-    try:
-        values = OmegaConf.load(path)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a YAML text file") from None
-    except Exception as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, DictConfig):
-        raise UserError(f"{path}: a config is a mapping of keys such as model, data, train")
-    return values
-
-
-def parse_override(text: str) -> DictConfig:
-    """`train.lr=0.01` -> {train: {lr: 0.01}}."""
-    key, equals, _ = text.partition("=")
-    if not equals or not key or key.startswith("-"):
-        raise UserError(f"argument {text!r} is not key=value; an example: train.lr=0.01")
-    try:
-        return OmegaConf.from_dotlist([text])
-    except Exception as error:
-        raise UserError(f"argument {text!r}: {' '.join(str(error).split())}") from None
-
-
-def save_config(path: str | Path, config: Config) -> None:
-    """Write the resolved config as YAML."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Return plain dicts, lists and scalars, as a checkpoint carries them."""
-    return dataclasses.asdict(config)
-
-
-def from_plain(values: dict[str, Any], source: str, overrides: list[str] | None = None) -> Config:
-    """Rebuild a config from a checkpoint's plain values."""
-    return parse_config(OmegaConf.create(values), source, overrides, trusted=False)
-
-
-def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
-    try:
-        return OmegaConf.merge(base, layer)  # pyright: ignore[reportReturnType]
-    except ConfigKeyError as error:
-        key = str(error.full_key or error.key)
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(base, parent) if parent else base
-        known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-        raise UserError(f"{origin}: unknown key {key!r}{did_you_mean(leaf, known)}") from None
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{origin}: {_reason(base, layer, error)}") from None
-
-
-def _reason(base: DictConfig, layer: DictConfig, error: Exception) -> str:
-    """Name the key at fault: OmegaConf does so for scalars, not where a mapping and a scalar meet."""
-    if isinstance(key := getattr(error, "full_key", None), str) and key:
-        reason = str(error).splitlines()[0]
-        return f"{key}: expected a list such as [a, b]" if "ListConfig" in reason else f"{key}: {reason}"
-    for key in layer:
-        node, value = OmegaConf.select(base, str(key)), layer[key]
-        if isinstance(node, DictConfig) and not isinstance(value, DictConfig):
-            return f"{key}: {value!r} is not a mapping with keys such as {', '.join(map(str, list(node)[:3]))}"
-        if isinstance(node, DictConfig) and isinstance(value, DictConfig):
-            try:
-                OmegaConf.merge(node, value)
-            except (OmegaConfBaseException, ValueError, TypeError) as inner:
-                return f"{key}.{_reason(node, value, inner)}"
-    return " ".join(str(error).split())
-
-
-def _to_object(merged: DictConfig, source: str) -> Config:
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"{source}: missing {', '.join(missing)}")
-    try:
-        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    except (MissingMandatoryValue, GrammarParseError, OmegaConfBaseException) as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None

@@ -9,7 +9,7 @@ import torch
 
 import detkit
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
 from tests.builders import photo, tiny_ssd_config
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.config import from_plain, load_config, save_config, to_plain
+from detkit.experiment import from_plain, load_config, save_config, to_plain
 from detkit.errors import UserError
 from detkit.models import build_detector
 from detkit.models.ssd import SSD

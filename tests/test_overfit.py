@@ -15,7 +15,7 @@ import yaml
 from detkit.data.shapes import draw_shapes
 from detkit.data.voc import VOCDataset
 from detkit.engine.session import train
-from detkit.proposals.store import make_manifest, write_store
+from detkit.data.proposal_store import make_manifest, write_store
 
 PICTURES, SEED = 8, 0
 SHORT, LONG = 96, 144  # of pictures of 128 to 160 pixels

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import torch
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Contender, Job, Setting, Subject
 
 PHOTOS, HEIGHT, WIDTH, SIZE = 16, 375, 500, 300
 AUGMENT = ["PhotometricDistort", "Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]

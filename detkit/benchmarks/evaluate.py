@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Contender, Job, Setting, Subject
 from detkit.structures import DetectionSet, TruthSet
 
 

@@ -7,7 +7,7 @@ give scores and boxes that are spread as trained ones are; else NMS would have n
 import torch
 from torch import Tensor, nn
 
-from detkit.benchmarks.race import Job, Setting, against_torchvision
+from detkit.runtime.race import Job, Setting, against_torchvision
 
 SIZE, CLASSES = (600, 800), 20
 SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3, "cls_score": 2.0, "box_predictor.bbox_pred": 1.0}
@@ -59,9 +59,9 @@ def objects() -> tuple[Tensor, Tensor]:
 
 
 def detkit_model(setting: Setting):
-    from detkit.engine import checkpoint
-    from detkit.engine.device import place
-    from detkit.models.torchvision_files import from_state
+    from detkit.checkpoints import checkpoint
+    from detkit.runtime.device import place
+    from detkit.checkpoints.torchvision_files import from_state
 
     published = from_state(torchvision_model(setting).state_dict(), "torchvision")
     content = {"config": checkpoint.to_plain(published.config), "classes": published.classes}
@@ -71,7 +71,7 @@ def detkit_model(setting: Setting):
 
 
 def detkit_images(setting: Setting):
-    from detkit.engine.device import place_images
+    from detkit.runtime.device import place_images
     from detkit.structures import Images
 
     sizes = torch.tensor([SIZE])

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Contender, Job, Setting, Subject
 from detkit.ops import box_iou, nms
 
 IMAGES = 16

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from detkit.benchmarks.data import HEIGHT, WIDTH, jpegs
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Contender, Job, Setting, Subject
 
 PHOTOS = 2
 

@@ -5,7 +5,7 @@ AlexNet under all three, at the papers' sizes, with random weights: the regions'
 
 import torch
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Contender, Job, Setting, Subject
 
 HEIGHT, WIDTH, REGIONS, CLASSES = 375, 500, 2000, 20
 
@@ -14,7 +14,7 @@ def _detect(setting: Setting, name: str, **keys) -> Job:
     """Pixels to detections."""
     from detkit.config import BackboneConfig, DetectConfig
     from detkit.data.transforms import resize
-    from detkit.engine.device import place, place_images
+    from detkit.runtime.device import place, place_images
     from detkit.models import build_detector, model_config_type, postprocess
     from detkit.structures import Images, Proposals
 

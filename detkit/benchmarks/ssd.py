@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detkit.benchmarks.race import Job, Setting, against_torchvision
+from detkit.runtime.race import Job, Setting, against_torchvision
 
 SIZE, CLASSES, BATCH = 300, 20, 4
 
@@ -30,7 +30,7 @@ def objects(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def detkit_model(setting: Setting):
-    from detkit.engine.device import place
+    from detkit.runtime.device import place
     from detkit.models import build_detector
     from detkit.models.ssd import SSDConfig
 
@@ -40,7 +40,7 @@ def detkit_model(setting: Setting):
 
 
 def detkit_images(setting: Setting, batch: int):
-    from detkit.engine.device import place_images
+    from detkit.runtime.device import place_images
     from detkit.structures import Images
 
     sizes = torch.tensor([[SIZE, SIZE]] * batch)

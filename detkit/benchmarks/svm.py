@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from detkit.benchmarks.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Contender, Job, Setting, Subject
 from detkit.ops import feature_scale, fit_svm
 
 WINDOWS, FEATURES, CLASSES = 5000, 4096, 20

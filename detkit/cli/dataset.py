@@ -127,7 +127,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> "Config | None":
     """Return the config that was named, or None where --root was."""
     if arguments.config is not None and arguments.root is None:
-        from detkit.config import load_config
+        from detkit.experiment import load_config
 
         if arguments.format != "auto":
             raise UserError(f"--format goes with --root; with a config, as in data.format={arguments.format}")

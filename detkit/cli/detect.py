@@ -18,7 +18,7 @@ from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from detkit.config import Config
-    from detkit.engine.sources import Sources, Video
+    from detkit.inference.sources import Sources, Video
     from detkit.models import Detector
 
 EPILOG = """examples:
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
     from itertools import chain, groupby
 
     # the cheap questions first: a misspelt name is answered before torch has loaded
-    from detkit.engine.sources import Sources, VideoReader, quiet
+    from detkit.inference.sources import Sources, VideoReader, quiet
 
     quiet()
     if arguments.explain or arguments.truth is not None:
@@ -166,12 +166,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from detkit.engine import memory
-    from detkit.engine.checkpoint import load_detector
-    from detkit.engine.device import choose_device, place
-    from detkit.engine.signals import Interrupt
-    from detkit.engine.thresholds import least_scores
-    from detkit.engine.tta import check_scales
+    from detkit.runtime import memory
+    from detkit.checkpoints.checkpoint import load_detector
+    from detkit.runtime.device import choose_device, place
+    from detkit.runtime.signals import Interrupt
+    from detkit.inference.thresholds import least_scores
+    from detkit.inference.tta import check_scales
 
     memory.tune()
     device = choose_device(arguments.device)

@@ -10,7 +10,7 @@ from detkit.cli.detect_report import Seen
 from detkit.data.convert import place_photo
 from detkit.data.dataset import Record, box_area
 from detkit.data.items import Item
-from detkit.data.photo import PHOTO_SUFFIXES
+from detkit.data.image_file import PHOTO_SUFFIXES
 from detkit.data.voc_writer import voc_xml
 from detkit.data.yolo_writer import yolo_rows
 from detkit.files import atomic_path, write_atomic

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detkit.config import Config
-    from detkit.engine.predict import Found, Unreadable
-    from detkit.engine.signals import Interrupt
-    from detkit.engine.sources import Video
+    from detkit.inference.predict import Found, Unreadable
+    from detkit.runtime.signals import Interrupt
+    from detkit.inference.sources import Video
     from detkit.models import Detector
     from detkit.viz.window import Window
 
@@ -60,7 +60,7 @@ class Job:
 
         count: how many there are about, for the bar.
         """
-        from detkit.engine.predict import Unreadable
+        from detkit.inference.predict import Unreadable
 
         lines = count < MANY or not sys.stdout.isatty()
         waiting: deque[tuple[Path, str]] = deque()  # read ahead by the detector's threads, in order
@@ -95,8 +95,8 @@ class Job:
 
     def video(self, video: "Video", name: str) -> None:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
-        from detkit.engine.predict import Unreadable
-        from detkit.engine.sources import VideoReader, video_writer
+        from detkit.inference.predict import Unreadable
+        from detkit.inference.sources import VideoReader, video_writer
 
         self.sources += 1
         found: Counter[str] = Counter()
@@ -152,7 +152,7 @@ class Job:
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
     def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[Found | Unreadable]":
-        from detkit.engine.predict import detect_images
+        from detkit.inference.predict import detect_images
 
         return detect_images(self.detector, images, self.config, batch=batch, least=self.least)
 
@@ -189,7 +189,7 @@ class Job:
 def _write_picture(path: Path, image: "np.ndarray") -> None:
     import cv2
 
-    from detkit.engine.checkpoint import write_file
+    from detkit.checkpoints.checkpoint import write_file
 
     good, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not good:

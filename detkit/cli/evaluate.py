@@ -137,9 +137,9 @@ def _score_checkpoint(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name} goes with --detections{hint}")
 
     from detkit.data import open_dataset
-    from detkit.engine.checkpoint import load_detector
-    from detkit.engine.device import choose_device, place
-    from detkit.engine.evaluate import evaluate
+    from detkit.checkpoints.checkpoint import load_detector
+    from detkit.runtime.device import choose_device, place
+    from detkit.inference.evaluate import evaluate
 
     detector, config = load_detector(arguments.checkpoint, overrides=arguments.overrides)
     config.evaluate.metric = arguments.metric or config.evaluate.metric

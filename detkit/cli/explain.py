@@ -9,7 +9,7 @@ from detkit.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from detkit.data.truth import Truth
+    from detkit.data.image_truth import Truth
 
 # options of detect that have no meaning, or would need a picture of their own
 UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales")
@@ -50,12 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dataclasses import replace
 
-    from detkit.data.photo import decode_photo
-    from detkit.engine.checkpoint import load_detector, write_file
-    from detkit.engine.device import choose_device, place
-    from detkit.engine.explain import explain
-    from detkit.report.explain import explain_page
-    from detkit.viz.explain import draw_stages
+    from detkit.data.image_file import decode_photo
+    from detkit.checkpoints.checkpoint import load_detector, write_file
+    from detkit.runtime.device import choose_device, place
+    from detkit.explain.trace import explain
+    from detkit.explain.page import explain_page
+    from detkit.explain.stages import draw_stages
 
     image = decode_photo(photo)
     device = choose_device(arguments.device)
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _one_photo(names: list[str]) -> Path:
-    from detkit.engine.sources import find_sources
+    from detkit.inference.sources import find_sources
 
     sources = find_sources(names)
     if len(sources) != 1:
@@ -97,7 +97,7 @@ def _one_photo(names: list[str]) -> Path:
 
 def _truth(given: Path | None, photo: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
     """The objects in the file that is named, or where the photo's data set has them."""
-    from detkit.data.truth import find_truth, read_truth
+    from detkit.data.image_truth import find_truth, read_truth
 
     truth = find_truth(photo, classes) if given is None else read_truth(given, classes)
     height, width = image.shape[:2]

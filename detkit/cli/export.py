@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
-    from detkit.engine.export import SVDResult
-    from detkit.engine.onnx import Written
+    from detkit.export.svd import SVDResult
+    from detkit.export.onnx import Written
 
 EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --onnx ssd.onnx
@@ -74,7 +74,7 @@ def parse_ranks(text: str) -> dict[str, int]:
 def _svd(path: Path, ranks: dict[str, int], out: Path | None) -> None:
     from rich.console import Console
 
-    from detkit.engine.export import export_svd
+    from detkit.export.svd import export_svd
 
     out = out if out is not None else path.with_name(f"{path.stem}-svd{path.suffix}")
     with Console(stderr=True).status("decomposing"):
@@ -86,7 +86,7 @@ def _report(result: "SVDResult", out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from detkit.engine.export import ROWS
+    from detkit.export.svd import ROWS
 
     table = Table()
     table.add_column("layer")
@@ -111,7 +111,7 @@ def _report(result: "SVDResult", out: Path) -> None:
 def _onnx(path: Path, out: Path) -> None:
     from rich.console import Console
 
-    from detkit.engine.onnx import export_onnx
+    from detkit.export.onnx import export_onnx
 
     with Console(stderr=True).status("tracing the network"):
         files = export_onnx(path, out)
@@ -140,7 +140,7 @@ def _report_file(written: "Written") -> None:
 
 
 def _say_what_there_is(path: Path) -> None:
-    from detkit.engine.checkpoint import load_detector
+    from detkit.checkpoints.checkpoint import load_detector
     from detkit.models.compress import describe_layers
     from detkit.models.region import RegionDetector
 

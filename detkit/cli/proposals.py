@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from detkit.config import Config
     from detkit.data.dataset import DetectionDataset
     from detkit.evaluation.recall import ProposalRecall
-    from detkit.proposals.store import ProposalStore
+    from detkit.data.proposal_store import ProposalStore
 
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of boxes an image, whose recall is shown
 IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
@@ -104,7 +104,7 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
-    from detkit.config import load_config
+    from detkit.experiment import load_config
     from detkit.proposals.make import make_store
 
     if arguments.count is not None:
@@ -128,8 +128,8 @@ def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
 
 
 def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
-    from detkit.config import load_config
-    from detkit.engine.proposals import load_proposer, make_rpn_store
+    from detkit.experiment import load_config
+    from detkit.inference.propose import load_proposer, make_rpn_store
 
     if arguments.checkpoint is None:
         raise UserError("--method rpn needs a trained Faster R-CNN: --checkpoint FILE")
@@ -183,7 +183,7 @@ def _open(root: str, splits: list[str]) -> "DetectionDataset":
 
 def _convert(arguments: argparse.Namespace) -> None:
     from detkit.proposals.convert import to_store, write_json
-    from detkit.proposals.store import check_store, open_store
+    from detkit.data.proposal_store import check_store, open_store
 
     if arguments.split and arguments.dataset is None:
         raise UserError(f"--split {arguments.split[0]} goes with --dataset ROOT")
@@ -207,7 +207,7 @@ def _recall(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from detkit.evaluation.recall import proposal_recall
-    from detkit.proposals.store import StoredProposals, open_store
+    from detkit.data.proposal_store import StoredProposals, open_store
     from detkit.viz.proposals import recall_plot
 
     path = Path(arguments.store)

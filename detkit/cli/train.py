@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume is None and config is None:
         raise UserError("which config? an example: detkit train configs/shapes/ssd.yaml")
 
-    from detkit.engine import distributed
+    from detkit.runtime import distributed
     from detkit.engine.session import train
-    from detkit.engine.signals import Stopped
+    from detkit.runtime.signals import Stopped
 
     try:
         train(config, overrides, arguments.out, arguments.resume)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from detkit.benchmarks.race import Job, Setting
-from detkit.config import Config, to_plain
+from detkit.runtime.race import Job, Setting
+from detkit.config import Config
+from detkit.experiment import to_plain
 from detkit.errors import UserError
 from detkit.extensions import import_code
 from detkit.structures import Detections, Images, Proposals
@@ -52,7 +53,7 @@ def sample(count: int) -> list[int]:
 
 def load_best(config: Config, best: Path) -> "Detector":
     """Read a checkpoint as `config` says, which may differ from its own in what is no weight; in eval mode."""
-    from detkit.engine.checkpoint import build, load
+    from detkit.checkpoints.checkpoint import build, load
 
     import_code(config.imports)  # this may be a new process
     return build({**load(best), "config": to_plain(config)}, best)[0].eval()
@@ -81,7 +82,7 @@ class Detecting:
 
     def __init__(self, config: Config, best: Path, device: str, pictures: Pictures) -> None:
         from detkit.data.transforms import build_test
-        from detkit.engine.device import choose_device, place
+        from detkit.runtime.device import choose_device, place
 
         self.config, self.pictures = config, pictures
         self.detector = load_best(config, best)
@@ -105,7 +106,7 @@ class Detecting:
 
     def detect(self, rows: Sequence[int]) -> Detections:
         """Detect on some of the pictures; the detections are on the CPU, where whoever wants them reads them."""
-        from detkit.engine.evaluate import detect_batch
+        from detkit.inference.evaluate import detect_batch
 
         train = self.config.train
         with torch.inference_mode():
@@ -151,10 +152,10 @@ def measure_cost(config: Config, best: Path, device: str) -> Cost:
 
 
 def _cost(config: Config, best: Path, device: str) -> Cost:
-    import detkit.engine.evaluate
+    import detkit.inference.evaluate
     import detkit.models  # noqa: F401 (part of the program, whose memory does not count)
     from detkit.backbones.describe import count_flops, count_parameters
-    from detkit.engine.device import place_images
+    from detkit.runtime.device import place_images
 
     pictures = Pictures(config)
     before = _status("VmRSS")
@@ -192,7 +193,7 @@ def _status(name: str) -> int | None:
 def method_of(config: Config, dataset: "DetectionDataset") -> tuple[str, dict[str, object]] | None:
     """How the proposals of the test split were made, None where they are another program's or a detector's."""
     from detkit.proposals.methods import METHODS
-    from detkit.proposals.store import match_ids, open_store
+    from detkit.data.proposal_store import match_ids, open_store
 
     for path in config.data.proposals:
         store = open_store(path)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit import extensions
-from detkit.config import Config, from_plain, load_config, to_plain
-from detkit.engine import checkpoint
+from detkit.config import Config
+from detkit.experiment import from_plain, load_config, to_plain
+from detkit.checkpoints import checkpoint
 from detkit.engine.session import difference
 from detkit.errors import UserError
 

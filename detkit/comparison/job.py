@@ -24,8 +24,8 @@ from detkit.errors import UserError
 from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
-from detkit.report.comparison import write_comparison
-from detkit.viz.comparison import SpeedPoint, speed_plot
+from detkit.comparison.page import write_comparison
+from detkit.viz.speed import SpeedPoint, speed_plot
 
 if TYPE_CHECKING:
     from rich.table import Table

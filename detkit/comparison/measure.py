@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detkit.benchmarks.race import Contender, Setting, Subject, race
+from detkit.runtime.race import Contender, Setting, Subject, race
 from detkit.comparison.detecting import BATCHES, PICTURES, detecting, load_best, method_of, proposing
 from detkit.comparison.entries import Entry
-from detkit.config import to_plain
+from detkit.experiment import to_plain
 from detkit.evaluation import Result, read_detections, score, write_detections
 from detkit.files import write_atomic
 from detkit.structures import DetectionSet
@@ -46,8 +46,8 @@ def evaluate_entry(entry: Entry, dataset: "DetectionDataset", out: Path) -> tupl
 
 
 def _evaluate(entry: Entry, dataset: "DetectionDataset") -> tuple[Result, DetectionSet]:
-    from detkit.engine.device import choose_device, place
-    from detkit.engine.evaluate import evaluate
+    from detkit.runtime.device import choose_device, place
+    from detkit.inference.evaluate import evaluate
 
     config = entry.config
     detector = load_best(config, entry.best)
@@ -71,7 +71,7 @@ def _read(path: Path) -> Any:
 
 def setting_of(entries: Sequence[Entry], rounds: int) -> Setting:
     """Return what all detectors are timed under: the device of the first, torch's own number of threads."""
-    from detkit.engine.device import choose_device
+    from detkit.runtime.device import choose_device
 
     device = choose_device(entries[0].config.train.device)
     return Setting(str(device), torch.get_num_threads(), rounds)

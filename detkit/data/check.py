@@ -12,7 +12,7 @@ import numpy as np
 
 from detkit.data.dataset import Problem, Source
 from detkit.data.formats import DATASETS, find_format, find_splits
-from detkit.data.photo import decode_photo
+from detkit.data.image_file import decode_photo
 from detkit.errors import UserError, did_you_mean
 
 

@@ -14,7 +14,7 @@ from detkit.data.coco_writer import write_coco
 from detkit.data.dataset import DetectionDataset, parse_splits
 from detkit.data.formats import find_format, find_splits, open_sources
 from detkit.data.items import Item, Splits
-from detkit.data.photo import photo_size
+from detkit.data.image_file import photo_size
 from detkit.data.voc_writer import write_voc
 from detkit.data.yolo_writer import write_yolo
 from detkit.errors import UserError, did_you_mean

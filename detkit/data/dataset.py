@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from detkit.data.index import Index
-from detkit.data.photo import decode_photo
+from detkit.data.image_file import decode_photo
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
 

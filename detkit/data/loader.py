@@ -23,7 +23,7 @@ from detkit.structures import Images, InputSpec, Proposals, Targets
 
 if TYPE_CHECKING:
     from detkit.config import DataConfig, TrainConfig
-    from detkit.proposals.store import StoredProposals
+    from detkit.data.proposal_store import StoredProposals
 
 # Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
 GRACE = 20
@@ -283,6 +283,6 @@ def open_proposals(dataset: DetectionDataset, data_config: "DataConfig") -> "Sto
     """
     if not data_config.proposals:
         return None
-    from detkit.proposals.store import StoredProposals
+    from detkit.data.proposal_store import StoredProposals
 
     return StoredProposals(data_config.proposals, dataset, data_config.proposal_count or None)

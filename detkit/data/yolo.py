@@ -19,7 +19,7 @@ import numpy as np
 
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.index import Index
-from detkit.data.photo import PHOTO_SUFFIXES
+from detkit.data.image_file import PHOTO_SUFFIXES
 from detkit.data.yolo_index import label_name, read_yolo_index
 from detkit.errors import UserError, did_you_mean
 from detkit.files import read_text

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detkit.data.index import Index, cached_index, fingerprint, object_arrays, shortest_names
-from detkit.data.photo import photo_size
+from detkit.data.image_file import photo_size
 from detkit.errors import UserError
 from detkit.files import read_text
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from detkit.data.items import Item, Splits, plain
-from detkit.data.photo import photo_header
+from detkit.data.image_file import photo_header
 from detkit.data.yolo_index import FLAGS_NAME, label_name
 
 DIGITS = 12  # of a normalised number: a whole pixel of any photo is whole again when it is read

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from detkit.engine import checkpoint
-from detkit.engine.device import place
-from detkit.engine.evaluate import evaluate
+from detkit.checkpoints import checkpoint
+from detkit.runtime.device import place
+from detkit.inference.evaluate import evaluate
 from detkit.engine.run import Run
 from detkit.errors import UserError
 from detkit.evaluation import per_class_table

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from detkit.engine.checkpoint import write_file
+from detkit.checkpoints.checkpoint import write_file
 from detkit.errors import UserError
 
 PLAIN_EVERY = 20.0  # seconds between two lines where the output is not a terminal

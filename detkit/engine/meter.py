@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from detkit.engine import distributed
+from detkit.runtime import distributed
 from detkit.structures import Images, Targets
 
 LOG_EVERY = 20  # steps between two lines of log.jsonl

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from detkit.engine import checkpoint, distributed
+from detkit.checkpoints import checkpoint
+from detkit.runtime import distributed
 from detkit.errors import UserError
 from detkit.structures import InputSpec
 

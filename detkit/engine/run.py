@@ -18,12 +18,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from detkit.config import Config, save_config
-from detkit.engine import checkpoint, distributed
-from detkit.engine.device import autocast, resolve_amp
-from detkit.engine.evaluate import evaluate
+from detkit.config import Config
+from detkit.experiment import save_config
+from detkit.checkpoints import checkpoint
+from detkit.runtime import distributed
+from detkit.runtime.device import autocast, resolve_amp
+from detkit.inference.evaluate import evaluate
 from detkit.engine.log import Log
-from detkit.engine.sweep import sweep
+from detkit.engine.dataset_pass import sweep
 from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
 
@@ -87,7 +89,7 @@ class Run:
 
     def propose(self, detector: "FasterRCNN", store: str) -> None:
         """Write the detector's proposals of the training photos to a store in the run's folder."""
-        from detkit.engine.proposals import make_rpn_store
+        from detkit.inference.propose import make_rpn_store
 
         bar = Progress(
             "proposals",

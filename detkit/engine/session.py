@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detkit.config import Config, TrainConfig, load_config, to_plain
-from detkit.engine import checkpoint, distributed
-from detkit.engine.device import choose_device
+from detkit.config import Config, TrainConfig
+from detkit.experiment import load_config, to_plain
+from detkit.checkpoints import checkpoint
+from detkit.runtime import distributed
+from detkit.runtime.device import choose_device
 from detkit.engine.finish import finish
 from detkit.engine.run import Run, check_folder, create_folder
 from detkit.engine.stages import run_stages

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.engine.ema import Average
 from detkit.engine.meter import Meter
 from detkit.errors import UserError

@@ -11,8 +11,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import TrainConfig
-from detkit.engine import distributed
-from detkit.engine.device import autocast, place, place_images
+from detkit.runtime import distributed
+from detkit.runtime.device import autocast, place, place_images
 from detkit.engine.ema import Average
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
@@ -20,7 +20,7 @@ from detkit.engine.nonfinite import stop_nonfinite
 from detkit.engine.optimizer import build_optimizer, set_rate
 from detkit.engine.run import Run
 from detkit.engine.schedule import learning_rate
-from detkit.engine.signals import Interrupt, Stopped
+from detkit.runtime.signals import Interrupt, Stopped
 from detkit.engine.state import State
 from detkit.models import SGD
 from detkit.structures import Images, Targets

@@ -6,7 +6,6 @@ from typing import Any
 from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1
 from detkit.models.base import SGD, Detector
 from detkit.models.compress import restructure
-from detkit.models.describe import ModelSummary, describe_model
 from detkit.models.postprocess import postprocess
 from detkit.models.region import RegionDetector
 from detkit.models.registry import MODELS
@@ -15,9 +14,7 @@ __all__ = [
     "MODELS",
     "SGD",
     "Detector",
-    "ModelSummary",
     "build_detector",
-    "describe_model",
     "list_models",
     "model_config_type",
     "postprocess",
@@ -33,7 +30,6 @@ def model_config_type(name: str) -> type:
 
 
 def build_detector(config: Any, classes: tuple[str, ...]) -> Detector:
-    """Build the detector that a model config (such as SSDConfig) describes, for these classes."""
     build: Callable[[Any, tuple[str, ...]], Detector] = MODELS.get(config.name)  # pyright: ignore[reportAssignmentType]
     detector = build(config, classes)
     if isinstance(detector, RegionDetector) and detector.config.svd:

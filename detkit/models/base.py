@@ -117,8 +117,8 @@ class Detector(nn.Module):
         that cannot be, or a setting that the detector cannot follow.
         """
         # The engine runs detectors, and nothing here needs it at import; this call alone goes up, for convenience.
-        from detkit.engine.predict import detect
-        from detkit.engine.thresholds import least_scores
+        from detkit.inference.predict import detect
+        from detkit.inference.thresholds import least_scores
 
         config = self.experiment or Config(model=self.config)
         given = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detkit.backbones import create_backbone
 from detkit.models.base import SGD, Paper
-from detkit.models.pyramid import check_scales, image_pyramid, pool_from
+from detkit.models.image_pyramid import check_scales, image_pyramid, pool_from
 from detkit.models.region import (
     CODER,
     MapFeatures,

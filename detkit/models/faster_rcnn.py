@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from detkit.backbones import create_backbone, fully_connected
 from detkit.errors import UserError
 from detkit.models.base import SGD, Paper
-from detkit.models.necks import FPN
+from detkit.models.fpn import FPN
 from detkit.models.region import (
     MapFeatures,
     PooledConfig,
@@ -45,8 +45,8 @@ from detkit.ops import (
     sample,
     torchvision_anchors,
 )
-from detkit.proposals.rpn import CODER as RPN_CODER
-from detkit.proposals.rpn import RPNHead, propose
+from detkit.models.rpn import CODER as RPN_CODER
+from detkit.models.rpn import RPNHead, propose
 from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
 
 CELLS = {"py_faster_rcnn": rpn_anchors, "torchvision": torchvision_anchors}

@@ -21,8 +21,8 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.fitting import check_pixels, tail_width
-from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
+from detkit.models.shape_checks import check_pixels, tail_width
+from detkit.models.svm_detector import LinearConfig, LinearDetector, LinearHead
 from detkit.models.region import at_least_one
 from detkit.models.registry import MODELS
 from detkit.ops import crop_warp, crops_at_once

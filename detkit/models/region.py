@@ -12,7 +12,7 @@ from detkit.backbones import Backbone, FeatureInfo
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
-from detkit.models.fitting import tail_width
+from detkit.models.shape_checks import tail_width
 from detkit.models.freezing import freeze, norm_layers
 from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
 from detkit.structures import Images, Proposals, Targets

@@ -17,9 +17,9 @@ from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.fitting import check_pixels
-from detkit.models.linear import LinearConfig, LinearDetector, LinearHead
-from detkit.models.pyramid import Pyramid, check_scales, image_pyramid, pool_from
+from detkit.models.shape_checks import check_pixels
+from detkit.models.svm_detector import LinearConfig, LinearDetector, LinearHead
+from detkit.models.image_pyramid import Pyramid, check_scales, image_pyramid, pool_from
 from detkit.models.registry import MODELS
 from detkit.ops import spp_pool
 from detkit.structures import Images, InputSpec

@@ -17,7 +17,7 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
-from detkit.models.fitting import check_pixels
+from detkit.models.shape_checks import check_pixels
 from detkit.models.registry import MODELS
 from detkit.ops import BoxCoder, Match, default_boxes, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets

@@ -18,7 +18,7 @@ from detkit.backbones import Backbone, create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
-from detkit.models.fitting import check_pixels
+from detkit.models.shape_checks import check_pixels
 from detkit.models.registry import MODELS
 from detkit.structures import Images, InputSpec, Predictions, Targets
 

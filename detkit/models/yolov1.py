@@ -22,7 +22,7 @@ from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
-from detkit.models.fitting import check_pixels
+from detkit.models.shape_checks import check_pixels
 from detkit.models.registry import MODELS
 from detkit.ops import Cells, assign_cells, decode_cells, yolo_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets

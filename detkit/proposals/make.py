@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.engine.signals import Interrupt
+from detkit.runtime.signals import Interrupt
 from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
-from detkit.proposals.store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
+from detkit.data.proposal_store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from detkit.evaluation import VOCResult
     from detkit.evaluation.diagnosis import Calibration
-    from detkit.viz.comparison import SpeedPoint
+    from detkit.viz.speed import SpeedPoint
 
 WIDTH, HEIGHT = 520, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42

@@ -7,14 +7,14 @@ from importlib.resources import files
 from typing import Any
 
 
-def resource(name: str) -> str:
-    """Return the text of a file of this folder."""
-    return files("detkit.report").joinpath(name).read_text(encoding="utf-8")
+def resource(name: str, package: str = "detkit.report") -> str:
+    """Return the text of a file of a package's folder."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def fill(name: str, parts: Mapping[str, str]) -> str:
-    """Return a page: the head that all have, and a template's body, with their `{{part}}`s put in."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource("head.html") + resource(name))
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    """Return a page: the head that all have, and a template's text, with their `{{part}}`s put in."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], resource("head.html") + template)
 
 
 def as_data(values: Any) -> str:

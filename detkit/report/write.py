@@ -128,7 +128,7 @@ def page(
         "style": resource("page.css"),
         "script": resource("page.js") + resource("sort.js"),
     }
-    return fill("page.html", parts)
+    return fill(resource("page.html"), parts)
 
 
 def _number(value: float) -> str:

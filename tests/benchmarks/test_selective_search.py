@@ -118,7 +118,7 @@ def test_command(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     annotations = {name: xml([("cat", (3, 2, 30, 30))]) for name in "abc"}
     root = make_root(tmp_path / "cats", annotations, {"train": list(annotations)})
-    monkeypatch.setattr("detkit.benchmarks.race.race", lambda subject, setting: [])
+    monkeypatch.setattr("detkit.runtime.race.race", lambda subject, setting: [])
     monkeypatch.setattr(
         search_recall, "selective_search", lambda image, mode, smallest=20: few_regions(image, mode)[:20]
     )

@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from detkit.backbones.describe import count_flops
-from detkit.benchmarks.race import Setting
+from detkit.runtime.race import Setting
 from detkit.cli import main
 from detkit.comparison import detecting, job, measure, training
 from detkit.comparison.entries import find_entries
 from detkit.comparison.measure import training_log
-from detkit.config import load_config
+from detkit.experiment import load_config
 from detkit.data import open_dataset
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.evaluation.errors import KINDS
 from detkit.models import Detector, build_detector
 from detkit.proposals import methods
-from detkit.proposals.store import open_store
+from detkit.data.proposal_store import open_store
 from tests.builders import few_regions, images_of, photo
 from tests.engine.conftest import CONFIG
 from tests.engine.toy import CLASSES, draw_toys

@@ -19,8 +19,9 @@ from detkit import viz
 from detkit.cli import run_command
 from detkit.cli.detect import drawn_names
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.engine import checkpoint, predict
-from detkit.engine.sources import Video
+from detkit.checkpoints import checkpoint
+from detkit.inference import predict
+from detkit.inference.sources import Video
 from detkit.models import build_detector
 from tests.builders import photo, tiny_ssd_config
 
@@ -331,7 +332,7 @@ def test_no_space_left(weights: str, clip: Path, source: str) -> None:
     """A limit on the size of files stands for a full disk."""
     code = (
         "import sys, resource, signal; from detkit.cli import run_command\n"
-        "import torch, cv2, detkit.engine.predict\n"
+        "import torch, cv2, detkit.inference.predict\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "sys.exit(run_command('detect', sys.argv[1:]))"
     )

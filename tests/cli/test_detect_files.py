@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.data.photo import decode_photo
+from detkit.data.image_file import decode_photo
 from tests.cli.test_detect import clip, detect, photos, picture, report, weights
 from tests.cli.test_detect_outputs import opened
 

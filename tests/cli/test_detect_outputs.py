@@ -14,7 +14,7 @@ from detkit.cli.detect_report import COLUMNS
 from detkit.config import DataConfig
 from detkit.data import open_dataset
 from detkit.data.dataset import DetectionDataset
-from detkit.data.photo import decode_photo
+from detkit.data.image_file import decode_photo
 from tests.cli.test_detect import CLASSES, clip, detect, files, one_error, photos, picture, report, weights
 
 __all__ = ["clip", "photos", "weights"]

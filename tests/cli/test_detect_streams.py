@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from detkit import viz
-from detkit.engine.sources import Video, VideoReader, video_writer
+from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.errors import UserError
 from detkit.viz.window import Window
 from tests.cli.test_detect import clip, detect, photos, picture, report, weights

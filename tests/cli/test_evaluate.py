@@ -17,7 +17,7 @@ from detkit.cli import main
 from detkit.cli.evaluate import _only
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOCDataset
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.evaluation import pycocotools_summary, read_comp4, voc_ap, write_comp4, write_detections
 from detkit.models import build_detector
 from tests.builders import tiny_ssd_config

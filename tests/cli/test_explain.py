@@ -14,11 +14,11 @@ import torch
 
 from detkit.cli import run_command
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.data.truth import find_truth
-from detkit.engine import checkpoint
-from detkit.engine.explain import explain
-from detkit.report.explain import explain_page
-from detkit.viz.explain import draw_stages
+from detkit.data.image_truth import find_truth
+from detkit.checkpoints import checkpoint
+from detkit.explain.trace import explain
+from detkit.explain.page import explain_page
+from detkit.explain.stages import draw_stages
 from tests import zoo
 from tests.data.roots import make_root, xml
 from tests.engine.test_explain import TRUTH, build, image
@@ -226,7 +226,7 @@ def test_soft_nms_and_views_of_a_config_are_not_explained(
         asked.append(config.detect)
         return explain(detector, picture, config, truth)
 
-    monkeypatch.setattr("detkit.engine.explain.explain", listen)
+    monkeypatch.setattr("detkit.explain.trace.explain", listen)
     content = checkpoint.load(weights)
     content["config"]["detect"] |= {"nms": "gaussian", "flip": True, "scales": [0.5, 1.0]}
     torch.save(content, "soft.pt")

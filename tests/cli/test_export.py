@@ -12,7 +12,7 @@ import torch
 import detkit
 from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.models import build_detector
 from detkit.models.compress import LowRankLinear
 from tests.builders import photo, tiny_ssd_config

@@ -13,9 +13,9 @@ import pytest
 
 from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.models import build_detector
-from detkit.proposals.store import make_manifest, open_store, write_store
+from detkit.data.proposal_store import make_manifest, open_store, write_store
 from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
 from tests.models import test_faster_rcnn

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from detkit.config import BackboneConfig, TrainConfig
-from detkit.engine.device import autocast, choose_device, place, place_images, resolve_amp
+from detkit.runtime.device import autocast, choose_device, place, place_images, resolve_amp
 from detkit.engine.ema import Average
-from detkit.engine.memory import tune
+from detkit.runtime.memory import tune
 from detkit.engine.optimizer import build_optimizer, kinds, set_rate
 from detkit.engine.schedule import learning_rate
 from detkit.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from detkit.cli import run_command
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.engine.log import truncate
 from tests.engine.toy import Toy
 

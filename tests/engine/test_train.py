@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detkit.engine import checkpoint
-from detkit.engine.evaluate import Evaluation, evaluate
+from detkit.checkpoints import checkpoint
+from detkit.inference.evaluate import Evaluation, evaluate
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.run import Run
 from detkit.engine.train import due, split, step_seed, total

@@ -14,12 +14,12 @@ from torchvision.ops import roi_align
 from detkit import cli
 from detkit.backbones import FeatureInfo
 from detkit.config import BackboneConfig, DetectConfig
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detkit.models.region import CODER, MapFeatures, sample_regions
-from detkit.proposals.store import open_store
+from detkit.data.proposal_store import open_store
 from detkit.structures import Images, Targets
 from tests.builders import images_of, photo
 from tests.engine.toy import draw_toys

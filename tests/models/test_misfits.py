@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import detkit
 from detkit.backbones import BACKBONES, Backbone, FeatureInfo
-from detkit.config import Config, DataConfig, TrainConfig, load_config
-from detkit.engine import checkpoint
+from detkit.config import Config, DataConfig, TrainConfig
+from detkit.experiment import load_config
+from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
 from tests import zoo
 

@@ -12,7 +12,7 @@ from torchvision.models import alexnet
 
 from detkit import cli
 from detkit.config import BackboneConfig, DetectConfig
-from detkit.engine import checkpoint
+from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.rcnn import RCNN, RCNNConfig, pool_to

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16
 
-from detkit.config import BackboneConfig, DetectConfig, load_config
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.experiment import load_config
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps

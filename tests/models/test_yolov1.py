@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.config import BackboneConfig, DetectConfig, load_config
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.experiment import load_config
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.yolov1 import YOLOv1, YOLOv1Config, published_convolutions

@@ -19,7 +19,7 @@ from detkit.evaluation import score, write_detections
 from detkit.evaluation.errors import KINDS
 from detkit.report import gallery, write_report
 from detkit.report.plots import speed_plot
-from detkit.viz.comparison import SpeedPoint
+from detkit.viz.speed import SpeedPoint
 from tests.data.roots import make_root, xml
 from tests.evaluation.sets import detection_set
 

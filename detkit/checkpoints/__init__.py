@@ -1,0 +1,1 @@
+"""Files of weights, detkit's own and other programs', read into detkit's detectors."""

@@ -1,0 +1,202 @@
+"""Checkpoints: plain tensors and data, written whole or not at all, read with `weights_only=True`.
+
+A checkpoint is a dict with
+    format       "detkit 1"
+    model        the state dict that inference uses (the average's where EMA is on)
+    config       the resolved config, as plain dicts
+    classes      names, in the order of the labels
+    iteration    optimiser steps behind these weights
+    metrics      the latest evaluation, {} where there was none
+    training     in last.pt only: whatever a resume needs
+"""
+
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detkit.config import Config
+from detkit.experiment import from_plain, to_plain
+from detkit.errors import UserError
+from detkit.files import write_atomic
+
+if TYPE_CHECKING:
+    from detkit.models import Detector
+    from detkit.checkpoints.torchvision_files import Published
+
+FORMAT = "detkit 1"
+KEYS = ("model", "config", "classes", "iteration", "metrics")
+
+
+def save(
+    path: str | Path,
+    detector: "Detector",
+    config: Config,
+    *,
+    iteration: int = 0,
+    metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; UserError where the disk is full, with any earlier file of that name intact."""
+    content = {
+        "format": FORMAT,
+        "model": detector.state_dict(),
+        "config": to_plain(config),
+        "classes": list(detector.classes),
+        "iteration": iteration,
+        "metrics": metrics or {},
+    }
+    if training is not None:
+        content["training"] = training
+    write(path, content)
+
+
+def write(path: str | Path, content: dict[str, Any]) -> None:
+    """`torch.save` with errors in one line, whole or not at all."""
+    # through memory, since torch.save to a path turns a full disk into a RuntimeError about zip offsets
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """`write_atomic` whose errors (no space, no rights) name the file in one line."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        kept = "; the earlier file is intact" if Path(path).exists() else ""
+        raise UserError(f"{path}: {error.strerror or error}, nothing written{kept}") from None
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint onto `device`; UserError, naming the file, for anything that is none.
+
+    One of torchvision's trained detectors stands for a checkpoint, too: by name, as `torchvision/ssd300_vgg16`, or as a
+    file of its weights, see checkpoints/torchvision_files.py.
+    """
+    if str(path).startswith("torchvision/") and not Path(path).exists():
+        from detkit.checkpoints.torchvision_files import download
+
+        return _content(download(str(path)), device)
+    content = _read(Path(path), device)
+    if isinstance(content, dict) and "format" not in content:
+        from detkit.checkpoints.torchvision_files import from_state, is_state
+
+        if is_state(content):
+            return _content(from_state(content, str(path)), device)
+    return _checked(content, path)
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a checkpoint is a file such as {path / 'best.pt'}")
+    try:
+        file = io.BytesIO(path.read_bytes())  # by itself, since torch raises OSError for broken content too
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a detkit checkpoint (not a file of plain tensors)") from None
+    except Exception:  # torch raises what it likes on other files: RuntimeError, OSError, EOFError, KeyError of a byte
+        raise UserError(f"{path}: damaged, or not a detkit checkpoint") from None
+
+
+def _content(published: "Published", device: torch.device | str) -> dict[str, Any]:
+    """What a checkpoint of these weights would hold."""
+    weights = {key: tensor.to(device) for key, tensor in published.weights.items()}
+    content = {"format": FORMAT, "model": weights, "config": to_plain(published.config)}
+    return content | {"classes": list(published.classes), "iteration": 0, "metrics": {}}
+
+
+def _checked(content: Any, path: str | Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or "format" not in content:
+        found = f"a dict of {', '.join(map(str, list(content)[:3]))}, ..." if isinstance(content, dict) else "no dict"
+        raise UserError(
+            f"{path}: not a detkit checkpoint ({found}); weights of a backbone go to model.backbone.weights"
+        )
+    if content["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r}")
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise UserError(f"{path}: damaged checkpoint, no {' and no '.join(missing)} in it")
+    return content
+
+
+def load_detector(
+    path: str | Path, device: torch.device | str = "cpu", overrides: list[str] | None = None
+) -> tuple["Detector", Config]:
+    """Rebuild a detector, in evaluation mode, from a checkpoint alone; `overrides` are `key=value` arguments.
+
+    A YOLOv1 of darknet's stands for one, too: a `.weights` file with its `.cfg` beside it, see checkpoints/darknet_files.py
+    """
+    if str(path).endswith(".weights"):
+        from detkit.checkpoints.darknet_files import load_darknet
+
+        detector, config = load_darknet(path, overrides)
+        return detector.to(device).eval(), config
+    content = load(path, device)
+    detector, config = build(content, path, overrides)
+    return detector.to(device).eval(), config
+
+
+def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None = None) -> tuple["Detector", Config]:
+    """Make the detector that `content` describes and give it its weights."""
+    from detkit.models import build_detector
+
+    config = from_plain(content["config"], str(path), overrides)
+    backbone = getattr(config.model, "backbone", None)
+    weights = getattr(backbone, "weights", None)
+    if backbone is not None:
+        backbone.weights = None  # they would be read, or fetched, only to be overwritten
+    detector = build_detector(config.model, tuple(content["classes"]))
+    if backbone is not None:
+        backbone.weights = weights
+    load_weights(detector, content["model"], path)
+    return detector, config
+
+
+def start_from(detector: "Detector", path: str | Path) -> None:
+    """Give a new detector the weights of a checkpoint (see `load`), and print which layers it keeps.
+
+    Those that depend on the classes stay as they are where the checkpoint's classes are others. UserError where
+    anything else does not fit.
+    """
+    content = load(path)
+    own, weights = detector.state_dict(), dict(content["model"])
+    left: list[str] = []
+    if tuple(content["classes"]) != detector.classes:
+        left = [name for name in own if name.startswith(detector.class_layers)]
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(detector.class_layers)}
+        weights |= {name: own[name] for name in left}
+    try:
+        load_weights(detector, weights, path)
+    except UserError as error:
+        model = content["config"]["model"]
+        backbone = (model.get("backbone") or {}).get("name")
+        raise UserError(f"{error}; they fit model.name={model['name']} model.backbone.name={backbone}") from None
+    line = f"weights: {len(own) - len(left)} of {len(own)} tensors from {path}"
+    line += f"; new for other classes: {', '.join(left[:4])}{', ...' * (len(left) > 4)}" if left else ""
+    print(line, file=sys.stderr)
+
+
+def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:
+    """Copy a state dict into a detector; UserError that names what does not fit."""
+    own = detector.state_dict()
+    missing = [name for name in own if name not in weights]
+    surplus = [name for name in weights if name not in own]
+    shapes = [
+        f"{name}: {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    kinds = (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
+    wrong = [f"{len(names)} {what} ({names[0]}{', ...' * (len(names) > 1)})" for what, names in kinds if names]
+    if wrong:
+        raise UserError(f"{path}: checkpoint of another architecture, weights {', '.join(wrong)}")
+    detector.load_state_dict(weights)

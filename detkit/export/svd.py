@@ -1,0 +1,132 @@
+"""Export: a checkpoint made smaller and faster, and what that cost, measured."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from detkit.checkpoints import checkpoint
+from detkit.runtime.device import autocast, choose_device, resolve_amp
+from detkit.errors import UserError
+from detkit.structures import Images, Predictions, Proposals
+
+if TYPE_CHECKING:
+    from detkit.config import Config
+    from detkit.models import Detector
+    from detkit.models.compress import Compressed
+
+ROWS = 300  # regions that a layer is timed on: Faster R-CNN's number of proposals
+ROUNDS = 7
+REGIONS = 16  # on the picture on which outputs are compared, for detectors that are given regions
+SEED = 0
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer. parameters, seconds (for ROWS rows, the fastest of ROUNDS): before and after."""
+
+    layer: "Compressed"
+    parameters: tuple[int, int]
+    seconds: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SVDResult:
+    """What `export_svd` measured.
+
+    parameters: of the whole detector, before and after. score, box: largest differences of the predictions for a
+    random picture, in float32, boxes in pixels of its `size` (height, width). amp: number format of the timings.
+    """
+
+    layers: tuple[LayerResult, ...]
+    parameters: tuple[int, int]
+    score: float
+    box: float
+    size: tuple[int, int]
+    amp: str
+
+
+def load_compressible(path: str | Path) -> tuple["Detector", "Config", int]:
+    """Read a checkpoint; return its detector, on the CPU, config and iteration.
+
+    Raises UserError, in one line, unless the file is the checkpoint of a detector with a region head.
+    """
+    from detkit.models.region import RegionDetector
+
+    content = checkpoint.load(path)
+    detector, config = checkpoint.build(content, path)
+    if not isinstance(detector, RegionDetector):
+        raise UserError(f"{path}: {config.model.name} has no region head; --svd is for detectors that have one")
+    return detector.eval(), config, content["iteration"]
+
+
+def export_svd(path: str | Path, out: str | Path, ranks: Mapping[str, int]) -> SVDResult:
+    """Write checkpoint `path` with truncated SVDs in the place of fully connected layers to `out` (see ops/svd.py).
+
+    ranks: layer (see models/compress.py): rank. The new config says so in `model.svd`; the metrics, which were those
+    of the whole layers, are left out. Raises UserError, in one line, before anything is written: no checkpoint of a
+    region detector, an unknown layer, a rank that it cannot have, `out` is there already.
+    """
+    from detkit.models.compress import compress
+
+    if Path(out).exists():
+        raise UserError(f"{out} exists already; remove it, or give another --out")
+    detector, config, iteration = load_compressible(path)
+    device = choose_device("cpu")
+    images = _random_images(detector)
+    with torch.inference_mode():
+        before, whole = detector.predict(images), _size(detector)
+        compressed = compress(detector, ranks)  # pyright: ignore[reportArgumentType]
+        after = detector.predict(images)
+        score, box = _difference(before, after)
+        amp = resolve_amp(device, config.train.amp)
+        layers = tuple(
+            LayerResult(one, (_size(one.before), _size(one.after)), _race(one, device, amp)) for one in compressed
+        )
+    config.model.svd |= {one.name: one.rank for one in compressed}
+    checkpoint.save(out, detector, config, iteration=iteration)
+    height, width = images.pixels.shape[-2:]
+    return SVDResult(layers, (whole, _size(detector)), score, box, (height, width), amp)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _random_images(detector: "Detector") -> Images:
+    """One picture of noise, with regions where the detector wants them."""
+    random = torch.Generator().manual_seed(SEED)
+    size = torch.tensor([detector.input.fit(300, 400)])
+    pixels = torch.randint(256, (1, 3, *size[0].tolist()), generator=random, dtype=torch.uint8)
+    low = torch.rand(REGIONS, 2, generator=random) * 0.7
+    corners = torch.cat((low, low + 0.1 + 0.2 * torch.rand(REGIONS, 2, generator=random)), 1)
+    given = Proposals.pad([corners * size.flip(1).repeat(1, 2)]) if detector.given_proposals else None
+    return Images(pixels, size, size, ("random",), given)
+
+
+def _difference(before: Predictions, after: Predictions) -> tuple[float, float]:
+    """Largest difference of scores and of boxes, without what stands for padding."""
+    real = before.scores.isfinite()
+    scores = (before.scores - after.scores)[real].abs()
+    boxes = (before.boxes - after.boxes).abs()
+    boxes = boxes[real.any(-1)] if boxes.ndim == 3 else boxes[real]
+    return tuple(float(values.max()) if values.numel() else 0.0 for values in (scores, boxes))  # pyright: ignore
+
+
+def _race(one: "Compressed", device: torch.device, amp: str) -> tuple[float, float]:
+    """Seconds of the layer before and after, in turn, so that noise meets both alike; the fastest of each."""
+    rows = torch.rand(ROWS, one.before.in_features, generator=torch.Generator().manual_seed(SEED))
+    with autocast(device, amp):
+        times = [(_seconds(one.before, rows), _seconds(one.after, rows)) for _ in range(ROUNDS)]
+    before, after = (min(column) for column in zip(*times))
+    return before, after
+
+
+def _seconds(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> float:
+    start = time.perf_counter()
+    layer(rows)
+    return time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Trained detectors on images, videos and data sets."""

@@ -1,0 +1,119 @@
+"""A detector over a whole data set: its detections, and their average precision."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from detkit.config import Config, DetectConfig
+from detkit.runtime import distributed
+from detkit.runtime.device import autocast, place_images
+from detkit.inference.tta import predict_views
+from detkit.structures import Detections, DetectionSet, Images, Targets
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+    from detkit.evaluation import Result
+    from detkit.models import Detector
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found. seconds: of reading, network and post-processing, all images, without the metric."""
+
+    result: "Result"
+    detections: DetectionSet
+    seconds: float
+
+    def metrics(self, **protocol: Any) -> dict[str, Any]:
+        """Return what metrics.json holds; `protocol` adds keys such as split and checkpoint."""
+        return {**self.result.to_dict(), **protocol, "seconds": round(self.seconds, 3)}
+
+
+def evaluate(
+    detector: "Detector",
+    dataset: "DetectionDataset",
+    config: Config,
+    device: torch.device | None = None,
+) -> Evaluation:
+    """Run a detector over a data set and score it by `config.evaluate.metric`.
+
+    The detector stays in the mode (train or eval) that it was in. Under torchrun each process takes a share of the
+    images and all return the same result. device: where the detector is; by default that of its parameters.
+    """
+    from detkit.data.loader import open_proposals, test_loader
+    from detkit.evaluation import score
+
+    device = device or next(detector.parameters()).device
+    loader = test_loader(
+        dataset,
+        detector.input,
+        batch=config.evaluate.batch,
+        workers=config.train.workers,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        proposals=open_proposals(dataset, config.data),
+    )
+    start = time.perf_counter()
+    distributed.share_buffers(detector)
+    channels_last = config.train.channels_last
+    amp = config.train.amp
+    detections = detect_dataset(detector, loader, config.detect, device=device, amp=amp, channels_last=channels_last)
+    detections = join(distributed.gather(detections), tuple(dataset.ids))
+    seconds = time.perf_counter() - start
+    result = score(detections, dataset.truth(), config.evaluate.metric)
+    return Evaluation(result, detections, seconds)
+
+
+def detect_dataset(
+    detector: "Detector",
+    loader: Iterable[tuple[Images, Targets]],
+    settings: DetectConfig,
+    *,
+    device: torch.device,
+    amp: str = "none",
+    channels_last: bool = True,
+) -> DetectionSet:
+    """Run a detector over every batch of a loader. Detections stay on the device until the end: no waits between."""
+    found: list[tuple[Detections, tuple[str, ...]]] = []
+    training = detector.training
+    detector.eval()
+    with torch.inference_mode():
+        for images, _ in loader:
+            found.append((detect_batch(detector, images, settings, device, amp, channels_last), images.ids))
+    detector.train(training)
+    return DetectionSet.from_batches(found, detector.classes)
+
+
+def detect_batch(
+    detector: "Detector",
+    images: Images,
+    settings: DetectConfig,
+    device: torch.device,
+    amp: str,
+    channels_last: bool,
+    least: Tensor | None = None,
+) -> Detections:
+    """Move a batch to the device, predict, post-process; least: (C,), on the device, see `postprocess`."""
+    from detkit.models import postprocess
+
+    images = place_images(images, device, channels_last)
+    with autocast(device, amp):
+        predictions = predict_views(detector, images, settings)
+    return postprocess(predictions, images, settings, least)
+
+
+def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:
+    """Merge the shares of several processes into one set over `ids`, in the order that one process would give."""
+    place = {name: index for index, name in enumerate(ids)}
+    parts: dict[str, Tensor] = {
+        name: torch.cat([getattr(one, name) for one in shares]) for name in ("boxes", "scores", "labels")
+    }
+    image = torch.cat([torch.tensor([place[name] for name in one.ids], dtype=torch.int64)[one.image] for one in shares])
+    order = torch.argsort(image, stable=True)
+    return DetectionSet(
+        **{name: part[order] for name, part in parts.items()}, image=image[order], ids=ids, classes=shares[0].classes
+    )

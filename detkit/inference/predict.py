@@ -1,0 +1,200 @@
+"""Detection on photos and frames: the one path of `detkit detect` and of `detector.detect(source)`.
+
+Photos are decoded and resized (by the test loader's own transform) in a few threads, one batch ahead of the network,
+so that a folder or video of any length needs the memory of a few batches.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.config import Config
+from detkit.data.image_file import decode_photo
+from detkit.data.transforms import Transform, build_test, pad
+from detkit.inference.evaluate import detect_batch
+from detkit.inference.sources import Video, VideoReader, find_sources
+from detkit.errors import UserError
+from detkit.proposals.methods import Method, find_method
+from detkit.structures import Detections, Images, Proposals
+
+if TYPE_CHECKING:
+    from detkit.models import Detector
+
+T = TypeVar("T")
+Picture = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
+Source = str | Path | int | Picture
+
+BATCH = 8
+READERS = 4  # threads that decode
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found on one picture.
+
+    image: (H, W, 3) RGB uint8, as read. detections: of this one picture, on the CPU, without padding: boxes (1, D, 4)
+    in its pixels.
+    """
+
+    image: np.ndarray
+    detections: Detections
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that could not be read, and why."""
+
+    error: UserError
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    image: np.ndarray
+    pixels: np.ndarray
+    regions: np.ndarray | None
+
+
+def detect_images(
+    detector: "Detector",
+    images: Iterable[Picture | Path],
+    config: Config,
+    *,
+    batch: int = BATCH,
+    least: Tensor | None = None,
+) -> Generator[Found | Unreadable]:
+    """Detect on each picture or photo file, in order, `batch` at once, on the detector's device.
+
+    config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
+    number format and memory layout that evaluation uses too. least: (C,) a threshold for each class instead, see
+    `least_scores`. Close the iterator if you leave it early.
+    """
+    least = None if least is None else least.to(next(detector.parameters()).device)
+    transform = build_test(detector.input)
+    propose = proposal_method(config) if detector.given_proposals else None
+
+    def prepare(source: Picture | Path) -> _Prepared | Unreadable:
+        return _prepare(source, transform, propose)
+
+    with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
+        for prepared in batches:
+            usable = [item for item in prepared if isinstance(item, _Prepared)]
+            found = iter(_detect(detector, usable, config, least) if usable else ())
+            for item in prepared:
+                yield Found(item.image, next(found)) if isinstance(item, _Prepared) else item
+
+
+def detect(
+    detector: "Detector",
+    source: Source | Iterable[Source],
+    config: Config,
+    least: Tensor,
+    batch: int = BATCH,
+) -> list[Detections]:
+    """See `Detector.detect`; least: as in `detect_images`."""
+    sources: list[Source] = [source] if isinstance(source, Source) else [*source]
+    found = []
+    with closing(detect_images(detector, _pictures(sources), config, batch=batch, least=least)) as results:
+        for result in results:
+            if isinstance(result, Unreadable):
+                raise result.error
+            found.append(result.detections)
+    return found
+
+
+def _pictures(sources: list[Source]) -> Iterator[Picture | Path]:
+    """Photos, pictures and the frames of videos, one by one. All names are looked up before the first is read."""
+    places: list[Path | Video | Picture] = []
+    for source in sources:
+        places += find_sources([source]) if isinstance(source, str | Path | int) else [source]
+    for place in places:
+        if isinstance(place, Video) and place.is_camera:
+            raise UserError(
+                f"{place} has no end, so its detections make no list; detkit detect CHECKPOINT {place.place}"
+            )
+    return _frames(places)
+
+
+def _frames(places: list[Path | Video | Picture]) -> Iterator[Picture | Path]:
+    for place in places:
+        if isinstance(place, Video):
+            with VideoReader(place) as frames:
+                yield from frames
+        else:
+            yield place
+
+
+def _batches(
+    images: Iterable[Picture | Path],
+    prepare: Callable[[Picture | Path], "_Prepared | Unreadable"],
+    pool: ThreadPoolExecutor,
+    size: int,
+) -> Iterator[list[_Prepared | Unreadable]]:
+    images = iter(images)
+    while chunk := list(islice(images, size)):
+        yield list(pool.map(prepare, chunk))
+
+
+def proposal_method(config: Config) -> Method:
+    """How regions are proposed on photos that no store knows: as many as in training."""
+    method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
+    return lambda image: method(image)[: config.data.proposal_count or None]
+
+
+def _prepare(source: Picture | Path, transform: Transform, propose: Method | None) -> _Prepared | Unreadable:
+    try:
+        image = decode_photo(source) if isinstance(source, Path) else _as_array(source)
+    except UserError as error:
+        return Unreadable(error)
+    regions = np.zeros((0, 4), np.float32) if propose is None else propose(image)
+    pixels, regions, _ = transform(image, regions, objects=0)
+    return _Prepared(image, pixels, None if propose is None else regions)
+
+
+def _as_array(picture: Picture) -> np.ndarray:
+    image = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+    if image.ndim == 3 and isinstance(picture, Tensor):
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise UserError(
+            "a picture is an RGB uint8 array (H, W, 3) or tensor (3, H, W); "
+            f"got {type(picture).__name__} of {picture.dtype} {tuple(picture.shape)}"
+        )
+    return np.ascontiguousarray(image)
+
+
+def _detect(detector: "Detector", items: list[_Prepared], config: Config, least: Tensor | None) -> Iterator[Detections]:
+    """The network on one batch."""
+    original = torch.tensor([item.image.shape[:2] for item in items])
+    regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]
+    given = Proposals.pad(regions) if regions else None
+    images = Images(*pad([item.pixels for item in items]), original, tuple(map(str, range(len(items)))), given)
+    training = detector.training
+    detector.eval()
+    with torch.inference_mode():
+        device = next(detector.parameters()).device
+        amp, channels_last = config.train.amp, config.train.channels_last
+        found = detect_batch(detector, images, config.detect, device, amp, channels_last, least)
+    detector.train(training)
+    # waits for the device, once a batch: its readers draw and print next
+    boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
+    for row in range(len(items)):
+        real = labels[row] >= 0
+        yield Detections(boxes[row][real][None], scores[row][real][None], labels[row][real][None])
+
+
+def _one_ahead(iterator: Iterator[T]) -> Generator[T]:
+    """Run an iterator in a thread of its own, one item ahead of whoever takes them."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, iterator, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = thread.submit(next, iterator, end)
+            yield item  # pyright: ignore[reportReturnType]

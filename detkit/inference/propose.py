@@ -1,0 +1,114 @@
+"""The regions that a trained Faster R-CNN proposes, of a whole data set, as a store for other detectors."""
+
+import hashlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detkit.config import Config
+from detkit.checkpoints.checkpoint import load_detector
+from detkit.runtime.device import autocast, choose_device, place, place_images
+from detkit.errors import UserError
+from detkit.ops import clip
+from detkit.proposals.make import Made, fill_store
+from detkit.data.proposal_store import ProposalStore, make_manifest
+from detkit.structures import Images, Proposals
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import DetectionDataset
+    from detkit.models.faster_rcnn import FasterRCNN
+
+
+def load_proposer(
+    checkpoint: str | Path, overrides: list[str] | None = None, count: int | None = None
+) -> tuple["FasterRCNN", Config]:
+    """Read the checkpoint of a Faster R-CNN, to propose at most `count` regions an image, by default `test_after`.
+
+    overrides: `key=value` arguments. Raises UserError, in one line, for a checkpoint that is missing or another's.
+    """
+    from detkit.models.faster_rcnn import FasterRCNN
+
+    detector, config = load_detector(checkpoint, overrides=overrides)
+    if not isinstance(detector, FasterRCNN):
+        raise UserError(f"{checkpoint}: {config.model.name} proposes no regions; name a checkpoint of faster_rcnn")
+    if count is not None:
+        detector.config.test_after = count
+    return detector, config
+
+
+def make_rpn_store(
+    path: str | Path,
+    dataset: "DetectionDataset",
+    detector: "FasterRCNN",
+    config: Config,
+    checkpoint: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> ProposalStore:
+    """Write the proposals of every image of a data set to the store `path`, in pixels of the photo, with scores.
+
+    detector, config: see `load_proposer`; checkpoint: where they are from. Scores are probabilities of an object. Goes
+    on and raises as `fill_store` does. `config.evaluate.batch` images are proposed for at once, also when going on, so
+    that the result is the same.
+    """
+    device = choose_device(config.train.device)
+    place(detector, device, config.train.channels_last)
+    detector.eval()
+    manifest = make_manifest("rpn", _parameters(detector, Path(checkpoint)), dataset.ids)
+
+    def make(images: list[int]) -> Generator[Made]:
+        return _propose(detector, config, dataset, device, images)
+
+    return fill_store(path, dataset.ids, manifest, make, progress)
+
+
+def _parameters(detector: "FasterRCNN", checkpoint: Path) -> dict[str, Any]:
+    """What the proposals depend on. The checkpoint's folder tells one best.pt from another."""
+    model = detector.config
+    return {
+        "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
+        "weights": _hash(detector.state_dict()),
+        "size": list(model.size),
+        "before": detector.counts[0],
+        "after": detector.counts[1],
+        "iou": model.rpn_iou,
+        "smallest": model.smallest,
+    }
+
+
+def _hash(weights: dict[str, torch.Tensor]) -> str:
+    """Return a digest of names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _propose(
+    detector: "FasterRCNN", config: Config, dataset: "DetectionDataset", device: torch.device, images: list[int]
+) -> Generator[Made]:
+    """Yield what is proposed for `images`, in their order."""
+    from detkit.data.loader import test_loader
+
+    place_of = {dataset.ids[i]: i for i in images}
+    skip = frozenset(range(len(dataset))).difference(images)
+    batch, workers = config.evaluate.batch, config.train.workers
+    for given, _ in test_loader(dataset, detector.input, batch=batch, workers=workers, skip=skip):
+        given = place_images(given, device, config.train.channels_last)
+        with torch.inference_mode(), autocast(device, config.train.amp):
+            # waits for the device, once a batch: the store is written on the host
+            found = detector.propose(given)
+            boxes, scores, valid = (part.cpu().numpy() for part in _of_photo(found, given))
+        for row, name in enumerate(given.ids):
+            if name in place_of:
+                yield place_of[name], boxes[row][valid[row]], scores[row][valid[row]]
+
+
+def _of_photo(found: Proposals, images: Images) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return boxes (B, R, 4) in pixels of the photos, scores (B, R), and which are there and not empty, (B, R)."""
+    assert found.scores is not None
+    factor = (images.original / images.sizes).flip(-1).repeat(1, 2).unsqueeze(1)
+    boxes = clip(found.boxes * factor, images.original)
+    return boxes, found.scores, found.valid & (boxes[..., 2:] > boxes[..., :2]).all(-1)

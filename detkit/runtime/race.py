@@ -1,0 +1,134 @@
+"""Times contenders side by side: each in a process of its own, round after round, so that noise meets them alike."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from statistics import median
+
+from detkit.errors import UserError
+
+Job = Callable[[], object]
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every contender runs under."""
+
+    device: str = "cpu"
+    threads: int = 2
+    rounds: int = 10
+
+
+@dataclass(frozen=True)
+class Contender:
+    """name: as printed. setup: builds the job, in the contender's own process; a function of a module.
+
+    tuned: whether its process has detkit's memory settings, as detkit's commands have (see runtime/memory.py).
+    """
+
+    name: str
+    setup: Callable[[Setting], Job]
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One line of the table. contenders: detkit first; the ratios are to its peers. unit: what one job is."""
+
+    name: str
+    contenders: tuple[Contender, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender."""
+
+    name: str
+    best: float
+    middle: float
+
+
+def against_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Callable[[Setting], Job]) -> Subject:
+    """Return a line of detkit beside torchvision, as it is and with detkit's memory settings."""
+    return Subject(
+        name,
+        (
+            Contender("detkit", ours, True),
+            Contender("torchvision", theirs),
+            Contender("torchvision, detkit's memory settings", theirs, True),
+        ),
+    )
+
+
+def race(subject: Subject, setting: Setting, progress: Callable[[int], None] | None = None) -> list[Timing]:
+    """Run every contender once a round, in turn; return their minima and medians, in seconds.
+
+    progress: called with the number of rounds done.
+    """
+    context = get_context("spawn")
+    pipes: list[Connection] = []
+    processes = []
+    try:
+        for contender in subject.contenders:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(contender, setting, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+            _answer(ours, contender.name)  # one after the other: building disturbs no one who is being timed
+        seconds: list[list[float]] = [[] for _ in pipes]
+        for number in range(setting.rounds):
+            for pipe, contender, times in zip(pipes, subject.contenders, seconds):
+                pipe.send("go")
+                times.append(_answer(pipe, contender.name))
+            if progress is not None:
+                progress(number + 1)
+        return [Timing(c.name, min(times), median(times)) for c, times in zip(subject.contenders, seconds)]
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _answer(pipe: Connection, name: str) -> float:
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise UserError(f"{name}: its process died") from None
+    if isinstance(answer, str):
+        raise UserError(f"{name}: {answer}")
+    return answer
+
+
+def _serve(contender: Contender, setting: Setting, pipe: Connection) -> None:
+    import torch
+
+    if contender.tuned:
+        from detkit.runtime.memory import tune
+
+        tune()
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    wait = torch.cuda.synchronize if setting.device.startswith("cuda") else (lambda: None)
+    try:
+        job = contender.setup(setting)
+        for _ in range(WARM_UP):
+            job()
+        wait()
+        pipe.send(0.0)
+        while True:
+            pipe.recv()
+            start = time.perf_counter()
+            job()
+            wait()
+            pipe.send(time.perf_counter() - start)
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,0 +1,171 @@
+"""Whole detectors in darknet's files: cfg and weights."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import detkit
+from detkit.config import BackboneConfig
+from detkit.data.voc import VOC_CLASSES
+from detkit.checkpoints import checkpoint
+from detkit.errors import UserError
+from detkit.models import Detector, build_detector
+from detkit.models.yolov1 import YOLOv1Config
+from detkit.checkpoints.darknet_files import parse_cfg, save_darknet, write_cfg
+from tests.builders import images_of, photo
+
+CLASSES = ("cat", "dog")
+POOL = "[maxpool]\nsize=2\nstride=2\n\n"
+# as darknet's cfgs are written: comments, blanks, keys of training that say nothing about the network
+HEAD = """[net]
+# Testing
+batch=1
+height=128
+width=128
+channels=3
+hue = .1
+
+"""
+
+
+def convolution(filters: int, size: int = 3) -> str:
+    # some of the published sections have `filters` last
+    return f"[convolutional]\nbatch_normalize=1\nsize={size}\nstride=1\npad=1\nfilters={filters}\nactivation=leaky\n\n"
+
+
+def tiny_cfg(outputs: int = 48, classes: int = 2) -> str:
+    """Fast YOLO for images of 128 pixels: 2 x 2 cells of 2 boxes."""
+    body = POOL.join(convolution(channels) for channels in (16, 32, 64, 128, 256, 512, 1024))
+    return (
+        f"{HEAD}{body}\n#######\n\n{convolution(8)}[local]\nsize=3\nstride=1\npad=1\nfilters=6\nactivation=leaky\n\n"
+        f"[dropout]\nprobability=.25\n\n[connected]\noutput= {outputs}\nactivation=linear\n\n"
+        f"[detection]\nclasses={classes}\ncoords=4\nrescore=1\nside=2\nnum=2\nsoftmax=0\nsqrt=1\njitter=.2\n\n"
+        "object_scale=1\nnoobject_scale=.5\nclass_scale=1\ncoord_scale=5\n"
+    )
+
+
+CONFIG = YOLOv1Config(
+    backbone=BackboneConfig("darknet_yolov1_tiny"),
+    size=128,
+    convolutions=[[8, 3, 1]],
+    hidden=[],
+    local=6,
+    dropout=0.25,
+    grid=2,
+)
+
+
+def detector(config: YOLOv1Config = CONFIG) -> Detector:
+    torch.manual_seed(0)
+    made = build_detector(config, CLASSES)
+    with torch.no_grad():
+        for tensor in made.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.01, 0.1)
+    return made.eval()
+
+
+def test_a_cfg_says_the_config() -> None:
+    assert parse_cfg(tiny_cfg(), "tiny.cfg") == (CONFIG, 2)
+
+
+@torch.no_grad()
+def test_files_written_are_the_detector_read(tmp_path: Path) -> None:
+    ours, path = detector(), tmp_path / "mine.weights"
+    save_darknet(ours, path)
+    assert (tmp_path / "mine.names").read_text() == "cat\ndog\n"
+    assert parse_cfg((tmp_path / "mine.cfg").read_text(), "mine.cfg") == (CONFIG, 2)
+    theirs = detkit.load(path, device="cpu")
+    assert theirs.classes == CLASSES
+    for key, value in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[key], value), key
+    images = images_of(photo(128, 128))
+    torch.testing.assert_close(theirs.predict(images).scores, ours.predict(images).scores)
+    # and from there a checkpoint of detkit's own
+    assert theirs.experiment is not None
+    checkpoint.save(tmp_path / "mine.pt", theirs, theirs.experiment)
+    again = detkit.load(tmp_path / "mine.pt", device="cpu")
+    torch.testing.assert_close(again.predict(images).scores, ours.predict(images).scores)
+
+
+def test_twenty_classes_without_names_are_vocs(tmp_path: Path) -> None:
+    save_darknet(build_detector(CONFIG, VOC_CLASSES), tmp_path / "a.weights")
+    (tmp_path / "a.names").unlink()
+    read, config = checkpoint.load_detector(tmp_path / "a.weights", overrides=["data.root=elsewhere"])
+    assert read.classes == VOC_CLASSES
+    assert config.data.root == "elsewhere"
+    assert not config.data.difficult
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[net]", "[nat]", "a.cfg: a darknet cfg begins with [net]"),
+        ("height=128", "height=64", "line 1: height=64, width=128, channels=3; read are RGB squares"),
+        ("batch_normalize=1", "batch_normalize=0", "[convolutional] with batch_normalize=0; only batch_normalize=1"),
+        ("filters=64", "filters=65", "with which no backbone goes on"),
+        ("activation=linear", "activation=relu", "[connected] with activation=relu; only activation=linear is read"),
+        ("output= 48", "output= 47", "output=47, but [detection] needs 48: side * side * (num * 5 + classes)"),
+        ("output= 48", "output= x", "output=x is not a number"),
+        ("sqrt=1", "sqrt=0", "[detection] with sqrt=0; only sqrt=1 is read"),
+        ("[detection]", "[region]", "[region], where YOLOv1 has [connected] and then [detection]"),
+        ("[dropout]", "[crop]", None),
+        ("jitter=.2", "forced=1", "[detection] with forced=1, which is not read"),
+        ("jitter=.2", "jitter", "'jitter' is neither a [section] nor key=value in one"),
+        ("num=2", "num=1.5", "num=1.5 is not a whole number"),
+    ],
+)
+def test_another_cfg_is_one_line(old: str, new: str, words: str | None) -> None:
+    text = tiny_cfg().replace(old, new)
+    assert text != tiny_cfg()
+    if words is None:  # a section of the first cfgs that says how to augment
+        assert parse_cfg(text, "a.cfg")[0].dropout == 0
+        return
+    with pytest.raises(UserError) as error:
+        parse_cfg(text, "a.cfg")
+    assert words in str(error.value)
+    assert str(error.value).startswith("a.cfg")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_do_not_belong_together_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.weights"
+    with pytest.raises(UserError, match=r"no file .*a\.weights"):
+        detkit.load(path)
+    save_darknet(detector(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    with pytest.raises(UserError, match="the file is cut short or another network's"):
+        detkit.load(path)
+    path.write_bytes(whole + bytes(4))
+    with pytest.raises(UserError, match="the file is another network's"):
+        detkit.load(path)
+    path.write_bytes(whole)
+    (tmp_path / "a.names").write_text("cat\n")
+    with pytest.raises(UserError, match=r"a\.names: 1 classes, but .*a\.cfg has 2"):
+        detkit.load(path)
+    (tmp_path / "a.names").unlink()
+    with pytest.raises(UserError, match=r"no file .*a\.names; the cfg has 2 classes"):
+        detkit.load(path)
+    shutil.move(tmp_path / "a.cfg", tmp_path / "b.cfg")
+    with pytest.raises(UserError, match=r"no file .*a\.cfg; darknet's weights need their cfg beside them"):
+        detkit.load(path)
+
+
+def test_a_detector_that_darknet_has_no_layers_for(tmp_path: Path) -> None:
+    others = [
+        YOLOv1Config(backbone=BackboneConfig("tiny"), size=96, convolutions=[[8, 3, 1]], hidden=[8]),
+        YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], head="conv"),
+        YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], hidden=[], feature="c5"),
+        YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], hidden=[], batch_norm=False),
+        replace(CONFIG, mean=(0.5, 0.5, 0.5)),
+    ]
+    for config in others:
+        with pytest.raises(UserError, match="darknet's files hold"):
+            save_darknet(detector(config), tmp_path / "a.weights")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="darknet's files hold a yolov1, not this ssd"):
+        write_cfg(detkit.create_model("ssd", backbone="tiny", classes=CLASSES, size=128))

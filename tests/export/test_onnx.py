@@ -1,0 +1,261 @@
+"""Export to ONNX: onnxruntime gives what the detector gives, for any batch, and for any size where sizes are free."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detkit.config import Config, DataConfig, TrainConfig
+from detkit.checkpoints import checkpoint
+from detkit.export import onnx
+from detkit.errors import UserError
+from detkit.models import Detector
+from detkit.models.sppnet import Pyramid
+from detkit.ops import crop_warp
+from detkit.structures import Images
+from tests import zoo
+from tests.builders import photo
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+FPN = {"neck": "fpn", "channels": 24, "multiple": 32, "anchors": "torchvision", "scales": [2.0], "pool": "align"}
+CLOSE: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}
+
+
+class File:
+    """An exported file as others run it."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        meta = self.session.get_modelmeta().custom_metadata_map
+        self.metadata = {key: json.loads(value) for key, value in meta.items()}
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        names = [output.name for output in self.session.get_outputs()]
+        found = self.session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return dict(zip(names, map(torch.from_numpy, found)))
+
+
+def trained(name: str, **keys: Any) -> Detector:
+    """A detector whose every weight matters: as built, some are 0, and some outputs small."""
+    torch.manual_seed(0)
+    detector = zoo.build(name, **keys).eval()
+    for key, layer in detector.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)  # pyright: ignore
+            layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
+        elif key.startswith(("head", "rpn")) and isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
+    for key, buffer in detector.named_buffers():
+        if key.startswith("head.delta"):
+            buffer.uniform_(0.5, 1)
+        elif key.endswith("_fitted"):
+            buffer.fill_(True)
+    return detector
+
+
+def save(detector: Detector, path: Path) -> Path:
+    checkpoint.save(path, detector, Config(detector.config, DataConfig(root=""), TrainConfig(iterations=1)))
+    return path
+
+
+def exported(detector: Detector, folder: Path) -> dict[str, File]:
+    """Export a detector; return its files by the ends of their names."""
+    written = onnx.export_onnx(save(detector, folder / "best.pt"), folder / "out" / "net.onnx")
+    assert sorted(one.path for one in written) == sorted((folder / "out").iterdir())
+    for one in written:
+        assert one.size == one.path.stat().st_size
+        assert one.differences
+        for each in one.differences:
+            assert each.difference < 1e-4 * max(1.0, each.largest)
+            assert each.largest > 0
+    return {one.path.stem.removeprefix("net"): File(one.path) for one in written}
+
+
+def padded(*sides: tuple[int, int]) -> Images:
+    """Photos of these heights and widths in one batch, with noise, not black, for padding."""
+    sizes = torch.tensor(sides)
+    height, width = sizes.amax(0).tolist()
+    pixels = torch.randint(256, (len(sides), 3, height, width), dtype=torch.uint8)
+    for row, (high, wide) in enumerate(sides):
+        pixels[row, :, :high, :wide] = photo(high, wide, row)[0]
+    return Images(pixels, sizes, sizes, tuple(map(str, range(len(sides)))))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("ssd", {}), ("yolov1", {}), ("yolov1", {"local": 8, "boxes": 3}), ("yolov1", {"head": "conv"})]
+)
+def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    detector = trained(name, **keys)
+    (file,) = exported(detector, tmp_path).values()
+    for batch in (1, 2, 5):
+        images = zoo.pictures(detector, batch)
+        found = file(pixels=images.pixels)
+        with torch.inference_mode():
+            wanted = detector.predict(images)
+        assert list(found) == ["boxes", "scores"]
+        torch.testing.assert_close(found["boxes"], wanted.boxes, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found["scores"], wanted.scores, **CLOSE)
+        assert wanted.scores.std() > 1e-3
+    assert file.metadata["classes"] == ["a", "b"]
+    assert file.metadata["model"] == name
+    spec = file.metadata["input"]
+    assert (tuple(spec["size"]), spec["resize"], spec["divisor"]) == (detector.input.size, "stretch", 255)
+    assert (tuple(spec["mean"]), tuple(spec["std"])) == (detector.input.mean, detector.input.std)
+    assert list(file.metadata["outputs"]) == ["boxes", "scores"]
+    assert list(file.metadata["inputs"]) == ["pixels"]
+
+
+@pytest.mark.parametrize("keys", [{}, FPN], ids=["one map", "pyramid"])
+def test_faster_rcnn(keys: dict[str, Any], tmp_path: Path) -> None:
+    detector: Any = trained("faster_rcnn", **keys)
+    files = exported(detector, tmp_path)
+    assert list(files) == ["-rpn", "-head"]
+    names = ["p3", "p4", "p5", "p6"] if keys else ["c3"]
+    for images in (padded((96, 112)), padded((96, 112), (80, 131)), padded((150, 97), (150, 90), (33, 64))):
+        found = files["-rpn"](pixels=images.pixels, sizes=images.sizes)
+        logits, deltas, anchors = (
+            [found[f"{kind}_{name}"] for name in names] for kind in ("logits", "deltas", "anchors")
+        )
+        maps = [found[f"map_{name}"] for name in (names[:-1] if keys else names)]
+        with torch.inference_mode():
+            wanted = detector.predict(images)
+            own = detector.maps(images)
+            for kind, theirs, ours in (
+                ("logits", logits, detector.rpn(own)[0]),
+                ("deltas", deltas, detector.rpn(own)[1]),
+                ("anchors", anchors, detector.anchors(own)),
+                ("map", maps, own[: len(maps)]),
+            ):
+                for one, other in zip(theirs, ours, strict=True):
+                    torch.testing.assert_close(one, other, **CLOSE, msg=lambda text, kind=kind: f"{kind}: {text}")
+            given = detector.proposals(images, logits, deltas, anchors)
+            pooled = detector.region_features(maps, given.boxes)
+        scored = files["-head"](pooled=pooled)
+        scores = scored["logits"].softmax(-1)[:, :-1].unflatten(0, given.valid.shape)
+        scores = torch.where(given.valid.unsqueeze(-1), scores, -torch.inf)
+        torch.testing.assert_close(scores, wanted.scores, **CLOSE)
+        boxes = decode(files["-head"].metadata["coder"], scored["deltas"], given.boxes.flatten(0, 1))
+        torch.testing.assert_close(boxes.view_as(wanted.boxes), wanted.boxes, atol=2e-3, rtol=1e-3)
+    assert list(files["-rpn"].metadata["inputs"]) == ["pixels", "sizes"]
+    assert files["-rpn"].metadata["pooling"]["strides"] == detector.region_features.strides
+    assert files["-rpn"].metadata["proposals"]["after"] == 12
+
+
+def decode(coder: dict[str, Any], deltas: Tensor, regions: Tensor) -> Tensor:
+    """(R, C, 4) and (R, 4) -> boxes (R, C, 4), by what a file says of it (R-CNN, appendix C)."""
+    x1, y1, x2, y2 = regions.double().unsqueeze(1).unbind(-1)
+    dx, dy, dw, dh = (value / weight for value, weight in zip(deltas.double().unbind(-1), coder["weights"]))
+    width, height = x2 - x1, y2 - y1
+    x, y = (x1 + x2) / 2 + dx * width, (y1 + y2) / 2 + dy * height
+    width, height = width * dw.clamp(max=coder["largest"]).exp(), height * dh.clamp(max=coder["largest"]).exp()
+    return torch.stack((x - width / 2, y - height / 2, x + width / 2, y + height / 2), -1).float()
+
+
+def test_given_regions(tmp_path: Path) -> None:
+    """Fast R-CNN, SPPNet and R-CNN: a photo's file, torch's pooling, and the regions' file are the whole detector."""
+    for name in ("fast_rcnn", "sppnet", "rcnn"):
+        detector: Any = trained(name)
+        images = zoo.pictures(detector, 2)
+        assert images.proposals is not None
+        regions = images.proposals.boxes
+        (tmp_path / name).mkdir()
+        files = exported(detector, tmp_path / name)
+        with torch.inference_mode():
+            wanted = detector.predict(images)
+            if name == "rcnn":
+                c = detector.config
+                mean = [value * 255 for value in c.mean]
+                crops = crop_warp(images.pixels, regions, c.crop, c.context, mean, images.sizes).flatten(0, 1)
+                found = files[""](crops=crops)
+            else:
+                pixels = images.pixels if name == "fast_rcnn" else images.pixels.float()
+                x = files["-map"](pixels=pixels, sizes=images.sizes)["map"]
+                if name == "fast_rcnn":
+                    pooled = detector.region_features([x], regions)
+                else:  # photos whose short side is that of the only scale
+                    pooled = detector.pool(Pyramid([(x, torch.ones(2))], images.sizes), regions)
+                found = files["-head"](pooled=pooled)
+        scores = found["logits"].softmax(-1)[:, :-1] if name == "fast_rcnn" else found["scores"]
+        valid = images.proposals.valid
+        scores = scores.unflatten(0, valid.shape)
+        torch.testing.assert_close(scores[valid], wanted.scores[valid], **CLOSE)
+        file = files["" if name == "rcnn" else "-head"]
+        boxes = decode(file.metadata["coder"], found["deltas"], regions.flatten(0, 1)).unflatten(0, valid.shape)
+        torch.testing.assert_close(boxes[valid], wanted.boxes[valid], atol=2e-3, rtol=1e-3)
+
+
+def test_what_can_not_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssd = save(zoo.build("ssd"), tmp_path / "ssd.pt")
+    peer = save(zoo.build("torchvision_ssd"), tmp_path / "peer.pt")
+    out = tmp_path / "out.onnx"
+    wanted = "torchvision_ssd can't be exported to ONNX, .*; ssd, yolov1, faster_rcnn, fast_rcnn, sppnet, rcnn can"
+    with pytest.raises(UserError, match=wanted):
+        onnx.export_onnx(peer, out)
+    with pytest.raises(UserError, match=r"--onnx .*out\.pt: the name of an ONNX file ends in \.onnx"):
+        onnx.export_onnx(ssd, tmp_path / "out.pt")
+    with pytest.raises(UserError, match=r"no checkpoint .*none\.pt"):
+        onnx.export_onnx(tmp_path / "none.pt", out)
+    out.write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"out\.onnx exists already; remove it, or give another --onnx"):
+        onnx.export_onnx(ssd, out)
+    assert out.read_bytes() == b"precious"
+    out.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "MOST", 1_000_000)
+        with pytest.raises(UserError, match="GB of weights; an ONNX file holds less than"):
+            onnx.export_onnx(ssd, out)
+    for package in ("onnx", "onnxscript"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(UserError, match=f"--onnx needs {package}; pip install onnx onnxscript onnxruntime"):
+                onnx.export_onnx(ssd, out)
+    with monkeypatch.context() as patch:
+        # a network that looks at values, as one of a plug-in might
+        patch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x if x.sum() > 0 else -x)
+        with pytest.raises(UserError, match=r"ssd\.pt: torch can't export this network to ONNX: \S") as failed:
+            onnx.export_onnx(ssd, out)
+        assert "\n" not in str(failed.value)
+    assert {file.name for file in tmp_path.iterdir()} == {"ssd.pt", "peer.pt"}
+
+
+def test_both_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(zoo.build("faster_rcnn"), tmp_path / "best.pt")
+    whole, saved = torch.onnx.ONNXProgram.save, []
+
+    def full_disk(self: Any, destination: str, **keys: Any) -> None:
+        saved.append(destination)
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        whole(self, destination, **keys)
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        onnx.export_onnx(path, tmp_path / "net.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+    # and a file in the place of either is known before anything is traced
+    (tmp_path / "net-head.onnx").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"net-head\.onnx exists already"):
+        onnx.export_onnx(path, tmp_path / "net.onnx")
+    assert len(saved) == 2
+
+
+def test_differences_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = trained("yolov1")
+    file = onnx.export_onnx(save(detector, tmp_path / "best.pt"), tmp_path / "net.onnx")[0].path
+    part = onnx.parts(detector)[""]
+    detector.head.last.bias.data += 0.25  # pyright: ignore
+    differences = onnx.compare(file, part)
+    assert differences is not None
+    assert [one.output for one in differences] == ["boxes", "scores"]
+    assert all(one.difference > 1e-2 for one in differences)
+    assert all(np.isfinite(one.largest) for one in differences)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert onnx.compare(file, part) is None

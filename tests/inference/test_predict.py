@@ -1,0 +1,342 @@
+"""detkit.inference.predict and sources: what is read, and that detection is the evaluator's."""
+
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
+from detkit.data.image_file import decode_photo
+from detkit.inference.predict import Found, Unreadable, detect_images
+from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
+from detkit.errors import UserError
+from detkit.models import Detector, build_detector
+from detkit.structures import DetectionSet
+from tests.builders import photo, tiny_ssd_config
+
+CLASSES = ("ace", "king", "queen")
+SIZES = ((60, 90), (131, 77), (96, 96), (40, 200), (75, 50))
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.ascontiguousarray(photo(height, width, seed)[0].permute(1, 2, 0).numpy())
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    """Return a config whose threshold an untrained network passes with some boxes and not with others."""
+    return Config(model=tiny_ssd_config(), train=TrainConfig(iterations=1), detect=DetectConfig(score=0.3, keep=20))
+
+
+@pytest.fixture(scope="module")
+def detector(config: Config) -> Detector:
+    torch.manual_seed(0)
+    return build_detector(config.model, CLASSES).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("all") / "photos"
+    root.mkdir()
+    for number, size in enumerate(SIZES):
+        Image.fromarray(picture(*size, seed=number)).save(root / f"{number}.png")
+    return root
+
+
+def found(results) -> list[Found]:
+    results = list(results)
+    assert all(isinstance(result, Found) for result in results)
+    return results
+
+
+def assert_same(one, other) -> None:
+    assert one.labels.tolist() == other.labels.tolist()
+    torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.boxes, other.boxes, atol=1e-2, rtol=0)
+
+
+def test_result_is_trimmed_sorted_and_inside_the_photo(detector: Detector, config: Config, folder: Path) -> None:
+    results = found(detect_images(detector, find_sources([folder]), config, batch=2))
+    assert [result.image.shape[:2] for result in results] == list(SIZES)
+    for result in results:
+        detections = result.detections
+        assert 0 < detections.labels.shape[1] <= 20
+        assert detections.labels.shape[0] == 1
+        assert (detections.labels >= 0).all()
+        assert (detections.scores > 0.3).all()
+        assert (detections.scores.diff() <= 0).all()
+        height, width = result.image.shape[:2]
+        limit = torch.tensor([width, height, width, height])
+        assert (detections.boxes >= 0).all()
+        assert (detections.boxes <= limit).all()
+        assert not detections.boxes.is_inference()
+
+
+@pytest.mark.parametrize("batch", [2, 3, 100])
+def test_batch_equals_single(detector: Detector, config: Config, folder: Path, batch: int) -> None:
+    paths = find_sources([folder])
+    single = found(detect_images(detector, paths, config, batch=1))
+    together = found(detect_images(detector, paths, config, batch=batch))
+    assert len(single) == len(together) == len(SIZES)
+    for one, other in zip(single, together):
+        assert np.array_equal(one.image, other.image)
+        assert_same(one.detections, other.detections)
+
+
+def test_equals_evaluation_of_the_same_photos(detector: Detector, config: Config, tmp_path: Path) -> None:
+    """JPEG photos, one of them turned by EXIF, in a VOC root: the test loader's path gives the same detections."""
+    from detkit.data import open_dataset
+    from detkit.data.loader import test_loader
+    from detkit.inference.evaluate import detect_dataset
+
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / name).mkdir(parents=True)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for number, size in enumerate(SIZES):
+        keys = {"exif": turned} if number == 1 else {}
+        Image.fromarray(picture(*size, seed=number)).save(tmp_path / f"JPEGImages/{number}.jpg", **keys)
+        height, width = size[::-1] if number == 1 else size
+        box = "<bndbox><xmin>3</xmin><ymin>3</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+        (tmp_path / f"Annotations/{number}.xml").write_text(
+            f"<annotation><filename>{number}.jpg</filename><size><width>{width}</width><height>{height}</height>"
+            f"<depth>3</depth></size><object><name>king</name>{box}</object></annotation>"
+        )
+    (tmp_path / "ImageSets/Main/test.txt").write_text("\n".join(map(str, range(len(SIZES)))))
+
+    dataset = open_dataset(DataConfig(root=str(tmp_path)), "test", CLASSES)
+    loader = test_loader(dataset, detector.input, batch=len(SIZES), workers=0)
+    evaluated = detect_dataset(detector, loader, config.detect, device=torch.device("cpu"))
+    paths = find_sources([tmp_path / "JPEGImages"])
+    results = found(detect_images(detector, paths, config, batch=len(SIZES)))
+    detected = DetectionSet.from_batches(
+        ((result.detections, (str(number),)) for number, result in enumerate(results)), CLASSES
+    )
+    assert len(detected.labels) > len(SIZES)
+    for name in ("boxes", "scores", "labels", "image"):
+        assert torch.equal(getattr(detected, name), getattr(evaluated, name)), name
+    assert detected.ids == evaluated.ids
+
+
+def test_broken_photos_keep_their_place(detector: Detector, config: Config, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no jpeg")
+    good = sorted(folder.iterdir())
+    paths = [broken, good[0], broken, broken, good[1]]
+    results = list(detect_images(detector, paths, config, batch=2))
+    assert [isinstance(result, Unreadable) for result in results] == [True, False, True, True, False]
+    assert str(broken) in str(results[0].error)
+    assert results[4].image.shape[:2] == SIZES[1]
+
+
+def test_reads_no_further_than_two_batches_ahead(detector: Detector, config: Config) -> None:
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield picture(50, 50)
+
+    with closing(detect_images(detector, endless(), config, batch=3)) as results:
+        for _ in range(4):
+            next(results)
+    assert taken <= 9
+
+
+def test_error_while_reading_comes_out(detector: Detector, config: Config) -> None:
+    def failing() -> Iterator[np.ndarray]:
+        yield picture(50, 50)
+        raise UserError("the cable came off")
+
+    with pytest.raises(UserError, match="cable"):
+        list(detect_images(detector, failing(), config, batch=1))
+
+
+def test_training_mode_is_left_as_it_was(detector: Detector, config: Config) -> None:
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    evaluated = found(detect_images(detector, [picture(50, 50)], config))
+    detector.train()
+    trained = found(detect_images(detector, [picture(50, 50)], config))
+    assert detector.training
+    detector.eval()
+    assert_same(evaluated[0].detections, trained[0].detections)
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+
+
+# detector.detect
+
+
+def test_detect_takes_paths_arrays_tensors_and_lists(detector: Detector, folder: Path, video: Path) -> None:
+    array = picture(*SIZES[0])
+    expected = detector.detect(array, score=0.3)
+    assert len(expected) == 1
+    assert expected[0].labels.numel() > 0
+    for source in (torch.from_numpy(array).permute(2, 0, 1), folder / "0.png", str(folder / "0.png"), [array]):
+        (one,) = detector.detect(source, score=0.3)
+        assert_same(one, expected[0])
+    mixed = detector.detect([folder, array, str(folder / "[12].png"), video], batch=4)
+    assert len(mixed) == len(SIZES) + 1 + 2 + 12
+
+
+def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    for source, words in (
+        (tmp_path / "bad.png", "bad.png"),
+        ("missing.jpg", "missing.jpg"),
+        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\)"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"\(1, 3, 4, 4\)"),
+        (0, "camera 0 has no end"),
+    ):
+        with pytest.raises(UserError, match=words):
+            detector.detect(source)
+    assert detector.detect([]) == []
+
+
+# photos
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "error"),
+    [
+        (".png", "RGB", 0),
+        (".png", "L", 0),
+        (".png", "P", 0),
+        (".png", "1", 0),
+        (".png", "I;16", 0),
+        (".bmp", "RGB", 0),
+        (".tif", "RGB", 0),
+        (".tif", "CMYK", 1),
+        (".gif", "P", 0),
+        (".jpg", "RGB", 2),
+        (".jpg", "L", 2),
+        (".jpg", "CMYK", 3),
+        (".webp", "RGB", 3),
+    ],
+)
+def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: float) -> None:
+    image = Image.fromarray(picture(48, 64)).filter(ImageFilter.GaussianBlur(4))  # or lossy formats lose its noise
+    if mode == "I;16":
+        grey = np.asarray(image.convert("L"))
+        expected = np.repeat(grey[..., None], 3, 2)
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+    path = tmp_path / f"photo{suffix}"
+    image.save(path, **({"quality": 95} if suffix in (".jpg", ".webp") else {}))
+    pixels = decode_photo(path)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels.astype(int) - expected).mean() <= error
+
+
+def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:
+    colour = picture(40, 60)
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[:, 20:] = 128
+    alpha[:, 40:] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png", exif=turned)
+    pixels = np.rot90(decode_photo(tmp_path / "x.png"), 1)
+    assert (pixels[:, :20] == 255).all()
+    assert np.abs(pixels[:, 20:40] - (colour[:, 20:40] * (128 / 255) + 127)).max() <= 1
+    assert (pixels[:, 40:] == colour[:, 40:]).all()
+
+
+# names
+
+
+def test_find_sources(folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [folder / f"{number}.png" for number in range(len(SIZES))]
+    assert find_sources([folder]) == photos
+    assert find_sources([str(folder / "[0-2].png")]) == photos[:3]
+    assert find_sources([folder / "3.png", folder]) == [photos[3], *photos[:3], photos[4]]  # each once
+    assert find_sources([str(folder.parent / "**" / "4.png")]) == [photos[4]]
+    assert find_sources([video, "0", 1]) == [Video(video), Video(0), Video(1)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7").mkdir()
+    Image.fromarray(picture(8, 8)).save("7/odd[1].JPG")
+    (tmp_path / "7" / "notes.txt").write_text("no photo")
+    (tmp_path / "7" / "._odd.jpg").write_text("no photo")
+    assert find_sources(["7"]) == [Path("7/odd[1].JPG")]  # a folder called 7 is no camera
+    assert find_sources(["7/odd[1].JPG"]) == [Path("7/odd[1].JPG")]  # nor is a file with brackets a glob
+    Path("7/odd[1].JPG").rename("7/without_suffix")
+    assert find_sources(["7/without_suffix"]) == [Path("7/without_suffix")]
+    for name, words in (
+        ("7", "no images"),
+        ("missing", "no image, folder or video missing"),
+        ("*.jpg", "matches no"),
+        ("", "empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            find_sources([name])
+
+
+# videos
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a video of 12 frames 64x48 whose green tells the number; a noisy corner makes it worth its header."""
+    path = tmp_path_factory.mktemp("videos") / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
+    for number in range(12):
+        frame = np.full((48, 64, 3), (0, 20 * number, 200), np.uint8)
+        frame[24:, 32:] = np.random.default_rng(number).integers(0, 256, (24, 32, 3))
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_video_frames_in_order_and_rgb(video: Path) -> None:
+    with VideoReader(Video(video)) as reader:
+        assert (reader.fps, reader.size, reader.count) == (12.5, (48, 64), 12)
+        frames = np.stack(list(reader)).astype(int)
+    assert frames.shape == (12, 48, 64, 3)
+    frames = frames[:, :16]
+    assert np.abs(frames[..., 1].mean((1, 2)) - 20 * np.arange(12)).max() < 8
+    assert frames[..., 0].mean() > 180
+    assert frames[..., 2].mean() < 20
+    assert not reader.cut_off
+
+
+def test_cut_off_video_is_noticed(video: Path, tmp_path: Path) -> None:
+    content = video.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    with VideoReader(Video(tmp_path / "cut.avi")) as reader:
+        assert 0 < len(list(reader)) < 12
+    assert reader.cut_off
+
+
+@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+def test_written_video_reads_back(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "new" / "x.mp4"
+    frame = np.zeros((*size, 3), np.uint8)
+    frame[..., 0] = 200
+    with video_writer(path, 12.5, size) as append:
+        for number in range(5):
+            append(frame, number / 12.5)
+        assert not path.exists()
+    with VideoReader(Video(path)) as reader:
+        assert (reader.fps, reader.size, reader.count) == (12.5, (48 - 2 * (size[0] % 2), 64 - 2 * (size[1] % 2)), 5)
+        assert next(iter(reader))[..., 0].mean() > 180
+    with suppress(KeyboardInterrupt), video_writer(tmp_path / "half.mp4", 25, size) as append:
+        append(frame, 0.0)
+        raise KeyboardInterrupt
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
+
+
+def test_video_of_detections(detector: Detector, config: Config, video: Path) -> None:
+    config = replace(config, detect=replace(config.detect, score=0.0))
+    with VideoReader(Video(video)) as reader, closing(detect_images(detector, reader, config, batch=5)) as results:
+        assert len(found(results)) == 12

@@ -1,0 +1,189 @@
+"""Test-time augmentation, by its properties."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detkit import ops
+from detkit.config import DetectConfig
+from detkit.inference.evaluate import detect_batch
+from detkit.inference.tta import mirror, predict_views, resize_views
+from detkit.errors import UserError
+from detkit.models import Detector, build_detector
+from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals
+from tests.builders import images_of, photo, tiny_ssd_config
+
+SETTINGS = DetectConfig(score=0.3, keep=30)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    return build_detector(tiny_ssd_config(), ("ace", "king", "queen")).eval()
+
+
+def pictures() -> Images:
+    return images_of(torch.cat([photo(96, 96, seed) for seed in range(2)]))
+
+
+def run(detector: Detector, images: Images, **settings: object) -> Detections:
+    with torch.inference_mode():
+        return detect_batch(detector, images, replace(SETTINGS, **settings), torch.device("cpu"), "none", True)
+
+
+class Blocks(Detector):
+    """Finds the bounding box of what is bright, wherever it is, at any size of picture; its score is its width."""
+
+    def __init__(self, resize: str = "shortest") -> None:
+        super().__init__(None, ("block",), InputSpec((40, 80), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resize=resize))  # pyright: ignore[reportArgumentType]
+
+    def predict(self, images: Images) -> Predictions:
+        bright = images.pixels[:, 0] > 127
+        boxes = []
+        for one in bright:
+            y, x = one.nonzero().unbind(1)
+            boxes.append(torch.stack((x.min(), y.min(), x.max() + 1, y.max() + 1)).float())
+        boxes = torch.stack(boxes).unsqueeze(1)
+        scores = (boxes[..., 2:3] - boxes[..., :1]) / 200
+        return Predictions(boxes, scores)
+
+
+def block(width: int, left: int, top: int, right: int, bottom: int) -> Tensor:
+    pixels = torch.zeros(3, 40, 80, dtype=torch.uint8)
+    pixels[:, top:bottom, left:right] = 255
+    pixels[:, :, width:] = 0
+    return pixels
+
+
+def padded() -> Images:
+    """Two pictures, 80 and 60 pixels wide."""
+    pixels = torch.stack((block(80, 4, 8, 36, 24), block(60, 40, 0, 60, 40)))
+    sizes = torch.tensor([[40, 80], [40, 60]])
+    return Images(pixels, sizes, sizes, ("a", "b"))
+
+
+def test_identity_is_no_augmentation(detector: Detector) -> None:
+    images = pictures()
+    with torch.inference_mode():
+        plain, same = detector.predict(images), predict_views(detector, images, replace(SETTINGS, scales=[1.0]))
+    assert torch.equal(plain.boxes, same.boxes)
+    assert torch.equal(plain.scores, same.scores)
+
+
+def test_a_flip_of_a_flipped_picture_agrees(detector: Detector) -> None:
+    """With both views joined, the mirrored picture gives the mirrored detections."""
+    images = pictures()
+    for nms in ("hard", "gaussian"):
+        found = run(detector, images, flip=True, nms=nms)
+        other = run(detector, mirror(images), flip=True, nms=nms)
+        assert (found.labels >= 0).any()
+        assert torch.equal(found.labels, other.labels)
+        torch.testing.assert_close(found.scores, other.scores)
+        real = (found.labels >= 0).unsqueeze(-1)
+        torch.testing.assert_close(found.boxes * real, ops.flip(other.boxes, 96.0) * real, atol=1e-3, rtol=0)
+    assert not torch.equal(run(detector, images).scores, run(detector, images, flip=True).scores)
+
+
+def test_joined_before_nms_so_scores_are_the_network_s(detector: Detector) -> None:
+    images = pictures()
+    with torch.inference_mode():
+        plain, flipped = detector.predict(images), detector.predict(mirror(images))
+    found = run(detector, images, flip=True)
+    said = torch.cat((plain.scores, flipped.scores), 1).flatten(1)
+    for row in range(2):
+        _, scores, _ = found.image(row)
+        assert all((said[row] - score).abs().min() < 1e-6 for score in scores)
+    best = run(detector, images).scores[:, 0]
+    assert (found.scores[:, 0] >= best).all()
+
+
+def test_mirror_moves_the_valid_part_and_the_proposals() -> None:
+    images = replace(padded(), proposals=Proposals.pad([torch.tensor([[4.0, 8, 36, 24]]), torch.zeros(0, 4)]))
+    seen = mirror(images)
+    assert torch.equal(seen.pixels[0], images.pixels[0].flip(-1))
+    assert torch.equal(seen.pixels[1, ..., :60], images.pixels[1, ..., :60].flip(-1))
+    assert (seen.pixels[1, ..., 60:] == 0).all()
+    assert seen.proposals is not None
+    assert seen.proposals.boxes.tolist() == [[[44, 8, 76, 24]], [[0, 0, 0, 0]]]
+    again = mirror(seen)
+    assert torch.equal(again.pixels, images.pixels)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [[0.5], [2.0], [1.5, 0.75], [1.0, 0.5]])
+def test_boxes_come_back_to_the_picture(flip: bool, scales: list[float]) -> None:
+    settings = replace(SETTINGS, flip=flip, scales=scales)
+    found = predict_views(Blocks(), padded(), settings)
+    views = len(scales) * (1 + flip)
+    assert found.boxes.shape == (2, views, 4)
+    expected = torch.tensor([[[4.0, 8, 36, 24]], [[40, 0, 60, 40]]]).expand(2, views, 4)
+    torch.testing.assert_close(found.boxes, expected, atol=1.01, rtol=0)
+    sharp = predict_views(Blocks(), padded(), replace(settings, scales=[2.0]))
+    torch.testing.assert_close(sharp.boxes, expected[:, : 1 + flip], atol=0.51, rtol=0)
+
+
+def test_a_fixed_input_gets_a_smaller_picture_and_no_larger_one(detector: Detector) -> None:
+    images = pictures()
+    seen, factors = resize_views(detector, images, 0.5)
+    assert seen.pixels.shape == images.pixels.shape
+    assert factors.tolist() == [[0.5, 0.5]] * 2
+    mean = torch.tensor(detector.input.mean) * detector.input.divisor
+    assert (seen.pixels[:, :, 60, 60] - mean).abs().max() <= 0.5
+    smaller = images.pixels.float().unflatten(2, (48, 2)).unflatten(4, (48, 2)).mean((3, 5))
+    assert (seen.pixels[..., :48, :48].float() - smaller).abs().mean() < 6
+    found = predict_views(detector, images, replace(SETTINGS, scales=[1.0, 0.5]))
+    centre = (found.boxes[..., :2] + found.boxes[..., 2:]) / 2
+    outside = (centre >= 96).any(-1)
+    assert outside.any()
+    assert (found.scores[outside] == -torch.inf).all()
+    with pytest.raises(UserError, match=r"scale 1\.5 is above 1, but this network takes pictures of 96x96 alone"):
+        run(detector, images, scales=[1.0, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"nms": "soft"}, "detect.nms: 'soft' is not one of hard, linear, gaussian"),
+        ({"sigma": 0.0}, "detect.sigma: 0.0 is not positive"),
+        ({"scales": []}, "detect.scales: empty"),
+        ({"scales": [0.01]}, "detect.scales: 0.01 is not between"),
+        ({"scales": [1.0, 1.0]}, "detect.scales: 1, 1 names one twice"),
+    ],
+)
+def test_wrong_settings(keys: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        DetectConfig(**keys)
+
+
+def test_soft_nms_and_thresholds_through_the_post_processing(detector: Detector) -> None:
+    images = pictures()
+    for nms in ("linear", "gaussian"):
+        hard, soft = run(detector, images), run(detector, images, nms=nms)
+        # the best of all is nobody's overlap, and soft-NMS drops less
+        torch.testing.assert_close(hard.scores[:, 0], soft.scores[:, 0])
+        assert (soft.scores.diff() <= 0).all()
+    array = photo(96, 96)[0]
+    whole = detector.detect(array, score=0.3)[0]
+    assert len(whole.labels[0].unique()) > 1
+    label = int(whole.labels[0, 0])
+    name = detector.classes[label]
+    own = whole.labels[0] == label
+    (only,) = detector.detect(array, score=0.3, classes=[name])
+    assert set(only.labels[0].tolist()) == {label}
+    assert set(whole.scores[0, own].tolist()) <= set(only.scores[0].tolist())
+    (rest,) = detector.detect(array, score=0.3, thresholds={name: 1.0})
+    assert label not in rest.labels[0]
+    assert rest.labels.numel() > 0
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"classes": ["kng"]}, "no class 'kng'; did you mean 'king'?"),
+        ({"classes": []}, "is empty"),
+        ({"thresholds": {"ase": 0.5}}, "no class 'ase'; did you mean 'ace'?"),
+        ({"thresholds": {"ace": 1.5}}, "score 1.5 of class ace is not between 0 and 1"),
+        ({"score": -0.1}, "score -0.1 is not between 0 and 1"),
+    )
+    for keys, words in wrong:
+        with pytest.raises(UserError, match=words):
+            detector.detect(array, **keys)

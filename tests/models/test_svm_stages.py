@@ -1,0 +1,248 @@
+"""SVMs with hard negatives, and box regression: the stages of R-CNN and SPPNet."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import Tensor, nn
+
+from detkit.models.ridge_stage import BoxRegression
+from detkit.models.svm_detector import CODER, LinearHead
+from detkit.models.svm_stage import HardNegatives, SVMs, overlap_by_class, regions, spread
+from detkit.ops import box_iou, fit_svm
+from detkit.structures import Images, Proposals, Targets
+from tests.ops.reference import iou_matrix, random_boxes
+
+CLASSES, DIM = 3, 12
+STAGE = SVMs(C=0.01, positive=2.0, bias=10.0, negative=0.3, photos=0)
+
+
+class Linear:
+    """Stands for a detector: features of a box are a fixed function of its coordinates."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self.classes = tuple("abc")
+        self.mix = torch.randn(4, DIM)
+        self.head = LinearHead(nn.Flatten(), (DIM,), CLASSES)
+
+    def describe(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
+        return torch.sin(boxes @ self.mix / 20) + (0.5 if tail else 0.2)
+
+
+class Run:
+    """What a stage asks of a run, over batches in memory."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, batches: list[tuple[Images, Targets]]) -> None:
+        self.batches, self.concluded = batches, 0
+        self.train = range(sum(len(images) for images, _ in batches))
+
+    def restore(self, detector: Any) -> dict[str, Any]:
+        return {}
+
+    def begin(self) -> None: ...
+    def say(self, text: str) -> None: ...
+    def save_last(self, detector: Any, state: dict[str, Any]) -> None: ...
+    def inference(self) -> Any:
+        return nullcontext()
+
+    def conclude(self, detector: Any) -> None:
+        self.concluded += 1
+
+    def sweep(self, detector: Any, rows: Any, text: str, done: int = 0, save: Any = None) -> Iterator:
+        return iter(self.batches)
+
+
+def batches(count: int = 6, seed: int = 0) -> list[tuple[Images, Targets]]:
+    """Photos in pairs, with 3 objects, one of them ignored, and 25 proposals, many of them near an object."""
+    torch.manual_seed(seed)
+    made = []
+    for number in range(count):
+        boxes = random_boxes(2, 3, size=60, side=40) + torch.tensor([0.0, 0, 8, 8])
+        labels = torch.randint(0, CLASSES, (2, 3))
+        ignore = torch.tensor([[False, False, True], [False, True, False]])
+        valid = torch.tensor([[True] * 3, [True, True, False]])
+        targets = Targets(boxes, torch.where(valid, labels, -1), ignore & valid)
+        near = boxes.repeat(1, 5, 1) + torch.randn(2, 15, 4) * 3
+        near = torch.cat((near[..., :2], torch.maximum(near[..., 2:], near[..., :2] + 2)), -1)
+        given = Proposals(
+            torch.cat((near, random_boxes(2, 10, size=60, side=40) + torch.tensor([0.0, 0, 4, 4])), 1),
+            torch.rand(2, 25) > 0.1,
+        )
+        size = torch.tensor([[100, 100]] * 2)
+        made.append((Images(torch.zeros(2, 3, 1, 1).byte(), size, size, (f"{number}a", f"{number}b"), given), targets))
+    return made
+
+
+def rows_of(images: Images, targets: Targets) -> Iterator[tuple[list[float], list[bool], list[int]]]:
+    """Of each region: its box, and for each class whether it is its negative, and whether its positive. A slow loop."""
+    assert images.proposals is not None
+    for i in range(len(images)):
+        objects = [n for n in range(3) if targets.labels[i, n] >= 0]
+        own = [(targets.boxes[i, n].tolist(), int(targets.labels[i, n])) for n in objects if not targets.ignore[i, n]]
+        given = images.proposals
+        every = own + [(given.boxes[i, r].tolist(), -1) for r in range(25) if given.valid[i, r]]
+        for box, label in every:
+            free = []
+            for k in range(CLASSES):
+                theirs = targets.boxes[i][[n for n in objects if targets.labels[i, n] == k]]
+                overlap = iou_matrix(torch.tensor([box]), theirs) if len(theirs) else torch.zeros(1, 1)
+                free.append(float(overlap.max()) < 0.3)
+            yield box, free, [int(label == k) for k in range(CLASSES)]
+
+
+def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out() -> None:
+    """Few regions in one batch: all negatives are hard, so that the SVMs are those of a plain fit."""
+    detector, data = Linear(), batches(1)
+    run = Run(data)
+    STAGE.run(detector, run)  # pyright: ignore[reportArgumentType]
+    table = [row for images, targets in data for row in rows_of(images, targets)]
+    features = detector.describe(data[0][0], torch.tensor([box for box, _, _ in table]), tail=True)
+    scaled = features * (20 / features.norm(dim=1).mean())
+    labels = torch.tensor([[1 if p else -1 if f else 0 for f, p in zip(free, own)] for _, free, own in table])
+    weight, bias = fit_svm(scaled, labels, STAGE.C, STAGE.positive, STAGE.bias, tolerance=1e-6)
+    expected = scaled @ weight.T + bias
+    torch.testing.assert_close(detector.head.svm(features), expected, atol=0.02, rtol=0.02)
+    assert bool(detector.head.svm_fitted)
+    assert run.concluded == 1
+
+
+def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Window by window and class by class: what is hard, when it is fitted again, and what is dropped."""
+    monkeypatch.setattr("detkit.models.svm_stage.RETRAIN", 30)
+    torch.manual_seed(0)
+    positives, labels = torch.randn(9, DIM) + 1, torch.arange(9) % CLASSES
+    miner = HardNegatives.begin(STAGE, torch.tensor(2.0), positives, labels, CLASSES)
+    kept: list[dict[int, tuple[Tensor, int]]] = [
+        {i: (positives[i], 1) for i in range(9) if labels[i] == k} for k in range(CLASSES)
+    ]
+    weight, bias, new = torch.zeros(CLASSES, DIM), torch.zeros(CLASSES), [0] * CLASSES
+
+    def fit(k: int) -> None:
+        rows = [*kept[k].values()]
+        x, y = torch.stack([row for row, _ in rows]), torch.tensor([[sign] for _, sign in rows])
+        w, b = fit_svm(x, y, STAGE.C, STAGE.positive, STAGE.bias, tolerance=1e-7)
+        weight[k], bias[k], new[k] = w[0], b[0], 0
+        kept[k] = {i: (row, y) for i, (row, y) in kept[k].items() if y > 0 or float(row @ w[0] + b[0]) >= -1.2}
+
+    number = 9
+    for _ in range(8):
+        chunk, free = torch.randn(20, DIM) * 0.7, torch.rand(20, CLASSES) > 0.2
+        for k in range(CLASSES):
+            for i in range(20):
+                row = chunk[i] * 2
+                if free[i, k] and float(row @ weight[k] + bias[k]) > -1.0001:
+                    kept[k][number + i] = (row, -1)
+                    new[k] += 1
+        number += 20
+        for k in range(CLASSES):
+            if new[k] > 30:
+                fit(k)
+        miner.add(chunk, free)
+        assert miner.new.tolist() == new
+        assert (miner.labels != 0).sum(0).tolist() == [len(rows) for rows in kept]
+        torch.testing.assert_close(miner.weight, weight, atol=5e-3, rtol=5e-2)
+        torch.testing.assert_close(miner.offset, bias, atol=2e-2, rtol=5e-2)
+    assert miner.labels.any(1).all()
+
+
+def test_mining_goes_on_from_its_state() -> None:
+    torch.manual_seed(0)
+    one = HardNegatives.begin(STAGE, torch.tensor(2.0), torch.randn(9, DIM) + 1, torch.arange(9) % CLASSES, CLASSES)
+    chunks = [(torch.randn(20, DIM), torch.rand(20, CLASSES) > 0.2) for _ in range(4)]
+    for chunk in chunks[:2]:
+        one.add(*chunk)
+    other = HardNegatives(STAGE, **one.state())
+    for chunk in chunks[2:]:
+        one.add(*chunk)
+        other.add(*chunk)
+    for name, value in one.state().items():
+        assert torch.equal(other.state()[name], value), name
+
+
+def test_overlap_by_class() -> None:
+    (images, targets), *_ = batches()
+    assert images.proposals is not None
+    boxes = images.proposals.boxes
+    found = overlap_by_class(boxes, targets, CLASSES)
+    for i in range(2):
+        for k in range(CLASSES):
+            own = (targets.labels[i] == k).nonzero()[:, 0]
+            expected = box_iou(boxes[i], targets.boxes[i, own]).amax(1) if len(own) else torch.zeros(25)
+            assert torch.equal(found[i, :, k], expected)
+
+
+def test_regions_are_objects_and_proposals() -> None:
+    (images, targets), *_ = batches()
+    assert images.proposals is not None
+    boxes, real = regions(images, targets)
+    assert torch.equal(boxes[:, 3:], images.proposals.boxes)
+    assert real[:, :3].tolist() == [[True, True, False], [True, False, False]]
+
+
+@pytest.mark.parametrize(("count", "photos", "expected"), [(5, 0, [0, 1, 2, 3, 4]), (5, 9, [0, 1, 2, 3, 4])])
+def test_spread(count: int, photos: int, expected: list[int]) -> None:
+    assert spread(count, photos) == expected
+    assert spread(1000, 3) == [0, 333, 666]
+
+
+def test_regression_is_sklearns_ridge() -> None:
+    detector, data = Linear(), batches()
+    stage = BoxRegression(CODER, ridge=50.0, overlap=0.6, photos=0)
+    run = Run(data)
+    stage.run(detector, run)  # pyright: ignore[reportArgumentType]
+    assert run.concluded == 1
+    assert bool(detector.head.regression_fitted)
+
+    every = []  # the norm is that of all regions
+    pairs: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k in range(CLASSES)}
+    for images, targets in data:
+        assert images.proposals is not None
+        for i in range(2):
+            used = [n for n in range(3) if targets.labels[i, n] >= 0 and not targets.ignore[i, n]]
+            ignored = [n for n in range(3) if targets.labels[i, n] >= 0 and targets.ignore[i, n]]
+            every += [targets.boxes[i, n] for n in used]
+            for box, valid in zip(images.proposals.boxes[i], images.proposals.valid[i]):
+                if not valid:
+                    continue
+                every.append(box)
+                overlap = iou_matrix(box[None], targets.boxes[i, used])[0]
+                best = int(overlap.argmax())
+                if overlap[best] >= 0.6:
+                    n = used[best]
+                    pairs[int(targets.labels[i, n])].append((box, CODER.encode(targets.boxes[i, n], box)))
+                assert ignored or overlap.numel()
+    features = detector.describe(data[0][0], torch.stack(every), tail=False)
+    factor = float(20 / features.norm(dim=1).mean())
+    probe = detector.describe(data[0][0], torch.stack(every[:20]), tail=False)
+    found = detector.head.regressor(probe).unflatten(1, (CLASSES, 4))
+    for k, rows in pairs.items():
+        assert len(rows) > 5
+        x = detector.describe(data[0][0], torch.stack([box for box, _ in rows]), tail=False) * factor
+        y = torch.stack([deltas for _, deltas in rows]).double()
+        ones = torch.ones(len(x), 1)
+        ridge = Ridge(alpha=50.0, fit_intercept=False).fit(torch.cat((x, ones), 1).double().numpy(), y - y.mean(0))
+        wanted = ridge.predict(torch.cat((probe * factor, torch.ones(20, 1)), 1).double().numpy())
+        torch.testing.assert_close(found[:, k].double(), torch.as_tensor(wanted) + y.mean(0), atol=1e-4, rtol=1e-3)
+
+
+def test_until_it_is_fitted_the_softmax_scores() -> None:
+    head = LinearHead(nn.Flatten(), (DIM,), CLASSES)
+    x = torch.randn(7, DIM)
+    softmax = head(x).softmax(-1)[:, :-1]
+    scores, deltas = head.detect(x, softmax=False)
+    assert torch.equal(scores, softmax)
+    assert not deltas.any()
+    head.svm_fitted.fill_(True)
+    head.svm.weight.normal_()
+    assert torch.equal(head.detect(x, softmax=False)[0], head.svm(x))
+    assert torch.equal(head.detect(x, softmax=True)[0], softmax)
+    assert {name for name, value in head.named_parameters() if value.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }

@@ -1,0 +1,83 @@
+"""Two processes train as one does, at the same total batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.config import TrainConfig
+from detkit.checkpoints import checkpoint
+from detkit.inference.evaluate import join
+from detkit.engine.session import check_batch
+from detkit.errors import UserError
+from detkit.structures import DetectionSet
+
+from .conftest import Train
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.engine.train_toy", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_equal_one(config: Path, train: Train, tmp_path: Path) -> None:
+    recipe = ("train.ema=0.9", "train.clip=5", "train.bias_lr=2", "train.iterations=40", "evaluate.batch=2")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(*recipe, "--out", one) == 0
+    ran = torchrun(config, *recipe, "--out", two)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("40/40  val mAP") == 1, ran.stdout
+
+    for name in ("best.pt", "last.pt"):
+        expected, found = checkpoint.load(one / name), checkpoint.load(two / name)
+        assert expected["iteration"] == found["iteration"]
+        for key, weight in expected["model"].items():
+            torch.testing.assert_close(found["model"][key], weight, rtol=1e-5, atol=1e-6)
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    assert len(logs[0]) == len(logs[1]) == 2 + 5
+    for expected, found in zip(*logs):
+        assert expected.keys() == found.keys()
+        for key in ("iteration", "loss", "classification", "box", "lr", "mAP"):
+            assert abs(expected.get(key, 0) - found.get(key, 0)) < 1e-5, key
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    assert metrics[0]["images"] == metrics[1]["images"] == 9
+    assert abs(metrics[0]["mAP"] - metrics[1]["mAP"]) < 1e-5
+    assert "processes: 2" in (two / "env.txt").read_text()
+
+
+def test_a_batch_that_cannot_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detkit.runtime.distributed.world", lambda: 2)
+    check_batch(TrainConfig(iterations=1, batch=12, accumulate=3))
+    with pytest.raises(UserError, match=r"train.batch: 9 is not a multiple of 6 \(2 processes x train.accumulate 3\)"):
+        check_batch(TrainConfig(iterations=1, batch=9, accumulate=3))
+
+
+def shares(ids: tuple[str, ...], parts: list[list[int]]) -> list[DetectionSet]:
+    """Cut a set of two detections an image, both with one score, by the positions of each part."""
+    sets = []
+    for part in parts:
+        at = torch.tensor(part, dtype=torch.int64).repeat_interleave(2)
+        order = torch.arange(len(at))
+        boxes = torch.stack([at, order % 2, at + 5, order % 2 + 5], 1).float()
+        image = torch.arange(len(part)).repeat_interleave(2)
+        names = tuple(ids[index] for index in part)
+        sets.append(DetectionSet(boxes, torch.full((len(at),), 0.5), at % 3, image, names, ("a", "b", "c")))
+    return sets
+
+
+@pytest.mark.parametrize(
+    "parts", [[[0, 1, 2], [3, 4]], [[0, 2, 4], [1, 3]], [[], [4, 3, 2, 1, 0]], [[3], [], [0, 1, 2, 4]]]
+)
+def test_shares_join_in_the_order_of_one_process(parts: list[list[int]]) -> None:
+    ids = ("e", "d", "c", "b", "a")
+    (whole,) = shares(ids, [[0, 1, 2, 3, 4]])
+    joined = join(shares(ids, parts), ids)
+    assert joined.ids == ids
+    for name in ("boxes", "scores", "labels", "image"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name)), name
