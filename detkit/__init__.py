@@ -31,11 +31,11 @@ def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """
     from detkit.checkpoints.checkpoint import load_detector
-    from detkit.runtime.device import choose_device, place
+    from detkit.runtime.device import choose_device, to_device
 
     where = choose_device(device)
     detector, config = load_detector(checkpoint, where)
-    place(detector, where, config.train.channels_last)
+    to_device(detector, where, config.train.channels_last)
     detector.experiment = config
     return detector
 
@@ -65,8 +65,8 @@ def create_model(
     """
     from omegaconf import OmegaConf
 
-    from detkit.experiment import parse_config
     from detkit.errors import UserError
+    from detkit.experiment import parse_config
     from detkit.models import build_detector
 
     if not isinstance(classes, list | tuple) or not classes or not all(isinstance(entry, str) for entry in classes):

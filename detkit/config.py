@@ -143,10 +143,10 @@ class DetectConfig:
     proposals: mode of selective search on photos that are in no store, for detectors that classify given regions.
     """
 
-    score: float = 0.01
+    score_threshold: float = 0.01
     top_k: int = 400
-    iou: float = 0.45
-    keep: int = 200
+    nms_iou: float = 0.45
+    detections_per_image: int = 200
     nms: str = "hard"
     sigma: float = 0.5
     flip: bool = False
@@ -164,10 +164,10 @@ class DetectConfig:
         if len(set(self.scales)) < len(self.scales):
             raise UserError(f"detect.scales: {', '.join(f'{scale:g}' for scale in self.scales)} names one twice")
         _at_least("detect.top_k", self.top_k, 1)
-        _at_least("detect.keep", self.keep, 1)
+        _at_least("detect.detections_per_image", self.detections_per_image, 1)
         _one_of("detect.proposals", self.proposals, ("single", "fast", "quality"))
-        if not 0 <= self.iou <= 1:
-            raise UserError(f"detect.iou: {self.iou} is not between 0 and 1")
+        if not 0 <= self.nms_iou <= 1:
+            raise UserError(f"detect.nms_iou: {self.nms_iou} is not between 0 and 1")
 
 
 @dataclass

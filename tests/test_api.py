@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import detkit
-from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.checkpoints import checkpoint
+from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.errors import UserError
 from tests.builders import photo, tiny_ssd_config
 
@@ -110,7 +110,9 @@ def test_create_model_says_what_is_wrong(keys: dict, words: str) -> None:
 def test_load_and_detect(tmp_path: Path) -> None:
     """A loaded detector detects as its checkpoint's config says; a fresh one with the defaults."""
     detector = detkit.create_model("ssd", backbone="tiny", classes=CLASSES, **TINY)
-    config = Config(tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(keep=3))
+    config = Config(
+        tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(detections_per_image=3)
+    )
     checkpoint.save(tmp_path / "best.pt", detector, config)
     loaded = detkit.load(tmp_path / "best.pt", device="cpu")
     assert not loaded.training

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.experiment import from_plain, load_config, save_config, to_plain
 from detkit.errors import UserError
+from detkit.experiment import from_plain, load_config, save_config, to_plain
 from detkit.models import build_detector
 from detkit.models.ssd import SSD
 
@@ -44,7 +44,7 @@ def test_the_papers_recipes_build_the_papers_boxes(name, boxes):
     [
         (MINIMAL, ["train.itterations=3"], r"argument 'train\.itterations=3': unknown key .*did you mean 'iterations'"),
         (MINIMAL + "optimiser: sgd\n", [], r"a\.yaml: unknown key 'optimiser'"),
-        (MINIMAL, ["model.negativ=2"], r"unknown key 'model\.negativ'; did you mean 'negatives'"),
+        (MINIMAL, ["model.negativ=2"], r"unknown key 'model\.negativ'; did you mean 'neg_pos_ratio'"),
         (MINIMAL, ["train.lr=fast"], r"argument 'train\.lr=fast': train\.lr: Value 'fast' .* Float"),
         (MINIMAL, ["model.backbone=tiny"], r"model\.backbone: 'tiny' is not a mapping with keys such as name, weights"),
         (MINIMAL, ["data.train=trainval"], r"data\.train: expected a list"),
@@ -88,4 +88,4 @@ def test_every_published_recipe_can_be_built(path: Path) -> None:
     config.model.backbone.weights = None
     with torch.device("meta"):
         detector = build_detector(config.model, tuple(map(str, range(20))))
-    assert detector.given_proposals == bool(config.data.proposals)
+    assert detector.takes_proposals == bool(config.data.proposals)

@@ -120,7 +120,7 @@ def test_predictions(model: str, backbone: str) -> None:
         assert found.boxes.isfinite().all()
         assert found.scores.shape[::2] == (2, 2)
         assert found.boxes.dtype == found.scores.dtype == torch.float32
-        detections = postprocess(found, images, DetectConfig(score=-1e9, keep=5))
+        detections = postprocess(found, images, DetectConfig(score_threshold=-1e9, detections_per_image=5))
     assert detections.boxes.shape == (2, 5, 4)
     assert (detections.boxes >= 0).all()
     assert (detections.boxes <= images.original.flip(-1).repeat(1, 2).unsqueeze(1) + 1e-3).all()

@@ -6,7 +6,8 @@ mirrored, whatever the weights, and a cell or an anchor half a stride off shows 
 
 Backbones: those whose strided layers halve an even side into equal windows, 2x2 pools. The 3x3 windows of stride 2 of
 the others (ResNet's, MobileNet's, tiny's) begin at the left border of an even side and end before the right one: cell
-i has its middle at .5 + i * stride, see Backbone.region_centre, while anchors lie at (i + .5) * stride, as published.
+i has its middle at .5 + i * stride, see Backbone.first_cell_centre, while anchors lie at (i + .5) * stride, as
+published.
 Left out for the same reason: SSD's added layers of 3x3 and stride 2 on an even side (odd sides and 4x4 are taken), and
 FPN, whose coarsest map is every second cell of the one before.
 Two detectors mirror boxes about another axis, since the authors' codes count pixels or cells with both ends included:
@@ -31,7 +32,7 @@ HEIGHT, WIDTH = 128, 192
 KEYS: dict[str, dict[str, Any]] = {
     "fast_rcnn": {"size": [HEIGHT, WIDTH], "pool": "align"},
     "fast_rcnn pool": {"size": [HEIGHT, WIDTH], "pool": "pool"},
-    "faster_rcnn": {"size": [HEIGHT, WIDTH], "pool": "align", "scales": [2.0, 4.0], "smallest": 4.0},
+    "faster_rcnn": {"size": [HEIGHT, WIDTH], "pool": "align", "scales": [2.0, 4.0], "min_size": 4.0},
     "rcnn": {"crop": 64, "context": 4},
     "sppnet": {"scales": [HEIGHT], "pyramid": [3, 2, 1]},
     "ssd": {"size": 128, "extras": [[16, 32, 4, 2, 1]]},
@@ -168,7 +169,7 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
     regions = torch.stack([zoo.regions(40, height, width, seed) for seed in range(2)])
     axis = width - {"rcnn": 1, "fast_rcnn pool": 16}.get(case, 0)
     one, other = [
-        Images(x, sizes, sizes, ("0", "1"), Proposals.pad(list(boxes)) if detector.given_proposals else None)
+        Images(x, sizes, sizes, ("0", "1"), Proposals.pad(list(boxes)) if detector.takes_proposals else None)
         for x, boxes in ((pixels, regions), (pixels.flip(-1), mirror(regions, axis)))
     ]
     found, again = detector.predict(one), detector.predict(other)
@@ -179,7 +180,9 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
     torch.testing.assert_close(again.scores, expected.scores, rtol=1e-3, atol=0.01 * spread)
     torch.testing.assert_close(again.boxes, expected.boxes, rtol=1e-3, atol=0.05)
     if axis == width:
-        settings = DetectConfig(score=1e-3 if case == "yolov1" else -1e9, keep=20)  # YOLO's scores below 0 are 0 alike
+        settings = DetectConfig(
+            score_threshold=1e-3 if case == "yolov1" else -1e9, detections_per_image=20
+        )  # YOLO's scores below 0 are 0 alike
         detections, mirrored = postprocess(found, one, settings), postprocess(again, other, settings)
         torch.testing.assert_close(mirrored.scores, detections.scores, rtol=1e-3, atol=0.01 * spread)
         assert torch.equal(mirrored.labels, detections.labels)

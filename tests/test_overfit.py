@@ -12,28 +12,28 @@ import numpy as np
 import pytest
 import yaml
 
+from detkit.data.proposal_store import make_manifest, write_store
 from detkit.data.shapes import draw_shapes
 from detkit.data.voc import VOCDataset
 from detkit.engine.session import train
-from detkit.data.proposal_store import make_manifest, write_store
 
 PICTURES, SEED = 8, 0
 SHORT, LONG = 96, 144  # of pictures of 128 to 160 pixels
-REGIONS = {"stages": 0, "norms": False, "number": 32, "size": [SHORT, LONG], "pool_size": 4}
+REGIONS = {"freeze_stages": 0, "freeze_norms": False, "batch_size_per_image": 32, "size": [SHORT, LONG], "pool_size": 4}
 # SVMs: the published C is for thousands of windows; two stars among 400 would stay on the wrong side of the margin
 MODELS: dict[str, dict[str, Any]] = {
-    "rcnn": {"crop": 48, "context": 4, "pool_size": 3, "number": 8, "svm_c": 0.1},
-    "sppnet": {"scales": [SHORT], "frozen": False, "pyramid": [3, 2, 1], "number": 32, "svm_c": 0.1},
+    "rcnn": {"crop": 48, "context": 4, "pool_size": 3, "batch_size_per_image": 8, "svm_c": 0.1},
+    "sppnet": {"scales": [SHORT], "frozen": False, "pyramid": [3, 2, 1], "batch_size_per_image": 32, "svm_c": 0.1},
     "fast_rcnn": REGIONS,
     "faster_rcnn": {
         **REGIONS,
         "scales": [2.0, 4.0, 7.0],
         "rpn_width": 64,
-        "smallest": 4.0,
-        "before": 200,
-        "after": 60,
-        "test_before": 200,
-        "test_after": 60,
+        "min_size": 4.0,
+        "pre_nms_top_n": 200,
+        "post_nms_top_n": 60,
+        "test_pre_nms_top_n": 200,
+        "test_post_nms_top_n": 60,
     },
     "yolov1": {"size": 128, "feature": "c4", "convolutions": [[96, 3, 1]], "head": "conv"},
     "ssd": {
@@ -56,8 +56,8 @@ RECIPE = {
     "workers": 0,
     "device": "cpu",
 }
-DETECT = {"score": 0.01, "iou": 0.45, "keep": 50}
-MARGINS = {"score": -2.0, "iou": 0.3, "keep": 50}  # of SVMs
+DETECT = {"score_threshold": 0.01, "nms_iou": 0.45, "detections_per_image": 50}
+MARGINS = {"score_threshold": -2.0, "nms_iou": 0.3, "detections_per_image": 50}  # of SVMs
 
 
 @pytest.fixture(scope="module")

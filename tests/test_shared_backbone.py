@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import detkit
 from detkit.backbones import Backbone, create_backbone, weights
-from detkit.config import BackboneConfig, Config, TrainConfig
 from detkit.checkpoints import checkpoint
+from detkit.config import BackboneConfig, Config, TrainConfig
 from detkit.engine.optimizer import build_optimizer
 from detkit.errors import UserError
 from detkit.models import Detector

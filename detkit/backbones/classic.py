@@ -23,12 +23,12 @@ class SequentialBackbone(Backbone):
         self.features = features
         self._ends, self._starts = tuple(ends), tuple(starts)
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         starts = [start for start in self._starts if start < len(self.features)]
         return [self.features[start:stop] for start, stop in zip(starts, [*starts[1:], len(self.features)])]
 
-    def cut(self, name: str) -> None:
-        super().cut(name)
+    def truncate(self, name: str) -> None:
+        super().truncate(name)
         self.features = self.features[: self._ends[len(self.info) - 1]]
 
     def tail(self, size: int) -> nn.Module:
@@ -37,7 +37,7 @@ class SequentialBackbone(Backbone):
             return super().tail(size)
         end = self._ends[[info.name for info in self.info].index(self.region)]
         deep = self.features[end:]
-        self.cut(self.region)
+        self.truncate(self.region)
         return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ class ClassicBackbone(SequentialBackbone):
             raise UserError(f"model.pool_size: {size}, but fc6 of {type(self).__name__} reads maps of {side} x {side}")
         deep = self.classifier
         self.drop_tail()
-        self.cut(self.region)
+        self.truncate(self.region)
         return nn.Sequential(nn.Flatten(), deep)
 
     def drop_tail(self) -> None:

@@ -81,22 +81,22 @@ class Darknet(Backbone):
             self.layers.append(stage)
             if stride >= 4:
                 if stride == 16:
-                    self.region_centre = centre  # pyright: ignore[reportAttributeAccessIssue]
+                    self.first_cell_centre = centre  # pyright: ignore[reportAttributeAccessIssue]
                 info.append(FeatureInfo(f"c{stride.bit_length() - 1}", inputs, stride))
         self.info = tuple(info)
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def cut(self, name: str) -> None:
+    def truncate(self, name: str) -> None:
         behind = len(self.info)
-        super().cut(name)
+        super().truncate(name)
         self.layers = self.layers[: len(self.layers) - behind + len(self.info)]
 
     def tail(self, size: int) -> nn.Module:
         """The layers behind c4 and global average pooling; they halve the size at each pool."""
         stages = list(self.layers)
-        self.cut(self.region)
+        self.truncate(self.region)
         return nn.Sequential(*stages[len(self.layers) :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

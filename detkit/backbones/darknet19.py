@@ -32,7 +32,7 @@ class Darknet19(SequentialBackbone):
 
     info = (FeatureInfo("conv8", 256, 8), FeatureInfo("conv13", 512, 16), FeatureInfo("conv18", 1024, 32))
     region: ClassVar[str] = "conv13"
-    region_centre: ClassVar[float] = 8.0
+    first_cell_centre: ClassVar[float] = 8.0
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []

@@ -71,7 +71,7 @@ class EfficientNetLite0(SequentialBackbone):
 
     info = (FeatureInfo("c2", 24, 4), FeatureInfo("c3", 40, 8), FeatureInfo("c4", 112, 16), FeatureInfo("c5", 320, 32))
     package: ClassVar[str | None] = PACKAGE.replace("_", "-")
-    region_centre: ClassVar[float] = 15.5  # strided layers are padded more behind than in front
+    first_cell_centre: ClassVar[float] = 15.5  # strided layers are padded more behind than in front
 
     def __init__(self) -> None:
         layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2)]

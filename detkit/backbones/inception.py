@@ -50,7 +50,7 @@ class GoogLeNet(Inception):
     )
     imagenet: ClassVar[str | None] = "GoogLeNet_Weights.IMAGENET1K_V1"
     region: ClassVar[str] = "inception4e"
-    region_centre: ClassVar[float] = 14.5  # the pools are unpadded
+    first_cell_centre: ClassVar[float] = 14.5  # the pools are unpadded
 
     def __init__(self) -> None:
         body = googlenet(weights=None, aux_logits=False, init_weights=False)
@@ -64,7 +64,7 @@ class InceptionV3(Inception):
     info = (FeatureInfo("Mixed_5d", 288, 8), FeatureInfo("Mixed_6e", 768, 16), FeatureInfo("Mixed_7c", 2048, 32))
     imagenet: ClassVar[str | None] = "Inception_V3_Weights.IMAGENET1K_V1"
     region: ClassVar[str] = "Mixed_6e"
-    region_centre: ClassVar[float] = 21.5  # the strided layers and some others are unpadded
+    first_cell_centre: ClassVar[float] = 21.5  # the strided layers and some others are unpadded
 
     def __init__(self) -> None:
         body = inception_v3(weights=None, aux_logits=False, init_weights=False)

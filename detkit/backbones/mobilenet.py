@@ -27,12 +27,12 @@ class MobileNet(Backbone):
         super().__init__()
         self.features = features
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         starts = [start for start in self.starts if start < len(self.features)]
         return [self.features[start:stop] for start, stop in zip(starts, [*starts[1:], len(self.features)])]
 
-    def cut(self, name: str) -> None:
-        super().cut(name)
+    def truncate(self, name: str) -> None:
+        super().truncate(name)
         if name not in self.blocks:
             return
         block = self.blocks[name]
@@ -43,7 +43,7 @@ class MobileNet(Backbone):
         """The layers behind c4 and global average pooling; they halve the size."""
         block = self.blocks[self.region]
         deep = nn.Sequential(self._layers(block)[1:], self.features[block + 1 :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.cut(self.region)
+        self.truncate(self.region)
         return deep
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class NIN(SequentialBackbone):
 
     info = (FeatureInfo("mlpconv2", 256, 8), FeatureInfo("mlpconv3", 384, 16), FeatureInfo("mlpconv4", 1024, 32))
     region: ClassVar[str] = "mlpconv3"
-    region_centre: ClassVar[float] = 17.5  # conv1 and the pools are unpadded
+    first_cell_centre: ClassVar[float] = 17.5  # conv1 and the pools are unpadded
 
     def __init__(self) -> None:
         features = nn.Sequential(

@@ -23,20 +23,20 @@ class ResNet(Backbone):
         deepest = body.fc.in_features
         self.info = tuple(FeatureInfo(f"c{i + 2}", deepest >> (3 - i), 4 << i) for i in range(4))
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         layers = (self.get_submodule(f"layer{layer}") for layer, _ in enumerate(self.info, 1))
         return [nn.ModuleList([self.conv1, self.bn1]), *layers]
 
-    def cut(self, name: str) -> None:
+    def truncate(self, name: str) -> None:
         layers = len(self.info)
-        super().cut(name)
+        super().truncate(name)
         for layer in range(len(self.info) + 1, layers + 1):
             delattr(self, f"layer{layer}")
 
     def tail(self, size: int) -> nn.Module:
         """conv5 and global average pooling (He et al., 2016, appendix A); it halves the size."""
         deep = self.layer4
-        self.cut(self.region)
+        self.truncate(self.region)
         return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

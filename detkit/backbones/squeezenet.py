@@ -28,7 +28,7 @@ class SqueezeNet10(SqueezeNet):
 
     info = (FeatureInfo("fire4", 256, 4), FeatureInfo("fire8", 512, 8), FeatureInfo("fire9", 512, 16))
     imagenet: ClassVar[str | None] = "SqueezeNet1_0_Weights.IMAGENET1K_V1"
-    region_centre: ClassVar[float] = 17.5
+    first_cell_centre: ClassVar[float] = 17.5
 
     def __init__(self) -> None:
         super().__init__(models.squeezenet1_0(weights=None), (6, 11, 13), (0, 3, 7, 12))
@@ -40,7 +40,7 @@ class SqueezeNet11(SqueezeNet):
 
     info = (FeatureInfo("fire3", 128, 4), FeatureInfo("fire5", 256, 8), FeatureInfo("fire9", 512, 16))
     imagenet: ClassVar[str | None] = "SqueezeNet1_1_Weights.IMAGENET1K_V1"
-    region_centre: ClassVar[float] = 15.5
+    first_cell_centre: ClassVar[float] = 15.5
 
     def __init__(self) -> None:
         super().__init__(models.squeezenet1_1(weights=None), (5, 8, 13), (0, 3, 6, 9))

@@ -15,7 +15,7 @@ PREFIX = "timm/"
 class Timm(Backbone):
     """Features c1 (stride 2) to c5 (stride 32), those that the network has, the deepest of each stride.
 
-    timm does not tell where their cells lie: `region_centre` is that of networks like ResNet, whatever this one is.
+    timm does not tell where their cells lie: `first_cell_centre` is that of networks like ResNet, whatever this one is.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,7 +32,7 @@ class Timm(Backbone):
         fine = [info.name for info in self.info if info.stride <= 16]
         self.region = fine[-1] if fine else self.info[0].name  # pyright: ignore[reportAttributeAccessIssue]
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         last: list[str] = self.body.feature_info.module_name()
         stages = [nn.ModuleList()]
         for name, layer in self._layers(last):
@@ -43,8 +43,8 @@ class Timm(Backbone):
             raise UserError(f"model.backbone: {PREFIX}{self._name} has no stages that could be frozen")
         return list(stages[:-1])
 
-    def cut(self, name: str) -> None:
-        super().cut(name)
+    def truncate(self, name: str) -> None:
+        super().truncate(name)
         self._tap(self.info)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

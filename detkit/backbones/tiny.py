@@ -33,12 +33,12 @@ class Tiny(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         return [self.stem, *(self.get_submodule(f"stage{stage}") for stage, _ in enumerate(self.info, 3))]
 
-    def cut(self, name: str) -> None:
+    def truncate(self, name: str) -> None:
         stages = len(self.info)
-        super().cut(name)
+        super().truncate(name)
         for stage in range(len(self.info) + 3, stages + 3):
             delattr(self, f"stage{stage}")
 

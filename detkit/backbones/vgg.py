@@ -25,7 +25,7 @@ class VGG(ClassicBackbone):
     They are called conv3_3, conv4_3 and conv5_3 in VGG16, with 2 behind the _ in VGG11 and VGG13, and 4 in VGG19.
     """
 
-    region_centre: ClassVar[float] = 8.0
+    first_cell_centre: ClassVar[float] = 8.0
     tail_size: ClassVar[int | None] = 7
 
     def __init__(self, build: Callable[..., TorchvisionVGG], imagenet: str) -> None:
@@ -64,9 +64,9 @@ class ReducedVGG16(Backbone):
 
     info = (FeatureInfo("conv4_3", 512, 8), FeatureInfo("fc7", 1024, 16))
     imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
-    large: ClassVar[tuple[str, ...]] = ("conv4_3",)
+    l2norm_features: ClassVar[tuple[str, ...]] = ("conv4_3",)
     region: ClassVar[str] = "fc7"
-    region_centre: ClassVar[float] = 8.0
+    first_cell_centre: ClassVar[float] = 8.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ class ReducedVGG16(Backbone):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
-    def stages(self) -> list[nn.Module]:
+    def layer_groups(self) -> list[nn.Module]:
         stages: list[nn.Module] = [self.features[start:stop] for start, stop in zip(STARTS, (*STARTS[1:], POOL5))]
         if len(self.info) == 1:
             return stages[:-1]
         return [*stages[:-1], nn.ModuleList([stages[-1], self.fc6, self.fc7])]
 
-    def cut(self, name: str) -> None:
-        super().cut(name)
+    def truncate(self, name: str) -> None:
+        super().truncate(name)
         if name == "conv4_3":
             self.features = self.features[:CONV4_3]
             del self.pool5, self.fc6, self.fc7

@@ -60,23 +60,23 @@ def objects() -> tuple[Tensor, Tensor]:
 
 def detkit_model(setting: Setting):
     from detkit.checkpoints import checkpoint
-    from detkit.runtime.device import place
     from detkit.checkpoints.torchvision_files import from_state
+    from detkit.runtime.device import to_device
 
     published = from_state(torchvision_model(setting).state_dict(), "torchvision")
     content = {"config": checkpoint.to_plain(published.config), "classes": published.classes}
     detector, config = checkpoint.build(content | {"model": published.weights}, "torchvision")
-    place(detector, torch.device(setting.device), channels_last=True)
+    to_device(detector, torch.device(setting.device), channels_last=True)
     return detector, config
 
 
 def detkit_images(setting: Setting):
-    from detkit.runtime.device import place_images
+    from detkit.runtime.device import images_to_device
     from detkit.structures import Images
 
     sizes = torch.tensor([SIZE])
     pixels = (photo() * 255).round().to(torch.uint8)[None]
-    return place_images(Images(pixels, sizes, sizes, ("0",)), torch.device(setting.device), channels_last=True)
+    return images_to_device(Images(pixels, sizes, sizes, ("0",)), torch.device(setting.device), channels_last=True)
 
 
 def detect_detkit(setting: Setting) -> Job:

@@ -4,8 +4,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkit.runtime.race import Contender, Job, Setting, Subject
 from detkit.ops import box_iou, nms
+from detkit.runtime.race import Contender, Job, Setting, Subject
 
 IMAGES = 16
 BOXES, CLASSES = 10_000, 20

@@ -14,14 +14,14 @@ def _detect(setting: Setting, name: str, **keys) -> Job:
     """Pixels to detections."""
     from detkit.config import BackboneConfig, DetectConfig
     from detkit.data.transforms import resize
-    from detkit.runtime.device import place, place_images
     from detkit.models import build_detector, model_config_type, postprocess
+    from detkit.runtime.device import images_to_device, to_device
     from detkit.structures import Images, Proposals
 
     config = model_config_type(name)(backbone=BackboneConfig("alexnet"), **keys)
     device = torch.device(setting.device)
     detector = build_detector(config, tuple(map(str, range(CLASSES)))).eval()
-    place(detector, device, channels_last=True)
+    to_device(detector, device, channels_last=True)
     generator = torch.Generator().manual_seed(0)
     photo = torch.randint(0, 256, (HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=generator).numpy()
     low = torch.rand(REGIONS, 2, generator=generator) * torch.tensor([WIDTH - 40.0, HEIGHT - 40.0])
@@ -31,11 +31,15 @@ def _detect(setting: Setting, name: str, **keys) -> Job:
     pixels = torch.from_numpy(resize(photo, size)).permute(2, 0, 1)[None]
     boxes = boxes * torch.tensor([size[1] / WIDTH, size[0] / HEIGHT]).repeat(2)
     images = Images(pixels, torch.tensor([size]), torch.tensor([[HEIGHT, WIDTH]]), ("0",), Proposals.pad([boxes]))
-    images = place_images(images, device, channels_last=True)
+    images = images_to_device(images, device, channels_last=True)
 
     @torch.inference_mode()
     def job() -> object:
-        return postprocess(detector.predict(images), images, DetectConfig(score=0.0, top_k=300, iou=0.3, keep=100))
+        return postprocess(
+            detector.predict(images),
+            images,
+            DetectConfig(score_threshold=0.0, top_k=300, nms_iou=0.3, detections_per_image=100),
+        )
 
     return job
 

@@ -30,22 +30,22 @@ def objects(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def detkit_model(setting: Setting):
-    from detkit.runtime.device import place
     from detkit.models import build_detector
     from detkit.models.ssd import SSDConfig
+    from detkit.runtime.device import to_device
 
     detector = build_detector(SSDConfig(), tuple(f"class{i}" for i in range(CLASSES)))
-    place(detector, torch.device(setting.device), channels_last=True)
+    to_device(detector, torch.device(setting.device), channels_last=True)
     return detector
 
 
 def detkit_images(setting: Setting, batch: int):
-    from detkit.runtime.device import place_images
+    from detkit.runtime.device import images_to_device
     from detkit.structures import Images
 
     sizes = torch.tensor([[SIZE, SIZE]] * batch)
     images = Images(pixels(batch, setting), sizes, sizes, tuple(map(str, range(batch))))
-    return place_images(images, torch.device(setting.device), channels_last=True)
+    return images_to_device(images, torch.device(setting.device), channels_last=True)
 
 
 def detect_detkit(batch: int, setting: Setting) -> Job:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from detkit.runtime.race import Contender, Job, Setting, Subject
 from detkit.ops import feature_scale, fit_svm
+from detkit.runtime.race import Contender, Job, Setting, Subject
 
 WINDOWS, FEATURES, CLASSES = 5000, 4096, 20
 C, POSITIVE, BIAS = 0.001, 2.0, 10.0  # R-CNN's

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from detkit.config import Config
-from detkit.experiment import from_plain, to_plain
 from detkit.errors import UserError
+from detkit.experiment import from_plain, to_plain
 from detkit.files import write_atomic
 
 if TYPE_CHECKING:
-    from detkit.models import Detector
     from detkit.checkpoints.torchvision_files import Published
+    from detkit.models import Detector
 
 FORMAT = "detkit 1"
 KEYS = ("model", "config", "classes", "iteration", "metrics")
@@ -133,7 +133,8 @@ def load_detector(
 ) -> tuple["Detector", Config]:
     """Rebuild a detector, in evaluation mode, from a checkpoint alone; `overrides` are `key=value` arguments.
 
-    A YOLOv1 of darknet's stands for one, too: a `.weights` file with its `.cfg` beside it, see checkpoints/darknet_files.py
+    A YOLOv1 of darknet's stands for one, too: a `.weights` file with its `.cfg` beside it, see
+    checkpoints/darknet_files.py.
     """
     if str(path).endswith(".weights"):
         from detkit.checkpoints.darknet_files import load_darknet

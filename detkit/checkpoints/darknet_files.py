@@ -14,9 +14,9 @@ from torch import nn
 from detkit.backbones.darknet import YOLOV1, YOLOV1_TINY, Stages
 from detkit.backbones.darknet_file import Header, read_weights, write_weights
 from detkit.config import BackboneConfig, Config, DataConfig, DetectConfig, TrainConfig
-from detkit.experiment import from_plain, to_plain
 from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
+from detkit.experiment import from_plain, to_plain
 from detkit.files import read_text, write_atomic
 from detkit.models import Detector, build_detector
 from detkit.models.yolov1 import LOCAL_KERNEL, UNIT, YOLOv1Config
@@ -81,7 +81,7 @@ def load_darknet(weights: str | Path, overrides: list[str] | None = None) -> tup
     hint = f"; darknet's weights need their cfg beside them: for {weights.name}, {cfg.name}"
     model, count = parse_cfg(read_text(cfg, hint), str(cfg))
     data = DataConfig(root="data/VOCdevkit", test=["VOC2007/test"], difficult=False)
-    detect = DetectConfig(score=0.001, iou=0.5)  # section 2.3
+    detect = DetectConfig(score_threshold=0.001, nms_iou=0.5)  # section 2.3
     config = Config(model, data, TrainConfig(iterations=1), detect)
     config = from_plain(to_plain(config), str(cfg), overrides)
     detector = build_detector(config.model, _classes(weights.with_suffix(".names"), count))

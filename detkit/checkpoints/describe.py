@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detkit.backbones.describe import count_flops, count_parameters
 from detkit.backbones.weights import Source, torchvision_source
+from detkit.checkpoints.torchvision_files import NETWORKS, PREFIX
 from detkit.models.base import Detector, Paper
 from detkit.models.fast_rcnn import FastRCNN
 from detkit.models.faster_rcnn import FasterRCNN
@@ -16,7 +17,6 @@ from detkit.models.rcnn import RCNN
 from detkit.models.region import RegionDetector
 from detkit.models.registry import MODELS
 from detkit.models.sppnet import SPPNet
-from detkit.checkpoints.torchvision_files import NETWORKS, PREFIX
 from detkit.models.yolov1 import YOLOv1
 from detkit.structures import InputSpec
 
@@ -52,7 +52,7 @@ def describe_model(name: str) -> ModelSummary:
     """Describe a detector of 20 classes; nothing is downloaded. UserError for an unknown name."""
     detector_type = MODELS.get(name)
     kind = "region" if issubclass(detector_type, RegionDetector) else "dense"
-    proposals = None if kind == "dense" else "given" if detector_type.given_proposals else "own"
+    proposals = None if kind == "dense" else "given" if detector_type.takes_proposals else "own"
     facts = (name, detector_type.paper, kind, proposals)
     config = detector_type.config_type()
     backbone = getattr(getattr(config, "backbone", None), "name", None)

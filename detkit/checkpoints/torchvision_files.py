@@ -121,18 +121,18 @@ def faster_rcnn_config() -> FasterRCNNConfig:
         backbone=BackboneConfig("resnet50"),
         size=[800, 1333],
         neck="fpn",
-        multiple=32,
+        size_divisor=32,
         pool="align_v1",
         anchors="torchvision",
         scales=[8.0],
         rpn_width=256,
-        outside=True,
-        before=2000,
-        after=2000,
-        test_before=1000,
-        test_after=1000,
-        smallest=0.001,
-        number=512,
+        allow_border=True,
+        pre_nms_top_n=2000,
+        post_nms_top_n=2000,
+        test_pre_nms_top_n=1000,
+        test_post_nms_top_n=1000,
+        min_size=0.001,
+        batch_size_per_image=512,
         beta=1 / 9,
     )
 
@@ -140,7 +140,7 @@ def faster_rcnn_config() -> FasterRCNNConfig:
 def faster_rcnn_v2_config() -> FasterRCNNConfig:
     """Return the config of `fasterrcnn_resnet50_fpn_v2` (Li et al., 2021, Benchmarking Detection Transfer Learning)."""
     config = faster_rcnn_config()
-    config.neck_norms, config.head_convs, config.rpn_convs = True, 4, 2
+    config.neck_norm, config.head_convs, config.rpn_convs = True, 4, 2
     return config
 
 
@@ -150,15 +150,19 @@ def _whole(model: Any, detect: DetectConfig) -> Config:
 
 
 def _ssd() -> Config:
-    return _whole(ssd_config(), DetectConfig(score=0.01, top_k=400, iou=0.45, keep=200))
+    return _whole(ssd_config(), DetectConfig(score_threshold=0.01, top_k=400, nms_iou=0.45, detections_per_image=200))
 
 
 def _faster_rcnn() -> Config:
-    return _whole(faster_rcnn_config(), DetectConfig(score=0.05, top_k=1000, iou=0.5, keep=100))
+    return _whole(
+        faster_rcnn_config(), DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
+    )
 
 
 def _faster_rcnn_v2() -> Config:
-    return _whole(faster_rcnn_v2_config(), DetectConfig(score=0.05, top_k=1000, iou=0.5, keep=100))
+    return _whole(
+        faster_rcnn_v2_config(), DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
+    )
 
 
 def _convert_ssd(state: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]:

@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from detkit.runtime.race import Setting, race
     from detkit.runtime.device import choose_device
+    from detkit.runtime.race import Setting, race
 
     device = choose_device(arguments.device)
     setting = Setting(str(device), arguments.threads or os.cpu_count() or 1, arguments.rounds)

@@ -166,21 +166,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from detkit.runtime import memory
     from detkit.checkpoints.checkpoint import load_detector
-    from detkit.runtime.device import choose_device, place
-    from detkit.runtime.signals import Interrupt
     from detkit.inference.thresholds import least_scores
     from detkit.inference.tta import check_scales
+    from detkit.runtime import memory
+    from detkit.runtime.device import choose_device, to_device
+    from detkit.runtime.signals import Interrupt
 
     memory.tune()
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
-    place(detector, device, config.train.channels_last)
+    to_device(detector, device, config.train.channels_last)
     score, own = arguments.score
     given = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
     given = {key: value for key, value in given.items() if value is not None}
-    config = replace(config, detect=replace(config.detect, score=score, **given))
+    config = replace(config, detect=replace(config.detect, score_threshold=score, **given))
     least = least_scores(detector, score, arguments.classes, own)
     check_scales(detector, config.detect)
     print(_protocol(arguments, detector, config, device))
@@ -229,7 +229,7 @@ def _listing(name: str, arguments: argparse.Namespace, detector: "Detector", con
             "class_scores": own,
             "only": arguments.classes,
             "nms": settings.nms,
-            "nms_iou": settings.iou,
+            "nms_iou": settings.nms_iou,
             "flip": settings.flip,
             "scales": settings.scales,
         }
@@ -330,13 +330,13 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
     if arguments.classes is not None:
         classes = f"{', '.join(arguments.classes)} of {classes}"
     scores = "".join(f", {name} >= {value:g}" for name, value in own.items())
-    nms = f"NMS IoU {settings.iou:g}"
+    nms = f"NMS IoU {settings.nms_iou:g}"
     if settings.nms != "hard":
-        nms = f"linear soft-NMS from IoU {settings.iou:g}" if settings.nms == "linear" else "Gaussian soft-NMS"
+        nms = f"linear soft-NMS from IoU {settings.nms_iou:g}" if settings.nms == "linear" else "Gaussian soft-NMS"
     views = ", mirrored too" * settings.flip
     if settings.scales != [1.0]:
         views += f", at scales {', '.join(f'{scale:g}' for scale in settings.scales)}"
     return (
         f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
-        f"at most {settings.keep} an image{views}; {device}"
+        f"at most {settings.detections_per_image} an image{views}; {device}"
     )

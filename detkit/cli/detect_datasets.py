@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.cli.detect_report import Seen
-from detkit.data.convert import place_photo
+from detkit.data.convert import place_image
 from detkit.data.dataset import Record, box_area
+from detkit.data.image_file import IMAGE_SUFFIXES
 from detkit.data.items import Item
-from detkit.data.image_file import PHOTO_SUFFIXES
 from detkit.data.voc_writer import voc_xml
 from detkit.data.yolo_writer import yolo_rows
 from detkit.files import atomic_path, write_atomic
@@ -89,7 +89,7 @@ def _place(seen: Seen, name: str, folder: Path) -> Path:
     import cv2
 
     # the data readers know fewer formats; and frames have no file
-    if seen.photo is None or seen.photo.suffix.lower() not in PHOTO_SUFFIXES:
+    if seen.photo is None or seen.photo.suffix.lower() not in IMAGE_SUFFIXES:
         target = folder / f"{name}{'.jpg' if seen.photo is None else '.png'}"
         _, content = cv2.imencode(target.suffix, cv2.cvtColor(seen.image, cv2.COLOR_RGB2BGR))
         write_atomic(target, content.tobytes())
@@ -97,7 +97,7 @@ def _place(seen: Seen, name: str, folder: Path) -> Path:
     target = folder / (name + seen.photo.suffix)
     if not (target.exists() and target.samefile(seen.photo)):
         target.unlink(missing_ok=True)  # of an earlier command: a copy into it would reach what it is linked to
-        place_photo(seen.photo, target, "link")
+        place_image(seen.photo, target, "link")
     return target
 
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from detkit.config import Config
     from detkit.inference.predict import Found, Unreadable
-    from detkit.runtime.signals import Interrupt
     from detkit.inference.sources import Video
     from detkit.models import Detector
+    from detkit.runtime.signals import Interrupt
     from detkit.viz.window import Window
 
 MANY = 50  # photos, from which a terminal shows a bar instead of a line each

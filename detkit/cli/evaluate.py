@@ -136,17 +136,17 @@ def _score_checkpoint(arguments: argparse.Namespace) -> int:
             hint = "; a checkpoint's data set changes with data.root=ROOT" if name == "dataset" else ""
             raise UserError(f"--{name} goes with --detections{hint}")
 
-    from detkit.data import open_dataset
     from detkit.checkpoints.checkpoint import load_detector
-    from detkit.runtime.device import choose_device, place
+    from detkit.data import open_dataset
     from detkit.inference.evaluate import evaluate
+    from detkit.runtime.device import choose_device, to_device
 
     detector, config = load_detector(arguments.checkpoint, overrides=arguments.overrides)
     config.evaluate.metric = arguments.metric or config.evaluate.metric
     _check_reference(arguments, config.evaluate.metric)
     device = choose_device(config.train.device)
     dataset = open_dataset(config.data, arguments.split, detector.classes)
-    place(detector, device, config.train.channels_last)
+    to_device(detector, device, config.train.channels_last)
     evaluation = evaluate(detector, dataset, config, device)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
     _report(arguments.out, evaluation.result, evaluation.detections, protocol, evaluation.seconds)

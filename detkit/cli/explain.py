@@ -44,25 +44,25 @@ def run(arguments: argparse.Namespace) -> int:
             f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
         )
     # the cheap questions first: what can't be explained is answered before torch has loaded
-    photo = _one_photo(arguments.source)
+    photo = _one_image(arguments.source)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: a file, not a folder")
 
     from dataclasses import replace
 
-    from detkit.data.image_file import decode_photo
     from detkit.checkpoints.checkpoint import load_detector, write_file
-    from detkit.runtime.device import choose_device, place
-    from detkit.explain.trace import explain
+    from detkit.data.image_file import decode_image
     from detkit.explain.page import explain_page
     from detkit.explain.stages import draw_stages
+    from detkit.explain.trace import explain
+    from detkit.runtime.device import choose_device, to_device
 
-    image = decode_photo(photo)
+    image = decode_image(photo)
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
-    place(detector, device, config.train.channels_last)
+    to_device(detector, device, config.train.channels_last)
     # soft-NMS removes nothing, and several looks have no one picture: what a config says of them is not shown
-    config = replace(config, detect=replace(config.detect, score=score, nms="hard", flip=False, scales=[1.0]))
+    config = replace(config, detect=replace(config.detect, score_threshold=score, nms="hard", flip=False, scales=[1.0]))
     truth = _truth(arguments.truth, photo, image, detector.classes)
     result = explain(detector, image, config, truth)
     stages = draw_stages(result)
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = config.detect
     protocol = (
         f"{arguments.checkpoint}: {config.model.name} ({detector.input}), {photo.name} of {width}x{height} pixels; "
-        f"score above {settings.score:g}, NMS IoU {settings.iou:g}, at most {settings.keep} an image; "
+        f"score above {settings.score_threshold:g}, NMS IoU {settings.nms_iou:g}, at most "
+        f"{settings.detections_per_image} an image; "
         + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
     )
     title = f"{config.model.name}, step by step: {photo.name}"
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _one_photo(names: list[str]) -> Path:
+def _one_image(names: list[str]) -> Path:
     from detkit.inference.sources import find_sources
 
     sources = find_sources(names)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
-    from detkit.export.svd import SVDResult
     from detkit.export.onnx import Written
+    from detkit.export.svd import SVDResult
 
 EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --onnx ssd.onnx

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from detkit.cli.listing import billions, millions, table, where
 
 if TYPE_CHECKING:
-    from detkit.models import ModelSummary
+    from detkit.checkpoints.describe import ModelSummary
 
 EPILOG = """examples:
   detkit models
@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the list, then weights and configs."""
-    from detkit.models import MODELS, describe_model
+    from detkit.checkpoints.describe import describe_model
+    from detkit.models import MODELS
 
     found = [describe_model(name) for name in MODELS.match(arguments.pattern)]
     configs = find_configs()

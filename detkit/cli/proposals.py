@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from detkit.config import Config
     from detkit.data.dataset import DetectionDataset
-    from detkit.evaluation.recall import ProposalRecall
     from detkit.data.proposal_store import ProposalStore
+    from detkit.evaluation.recall import ProposalRecall
 
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of boxes an image, whose recall is shown
 IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
@@ -182,8 +182,8 @@ def _open(root: str, splits: list[str]) -> "DetectionDataset":
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from detkit.proposals.convert import to_store, write_json
     from detkit.data.proposal_store import check_store, open_store
+    from detkit.proposals.convert import to_store, write_json
 
     if arguments.split and arguments.dataset is None:
         raise UserError(f"--split {arguments.split[0]} goes with --dataset ROOT")
@@ -206,8 +206,8 @@ def _recall(arguments: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from detkit.evaluation.recall import proposal_recall
     from detkit.data.proposal_store import StoredProposals, open_store
+    from detkit.evaluation.recall import proposal_recall
     from detkit.viz.proposals import recall_plot
 
     path = Path(arguments.store)

@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume is None and config is None:
         raise UserError("which config? an example: detkit train configs/shapes/ssd.yaml")
 
-    from detkit.runtime import distributed
     from detkit.engine.session import train
+    from detkit.runtime import distributed
     from detkit.runtime.signals import Stopped
 
     try:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from detkit.runtime.race import Job, Setting
 from detkit.config import Config
-from detkit.experiment import to_plain
 from detkit.errors import UserError
+from detkit.experiment import to_plain
 from detkit.extensions import import_code
+from detkit.runtime.race import Job, Setting
 from detkit.structures import Detections, Images, Proposals
 
 if TYPE_CHECKING:
@@ -82,13 +82,13 @@ class Detecting:
 
     def __init__(self, config: Config, best: Path, device: str, pictures: Pictures) -> None:
         from detkit.data.transforms import build_test
-        from detkit.runtime.device import choose_device, place
+        from detkit.runtime.device import choose_device, to_device
 
         self.config, self.pictures = config, pictures
         self.detector = load_best(config, best)
         self.transform = build_test(self.detector.input)
         self.device = choose_device(device)  # only now: it lets the process keep memory, that of reading the file too
-        place(self.detector, self.device, self.config.train.channels_last)
+        to_device(self.detector, self.device, self.config.train.channels_last)
 
     def images(self, rows: Sequence[int]) -> Images:
         """Return some of the pictures as a batch on the CPU."""
@@ -100,7 +100,7 @@ class Detecting:
             made, boxes, _ = self.transform(self.pictures.images[row], known, objects=0)
             pixels.append(made)
             regions.append(torch.from_numpy(boxes))
-        given = Proposals.pad(regions) if self.detector.given_proposals else None
+        given = Proposals.pad(regions) if self.detector.takes_proposals else None
         original = torch.tensor([self.pictures.images[row].shape[:2] for row in rows])
         return Images(*pad(pixels), original, tuple(map(str, rows)), given)
 
@@ -155,7 +155,7 @@ def _cost(config: Config, best: Path, device: str) -> Cost:
     import detkit.inference.evaluate
     import detkit.models  # noqa: F401 (part of the program, whose memory does not count)
     from detkit.backbones.describe import count_flops, count_parameters
-    from detkit.runtime.device import place_images
+    from detkit.runtime.device import images_to_device
 
     pictures = Pictures(config)
     before = _status("VmRSS")
@@ -171,7 +171,7 @@ def _cost(config: Config, best: Path, device: str) -> Cost:
     memory = None if before is None or peak is None else max(0, peak - before)
     if cuda:
         memory = torch.cuda.max_memory_allocated(work.device)
-    one = place_images(work.images([0]), work.device, work.config.train.channels_last)
+    one = images_to_device(work.images([0]), work.device, work.config.train.channels_last)
     return Cost(count_parameters(work.detector), count_flops(lambda: work.detector.predict(one)), memory)
 
 
@@ -192,8 +192,8 @@ def _status(name: str) -> int | None:
 
 def method_of(config: Config, dataset: "DetectionDataset") -> tuple[str, dict[str, object]] | None:
     """How the proposals of the test split were made, None where they are another program's or a detector's."""
-    from detkit.proposals.methods import METHODS
     from detkit.data.proposal_store import match_ids, open_store
+    from detkit.proposals.methods import METHODS
 
     for path in config.data.proposals:
         store = open_store(path)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit import extensions
-from detkit.config import Config
-from detkit.experiment import from_plain, load_config, to_plain
 from detkit.checkpoints import checkpoint
+from detkit.config import Config
 from detkit.engine.session import difference
 from detkit.errors import UserError
+from detkit.experiment import from_plain, load_config, to_plain
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset

@@ -16,6 +16,7 @@ from detkit.comparison.measure import (
     speeds,
     training_log,
 )
+from detkit.comparison.page import write_comparison
 from detkit.comparison.rows import Compared, Training, screen_table, to_csv
 from detkit.comparison.stores import make_missing, missing_stores
 from detkit.comparison.times import read_times, timed
@@ -24,7 +25,6 @@ from detkit.errors import UserError
 from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
-from detkit.comparison.page import write_comparison
 from detkit.viz.speed import SpeedPoint, speed_plot
 
 if TYPE_CHECKING:

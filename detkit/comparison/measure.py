@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detkit.runtime.race import Contender, Setting, Subject, race
 from detkit.comparison.detecting import BATCHES, PICTURES, detecting, load_best, method_of, proposing
 from detkit.comparison.entries import Entry
-from detkit.experiment import to_plain
 from detkit.evaluation import Result, read_detections, score, write_detections
+from detkit.experiment import to_plain
 from detkit.files import write_atomic
+from detkit.runtime.race import Contender, Setting, Subject, race
 from detkit.structures import DetectionSet
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def evaluate_entry(entry: Entry, dataset: "DetectionDataset", out: Path) -> tupl
 
 
 def _evaluate(entry: Entry, dataset: "DetectionDataset") -> tuple[Result, DetectionSet]:
-    from detkit.runtime.device import choose_device, place
     from detkit.inference.evaluate import evaluate
+    from detkit.runtime.device import choose_device, to_device
 
     config = entry.config
     detector = load_best(config, entry.best)
     device = choose_device(config.train.device)
-    place(detector, device, config.train.channels_last)
+    to_device(detector, device, config.train.channels_last)
     evaluation = evaluate(detector, dataset, config, device)
     return evaluation.result, evaluation.detections.to("cpu")
 
@@ -121,7 +121,7 @@ def needs_proposals(entry: Entry) -> bool:
     """Whether the detector classifies regions that are given."""
     from detkit.models import MODELS
 
-    return MODELS.get(entry.config.model.name).given_proposals
+    return MODELS.get(entry.config.model.name).takes_proposals
 
 
 def training_log(folder: Path, batch: int) -> tuple[float | None, float | None]:

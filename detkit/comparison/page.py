@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.comparison.rows import COLUMNS, Compared, cells
+from detkit.comparison.side_by_side import side_by_side
 from detkit.evaluation.errors import KINDS, STATES
 from detkit.files import write_atomic
 from detkit.report import plots
-from detkit.comparison.side_by_side import side_by_side
 from detkit.report.template import as_data, fill, resource
 from detkit.report.write import MEANING
 

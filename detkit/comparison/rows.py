@@ -68,7 +68,7 @@ class Compared:
             **curves,
             "AP": result["AP"],
             "images_per_second": {str(batch): self.images_per_second.get(batch) for batch in BATCHES},
-            "given_proposals": self.needs_proposals,
+            "takes_proposals": self.needs_proposals,
             "proposals_seconds_per_image": self.proposals,
             "images_per_second_with_proposals": {str(batch): self.end_to_end.get(batch) for batch in BATCHES},
             "training_images_per_second": self.training.images_per_second,

@@ -12,7 +12,7 @@ import numpy as np
 
 from detkit.data.dataset import Problem, Source
 from detkit.data.formats import DATASETS, find_format, find_splits
-from detkit.data.image_file import decode_photo
+from detkit.data.image_file import decode_image
 from detkit.errors import UserError, did_you_mean
 
 
@@ -62,7 +62,7 @@ def check_root(
     for source, row in images.values():
         _check_objects(source, row, classes, found)
     photos = {source.photo(row): (source, row) for source, row in images.values()}
-    _check_photos(root, photos, found, progress)
+    _check_images(root, photos, found, progress)
     objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for source, row in photos.values())
     return Report(sorted(found), len(photos), objects, splits)
 
@@ -113,7 +113,7 @@ def _check_box(
     return [Problem(file, number, "box outside", f"{name}: {text}", source.unit) for text in found]
 
 
-def _check_photos(
+def _check_images(
     root: Path,
     photos: dict[Path, tuple[Source, int]],
     problems: set[Problem],
@@ -124,7 +124,7 @@ def _check_photos(
         if not path.is_file():
             return "missing", (0, 0), ""
         try:
-            height, width = decode_photo(path, _stated(*photos[path])).shape[:2]
+            height, width = decode_image(path, _stated(*photos[path])).shape[:2]
         except UserError as error:
             return str(error).removeprefix(f"{path}: "), (0, 0), ""
         return "", (width, height), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

@@ -13,8 +13,8 @@ from detkit.data.coco import PREFIX
 from detkit.data.coco_writer import write_coco
 from detkit.data.dataset import DetectionDataset, parse_splits
 from detkit.data.formats import find_format, find_splits, open_sources
+from detkit.data.image_file import image_size
 from detkit.data.items import Item, Splits
-from detkit.data.image_file import photo_size
 from detkit.data.voc_writer import write_voc
 from detkit.data.yolo_writer import write_yolo
 from detkit.errors import UserError, did_you_mean
@@ -63,7 +63,7 @@ def convert(
         places = WRITERS[to](folder, classes, items)
         originals = {item.name: item.photo for own in items.values() for item in own}
         for done, (name, place) in enumerate(places.items(), 1):
-            place_photo(originals[name], folder / place, photos)
+            place_image(originals[name], folder / place, photos)
             if progress is not None:
                 progress(done, len(places))
     unique = {item.name: len(item.record.labels) for own in items.values() for item in own}
@@ -98,7 +98,7 @@ def _size(width: int, height: int, path: Path) -> tuple[int, int]:
     """The annotated size, or where nothing is annotated the photo's."""
     if width and height:
         return width, height
-    size = photo_size(path)
+    size = image_size(path)
     if size is None:
         raise UserError(f"no readable image {path}, and its annotation says no size")
     return size
@@ -122,7 +122,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def place_photo(photo: Path, target: Path, how: str) -> None:
+def place_image(photo: Path, target: Path, how: str) -> None:
     """Bring a photo to `target`, see `convert`; UserError if it is missing."""
     if how not in WAYS:
         raise UserError(f"no way {how!r} to bring photos over{did_you_mean(how, WAYS)}")

@@ -1,7 +1,7 @@
 """A data set format of your own: a function that reads it.
 
     @register_format("lines")
-    def read(root): return {"train": [Photo("a.jpg", [Object("cat", (10, 20, 110, 90))])], "test": [...]}
+    def read(root): return {"train": [AnnotatedImage("a.jpg", [Object("cat", (10, 20, 110, 90))])], "test": [...]}
 
 Then `data.format=lines` names it, see `imports` in config.py for how detkit comes to know it.
 """
@@ -34,7 +34,7 @@ class Object(NamedTuple):
     crowd: bool = False
 
 
-class Photo(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """A photo: its file, relative to the root, its objects, and its width and height, 0 where they are unknown."""
 
     file: str
@@ -42,7 +42,7 @@ class Photo(NamedTuple):
     size: tuple[int, int] = (0, 0)
 
 
-Reader = Callable[[Path], Mapping[str, Sequence[Photo]]]
+Reader = Callable[[Path], Mapping[str, Sequence[AnnotatedImage]]]
 
 
 def register_format(name: str) -> Callable[[Reader], Reader]:
@@ -72,7 +72,7 @@ class _CustomSource(Source):
 class _CustomDataset(DetectionDataset):
     @staticmethod
     @abstractmethod
-    def read(root: Path) -> Mapping[str, Sequence[Photo]]:
+    def read(root: Path) -> Mapping[str, Sequence[AnnotatedImage]]:
         """Return the photos of each split."""
 
     @classmethod
@@ -98,11 +98,11 @@ class _CustomDataset(DetectionDataset):
         return sorted(super().own_classes(indices))
 
 
-def _name(photo: Photo) -> str:
+def _name(photo: AnnotatedImage) -> str:
     return str(PurePosixPath(photo.file))
 
 
-def _index(splits: Mapping[str, Sequence[Photo]]) -> Index:
+def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
     """The annotations of all photos of a root, each once."""
     photos = {_name(photo): photo for own in splits.values() for photo in own}
     classes = list(dict.fromkeys(object.name for photo in photos.values() for object in photo.objects))

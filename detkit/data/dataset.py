@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from detkit.data.image_file import decode_image
 from detkit.data.index import Index
-from detkit.data.image_file import decode_photo
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
 
@@ -188,7 +188,7 @@ class DetectionDataset(ABC):
     def image(self, i: int) -> np.ndarray:
         """Return image `i` as (H, W, 3) RGB uint8, EXIF applied. UserError names the file where that fails."""
         width, height = self._sizes[i].tolist()
-        return decode_photo(self.path(i), (width, height))
+        return decode_image(self.path(i), (width, height))
 
     def truth(self, use_difficult: bool = False) -> TruthSet:
         """Return all objects, flat; `ignore` marks crowds and, unless they are used, difficult objects."""

@@ -10,18 +10,18 @@ import numpy as np
 from detkit.errors import UserError
 
 JPEG = b"\xff\xd8"
-PHOTO_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo", ".jp2", ".ppm", ".pgm")
 )
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-MOST_PIXELS = 178_956_970  # of a photo: Pillow's limit, now OpenCV's too, which else takes GiB for a file of some KiB
+MAX_PIXELS = 178_956_970  # of a photo: Pillow's limit, now OpenCV's too, which else takes GiB for a file of some KiB
 OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
 
 # read when cv2 is imported, so it comes before that
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 
-def decode_photo(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a photo as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
     transparent shows white, as in a viewer; the first picture of an animation.
 
@@ -51,7 +51,7 @@ def decode_photo(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.rint(pixels * weight + 255 * (1 - weight)).astype(np.uint8)
 
 
-def photo_header(path: Path) -> tuple[int, int, int] | None:
+def image_header(path: Path) -> tuple[int, int, int] | None:
     """Return stored width and height and the EXIF orientation of a photo, None where it cannot be read.
 
     Reads the header alone, where Pillow knows the format.
@@ -65,15 +65,15 @@ def photo_header(path: Path) -> tuple[int, int, int] | None:
             return *image.size, int(image.getexif().get(0x0112, 1)) if tagged else 1
     except Exception:  # Pillow raises whatever its plugins raise
         try:
-            height, width = decode_photo(path).shape[:2]
+            height, width = decode_image(path).shape[:2]
         except UserError:
             return None
         return width, height, 1
 
 
-def photo_size(path: Path) -> tuple[int, int] | None:
+def image_size(path: Path) -> tuple[int, int] | None:
     """Return (width, height) of the upright photo, None where it cannot be read."""
-    header = photo_header(path)
+    header = image_header(path)
     if header is None:
         return None
     width, height, orientation = header
@@ -90,7 +90,7 @@ def _fault(data: np.ndarray) -> str:
         try:
             Image.open(BytesIO(data.tobytes())).close()
         except Image.DecompressionBombError:
-            return f"too large, above {MOST_PIXELS:,} pixels"
+            return f"too large, above {MAX_PIXELS:,} pixels"
     return "corrupt or truncated image"
 
 

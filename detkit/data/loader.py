@@ -255,7 +255,7 @@ def test_loader(
     return _Loader(_Samples(dataset, build_test(spec), proposals=proposals), batches, workers)
 
 
-def sweep_loader(
+def dataset_pass_loader(
     dataset: DetectionDataset,
     spec: InputSpec,
     data_config: "DataConfig",

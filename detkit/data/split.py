@@ -13,7 +13,7 @@ from detkit.data.formats import find_format
 from detkit.data.index import Index
 from detkit.data.stratify import stratify
 from detkit.data.voc_index import read_index
-from detkit.data.yolo import YOLOSource, find_config, photos_below, read_layout, yolo_splits
+from detkit.data.yolo import YOLOSource, find_config, images_below, read_layout, yolo_splits
 from detkit.errors import UserError
 from detkit.files import write_atomic
 
@@ -94,7 +94,7 @@ def _coco(root: Path, source: str | None) -> tuple[Index, list[str], Write]:
 def _yolo(root: Path, _: str | None) -> tuple[Index, list[str], Write]:
     import yaml
 
-    photos = photos_below(root, root)
+    photos = images_below(root, root)
     if not photos:
         raise UserError(f"{root} holds no photo")
     index = YOLOSource(root, "", photos).index

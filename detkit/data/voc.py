@@ -24,7 +24,7 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 def check_layout(root: Path) -> None:
@@ -69,7 +69,7 @@ def read_split(root: Path, split: str, known: dict[str, int] | None = None) -> l
     return ids
 
 
-def photo_names(root: Path) -> frozenset[str]:
+def image_names(root: Path) -> frozenset[str]:
     """Names of the files in JPEGImages, none where the folder is missing."""
     try:
         return frozenset(os.listdir(root / "JPEGImages"))
@@ -77,10 +77,10 @@ def photo_names(root: Path) -> frozenset[str]:
         return frozenset()
 
 
-def find_photo(root: Path, name: str, stated: str, existing: frozenset[str]) -> Path:
+def find_image(root: Path, name: str, stated: str, existing: frozenset[str]) -> Path:
     """Path of the photo of an annotation: by its id, else by its <filename>; where neither exists, id.jpg."""
     folder = root / "JPEGImages"
-    for suffix in PHOTO_SUFFIXES:
+    for suffix in IMAGE_SUFFIXES:
         if name + suffix in existing:
             return folder / (name + suffix)
     stated = Path(stated.replace("\\", "/")).name
@@ -112,8 +112,8 @@ class VOCSource(Source):
 
     def photo(self, row: int) -> Path:
         if self._photos is None:
-            self._photos = photo_names(self.root)
-        return find_photo(self.root, str(self.index.ids[row]), str(self.index.photos[row]), self._photos)
+            self._photos = image_names(self.root)
+        return find_image(self.root, str(self.index.ids[row]), str(self.index.photos[row]), self._photos)
 
 
 class VOCDataset(DetectionDataset):

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.image_file import IMAGE_SUFFIXES
 from detkit.data.index import Index
-from detkit.data.image_file import PHOTO_SUFFIXES
 from detkit.data.yolo_index import label_name, read_yolo_index
 from detkit.errors import UserError, did_you_mean
 from detkit.files import read_text
@@ -121,10 +121,10 @@ def yolo_splits(root: Path) -> list[str]:
 
 def _is_list(path: Path) -> bool:
     with open(path, encoding="utf-8", errors="replace") as file:
-        return Path(file.readline().strip()).suffix.lower() in PHOTO_SUFFIXES
+        return Path(file.readline().strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
-def split_photos(root: Path, split: str) -> list[str]:
+def split_images(root: Path, split: str) -> list[str]:
     """Photos of a split, relative to the root: of a folder all below it, by name; of a list in its order.
 
     Raises UserError where there is no such split, or no photo in it.
@@ -141,19 +141,19 @@ def split_photos(root: Path, split: str) -> list[str]:
         path = layout.find(entry)
         if path is None:
             raise UserError(f"{layout.config}: {split}: there is no {entry} below {layout.bases[-1]}")
-        photos += _listed(path, layout) if path.is_file() else photos_below(root, path)
+        photos += _listed(path, layout) if path.is_file() else images_below(root, path)
     if not photos:
         raise UserError(f"{root}: the split {split} is empty; {entries[0]} holds no photo")
     return photos
 
 
-def photos_below(root: Path, folder: Path) -> list[str]:
+def images_below(root: Path, folder: Path) -> list[str]:
     """Names of all photos below a folder, relative to the root, sorted."""
     found = [
         os.path.join(where, name)
         for where, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.startswith(".")
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
     ]
     return sorted(_below(Path(path), root) for path in found)
 
@@ -183,7 +183,7 @@ class YOLOSource(Source):
 
     def __init__(self, root: Path, split: str, photos: Sequence[str] | None = None) -> None:
         layout = read_layout(root)
-        listed = split_photos(root, split) if photos is None else photos
+        listed = split_images(root, split) if photos is None else photos
         unique = list(dict.fromkeys(listed))
         index = read_yolo_index(root, split, unique)
         problems = [
@@ -196,7 +196,7 @@ class YOLOSource(Source):
             problems.append(Problem(label_name(unique[0]), 0, "missing file", text))
         if layout.names is None:
             others = [name for name in yolo_splits(root) if name != split] if photos is None else []
-            indices = [index, *(read_yolo_index(root, s, list(dict.fromkeys(split_photos(root, s)))) for s in others)]
+            indices = [index, *(read_yolo_index(root, s, list(dict.fromkeys(split_images(root, s)))) for s in others)]
             most = max((int(one.names.max()) for one in indices if len(one.names)), default=-1)
             names = {number: str(number) for number in range(most + 1)}
         else:
@@ -213,7 +213,7 @@ class YOLOSource(Source):
         folders = {str(PurePosixPath(photo).parent): label_name(photo) for photo in self.index.photos.tolist()}
         found = []
         for folder, label in folders.items():
-            photos = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in PHOTO_SUFFIXES}
+            photos = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
             for path in (self.root / label).parent.glob("*.txt"):
                 if path.stem not in photos and path.name != "classes.txt" and path.parent != self.root:
                     file = _below(path, self.root)

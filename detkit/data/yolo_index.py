@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from detkit.data.image_file import image_size
 from detkit.data.index import Index, cached_index, fingerprint, object_arrays, shortest_names
-from detkit.data.image_file import photo_size
 from detkit.errors import UserError
 from detkit.files import read_text
 
@@ -109,7 +109,7 @@ def _build(root: Path, photos: Sequence[str]) -> Index:
     flags = read_flags(root)
     sizes, problems, objects = [], [], []
     for photo in photos:
-        size = photo_size(root / photo) or (0, 0)
+        size = image_size(root / photo) or (0, 0)
         name = label_name(photo)
         labels = _read_labels(root / name)
         faults = list(labels.problems)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from detkit.data.image_file import image_header
 from detkit.data.items import Item, Splits, plain
-from detkit.data.image_file import photo_header
 from detkit.data.yolo_index import FLAGS_NAME, label_name
 
 DIGITS = 12  # of a normalised number: a whole pixel of any photo is whole again when it is read
@@ -74,7 +74,7 @@ def upright(item: Item) -> tuple[np.ndarray, tuple[int, int]]:
     with it.
     """
     boxes, (width, height) = item.boxes(), item.size
-    if width == height or (header := photo_header(item.photo)) is None:
+    if width == height or (header := image_header(item.photo)) is None:
         return boxes, item.size
     stored, orientation = header[:2], header[2]
     if orientation not in TURNS or stored != item.size:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from detkit.runtime import distributed
-from detkit.runtime.device import place, place_images
+from detkit.runtime.device import images_to_device, to_device
 from detkit.runtime.signals import Interrupt, Stopped
 from detkit.structures import Images, Targets
 
@@ -20,7 +20,7 @@ SAVE_EVERY = 600.0  # seconds; what a stage holds may be gigabytes
 SAY_EVERY = 20.0  # seconds between two lines where the output is not a terminal
 
 
-def sweep(
+def dataset_pass(
     run: "Run",
     detector: "Detector",
     rows: Sequence[int],
@@ -34,12 +34,14 @@ def sweep(
     after SIGTERM or Ctrl-C, before Stopped is raised. Under torchrun every process sees all photos: what a stage makes
     of them is one state, which no process could make from a share.
     """
-    from detkit.data.loader import sweep_loader
+    from detkit.data.loader import dataset_pass_loader
 
-    place(detector, run.device, run.config.train.channels_last)
+    to_device(detector, run.device, run.config.train.channels_last)
     detector.eval()
     recipe = run.config.train
-    batches = sweep_loader(run.train, detector.input, run.config.data, rows[done:], batch=run.config.evaluate.batch)
+    batches = dataset_pass_loader(
+        run.train, detector.input, run.config.data, rows[done:], batch=run.config.evaluate.batch
+    )
     console = Console(quiet=not run.writes, highlight=False)
     columns = ("{task.description}", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     saved = said = time.monotonic()
@@ -49,14 +51,14 @@ def sweep(
     ):
         task = bar.add_task(text, total=len(rows), completed=done)
         for images, targets in batches:
-            yield place_images(images, run.device, recipe.channels_last), targets.to(run.device)
+            yield images_to_device(images, run.device, recipe.channels_last), targets.to(run.device)
             done += len(images)
             bar.update(task, completed=done)
             now = time.monotonic()
             if not console.is_terminal and (now - said > SAY_EVERY or done == len(rows)):
                 said = now
                 console.print(f"{text}: {done}/{len(rows)} photos")
-            signal = distributed.largest(interrupt.received)
+            signal = distributed.all_reduce_max(interrupt.received)
             if signal or now - saved > SAVE_EVERY:
                 save(done)
                 saved = now

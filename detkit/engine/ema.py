@@ -9,7 +9,7 @@ from torch import Tensor, nn
 D = TypeVar("D", bound=nn.Module)
 
 
-class Average(Generic[D]):
+class ModelEMA(Generic[D]):
     """Exponential moving average of all weights and buffers, kept in `self.detector`.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run does not remember its random start.

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.runtime.device import place
-from detkit.inference.evaluate import evaluate
 from detkit.engine.run import Run
 from detkit.errors import UserError
 from detkit.evaluation import per_class_table
 from detkit.files import save_atomic
+from detkit.inference.evaluate import evaluate
+from detkit.runtime.device import to_device
 from detkit.structures import DetectionSet
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def conclude(run: Run) -> None:
         run.say(f"{best} is not tested, since data.test is empty")
         return
     detector, _ = checkpoint.load_detector(best)
-    place(detector, run.device, run.config.train.channels_last)
+    to_device(detector, run.device, run.config.train.channels_last)
     evaluation = evaluate(detector, run.test, run.config, run.device)
     if run.writes:
         protocol = {"split": "test", "dataset": run.test.name, "checkpoint": str(best)}

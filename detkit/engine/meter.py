@@ -68,11 +68,11 @@ class Meter:
 
     def summary(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the mean loss parts since the last summary, over all processes, and the times; starts anew."""
-        means = distributed.mean([sum(column) / len(self.steps) for column in zip(*self.steps)])
+        means = distributed.all_reduce_mean([sum(column) / len(self.steps) for column in zip(*self.steps)])
         losses = {"loss": sum(means), **dict(zip(self.names, means))}
         elapsed = time.perf_counter() - self._since
         times = {
-            "images_per_second": round(self._images * distributed.world() / elapsed, 2),
+            "images_per_second": round(self._images * distributed.world_size() / elapsed, 2),
             "data_share": round(self._waited / elapsed, 4),
         }
         self.steps = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.runtime import distributed
 from detkit.errors import UserError
+from detkit.runtime import distributed
 from detkit.structures import InputSpec
 
 if TYPE_CHECKING:

@@ -18,15 +18,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from detkit.config import Config
-from detkit.experiment import save_config
 from detkit.checkpoints import checkpoint
+from detkit.config import Config
+from detkit.engine.dataset_pass import dataset_pass
+from detkit.engine.log import Log
+from detkit.errors import UserError
+from detkit.experiment import save_config
+from detkit.inference.evaluate import evaluate
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, resolve_amp
-from detkit.inference.evaluate import evaluate
-from detkit.engine.log import Log
-from detkit.engine.dataset_pass import sweep
-from detkit.errors import UserError
 from detkit.structures import Images, InputSpec, Proposals, Targets
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Run:
         data = self.config.data
         if self.store is not None:
             data = replace(data, proposals=[str(self.folder / self.store)], proposal_count=0)
-        rank, world = distributed.rank(), distributed.world()
+        rank, world = distributed.rank(), distributed.world_size()
         return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
 
     def propose(self, detector: "FasterRCNN", store: str) -> None:
@@ -105,7 +105,7 @@ class Run:
                 path, self.train, detector, self.config, self.last, lambda done, _: bar.update(task, completed=done)
             )
 
-    def sweep(
+    def dataset_pass(
         self,
         detector: "Detector",
         rows: Sequence[int],
@@ -115,7 +115,7 @@ class Run:
         save: Callable[[int], None],
     ) -> Iterator[Batch]:
         """Yield the training photos `rows` from place `done` on, unaugmented, on the device; see `sweep`."""
-        return sweep(self, detector, rows, text, done, save)
+        return dataset_pass(self, detector, rows, text, done, save)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -253,7 +253,7 @@ def environment(device: torch.device, amp: str) -> str:
     else:
         lines["device"] = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     lines["amp"] = resolve_amp(device, amp)
-    lines["processes"] = str(distributed.world())
+    lines["processes"] = str(distributed.world_size())
     return "".join(f"{name}: {value}\n" for name, value in lines.items())
 
 

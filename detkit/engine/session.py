@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detkit.config import Config, TrainConfig
-from detkit.experiment import load_config, to_plain
 from detkit.checkpoints import checkpoint
-from detkit.runtime import distributed
-from detkit.runtime.device import choose_device
+from detkit.config import Config, TrainConfig
 from detkit.engine.finish import finish
 from detkit.engine.run import Run, check_folder, create_folder
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
+from detkit.experiment import load_config, to_plain
+from detkit.runtime import distributed
+from detkit.runtime.device import choose_device
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
@@ -86,7 +86,7 @@ def check_proposals(settings: Config, datasets: "list[DetectionDataset]") -> Non
     from detkit.data.loader import open_proposals
     from detkit.models import MODELS
 
-    if MODELS.get(settings.model.name).given_proposals and not settings.data.proposals:
+    if MODELS.get(settings.model.name).takes_proposals and not settings.data.proposals:
         raise UserError(
             f"data.proposals is empty, but {settings.model.name} classifies given regions; make them with "
             "`detkit proposals make` and name the store, as in data.proposals=[proposals/mine.npz]"
@@ -97,9 +97,9 @@ def check_proposals(settings: Config, datasets: "list[DetectionDataset]") -> Non
 
 def check_batch(recipe: TrainConfig) -> None:
     """Raise UserError where a batch cannot be shared out equally."""
-    pieces = distributed.world() * recipe.accumulate
+    pieces = distributed.world_size() * recipe.accumulate
     if recipe.batch % pieces:
         raise UserError(
             f"train.batch: {recipe.batch} is not a multiple of {pieces} "
-            f"({distributed.world()} processes x train.accumulate {recipe.accumulate})"
+            f"({distributed.world_size()} processes x train.accumulate {recipe.accumulate})"
         )

@@ -36,17 +36,19 @@ def run_stages(detector: "Detector", run: Run) -> None:
         if name not in names:
             raise UserError(f"{run.folder / 'last.pt'}: saved in stage {name!r}; this model has {', '.join(names)}")
         at = names.index(name)
-        run.before = run.config.train.iterations * sum(done.longer for done in stages[:at] if isinstance(done, SGD))
+        run.before = run.config.train.iterations * sum(
+            done.iterations_factor for done in stages[:at] if isinstance(done, SGD)
+        )
         if run.resumed["training"].get("finished"):
             run.restore(detector)
             at += 1
         stages = stages[at:]
     for stage in stages:
         run.stage = stage.name
-        detector.enter(stage.name)
+        detector.begin_stage(stage.name)
         if isinstance(stage, SGD):
             run.store = stage.store
             fit(detector, run, stage)
-            run.before += run.config.train.iterations * stage.longer
+            run.before += run.config.train.iterations * stage.iterations_factor
         else:
             stage.run(detector, run)

@@ -8,7 +8,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from detkit.checkpoints import checkpoint
-from detkit.engine.ema import Average
+from detkit.engine.ema import ModelEMA
 from detkit.engine.meter import Meter
 from detkit.errors import UserError
 
@@ -26,7 +26,7 @@ class State:
     detector: "Detector"
     optimizer: Optimizer
     scaler: GradScaler
-    average: "Average[Detector] | None"
+    average: "ModelEMA[Detector] | None"
     meter: Meter
 
     @property

@@ -11,18 +11,18 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import TrainConfig
-from detkit.runtime import distributed
-from detkit.runtime.device import autocast, place, place_images
-from detkit.engine.ema import Average
+from detkit.engine.ema import ModelEMA
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.nonfinite import stop_nonfinite
 from detkit.engine.optimizer import build_optimizer, set_rate
 from detkit.engine.run import Run
 from detkit.engine.schedule import learning_rate
-from detkit.runtime.signals import Interrupt, Stopped
 from detkit.engine.state import State
 from detkit.models import SGD
+from detkit.runtime import distributed
+from detkit.runtime.device import autocast, images_to_device, to_device
+from detkit.runtime.signals import Interrupt, Stopped
 from detkit.structures import Images, Targets
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
     Raises Stopped after SIGTERM or Ctrl-C, with last.pt saved; UserError where a loss is not finite.
     """
     recipe, device, before = stage_recipe(run.config.train, stage), run.device, run.before
-    place(detector, device, recipe.channels_last)
+    to_device(detector, device, recipe.channels_last)
     detector.train()
     optimizer = build_optimizer(detector, recipe)
     scaler = GradScaler(device.type, enabled=recipe.amp == "fp16")
-    average = Average(detector, recipe.ema) if recipe.ema else None
+    average = ModelEMA(detector, recipe.ema) if recipe.ema else None
     meter = Meter(device)
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
@@ -59,21 +59,21 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
             set_rate(optimizer, rate := learning_rate(recipe, iteration))
             parts: list[dict[str, Tensor]] = []
             for micro_images, micro_targets in split(images, targets, recipe.accumulate):
-                micro_images = place_images(micro_images, device, recipe.channels_last)
+                micro_images = images_to_device(micro_images, device, recipe.channels_last)
                 with synchronised(model, len(parts) + 1 == recipe.accumulate), autocast(device, recipe.amp):
                     parts.append(model(micro_images, micro_targets.to(device)))
                     scaler.scale(total(parts[-1]) / recipe.accumulate).backward()
             meter.add(iteration, parts)
 
             done = iteration + 1
-            signal = distributed.largest(interrupt.received)
+            signal = distributed.all_reduce_max(interrupt.received)
             logging = due(done, LOG_EVERY, recipe.iterations)
-            evaluating = stage.whole and due(done, recipe.evaluate_every, recipe.iterations)
+            evaluating = stage.can_evaluate and due(done, recipe.evaluate_every, recipe.iterations)
             saving = bool(signal) or evaluating or due(done, recipe.save_every, recipe.iterations)
             # the one place where the host waits for a GPU, every LOG_EVERY steps and before anything is saved
             if logging or saving or meter.instant:
                 bad = meter.read()
-                if distributed.largest(bad is not None):
+                if distributed.all_reduce_max(bad is not None):
                     stop_nonfinite(detector.input, run, bad)
 
             if recipe.clip is not None:
@@ -101,8 +101,8 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
 
 def stage_recipe(recipe: TrainConfig, stage: SGD) -> TrainConfig:
     """The config's recipe, as long as the stage is."""
-    milestones = [milestone * stage.longer for milestone in recipe.milestones]
-    return replace(recipe, iterations=recipe.iterations * stage.longer, milestones=milestones)
+    milestones = [milestone * stage.iterations_factor for milestone in recipe.milestones]
+    return replace(recipe, iterations=recipe.iterations * stage.iterations_factor, milestones=milestones)
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:

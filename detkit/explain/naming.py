@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from detkit.viz.draw import colour
 from detkit.explain.canvas import DARK, NEGATIVE, PANEL, Canvas, Key, Kind, Panel
+from detkit.viz.draw import colour
 
 if TYPE_CHECKING:
     from detkit.explain.trace import Assignment, Explanation

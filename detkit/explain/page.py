@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.report.template import as_data, fill, resource
 from detkit.explain.canvas import Panel, Stage
+from detkit.report.template import as_data, fill, resource
 from detkit.viz.figure import hex_code
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _data(explanation: "Explanation") -> dict[str, object]:
         "final": work.final[work.final < STEPS].tolist(),
         "classes": list(explanation.classes),
         "iou": work.iou,
-        "score": explanation.settings.score,
+        "score": explanation.settings.score_threshold,
     }
 
 

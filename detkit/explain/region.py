@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.viz.draw import colour
 from detkit.explain.canvas import DARK, NEGATIVE, PROPOSAL, TRUTH, Canvas, Key, Panel, Stage
 from detkit.explain.naming import assignment_panels, class_legend, final_name, many, truth_legend
 from detkit.explain.rpn import rpn_stages
+from detkit.viz.draw import colour
 
 if TYPE_CHECKING:
     from detkit.explain.trace import Assignment, Explanation, RegionTrace

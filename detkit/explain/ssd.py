@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.viz.draw import colour
 from detkit.explain.canvas import DARK, NEGATIVE, TRUTH, Canvas, Key, Panel, Stage, side_of
 from detkit.explain.naming import assignment_panels, class_legend, final_name, many, object_name, truth_legend
+from detkit.viz.draw import colour
 
 if TYPE_CHECKING:
     from detkit.explain.trace import Explanation, SSDTrace
@@ -83,7 +83,7 @@ def _maps(explanation: "Explanation", trace: "SSDTrace") -> Stage:
         caption = f"{_title(trace, number)}, {many(len(rows), 'box', 'boxes')}, {len(final)} final"
         panels.append(Panel(canvas.picture(), caption))
     text = (
-        f"The map that each of the {len(work.scores)} boxes of a score above {explanation.settings.score:g} comes "
-        "from; thick and named are those that stay in the end."
+        f"The map that each of the {len(work.scores)} boxes of a score above {explanation.settings.score_threshold:g} "
+        "comes from; thick and named are those that stay in the end."
     )
     return Stage("maps", "The map each box came from", text, panels, class_legend(explanation))

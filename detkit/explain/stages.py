@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.viz.draw import colour
 from detkit.explain.canvas import DARK, PROPOSAL, TRUTH, Canvas, Key, Panel, Stage, side_of, window
 from detkit.explain.naming import class_legend, final_name, many
 from detkit.explain.region import region_stages
 from detkit.explain.ssd import ssd_stages
 from detkit.explain.yolo import yolo_stages
+from detkit.viz.draw import colour
 
 if TYPE_CHECKING:
     from detkit.explain.trace import Explanation
@@ -43,10 +43,13 @@ def _candidates(explanation: "Explanation") -> Stage:
         [0.35 + 0.65 * _share(work.scores, row) for row in order],
     )
     count = len(work.scores)
-    text = f"{many(count, 'box', 'boxes')} of a score above {settings.score:g}, before non-maximum suppression. " + (
-        f"The best scores {work.scores[0]:.3f}, the last {work.scores[-1]:.3f}; the fainter, the lower."
-        if count
-        else "A lower --score shows more."
+    text = (
+        f"{many(count, 'box', 'boxes')} of a score above {settings.score_threshold:g}, before non-maximum suppression. "
+        + (
+            f"The best scores {work.scores[0]:.3f}, the last {work.scores[-1]:.3f}; the fainter, the lower."
+            if count
+            else "A lower --score shows more."
+        )
     )
     return Stage("candidates", "Scores before NMS", text, [Panel(canvas.picture())], class_legend(explanation))
 
@@ -80,7 +83,7 @@ def _suppression(explanation: "Explanation") -> Stage:
     if unseen:
         text += f" {unseen} beyond the best {explanation.settings.top_k} of a class were not looked at."
     if cut:
-        text += f" {cut} beyond the best {explanation.settings.keep} of the photo were cut."
+        text += f" {cut} beyond the best {explanation.settings.detections_per_image} of the photo were cut."
     if len(work.final) > MOST:
         text += f" The best {MOST} are shown."
     if not panels:

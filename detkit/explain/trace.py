@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config, DetectConfig
-from detkit.data.transforms import build_test, pad
 from detkit.data.image_truth import Truth
-from detkit.runtime.device import autocast, place_images
-from detkit.inference.predict import proposal_method
+from detkit.data.transforms import build_test, pad
 from detkit.explain.recording import Keep, record
+from detkit.inference.predict import proposal_method
 from detkit.models import postprocess
 from detkit.models.fast_rcnn import FastRCNN
 from detkit.models.faster_rcnn import FasterRCNN
-from detkit.models.svm_detector import LinearDetector
 from detkit.models.rcnn import RCNN
 from detkit.models.region import RegionDetector, proposals_of, sample_regions
+from detkit.models.rpn import rpn_candidates
 from detkit.models.sppnet import SPPNet
 from detkit.models.ssd import SSD
+from detkit.models.svm_detector import SVMDetector
 from detkit.models.yolov1 import YOLOv1
 from detkit.ops import clip, decode_cells, hard_negatives, nms_suppressors, responsible_boxes, sppnet_scale
-from detkit.models.rpn import candidates
+from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Images, Predictions, Proposals, Targets
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Trut
     comes what training would learn from this photo, by the detector's own matching, the weights as they are.
     """
     device = next(detector.parameters()).device
-    images = place_images(_images(detector, image, config), device, config.train.channels_last)
+    images = images_to_device(_images(detector, image, config), device, config.train.channels_last)
     targets = None if truth is None else _targets(detector, image, truth, config).to(device)
     training = detector.training
     detector.eval()
@@ -173,9 +173,9 @@ def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Trut
 
 def _images(detector: "Detector", image: np.ndarray, config: Config) -> Images:
     """The photo as the network's input, with proposals for a detector that wants such."""
-    regions = proposal_method(config)(image) if detector.given_proposals else np.zeros((0, 4), np.float32)
+    regions = proposal_method(config)(image) if detector.takes_proposals else np.zeros((0, 4), np.float32)
     pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)
-    given = Proposals.pad([torch.from_numpy(regions)]) if detector.given_proposals else None
+    given = Proposals.pad([torch.from_numpy(regions)]) if detector.takes_proposals else None
     return Images(*pad([pixels]), torch.tensor([image.shape[:2]]), ("0",), given)
 
 
@@ -205,9 +205,18 @@ def _suppression(predictions: Predictions, images: Images, settings: DetectConfi
     """What post-processing drops, from what it is given."""
     boxes, scores = clip(predictions.boxes.float(), images.sizes)[0], predictions.scores[0].float()
     # host sync: of one photo that a person looks at, candidates alone are worth keeping
-    source, labels = (scores > settings.score).nonzero(as_tuple=True)
+    source, labels = (scores > settings.score_threshold).nonzero(as_tuple=True)
     chosen = boxes[source] if boxes.ndim == 2 else boxes[source, labels]
-    return _work(chosen, scores[source, labels], labels, source, images, settings.iou, settings.top_k, settings.keep)
+    return _work(
+        chosen,
+        scores[source, labels],
+        labels,
+        source,
+        images,
+        settings.nms_iou,
+        settings.top_k,
+        settings.detections_per_image,
+    )
 
 
 def _work(
@@ -264,7 +273,7 @@ class _SSD(_Tracer):
         if targets is None:
             return SSDTrace(anchors, level, sides, None, np.zeros(0, np.int64))
         match = detector.match(targets)
-        _, negative = hard_negatives(logits, match, targets.labels, detector.negatives)
+        _, negative = hard_negatives(logits, match, targets.labels, detector.neg_pos_ratio)
         rows = ((match.index[0] >= 0) | negative[0]).nonzero().squeeze(1)
         learnt = _assignment(detector.anchors[rows], match.index[0][rows], images)
         return SSDTrace(anchors, level, sides, learnt, level[rows.cpu().numpy()])
@@ -296,7 +305,7 @@ class _Region(_Tracer):
 
     def __init__(self, detector: RegionDetector) -> None:
         self.parts = {"region_features": _mean}
-        if isinstance(detector, LinearDetector):
+        if isinstance(detector, SVMDetector):
             self.parts = {"pool": _mean}
         elif isinstance(detector, FastRCNN) and detector.config.scales:
             self.parts = {"pyramid_features": _mean}
@@ -367,9 +376,9 @@ def _rpn(
     anchors: list[Tensor],
 ) -> RPNTrace:
     before, after = detector.counts
-    found = candidates(logits, deltas, anchors, images.sizes, detector.smallest(images), before)
+    found = rpn_candidates(logits, deltas, anchors, images.sizes, detector.min_size(images), before)
     boxes, score, level = (part[found.valid] for part in found[:3])
-    work = _work(boxes, score, level, level, images, detector.config.rpn_iou, before, after)
+    work = _work(boxes, score, level, level, images, detector.config.rpn_nms_iou, before, after)
     # logits until here: probabilities of 1 would tie
     work = replace(work, scores=torch.from_numpy(work.scores).sigmoid().numpy())
     learnt = None

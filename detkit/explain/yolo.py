@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.viz.draw import PAPER, colour
 from detkit.explain.canvas import DARK, NEGATIVE, TRUTH, Canvas, Key, Panel, Stage
 from detkit.explain.naming import draw_truth, object_name, truth_legend
+from detkit.viz.draw import PAPER, colour
 
 if TYPE_CHECKING:
     from detkit.explain.trace import Explanation, YOLOTrace

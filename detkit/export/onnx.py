@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
 from detkit.files import atomic_path
-from detkit.models import Detector, fast_rcnn, faster_rcnn, svm_detector as linear, rcnn, region, sppnet, ssd, yolov1
+from detkit.models import Detector, fast_rcnn, faster_rcnn, rcnn, region, sppnet, ssd, yolov1
+from detkit.models import svm_detector as linear
+from detkit.models.rpn import CODER as RPN_CODER
 from detkit.ops import BoxCoder
 from detkit.ops.coders import MAX_LOG_SCALE
-from detkit.models.rpn import CODER as RPN_CODER
 from detkit.structures import Images
 
 OPSET = 18  # what torch's exporter writes without converting
@@ -132,10 +133,10 @@ class Head(nn.Module):
         return logits[0], deltas[0] * self.head.delta_std + self.head.delta_mean
 
 
-class LinearHead(nn.Module):
+class SVMHead(nn.Module):
     """pooled (R, ...) -> scores (R, classes) and deltas (R, classes, 4)."""
 
-    def __init__(self, head: linear.LinearHead, softmax: bool) -> None:
+    def __init__(self, head: linear.SVMHead, softmax: bool) -> None:
         super().__init__()
         self.head, self.softmax = head, softmax
 
@@ -296,7 +297,12 @@ def _faster_rcnn(detector: faster_rcnn.FasterRCNN) -> dict[str, Part]:
         **{f"anchors_{name}": "(anchors, 4) float32, x1, y1, x2, y2 in pixels of the input" for name in names},
         **{f"map_{name}": "(batch, channels, rows, columns) float32, pooled from, see pooling" for name in pooled},
     }
-    proposals = {"before": c.test_before, "after": c.test_after, "iou": c.rpn_iou, "smallest": c.smallest}
+    proposals = {
+        "pre_nms_top_n": c.test_pre_nms_top_n,
+        "post_nms_top_n": c.test_post_nms_top_n,
+        "nms_iou": c.rpn_nms_iou,
+        "min_size": c.min_size,
+    }
     proposals |= {"deltas": _coder(RPN_CODER)}
     rpn = Part(Proposer(detector), _photos(detector), outputs, {"proposals": proposals, "pooling": _pooling(detector)})
     return {"-rpn": rpn, "-head": _head(detector)}
@@ -313,7 +319,7 @@ def _sppnet(detector: sppnet.SPPNet) -> dict[str, Part]:
     pooling = {"pyramid": c.pyramid, "stride": detector.map.stride, "centre": detector.centre}
     text = f"(regions, {detector.map.channels}, {bins}) float32, largest values in the bins of the pyramid"
     pooled = _regions((detector.map.channels, bins), text)
-    head = Part(LinearHead(detector.head, c.scoring == "softmax"), {"pooled": pooled}, *_scored(detector))
+    head = Part(SVMHead(detector.head, c.scoring == "softmax"), {"pooled": pooled}, *_scored(detector))
     facts = {"pooling": pooling, "scales": c.scales}
     return {"-map": Part(Features(detector), _photos(detector), _map(detector), facts), "-head": head}
 
@@ -358,7 +364,7 @@ def _head(detector: faster_rcnn.FasterRCNN | fast_rcnn.FastRCNN) -> Part:
     return Part(Head(detector.head), {"pooled": _regions(shape, text)}, outputs, {"coder": _coder(region.CODER)})
 
 
-def _scored(detector: linear.LinearDetector) -> tuple[dict[str, str], dict[str, Any]]:
+def _scored(detector: linear.SVMDetector) -> tuple[dict[str, str], dict[str, Any]]:
     classes = len(detector.classes)
     outputs = {
         "scores": f"(regions, {classes}) float32, of each class",
@@ -371,7 +377,7 @@ def _pooling(detector: faster_rcnn.FasterRCNN | fast_rcnn.FastRCNN) -> dict[str,
     c, features = detector.config, detector.region_features
     pooling = {"kind": c.pool, "size": c.pool_size, "strides": features.strides}
     # of several maps, a region's is chosen by its size
-    return pooling | ({"canonical": features.canonical} if len(features.strides) > 1 else {})
+    return pooling | ({"canonical_scale": features.canonical_scale} if len(features.strides) > 1 else {})
 
 
 def _coder(coder: BoxCoder) -> dict[str, Any]:

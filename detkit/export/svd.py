@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from detkit.checkpoints import checkpoint
-from detkit.runtime.device import autocast, choose_device, resolve_amp
 from detkit.errors import UserError
+from detkit.runtime.device import autocast, choose_device, resolve_amp
 from detkit.structures import Images, Predictions, Proposals
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _random_images(detector: "Detector") -> Images:
     pixels = torch.randint(256, (1, 3, *size[0].tolist()), generator=random, dtype=torch.uint8)
     low = torch.rand(REGIONS, 2, generator=random) * 0.7
     corners = torch.cat((low, low + 0.1 + 0.2 * torch.rand(REGIONS, 2, generator=random)), 1)
-    given = Proposals.pad([corners * size.flip(1).repeat(1, 2)]) if detector.given_proposals else None
+    given = Proposals.pad([corners * size.flip(1).repeat(1, 2)]) if detector.takes_proposals else None
     return Images(pixels, size, size, ("random",), given)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config, DetectConfig
-from detkit.runtime import distributed
-from detkit.runtime.device import autocast, place_images
 from detkit.inference.tta import predict_views
+from detkit.runtime import distributed
+from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate(
         batch=config.evaluate.batch,
         workers=config.train.workers,
         rank=distributed.rank(),
-        world=distributed.world(),
+        world=distributed.world_size(),
         proposals=open_proposals(dataset, config.data),
     )
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def detect_batch(
     """Move a batch to the device, predict, post-process; least: (C,), on the device, see `postprocess`."""
     from detkit.models import postprocess
 
-    images = place_images(images, device, channels_last)
+    images = images_to_device(images, device, channels_last)
     with autocast(device, amp):
         predictions = predict_views(detector, images, settings)
     return postprocess(predictions, images, settings, least)

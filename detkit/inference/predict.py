@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config
-from detkit.data.image_file import decode_photo
+from detkit.data.image_file import decode_image
 from detkit.data.transforms import Transform, build_test, pad
+from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.sources import Video, VideoReader, find_sources
-from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
 from detkit.structures import Detections, Images, Proposals
 
@@ -78,7 +78,7 @@ def detect_images(
     """
     least = None if least is None else least.to(next(detector.parameters()).device)
     transform = build_test(detector.input)
-    propose = proposal_method(config) if detector.given_proposals else None
+    propose = proposal_method(config) if detector.takes_proposals else None
 
     def prepare(source: Picture | Path) -> _Prepared | Unreadable:
         return _prepare(source, transform, propose)
@@ -150,7 +150,7 @@ def proposal_method(config: Config) -> Method:
 
 def _prepare(source: Picture | Path, transform: Transform, propose: Method | None) -> _Prepared | Unreadable:
     try:
-        image = decode_photo(source) if isinstance(source, Path) else _as_array(source)
+        image = decode_image(source) if isinstance(source, Path) else _as_array(source)
     except UserError as error:
         return Unreadable(error)
     regions = np.zeros((0, 4), np.float32) if propose is None else propose(image)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detkit.config import Config
 from detkit.checkpoints.checkpoint import load_detector
-from detkit.runtime.device import autocast, choose_device, place, place_images
+from detkit.config import Config
+from detkit.data.proposal_store import ProposalStore, make_manifest
 from detkit.errors import UserError
 from detkit.ops import clip
 from detkit.proposals.make import Made, fill_store
-from detkit.data.proposal_store import ProposalStore, make_manifest
+from detkit.runtime.device import autocast, choose_device, images_to_device, to_device
 from detkit.structures import Images, Proposals
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_proposer(
     if not isinstance(detector, FasterRCNN):
         raise UserError(f"{checkpoint}: {config.model.name} proposes no regions; name a checkpoint of faster_rcnn")
     if count is not None:
-        detector.config.test_after = count
+        detector.config.test_post_nms_top_n = count
     return detector, config
 
 
@@ -53,7 +53,7 @@ def make_rpn_store(
     that the result is the same.
     """
     device = choose_device(config.train.device)
-    place(detector, device, config.train.channels_last)
+    to_device(detector, device, config.train.channels_last)
     detector.eval()
     manifest = make_manifest("rpn", _parameters(detector, Path(checkpoint)), dataset.ids)
 
@@ -70,10 +70,10 @@ def _parameters(detector: "FasterRCNN", checkpoint: Path) -> dict[str, Any]:
         "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
         "weights": _hash(detector.state_dict()),
         "size": list(model.size),
-        "before": detector.counts[0],
-        "after": detector.counts[1],
-        "iou": model.rpn_iou,
-        "smallest": model.smallest,
+        "pre_nms_top_n": detector.counts[0],
+        "post_nms_top_n": detector.counts[1],
+        "nms_iou": model.rpn_nms_iou,
+        "min_size": model.min_size,
     }
 
 
@@ -96,7 +96,7 @@ def _propose(
     skip = frozenset(range(len(dataset))).difference(images)
     batch, workers = config.evaluate.batch, config.train.workers
     for given, _ in test_loader(dataset, detector.input, batch=batch, workers=workers, skip=skip):
-        given = place_images(given, device, config.train.channels_last)
+        given = images_to_device(given, device, config.train.channels_last)
         with torch.inference_mode(), autocast(device, config.train.amp):
             # waits for the device, once a batch: the store is written on the host
             found = detector.propose(given)

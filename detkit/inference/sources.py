@@ -11,11 +11,11 @@ from typing import Self
 
 import numpy as np
 
-from detkit.data.image_file import PHOTO_SUFFIXES
+from detkit.data.image_file import IMAGE_SUFFIXES
 from detkit.errors import UserError
 from detkit.files import atomic_path
 
-PICTURE_SUFFIXES = PHOTO_SUFFIXES | {".gif", ".avif"}
+SOURCE_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".avif"}
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
 )
@@ -105,37 +105,37 @@ def _resolve(name: str | Path | int) -> Folder | list[Path | Video]:
         raise UserError("a source is empty; give an image, folder, glob, video or camera number")
     if path.is_dir():
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if _is_photo_name(entry.name) and entry.is_file())
+            names = sorted(entry.name for entry in entries if _is_image_name(entry.name) and entry.is_file())
         if not names:
             raise UserError(f"no images in folder {path}; its subfolders would be {str(path / '**' / '*.jpg')!r}")
         return Folder(path, tuple(names))
     if path.exists():
-        return [_photo_or_video(path)]
+        return [_image_or_video(path)]
     if glob.has_magic(text):
         matches = map(Path, sorted(glob.glob(os.path.expanduser(text), recursive=True)))
-        usable = [Video(m) if _is_video(m) else m for m in matches if _is_photo(m) or _is_video(m)]
+        usable = [Video(m) if _is_video(m) else m for m in matches if _is_image(m) or _is_video(m)]
         if not usable:
             raise UserError(f"glob {text!r} matches no image or video")
         return usable
     raise UserError(f"no image, folder or video {text}")
 
 
-def _is_photo(path: Path) -> bool:
-    return _is_photo_name(path.name) and path.is_file()
+def _is_image(path: Path) -> bool:
+    return _is_image_name(path.name) and path.is_file()
 
 
-def _is_photo_name(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
     # the dot: macOS leaves ._name.jpg beside a photo, which is none
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in SOURCE_SUFFIXES and not name.startswith(".")
 
 
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _photo_or_video(path: Path) -> Path | Video:
+def _image_or_video(path: Path) -> Path | Video:
     suffix = path.suffix.lower()
-    if suffix in PICTURE_SUFFIXES:
+    if suffix in SOURCE_SUFFIXES:
         return path
     if suffix in VIDEO_SUFFIXES:
         return Video(path)

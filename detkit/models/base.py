@@ -22,13 +22,13 @@ class Paper(NamedTuple):
 class SGD:
     """A stage of a detector's training: gradient descent on its losses, by the config's `train` section.
 
-    longer: its iterations and milestones are that many times those of the config. whole: whether the detector is whole
-    at its end, so that it can be evaluated. store: of the run's folder, the proposals that come with its images.
+    iterations_factor: its iterations and milestones are that many times those of the config. can_evaluate: whether the
+    detector can detect at its end. store: of the run's folder, the proposals that come with its images.
     """
 
     name: str = "sgd"
-    longer: int = 1
-    whole: bool = True
+    iterations_factor: int = 1
+    can_evaluate: bool = True
     store: str | None = None
 
 
@@ -37,14 +37,14 @@ class Detector(nn.Module):
 
     config_type: the dataclass of its config. paper: where it was published, None for one that was not.
     classes: the names behind labels 0..C-1. input: how images must arrive.
-    given_proposals: whether it classifies regions that come with the images.
+    takes_proposals: whether it classifies regions that come with the images.
     class_layers: how the names begin of the weights whose meaning depends on the classes.
     experiment: the whole config of the checkpoint that it was loaded from, if it was.
     """
 
     config_type: ClassVar[type]
     paper: ClassVar[Paper | None] = None
-    given_proposals: ClassVar[bool] = False
+    takes_proposals: ClassVar[bool] = False
     class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]
     input: InputSpec
@@ -129,7 +129,7 @@ class Detector(nn.Module):
     def check(self, truth: TruthSet) -> None:
         """Raise UserError where these objects of the training split cannot train it."""
 
-    def enter(self, stage: str) -> None:
+    def begin_stage(self, stage: str) -> None:
         """Get ready for a stage: which losses, and which layers stay as they are. A resumed one reads weights after."""
 
     def stages(self) -> Sequence[Any]:

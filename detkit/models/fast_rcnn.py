@@ -42,8 +42,8 @@ class FastRCNNConfig(PooledConfig):
     name: str = "fast_rcnn"
     scales: list[int] = field(default_factory=list)
     longest: int = 2000
-    number: int = 64
-    background: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    batch_size_per_image: int = 64
+    bg_iou: list[float] = field(default_factory=lambda: [0.1, 0.5])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,10 +55,10 @@ class FastRCNNConfig(PooledConfig):
 class DeltaStatistics:
     """A stage before SGD: mean and standard deviation of each class's deltas over the training proposals.
 
-    (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes the proposals of IoU >= `overlap`.)
+    (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes the proposals of IoU >= `fg_iou`.)
     """
 
-    overlap: float
+    fg_iou: float
     name: str = "delta_statistics"
 
     def run(self, detector: RegionDetector, run: Any) -> None:
@@ -68,7 +68,7 @@ class DeltaStatistics:
         assert isinstance(head, RegionHead)
         sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
         for targets, given in run.regions():
-            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.overlap)
+            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.fg_iou)
             inside = match.index >= 0
             owner = match.index.clamp(min=0)
             truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
@@ -90,7 +90,7 @@ class FastRCNN(RegionDetector):
 
     config_type = FastRCNNConfig
     paper = Paper("Fast R-CNN", 2015)
-    given_proposals = True
+    takes_proposals = True
     head: RegionHead
 
     def __init__(self, config: FastRCNNConfig, classes: tuple[str, ...]) -> None:
@@ -105,10 +105,10 @@ class FastRCNN(RegionDetector):
         self.map = self.backbone.info[-1]
         self.region_features = MapFeatures([self.map], c.pool, c.pool_size)
         self.head = RegionHead(tail, self.map.channels, c.pool_size, len(classes))
-        self.freeze_layers(c.stages, c.norms)
+        self.freeze_layers(c.freeze_stages, c.freeze_norms)
 
     def stages(self) -> list[DeltaStatistics | SGD]:
-        return [DeltaStatistics(self.config.foreground), SGD()]
+        return [DeltaStatistics(self.config.fg_iou), SGD()]
 
     def regions(self, images: Images, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and normalised deltas (B, R, C, 4)."""

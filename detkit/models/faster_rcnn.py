@@ -34,6 +34,8 @@ from detkit.models.region import (
     sample_regions,
 )
 from detkit.models.registry import MODELS
+from detkit.models.rpn import CODER as RPN_CODER
+from detkit.models.rpn import RPNHead, propose
 from detkit.ops import (
     BACKGROUND,
     Match,
@@ -45,8 +47,6 @@ from detkit.ops import (
     sample,
     torchvision_anchors,
 )
-from detkit.models.rpn import CODER as RPN_CODER
-from detkit.models.rpn import RPNHead, propose
 from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
 
 CELLS = {"py_faster_rcnn": rpn_anchors, "torchvision": torchvision_anchors}
@@ -61,14 +61,14 @@ class FasterRCNNConfig(PooledConfig):
     with `channels` over `features`, null = all maps of stride 4 and up. canonical: pixels a side of a region for the
     map of stride 16. multiple: batches are padded to sides that are a multiple of this, so that the maps of a pyramid
     fit each other.
-    neck_norms: batch norm in the neck. head_convs: 3x3 convolutions with batch norm in front of one fully connected
+    neck_norm: batch norm in the neck. head_convs: 3x3 convolutions with batch norm in front of one fully connected
     layer, in the place of two such layers, for a neck. Published with 4 of them and `rpn_convs` 2 (Li et al., 2021).
     ratios (height / width) and scales (times the map's stride): the anchors; anchors: whose, `py_faster_rcnn` or
     `torchvision`, see ops/anchors.py. rpn_width: channels of its convolution, rpn_convs: how many.
-    outside: whether anchors that cross the image's border are trained on, as in FPN (section 5.1).
+    allow_border: whether anchors that cross the image's border are trained on, as in FPN (section 5.1).
     rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
     before, after: best proposals before and after their NMS at rpn_iou, in training; test_before, test_after: else.
-    smallest: pixels of the photo that both sides of a proposal have. beta: where the smooth L1 of the regions' deltas
+    min_size: pixels of the photo that both sides of a proposal have. beta: where the smooth L1 of the regions' deltas
     turns from a square into a line.
     """
 
@@ -77,26 +77,26 @@ class FasterRCNNConfig(PooledConfig):
     features: list[str] | None = None
     neck: str = "none"
     channels: int = 256
-    canonical: float = 224.0
-    multiple: int = 1
-    neck_norms: bool = False
+    canonical_scale: float = 224.0
+    size_divisor: int = 1
+    neck_norm: bool = False
     head_convs: int = 0
     anchors: str = "py_faster_rcnn"
     ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     scales: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0])
     rpn_width: int = 512
     rpn_convs: int = 1
-    outside: bool = False
-    rpn_positive: float = 0.7
-    rpn_negative: float = 0.3
-    rpn_number: int = 256
-    rpn_fraction: float = 0.5
-    rpn_iou: float = 0.7
-    before: int = 12000
-    after: int = 2000
-    test_before: int = 6000
-    test_after: int = 300
-    smallest: float = 16.0
+    allow_border: bool = False
+    rpn_fg_iou: float = 0.7
+    rpn_bg_iou: float = 0.3
+    rpn_batch_size_per_image: int = 256
+    rpn_positive_fraction: float = 0.5
+    rpn_nms_iou: float = 0.7
+    pre_nms_top_n: int = 12000
+    post_nms_top_n: int = 2000
+    test_pre_nms_top_n: int = 6000
+    test_post_nms_top_n: int = 300
+    min_size: float = 16.0
     beta: float = 1.0
 
     def __post_init__(self) -> None:
@@ -105,9 +105,9 @@ class FasterRCNNConfig(PooledConfig):
             raise UserError(f"model.neck: {self.neck!r} is not one of none, fpn")
         if self.anchors not in CELLS:
             raise UserError(f"model.anchors: {self.anchors!r} is not one of {', '.join(CELLS)}")
-        if self.neck == "none" and (self.head_convs or self.neck_norms):
-            raise UserError("model.head_convs and model.neck_norms go with model.neck=fpn; without it there is no such")
-        at_least_one(self, "multiple", "rpn_convs")
+        if self.neck == "none" and (self.head_convs or self.neck_norm):
+            raise UserError("model.head_convs and model.neck_norm go with model.neck=fpn; without it there is no such")
+        at_least_one(self, "size_divisor", "rpn_convs")
         if self.training not in ("joint", "alternating"):
             raise UserError(f"model.training: {self.training!r} is not one of joint, alternating")
 
@@ -127,10 +127,10 @@ class Propose:
 # 3.2, 4-step alternating training: the store of step 2, and that of step 4
 STORES = ("proposals/step1.npz", "proposals/step3.npz")
 ALTERNATING = (
-    SGD("rpn", longer=2, whole=False),  # step 1
+    SGD("rpn", iterations_factor=2, can_evaluate=False),  # step 1
     Propose("propose", STORES[0]),
-    SGD("fast_rcnn", whole=False, store=STORES[0]),  # step 2
-    SGD("rpn_shared", longer=2, whole=False),  # step 3
+    SGD("fast_rcnn", can_evaluate=False, store=STORES[0]),  # step 2
+    SGD("rpn_shared", iterations_factor=2, can_evaluate=False),  # step 3
     Propose("propose_shared", STORES[1]),
     SGD("fast_rcnn_shared", store=STORES[1]),  # step 4
 )
@@ -142,7 +142,7 @@ class FasterRCNN(RegionDetector):
 
     config_type = FasterRCNNConfig
     paper = Paper("Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", 2015)
-    stage = "sgd"  # of training, see `enter`
+    stage = "sgd"  # of training, see `begin_stage`
 
     def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:
         # to its anchors belong its photos' sides: they share these out
@@ -164,13 +164,13 @@ class FasterRCNN(RegionDetector):
         if c.neck == "none":
             tail = self.take_tail(c.pool_size)
         else:
-            self.backbone.cut(self.features[-1])
+            self.backbone.truncate(self.features[-1])
             width = min(self.backbone.width, PYRAMID_WIDTH)
             if c.head_convs:
                 tail = convolutional(c.channels, c.head_convs, c.pool_size, width)
             else:
                 tail = fully_connected(c.channels * c.pool_size**2, width)
-        self.neck = FPN(info, c.channels, c.neck_norms) if c.neck == "fpn" else None
+        self.neck = FPN(info, c.channels, c.neck_norm) if c.neck == "fpn" else None
         maps = info if self.neck is None else self.neck.info
 
         # 3.1 region proposal network
@@ -182,14 +182,14 @@ class FasterRCNN(RegionDetector):
 
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
         pooled = maps if self.neck is None else maps[:-1]
-        self.region_features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical)
+        self.region_features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale)
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes))
-        self.freeze_layers(c.stages, c.norms)
+        self.freeze_layers(c.freeze_stages, c.freeze_norms)
 
     def stages(self) -> Sequence[SGD | Propose]:
         return ALTERNATING if self.config.training == "alternating" else super().stages()
 
-    def enter(self, stage: str) -> None:
+    def begin_stage(self, stage: str) -> None:
         """3.2: what a step of the alternating training learns, and from where."""
         self.stage = stage
         if stage == "sgd":
@@ -201,7 +201,7 @@ class FasterRCNN(RegionDetector):
                 if getattr(self, name) is not None:
                     self.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
         self.requires_grad_(True)
-        self.freeze_layers(self.config.stages, self.config.norms)
+        self.freeze_layers(self.config.freeze_stages, self.config.freeze_norms)
         if stage.endswith("_shared"):
             self.freeze(self.backbone, *([] if self.neck is None else [self.neck]))
         self.freeze(self.head if stage.startswith("rpn") else self.rpn)
@@ -211,11 +211,11 @@ class FasterRCNN(RegionDetector):
         """Proposals before and after NMS."""
         c = self.config
         many = self.training or self.stage.startswith("propose")
-        return (c.before, c.after) if many else (c.test_before, c.test_after)
+        return (c.pre_nms_top_n, c.post_nms_top_n) if many else (c.test_pre_nms_top_n, c.test_post_nms_top_n)
 
     def maps(self, images: Images) -> list[Tensor]:
         """Images -> feature maps, finest first."""
-        features = self.backbone(pad_to(self.normalise(images), self.config.multiple))
+        features = self.backbone(pad_to(self.normalise(images), self.config.size_divisor))
         if self.neck is not None:
             return list(self.neck(features).values())
         return [features[name] for name in self.features]
@@ -232,15 +232,24 @@ class FasterRCNN(RegionDetector):
             for number, (x, stride) in enumerate(zip(maps, strides))
         ]
 
-    def smallest(self, images: Images) -> Tensor:
+    def min_size(self, images: Images) -> Tensor:
         """3.3 (code): the least side of a proposal (B,), in pixels of the input."""
-        return self.config.smallest * (images.sizes / images.original).amin(1)
+        return self.config.min_size * (images.sizes / images.original).amin(1)
 
     def proposals(self, images: Images, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor]) -> Proposals:
         """3.3: the best boxes of the RPN."""
         c, (before, after) = self.config, self.counts
-        smallest = self.smallest(images)
-        return propose(logits, deltas, anchors, images.sizes, smallest, before=before, after=after, iou=c.rpn_iou)
+        min_size = self.min_size(images)
+        return propose(
+            logits,
+            deltas,
+            anchors,
+            images.sizes,
+            min_size,
+            pre_nms_top_n=before,
+            post_nms_top_n=after,
+            nms_iou=c.rpn_nms_iou,
+        )
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         maps = self.maps(images)
@@ -268,14 +277,14 @@ class FasterRCNN(RegionDetector):
         """3.1.2: which object each anchor (A, 4) learns."""
         c = self.config
         inside = (anchors[:, :2] >= 0).all(-1) & (anchors[:, 2:] <= images.sizes.flip(-1).unsqueeze(1)).all(-1)
-        inside |= c.outside
+        inside |= c.allow_border
         objects = (targets.boxes, targets.valid, targets.ignore)
-        return match_rpn(*objects, anchors, inside, c.rpn_positive, c.rpn_negative)
+        return match_rpn(*objects, anchors, inside, c.rpn_fg_iou, c.rpn_bg_iou)
 
     def draw(self, match: Match) -> tuple[Tensor, Tensor]:
         """3.1.3: the anchors that are learnt from, see `sample`."""
         c = self.config
-        return sample(match.index >= 0, match.index == BACKGROUND, c.rpn_number, c.rpn_fraction)
+        return sample(match.index >= 0, match.index == BACKGROUND, c.rpn_batch_size_per_image, c.rpn_positive_fraction)
 
     def region_losses(self, maps: list[Tensor], targets: Targets, given: Proposals) -> dict[str, Tensor]:
         """3.2: Fast R-CNN learns from proposals, which are constants."""

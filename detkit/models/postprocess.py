@@ -15,16 +15,20 @@ def postprocess(
     """Clip, threshold, best top_k a class, NMS per class, best `keep` an image, rescale to the photo.
 
     predictions are in pixels of the network's input, the detections returned in pixels of the original photos.
-    least: (C,) a threshold for each class in place of `settings.score`; inf leaves a class out.
+    least: (C,) a threshold for each class in place of `settings.score_threshold`; inf leaves a class out.
     """
     boxes, scores = clip(predictions.boxes.float(), images.sizes), predictions.scores.float()
-    limits = {"top_k": settings.top_k, "max_out": settings.keep, "score": settings.score if least is None else least}
+    limits = {
+        "top_k": settings.top_k,
+        "max_out": settings.detections_per_image,
+        "score": settings.score_threshold if least is None else least,
+    }
     if settings.nms == "hard":
-        index, labels = nms_dense(boxes, scores, iou=settings.iou, **limits)
+        index, labels = nms_dense(boxes, scores, iou=settings.nms_iou, **limits)
         values = None
     else:
         index, labels, values = soft_nms_dense(
-            boxes, scores, method=settings.nms, iou=settings.iou, sigma=settings.sigma, **limits
+            boxes, scores, method=settings.nms, iou=settings.nms_iou, sigma=settings.sigma, **limits
         )
     real = labels >= 0
     index, column = index.clamp(min=0), labels.clamp(min=0)

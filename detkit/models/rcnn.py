@@ -21,19 +21,19 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.shape_checks import check_pixels, tail_width
-from detkit.models.svm_detector import LinearConfig, LinearDetector, LinearHead
 from detkit.models.region import at_least_one
 from detkit.models.registry import MODELS
-from detkit.ops import crop_warp, crops_at_once
+from detkit.models.shape_checks import check_pixels, tail_width
+from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
+from detkit.ops import crop_warp, crops_per_chunk
 from detkit.structures import Images, InputSpec
 
 PIECE = 32 << 20  # bytes of crops that pass the network at once: its maps take some twenty times as much
 
 
 @dataclass
-class RCNNConfig(LinearConfig):
-    """The defaults are R-CNN with AlexNet for VOC (sections 2 and 3, appendices A to C); see LinearConfig, too.
+class RCNNConfig(SVMDetectorConfig):
+    """The defaults are R-CNN with AlexNet for VOC (sections 2 and 3, appendices A to C); see SVMDetectorConfig, too.
 
     crop: pixels a side of a warped region; context: how many of them show its surroundings. pool_size: cells a side of
     what the backbone's tail reads. number counts the windows of a photo.
@@ -44,8 +44,8 @@ class RCNNConfig(LinearConfig):
     crop: int = 227
     context: int = 16
     pool_size: int = 6
-    number: int = 4
-    background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    batch_size_per_image: int = 4
+    bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +55,7 @@ class RCNNConfig(LinearConfig):
 
 
 @MODELS.register("rcnn")
-class RCNN(LinearDetector):
+class RCNN(SVMDetector):
     """Every region cut out, warped to a square and sent through the whole network."""
 
     config_type = RCNNConfig
@@ -70,7 +70,7 @@ class RCNN(LinearDetector):
         self.map = self.backbone.info[-1]
         check_pixels(self.backbone, "crop", c.crop)
         tail_width(tail, self.map.channels, c.pool_size)
-        self.head = LinearHead(tail, (self.map.channels, c.pool_size, c.pool_size), len(classes))
+        self.head = SVMHead(tail, (self.map.channels, c.pool_size, c.pool_size), len(classes))
 
     def prepare(self, images: Images) -> Images:
         return images
@@ -90,8 +90,8 @@ class RCNN(LinearDetector):
         crops = ((crops - self._shift) * self._scale).contiguous(memory_format=torch.channels_last)
         return pool_to(self.backbone(crops)[self.map.name], self.config.pool_size)
 
-    def at_once(self, images: int) -> int:
-        return max(1, crops_at_once(self.config.crop, PIECE) // max(1, images))
+    def chunk_size(self, images: int) -> int:
+        return max(1, crops_per_chunk(self.config.crop, PIECE) // max(1, images))
 
 
 def pool_to(x: Tensor, size: int) -> Tensor:

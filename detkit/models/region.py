@@ -12,8 +12,8 @@ from detkit.backbones import Backbone, FeatureInfo
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector
-from detkit.models.shape_checks import tail_width
 from detkit.models.freezing import freeze, norm_layers
+from detkit.models.shape_checks import tail_width
 from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
 from detkit.structures import Images, Proposals, Targets
 
@@ -34,18 +34,18 @@ class RegionConfig:
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    number: int = 128
-    fraction: float = 0.25
-    foreground: float = 0.5
-    background: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    batch_size_per_image: int = 128
+    positive_fraction: float = 0.25
+    fg_iou: float = 0.5
+    bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
     svd: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.background) != 2 or not 0 <= self.background[0] < self.background[1]:
-            raise UserError(f"model.background: {self.background} is not [low, high) of IoU")
-        if not 0 <= self.fraction <= 1:
-            raise UserError(f"model.fraction: {self.fraction} is not between 0 and 1")
-        at_least_one(self, "number")
+        if len(self.bg_iou) != 2 or not 0 <= self.bg_iou[0] < self.bg_iou[1]:
+            raise UserError(f"model.bg_iou: {self.bg_iou} is not [low, high) of IoU")
+        if not 0 <= self.positive_fraction <= 1:
+            raise UserError(f"model.positive_fraction: {self.positive_fraction} is not between 0 and 1")
+        at_least_one(self, "batch_size_per_image")
 
 
 @dataclass
@@ -58,8 +58,8 @@ class PooledConfig(RegionConfig):
     """
 
     size: list[int] = field(default_factory=lambda: [600, 1000])
-    stages: int = 2
-    norms: bool = True
+    freeze_stages: int = 2
+    freeze_norms: bool = True
     pool: str = "pool"
     pool_size: int = 7
 
@@ -96,17 +96,21 @@ class Sampled:
 
 @torch.no_grad()
 def sample_regions(regions: Tensor, valid: Tensor, targets: Targets, classes: int, config: RegionConfig) -> Sampled:
-    """Draw `config.number` regions an image, at most `config.fraction` of them foreground (Fast R-CNN, section 2.3).
+    """Sample regions for training (Fast R-CNN, section 2.3).
+
+    `config.batch_size_per_image` of each image, at most `config.positive_fraction` of them positive.
 
     regions: (B, R, 4) with valid (B, R) bool; the objects themselves are drawn from, too.
     """
     used = targets.valid & ~targets.ignore
     regions = torch.cat((regions, targets.boxes), 1)
     valid = torch.cat((valid, used), 1)
-    low, high = config.background
+    low, high = config.bg_iou
     objects = (targets.boxes, targets.valid, targets.ignore)
-    match = match_regions(*objects, regions, valid, config.foreground, (low, high))
-    index, drawn = sample(match.index >= 0, match.index == BACKGROUND, config.number, config.fraction)
+    match = match_regions(*objects, regions, valid, config.fg_iou, (low, high))
+    index, drawn = sample(
+        match.index >= 0, match.index == BACKGROUND, config.batch_size_per_image, config.positive_fraction
+    )
     found = match.index.gather(1, index)
     inside = drawn & (found >= 0)
     owner = found.clamp(min=0)
@@ -123,17 +127,22 @@ class MapFeatures(nn.Module):
     `canonical` pixels a side from the map of stride 16, those half as large from that of stride 8, and so on.
     """
 
-    def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical: float = 224.0) -> None:
+    def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0) -> None:
         super().__init__()
         self.strides, self.channels = [feature.stride for feature in info], info[0].channels
-        self.align, self.aligned, self.size, self.canonical = kind != "pool", kind == "align", size, canonical
+        self.align, self.aligned, self.size, self.canonical_scale = (
+            kind != "pool",
+            kind == "align",
+            size,
+            canonical_scale,
+        )
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
         """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""
         if len(maps) == 1:
             return self.pool(maps[0], boxes).flatten(0, 1)
         side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
-        level = (REFERENCE_LEVEL + torch.log2(side / self.canonical + 1e-6)).floor()
+        level = (REFERENCE_LEVEL + torch.log2(side / self.canonical_scale + 1e-6)).floor()
         level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
         pooled = pyramid_pool(maps, boxes, level, self.size, self.strides, self.align, self.aligned)
         return pooled.flatten(0, 1)
@@ -216,7 +225,7 @@ class RegionDetector(Detector):
                 layer.requires_grad_(False)
         self._still = norm_layers(self) if norms else []
         if stages:  # which not every backbone has
-            self.freeze(*self.backbone.stages()[:stages])  # pyright: ignore[reportCallIssue]
+            self.freeze(*self.backbone.layer_groups()[:stages])  # pyright: ignore[reportCallIssue]
 
     def freeze(self, *modules: nn.Module) -> None:
         """Fix modules, their batch norms' statistics included."""

@@ -10,24 +10,24 @@ from detkit.models.svm_stage import measure_scale, spread
 from detkit.ops import BoxCoder, fit_ridge, match_regions
 
 if TYPE_CHECKING:
-    from detkit.models.svm_detector import LinearDetector
+    from detkit.models.svm_detector import SVMDetector
 
 
 @dataclass(frozen=True)
 class BoxRegression:
     """A stage: for each class a ridge regression from a proposal's features before the tail to its object's deltas.
 
-    ridge: lambda, for features of mean norm 20. overlap: proposals of at least that IoU with the object that they
+    ridge: lambda, for features of mean norm 20. match_iou: proposals of at least that IoU with the object that they
     overlap most are learnt from. photos: how many photos; 0 = all.
     """
 
     coder: BoxCoder
     ridge: float
-    overlap: float
+    match_iou: float
     photos: int
     name: str = "box_regression"
 
-    def run(self, detector: "LinearDetector", run: Any) -> None:
+    def run(self, detector: "SVMDetector", run: Any) -> None:
         """Fit `detector.head.regressor`; an interrupted pass over the photos goes on where it was."""
         state = run.restore(detector)
         run.begin()
@@ -43,10 +43,10 @@ class BoxRegression:
             scale = measure_scale(detector, run, rows, lambda: save(0), tail=False)
         elif state["pairs"]:
             pairs.append(tuple(state["pairs"]))
-        for images, targets in run.sweep(detector, rows, "regression", done=state.get("done", 0), save=save):
+        for images, targets in run.dataset_pass(detector, rows, "regression", done=state.get("done", 0), save=save):
             assert images.proposals is not None
             given = images.proposals
-            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.overlap)
+            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.match_iou)
             learnt = match.index >= 0
             # the learnt ones first, cut to the most in a photo (host sync): the others need no features
             most = max(1, int(learnt.sum(1).max()))
@@ -55,7 +55,7 @@ class BoxRegression:
             owner, learnt = match.index.gather(1, order).clamp(min=0), learnt.gather(1, order)
             truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
             with run.inference():
-                features = detector.describe(images, boxes, tail=False)
+                features = detector.extract_features(images, boxes, tail=False)
             deltas, labels = self.coder.encode(truth, boxes), targets.labels.gather(1, owner)
             # in main memory (host sync, a photo batch): VOC07 has gigabytes of them
             pairs.append((features[learnt].cpu(), deltas[learnt].cpu(), labels[learnt].cpu()))

@@ -41,9 +41,11 @@ class RPNHead(nn.Module):
         return logits, deltas
 
 
-class Candidates(NamedTuple):
-    """Boxes of the RPN before suppression: (B, K, 4), clipped, with logits (B, K) and the number of their map (B, K);
-    valid: (B, K) bool, those that are large enough.
+class RPNCandidates(NamedTuple):
+    """Boxes of the RPN before suppression.
+
+    boxes: (B, K, 4), clipped. logits, levels: (B, K), levels the number of the map that each box is from. valid: (B, K)
+    bool, True for those that are large enough.
     """
 
     boxes: Tensor
@@ -53,25 +55,25 @@ class Candidates(NamedTuple):
 
 
 @torch.no_grad()
-def candidates(
+def rpn_candidates(
     logits: list[Tensor],
     deltas: list[Tensor],
     anchors: list[Tensor],
     sizes: Tensor,
-    smallest: Tensor,
-    before: int,
-) -> Candidates:
-    """Return the best `before` boxes of each map; arguments as in `propose`."""
+    min_size: Tensor,
+    pre_nms_top_n: int,
+) -> RPNCandidates:
+    """Return the best `pre_nms_top_n` boxes of each map; arguments as in `propose`."""
     boxes, scores, levels = [], [], []
     for level, (score, delta, refs) in enumerate(zip(logits, deltas, anchors)):  # over maps
-        score, index = score.float().topk(min(before, score.shape[1]), dim=1)
+        score, index = score.float().topk(min(pre_nms_top_n, score.shape[1]), dim=1)
         delta = delta.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
         boxes.append(clip(CODER.decode(delta, refs[index]), sizes))
         scores.append(score)
         levels.append(torch.full_like(index, level))
     box = torch.cat(boxes, 1)
-    large = ((box[..., 2:] - box[..., :2]) >= smallest.view(-1, 1, 1)).all(-1)
-    return Candidates(box, torch.cat(scores, 1), torch.cat(levels, 1), large)
+    large = ((box[..., 2:] - box[..., :2]) >= min_size.view(-1, 1, 1)).all(-1)
+    return RPNCandidates(box, torch.cat(scores, 1), torch.cat(levels, 1), large)
 
 
 @torch.no_grad()
@@ -80,20 +82,21 @@ def propose(
     deltas: list[Tensor],
     anchors: list[Tensor],
     sizes: Tensor,
-    smallest: Tensor,
+    min_size: Tensor,
     *,
-    before: int,
-    after: int,
-    iou: float = 0.7,
+    pre_nms_top_n: int,
+    post_nms_top_n: int,
+    nms_iou: float = 0.7,
 ) -> Proposals:
-    """Return `after` proposals an image, best first, with their probability of being an object (section 3.3).
+    """Return `post_nms_top_n` proposals an image, best first, with their probability of being an object (section 3.3).
 
     One entry a map: logits (B, A), deltas (B, A, 4), anchors (A, 4). sizes: (B, 2), height and width of each image.
-    smallest: (B,), pixels that both sides of a proposal have. Boxes are clipped, the best `before` of each map are
-    suppressed at `iou` among themselves, and the best `after` of all maps stay. Proposals carry no gradient.
+    min_size: (B,), pixels that both sides of a proposal have. Boxes are clipped, the best
+    `pre_nms_top_n` of each map are suppressed at `nms_iou` among themselves, and the best `post_nms_top_n` of all maps
+    stay. Proposals carry no gradient.
     """
-    box, score, level, large = candidates(logits, deltas, anchors, sizes, smallest, before)
-    index = nms(box, score, level, iou=iou, top_k=before, max_out=after, valid=large)
+    box, score, level, large = rpn_candidates(logits, deltas, anchors, sizes, min_size, pre_nms_top_n)
+    index = nms(box, score, level, iou=nms_iou, top_k=pre_nms_top_n, max_out=post_nms_top_n, valid=large)
     there = index >= 0
     chosen = box.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
     return Proposals(chosen * there.unsqueeze(-1), there, score.gather(1, index.clamp(min=0)).sigmoid() * there)

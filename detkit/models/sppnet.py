@@ -17,10 +17,10 @@ from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.shape_checks import check_pixels
-from detkit.models.svm_detector import LinearConfig, LinearDetector, LinearHead
 from detkit.models.image_pyramid import Pyramid, check_scales, image_pyramid, pool_from
 from detkit.models.registry import MODELS
+from detkit.models.shape_checks import check_pixels
+from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
 from detkit.ops import spp_pool
 from detkit.structures import Images, InputSpec
 
@@ -29,8 +29,8 @@ SHRINK = 6.5 / 16  # strides that a cell's middle may lie outside a region (the 
 
 
 @dataclass
-class SPPNetConfig(LinearConfig):
-    """The defaults are SPPNet with ZF-5 for VOC (section 4 and the authors' code); see LinearConfig, too.
+class SPPNetConfig(SVMDetectorConfig):
+    """The defaults are SPPNet with ZF-5 for VOC (section 4 and the authors' code); see SVMDetectorConfig, too.
 
     scales: short sides of the image pyramid, pixels. pyramid: bins a side of its levels. frozen: whether the
     convolutions stay as they are, and only fc6, fc7 and the classifier are tuned.
@@ -41,10 +41,10 @@ class SPPNetConfig(LinearConfig):
     scales: list[int] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
     pyramid: list[int] = field(default_factory=lambda: [6, 3, 2, 1])
     frozen: bool = True
-    background: list[float] = field(default_factory=lambda: [0.1, 0.5])
-    number: int = 64
+    bg_iou: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    batch_size_per_image: int = 64
     ridge: float = 4000.0
-    ridge_overlap: float = 0.5
+    ridge_match_iou: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class SPPNetConfig(LinearConfig):
 
 
 @MODELS.register("sppnet")
-class SPPNet(LinearDetector):
+class SPPNet(SVMDetector):
     """Backbone once a photo and scale, and a pyramid of bins over the map of each region."""
 
     config_type = SPPNetConfig
@@ -64,15 +64,15 @@ class SPPNet(LinearDetector):
         super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))
         c = self.config = config
         self.backbone = backbone = create_backbone(c.backbone)
-        backbone.cut(backbone.region)
-        self.map, self.centre = backbone.info[-1], backbone.region_centre
+        backbone.truncate(backbone.region)
+        self.map, self.centre = backbone.info[-1], backbone.first_cell_centre
         check_pixels(backbone, "scales", min(c.scales))
         bins = sum(level**2 for level in c.pyramid)
         # 4.1: fc6 and fc7 on the pyramid's vector
         tail = fully_connected(self.map.channels * bins, backbone.width, DROPOUT)
-        self.head = LinearHead(tail, (self.map.channels, bins), len(classes))
+        self.head = SVMHead(tail, (self.map.channels, bins), len(classes))
         if c.frozen:
-            self.freeze_layers(len(self.backbone.stages()), True)
+            self.freeze_layers(len(self.backbone.layer_groups()), True)
 
     def prepare(self, images: Images) -> Pyramid:
         """4.1: the map of the whole photo, at each scale."""
@@ -88,5 +88,5 @@ class SPPNet(LinearDetector):
 
         return pool_from(prepared, boxes, c.scales, pool).flatten(0, 1)
 
-    def at_once(self, images: int) -> int:
+    def chunk_size(self, images: int) -> int:
         return max(1, 4096 // max(1, images))

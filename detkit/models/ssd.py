@@ -17,8 +17,8 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
-from detkit.models.shape_checks import check_pixels
 from detkit.models.registry import MODELS
+from detkit.models.shape_checks import check_pixels
 from detkit.ops import BoxCoder, Match, default_boxes, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
@@ -52,8 +52,8 @@ class SSDConfig:
     max_sizes: list[float] | None = None
     aspect_ratios: list[list[float]] | None = None
     steps: list[float] | None = None
-    overlap: float = 0.5
-    negatives: float = 3.0
+    match_iou: float = 0.5
+    neg_pos_ratio: float = 3.0
 
 
 def published_extras(side: int) -> list[list[int]]:
@@ -128,7 +128,7 @@ class SSD(Detector):
 
     def __init__(self, config: SSDConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
-        self.overlap, self.negatives = config.overlap, config.negatives
+        self.match_iou, self.neg_pos_ratio = config.match_iou, config.neg_pos_ratio
         self.backbone = create_backbone(config.backbone)
         check_pixels(self.backbone, "size", config.size)
 
@@ -137,7 +137,7 @@ class SSD(Detector):
         self.features = config.features or [info.name for info in self.backbone.info if info.stride >= 8]
         normed = config.l2norm
         if normed is None:
-            normed = [name for name in self.features if name in self.backbone.large]
+            normed = [name for name in self.features if name in self.backbone.l2norm_features]
         for name in [*self.features, *normed]:
             if name not in self.features or name not in known:
                 raise UserError(f"model: {config.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
@@ -223,7 +223,7 @@ class SSD(Detector):
 
     def match(self, targets: Targets) -> Match:
         """2.2 matching: which object each default box learns."""
-        return match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.overlap)
+        return match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.match_iou)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Matching (2.2), hard negative mining and the multibox loss, equation 1, with alpha = 1."""
@@ -236,7 +236,7 @@ class SSD(Detector):
         match = self.match(targets)
         logits, deltas = self.network(self.normalise(images))
         return multibox_loss(
-            logits, deltas, match, targets.boxes, targets.labels, self.anchors, CODER, ratio=self.negatives
+            logits, deltas, match, targets.boxes, targets.labels, self.anchors, CODER, ratio=self.neg_pos_ratio
         )
 
     def predict(self, images: Images) -> Predictions:

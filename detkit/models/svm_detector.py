@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from detkit.errors import UserError
 from detkit.models.base import SGD
+from detkit.models.region import RegionConfig, RegionDetector, at_least_one, proposals_of, sample_regions
 from detkit.models.ridge_stage import BoxRegression
 from detkit.models.shape_checks import output_of
-from detkit.models.region import RegionConfig, RegionDetector, at_least_one, proposals_of, sample_regions
 from detkit.models.svm_stage import SVMs
 from detkit.ops import BoxCoder, softmax_loss
 from detkit.structures import Images, Predictions, Targets, TruthSet
@@ -21,7 +21,7 @@ CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # R-CNN, appendix C: equations 6 to 9
 
 
 @dataclass
-class LinearConfig(RegionConfig):
+class SVMDetectorConfig(RegionConfig):
     """The linear stages of R-CNN and SPPNet.
 
     scoring: what detections are scored by, `svm` or the `softmax` of the fine-tuning. regression: whether boxes are
@@ -33,29 +33,29 @@ class LinearConfig(RegionConfig):
     scoring: str = "svm"
     regression: bool = True
     svm_c: float = 0.001
-    svm_positive: float = 2.0
+    svm_positive_weight: float = 2.0
     svm_bias: float = 10.0
-    svm_negative: float = 0.3
+    svm_negative_iou: float = 0.3
     ridge: float = 1000.0
-    ridge_overlap: float = 0.6
-    photos: int = 0
+    ridge_match_iou: float = 0.6
+    fit_images: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scoring not in ("svm", "softmax"):
             raise UserError(f"model.scoring: {self.scoring!r} is not one of svm, softmax")
-        at_least_one(self, "number")
-        for key in ("svm_c", "svm_positive", "svm_bias", "ridge"):
+        at_least_one(self, "batch_size_per_image")
+        for key in ("svm_c", "svm_positive_weight", "svm_bias", "ridge"):
             if not getattr(self, key) > 0:
                 raise UserError(f"model.{key}: {getattr(self, key)} is not positive")
-        for key in ("svm_negative", "ridge_overlap"):
+        for key in ("svm_negative_iou", "ridge_match_iou"):
             if not 0 < getattr(self, key) <= 1:
                 raise UserError(f"model.{key}: {getattr(self, key)} is not an IoU above 0")
-        if self.photos < 0:
-            raise UserError(f"model.photos: {self.photos} is less than 0")
+        if self.fit_images < 0:
+            raise UserError(f"model.fit_images: {self.fit_images} is less than 0")
 
 
-class LinearHead(nn.Module):
+class SVMHead(nn.Module):
     """The tail of the backbone with a softmax classifier, and what takes its place: an SVM and a regression a class.
 
     The SVMs read what the tail makes of a region's pooled features, the regression these themselves (R-CNN, appendix C:
@@ -96,12 +96,12 @@ class LinearHead(nn.Module):
         return scores, self.regressor(pooled.flatten(1)).float().unflatten(1, (-1, 4))
 
 
-class LinearDetector(RegionDetector):
-    """Given proposals, features of each from `prepare` and `pool`, and a LinearHead."""
+class SVMDetector(RegionDetector):
+    """Given proposals, features of each from `prepare` and `pool`, and a SVMHead."""
 
-    given_proposals = True
-    config: Any  # a LinearConfig
-    head: LinearHead
+    takes_proposals = True
+    config: Any  # a SVMDetectorConfig
+    head: SVMHead
 
     @property
     def margins(self) -> bool:
@@ -115,7 +115,7 @@ class LinearDetector(RegionDetector):
         """Return the features before the tail, (B * R, ...), of boxes (B, R, 4)."""
         raise NotImplementedError
 
-    def at_once(self, images: int) -> int:
+    def chunk_size(self, images: int) -> int:
         """Return how many regions of each of so many images fit in memory at once."""
         raise NotImplementedError
 
@@ -123,9 +123,9 @@ class LinearDetector(RegionDetector):
         c = self.config
         stages: list[Any] = [SGD()]
         if c.scoring == "svm":
-            stages.append(SVMs(c.svm_c, c.svm_positive, c.svm_bias, c.svm_negative, c.photos))
+            stages.append(SVMs(c.svm_c, c.svm_positive_weight, c.svm_bias, c.svm_negative_iou, c.fit_images))
         if c.regression:
-            stages.append(BoxRegression(CODER, c.ridge, c.ridge_overlap, c.photos))
+            stages.append(BoxRegression(CODER, c.ridge, c.ridge_match_iou, c.fit_images))
         return stages
 
     def check(self, truth: TruthSet) -> None:
@@ -152,18 +152,18 @@ class LinearDetector(RegionDetector):
         prepared = self.prepare(images)
         boxes, scores = [], []
         # pieces, since what a region needs on its way may be large: of R-CNN's, a whole network's maps
-        for some in given.boxes.split(self.at_once(len(images)), 1):
+        for some in given.boxes.split(self.chunk_size(len(images)), 1):
             found, deltas = self.head.detect(self.pool(prepared, some), self.config.scoring == "softmax")
             scores.append(found.unflatten(0, some.shape[:2]))
             boxes.append(CODER.decode(deltas.unflatten(0, some.shape[:2]), some.unsqueeze(2)))
         valid = given.valid.unsqueeze(-1)
         return Predictions(torch.cat(boxes, 1), torch.where(valid, torch.cat(scores, 1), -torch.inf))
 
-    def describe(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
+    def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
         """Return the features (B, R, D) float32 of boxes (B, R, 4), before or after the tail."""
         prepared = self.prepare(images)
         pieces = []
-        for some in boxes.split(self.at_once(len(images)), 1):
+        for some in boxes.split(self.chunk_size(len(images)), 1):
             pooled = self.pool(prepared, some)
             features = self.head.tail(pooled) if tail else pooled.flatten(1)
             pieces.append(features.float().unflatten(0, some.shape[:2]))

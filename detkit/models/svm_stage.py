@@ -11,12 +11,12 @@ from detkit.ops import box_iou, feature_scale, fit_svm
 from detkit.structures import Images, Targets
 
 if TYPE_CHECKING:
-    from detkit.models.svm_detector import LinearDetector
+    from detkit.models.svm_detector import SVMDetector
 
 HARD = -1.0001  # margin from which on a negative is hard
 EASY = -1.2  # margin below which it is dropped again
 RETRAIN = 2000  # new negatives of a class after which its SVM is fitted again
-SCALE_PHOTOS = 200  # of those seen, that the features' mean norm is taken from
+SCALE_IMAGES = 200  # of those seen, that the features' mean norm is taken from
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SVMs:
     photos: int
     name: str = "svm"
 
-    def run(self, detector: "LinearDetector", run: Any) -> None:
+    def run(self, detector: "SVMDetector", run: Any) -> None:
         """Fit `detector.head.svm`; an interrupted pass over the photos goes on where it was."""
         state = run.restore(detector)
         run.begin()
@@ -51,10 +51,10 @@ class SVMs:
             positives, labels = self.positives(detector, run, rows, scale, lambda: save(0))
             miner = HardNegatives.begin(self, scale, positives, labels, len(detector.classes))
         done = state["done"] if state.get("miner") else 0
-        for images, targets in run.sweep(detector, rows, "hard negatives", done=done, save=save):
+        for images, targets in run.dataset_pass(detector, rows, "hard negatives", done=done, save=save):
             boxes, real = regions(images, targets)
             with run.inference():
-                features = detector.describe(images, boxes, tail=True)
+                features = detector.extract_features(images, boxes, tail=True)
             free = overlap_by_class(boxes, targets, len(detector.classes)) < self.negative
             miner.add(features[real], free[real])
         miner.fit(torch.ones_like(miner.new, dtype=torch.bool))
@@ -66,14 +66,14 @@ class SVMs:
         run.conclude(detector)
 
     def positives(
-        self, detector: "LinearDetector", run: Any, rows: list[int], scale: Tensor, save: Callable[[], None]
+        self, detector: "SVMDetector", run: Any, rows: list[int], scale: Tensor, save: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
         """Return the scaled features (P, D) of all objects that are trained on, and their labels (P,)."""
         features, labels = [], []
-        for images, targets in run.sweep(detector, rows, "positives", save=lambda _: save()):
+        for images, targets in run.dataset_pass(detector, rows, "positives", save=lambda _: save()):
             used = targets.valid & ~targets.ignore
             with run.inference():
-                described = detector.describe(images, targets.boxes, tail=True)
+                described = detector.extract_features(images, targets.boxes, tail=True)
             features.append(described[used] * scale)
             labels.append(targets.labels[used])
         return torch.cat(features), torch.cat(labels)
@@ -175,15 +175,15 @@ def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
 
 
 def measure_scale(
-    detector: "LinearDetector", run: Any, rows: list[int], save: Callable[[], None], *, tail: bool
+    detector: "SVMDetector", run: Any, rows: list[int], save: Callable[[], None], *, tail: bool
 ) -> Tensor:
     """Return the factor for features before or after the tail (see `feature_scale`), of some photos' regions."""
     norms = []
-    rows = [rows[place] for place in spread(len(rows), SCALE_PHOTOS)]
-    for images, targets in run.sweep(detector, rows, "norm of features", save=lambda _: save()):
+    rows = [rows[place] for place in spread(len(rows), SCALE_IMAGES)]
+    for images, targets in run.dataset_pass(detector, rows, "norm of features", save=lambda _: save()):
         boxes, real = regions(images, targets)
         with run.inference():
-            features = detector.describe(images, boxes, tail=tail)
+            features = detector.extract_features(images, boxes, tail=tail)
         norms.append(torch.linalg.vector_norm(features[real], dim=1))
     # feature_scale reads norms only, and those of single numbers are the numbers
     return feature_scale(torch.cat(norms).unsqueeze(1))

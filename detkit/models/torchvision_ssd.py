@@ -18,8 +18,8 @@ from detkit.backbones import Backbone, create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
-from detkit.models.shape_checks import check_pixels
 from detkit.models.registry import MODELS
+from detkit.models.shape_checks import check_pixels
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 # the added layers of torchvision's ssd300: channels of the 1x1, channels, stride and padding of the 3x3

@@ -22,8 +22,8 @@ from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Detector, Paper
-from detkit.models.shape_checks import check_pixels
 from detkit.models.registry import MODELS
+from detkit.models.shape_checks import check_pixels
 from detkit.ops import Cells, assign_cells, decode_cells, yolo_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
@@ -136,7 +136,7 @@ class YOLOv1(Detector):
         self.feature = c.feature or backbone.info[-1].name
         if self.feature not in known:
             raise UserError(f"model.feature: {c.backbone.name} gives the maps {', '.join(known)}, not {c.feature!r}")
-        backbone.cut(self.feature)
+        backbone.truncate(self.feature)
         check_pixels(backbone, "size", c.size)
         batch_norm = c.batch_norm
         if batch_norm is None:

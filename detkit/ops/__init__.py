@@ -3,7 +3,7 @@
 from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors, torchvision_anchors
 from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
 from detkit.ops.coders import BoxCoder
-from detkit.ops.crops import crop_warp, crops_at_once
+from detkit.ops.crops import crop_warp, crops_per_chunk
 from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
 from detkit.ops.losses import (
     hard_negative_mask,
@@ -35,7 +35,7 @@ __all__ = [
     "box_iou",
     "clip",
     "crop_warp",
-    "crops_at_once",
+    "crops_per_chunk",
     "cxcywh_to_xyxy",
     "decode_cells",
     "default_boxes",

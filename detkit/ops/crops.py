@@ -9,11 +9,11 @@ from torch import Tensor
 TEMPORARY = 128 << 20  # bytes that crop_warp uses beside its result
 
 
-def crops_at_once(size: int, memory: int = 256 << 20) -> int:
+def crops_per_chunk(size: int, memory: int = 256 << 20) -> int:
     """Return how many crops of `size` x `size` fit in `memory` bytes as float32 with three channels; at least 1.
 
     crop_warp bounds what it uses itself, but its result grows with the boxes: 2000 crops of 227 x 227 are 1.2 GB. To
-    pass that many through a network, give it `boxes.split(crops_at_once(size), 1)` one after the other.
+    pass that many through a network, give it `boxes.split(crops_per_chunk(size), 1)` one after the other.
     """
     return max(1, memory // (3 * size * size * 4))
 

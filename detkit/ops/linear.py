@@ -162,8 +162,8 @@ def fit_ridge(
     first = 0
     while first < classes and lengths[first] > 0:
         rows = lengths[first]
-        at_once = max(1, GATHERED // (rows * dim * features.element_size()))
-        group = largest[first : first + at_once]
+        chunk_size = max(1, GATHERED // (rows * dim * features.element_size()))
+        group = largest[first : first + chunk_size]
         place = torch.arange(rows, device=owner.device)
         real = place < counts[group].unsqueeze(1)
         index = order[torch.where(real, starts[group].unsqueeze(1) + place, 0)]
@@ -173,7 +173,7 @@ def fit_ridge(
         beta = _solve_ridge(x, (t - mean.unsqueeze(1)) * real.unsqueeze(-1), ridge)
         weight[group] = beta[:, :-1].transpose(1, 2)
         offset[group] = mean + beta[:, -1]
-        first += at_once
+        first += chunk_size
     return weight, offset
 
 

@@ -57,16 +57,16 @@ def match_rpn(
     ignore: Tensor | None,
     anchors: Tensor,
     inside: Tensor,
-    positive: float = 0.7,
-    negative: float = 0.3,
+    fg_iou: float = 0.7,
+    bg_iou: float = 0.3,
 ) -> Match:
     """Match the RPN's anchors to objects (Faster R-CNN, section 3.1.2, and the authors' Python code).
 
     boxes: (B, N, 4) xyxy; valid: (B, N) bool, False for padding; ignore: (B, N) bool, objects not trained on, or None;
     anchors: (A, 4). inside: (B, A) bool, anchors that do not cross the image's border; the others are IGNORED.
 
-    An anchor is positive for the object that it overlaps most where that IoU is >= `positive`, or where no other anchor
-    overlaps some object more (all that tie, with IoU > 0); BACKGROUND where its best IoU is < `negative`; else IGNORED,
+    An anchor is positive for the object that it overlaps most where that IoU is >= `fg_iou`, or where no other anchor
+    overlaps some object more (all that tie, with IoU > 0); BACKGROUND where its best IoU is < `bg_iou`; else IGNORED,
     as are anchors that would be positive for ignored objects only. A forced anchor regresses to the object that the
     anchor overlaps most, as in the code. Ties go to the lowest object.
     """
@@ -74,13 +74,13 @@ def match_rpn(
     outside = torch.where(inside, BACKGROUND, IGNORED)
     if count == 0:
         return Match(outside, boxes.new_zeros(outside.shape, dtype=torch.float32))
-    iou, hidden = _overlap(boxes, valid, ignore, anchors, positive)
+    iou, hidden = _overlap(boxes, valid, ignore, anchors, fg_iou)
     iou.masked_fill_(~inside.unsqueeze(1), 0)
     best, index = iou.max(1)
     most = iou.amax(2, keepdim=True)
     forced = ((iou == most) & (most > 0)).any(1)
-    state = torch.where((best < negative) & ~hidden, BACKGROUND, IGNORED)
-    return Match(torch.where(inside, torch.where((best >= positive) | forced, index, state), IGNORED), best)
+    state = torch.where((best < bg_iou) & ~hidden, BACKGROUND, IGNORED)
+    return Match(torch.where(inside, torch.where((best >= fg_iou) | forced, index, state), IGNORED), best)
 
 
 @torch.no_grad()
@@ -90,27 +90,27 @@ def match_regions(
     ignore: Tensor | None,
     regions: Tensor,
     region_valid: Tensor,
-    foreground: float = 0.5,
-    background: tuple[float, float] = (0.0, 0.5),
+    fg_iou: float = 0.5,
+    bg_iou: tuple[float, float] = (0.0, 0.5),
 ) -> Match:
     """Match regions to objects (Fast R-CNN, section 2.3).
 
     boxes: (B, N, 4) xyxy; valid: (B, N) bool; ignore: (B, N) bool, objects not trained on, or None; regions: (B, R, 4)
     with region_valid (B, R) bool, False for padding, which is IGNORED.
 
-    A region belongs to the object that it overlaps most where that IoU is >= `foreground`; it is BACKGROUND where its
-    best IoU is in [low, high) of `background`; else IGNORED, as are regions that would belong to ignored objects only.
+    A region belongs to the object that it overlaps most where that IoU is >= `fg_iou`; it is BACKGROUND where its
+    best IoU is in [low, high) of `bg_iou`; else IGNORED, as are regions that would belong to ignored objects only.
     Ties go to the lowest object.
     """
     if valid.shape[1] == 0:
         best = regions.new_zeros(region_valid.shape, dtype=torch.float32)
         index, hidden = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(region_valid)
     else:
-        iou, hidden = _overlap(boxes, valid, ignore, regions, foreground)
+        iou, hidden = _overlap(boxes, valid, ignore, regions, fg_iou)
         best, index = iou.max(1)
-    low, high = background
+    low, high = bg_iou
     state = torch.where((best >= low) & (best < high) & ~hidden, BACKGROUND, IGNORED)
-    owned = (best >= foreground) & (best > 0)
+    owned = (best >= fg_iou) & (best > 0)
     return Match(torch.where(region_valid, torch.where(owned, index, state), IGNORED), best)
 
 

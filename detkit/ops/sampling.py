@@ -5,19 +5,22 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def sample(positive: Tensor, negative: Tensor, number: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw at most `number` of each image: at most `fraction` of them positives, filled up with negatives.
+def sample(
+    positive: Tensor, negative: Tensor, batch_size_per_image: int, positive_fraction: float
+) -> tuple[Tensor, Tensor]:
+    """Sample anchors or regions of each image (Fast R-CNN, section 2.3; Faster R-CNN, section 3.1.3).
 
-    positive, negative: (B, N) bool, disjoint. Returns index (B, K) int64 with K = min(number, N), the positives first,
-    and valid (B, K) bool, False where an image has too few to draw from (Fast R-CNN, section 2.3; Faster R-CNN, 3.1.3).
-    Drawn from torch's global generator of the device; every subset of a size is as likely.
+    positive, negative: (B, N) bool, disjoint. At most `positive_fraction` of `batch_size_per_image` are positives, the
+    rest negatives. Returns index (B, K) int64, the positives first, with K = min(batch_size_per_image, N), and valid
+    (B, K) bool, False where an image has too few. Every subset of a size is as likely; torch's global generator of the
+    device decides.
     """
     keys = torch.rand(positive.shape, device=positive.device)
     rank = torch.where(positive, keys, 2).argsort(1).argsort(1)
-    drawn = positive & (rank < int(number * fraction))
-    left = number - drawn.sum(1, keepdim=True)
+    drawn = positive & (rank < int(batch_size_per_image * positive_fraction))
+    left = batch_size_per_image - drawn.sum(1, keepdim=True)
     rank = torch.where(negative, keys, 2).argsort(1).argsort(1)
     # drawn positives lie above 2, drawn negatives between 1 and 2
     keys = drawn * (2 + keys) + (negative & (rank < left)) * (1 + keys)
-    best, index = keys.topk(min(number, keys.shape[1]), dim=1)
+    best, index = keys.topk(min(batch_size_per_image, keys.shape[1]), dim=1)
     return index, best > 0

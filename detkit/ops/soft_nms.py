@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops.boxes import box_iou
-from detkit.ops.nms import candidates, descending, table_of
+from detkit.ops.nms import descending, table_of
 
 METHODS = ("linear", "gaussian")
 
@@ -39,7 +39,7 @@ def soft_nms_dense(
     if method not in METHODS:
         raise ValueError(f"soft_nms: method {method!r} is not one of {', '.join(METHODS)}")
     batch, _, classes = scores.shape
-    found = candidates(boxes, scores, top_k, score)
+    found = topk_candidates(boxes, scores, top_k, score)
     index = found.image.new_full((2, batch, max_out), -1)
     values = torch.zeros(batch, max_out, device=scores.device)
     if len(found.scores) == 0 or top_k <= 0 or max_out <= 0:

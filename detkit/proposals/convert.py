@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detkit.data.proposal_store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 from detkit.errors import UserError
 from detkit.files import read_text, write_atomic
-from detkit.data.proposal_store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.runtime.signals import Interrupt
+from detkit.data.proposal_store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
-from detkit.data.proposal_store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
+from detkit.runtime.signals import Interrupt
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset

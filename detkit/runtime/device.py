@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from detkit.errors import UserError
 from detkit.runtime.distributed import local_rank
 from detkit.runtime.memory import tune
-from detkit.errors import UserError
 from detkit.structures import Images
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,13 +55,13 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     return torch.autocast(device.type, AMP_TYPES.get(amp), enabled=amp != "none")
 
 
-def place(detector: nn.Module, device: torch.device, channels_last: bool) -> None:
+def to_device(detector: nn.Module, device: torch.device, channels_last: bool) -> None:
     """Move a detector to its device and memory format, in place."""
     detector.to(device)
     detector.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def place_images(images: Images, device: torch.device, channels_last: bool) -> Images:
+def images_to_device(images: Images, device: torch.device, channels_last: bool) -> Images:
     """Move a batch to its device and memory format; from pinned memory without blocking."""
     images = images.to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format

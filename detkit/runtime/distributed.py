@@ -50,32 +50,32 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """Return the largest number of all processes. On the host: waits for the others, never for a GPU."""
-    if world() == 1:
+    if world_size() == 1:
         return number
     shared = torch.tensor(number)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
 
 
-def mean(values: list[float]) -> list[float]:
+def all_reduce_mean(values: list[float]) -> list[float]:
     """Average numbers over the processes, on the host."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     shared = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(shared)
-    return (shared / world()).tolist()
+    return (shared / world_size()).tolist()
 
 
 def on_main(make: Callable[[], T]) -> T:
     """Let rank 0 alone call `make`; return its result in every process."""
-    if world() == 1:
+    if world_size() == 1:
         return make()
     box: list[Any] = [make() if rank() == 0 else None]
     dist.broadcast_object_list(box)
@@ -85,32 +85,32 @@ def on_main(make: Callable[[], T]) -> T:
 @contextmanager
 def main_first() -> Iterator[None]:
     """Let rank 0 go through the block before the others enter it."""
-    if world() > 1 and rank() > 0:
+    if world_size() > 1 and rank() > 0:
         dist.barrier()
     yield
-    if world() > 1 and rank() == 0:
+    if world_size() > 1 and rank() == 0:
         dist.barrier()
 
 
 def gather(value: Any) -> list[Any]:
     """Return every process's value, by rank, in every process."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def share_buffers(module: nn.Module) -> None:
     """Give every process rank 0's buffers (batch norm statistics), the ones that a checkpoint holds."""
-    if world() > 1:
+    if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def wrap(detector: nn.Module, device: torch.device) -> nn.Module:
     """Wrap for training: gradients become the mean over the processes. Without others, the detector itself."""
-    if world() == 1:
+    if world_size() == 1:
         return detector
     devices = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(detector, device_ids=devices)

@@ -150,7 +150,7 @@ def test_cut_and_tail_leave_the_same_function(name: str) -> None:
     tail = backbone.tail(8).eval()
     assert [info.name for info in backbone.info] == ["c2", "c3", "c4"]
     torch.testing.assert_close(tail(backbone(x)["c4"]), list(maps.values())[-1].mean((2, 3)))
-    backbone.cut("c3")
+    backbone.truncate("c3")
     assert list(backbone(x)) == ["c2", "c3"]
     assert torch.equal(backbone(x)["c3"], maps["c3"])
 

@@ -109,7 +109,7 @@ def linearise(module: nn.Module) -> None:
 def test_cells_of_the_region_map_lie_where_the_backbone_says(name, monkeypatch):
     """An image of each pixel's coordinate, so that each cell tells the coordinate of its middle."""
     backbone = skeleton(name)
-    backbone.cut(backbone.region)
+    backbone.truncate(backbone.region)
     linearise(backbone.to_empty(device="cpu"))
     monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)
     coordinates = (torch.arange(256) + 0.5).expand(1, 3, smallest(name), 256)
@@ -118,17 +118,17 @@ def test_cells_of_the_region_map_lie_where_the_backbone_says(name, monkeypatch):
     # no window of these cells sticks out of the image
     cells = torch.arange(3, len(middles) - 4)
     assert len(cells) > 2
-    expected = backbone.region_centre + cells * backbone.info[-1].stride
+    expected = backbone.first_cell_centre + cells * backbone.info[-1].stride
     torch.testing.assert_close(middles[cells], expected, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stages_are_the_network_in_order(name):
     backbone = build(name)
-    parameters = [id(p) for stage in backbone.stages() for p in stage.parameters()]
+    parameters = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
     assert parameters == [id(p) for p in backbone.parameters()]
-    assert all(list(stage.parameters()) for stage in backbone.stages())
-    assert len(backbone.stages()) > 1
+    assert all(list(stage.parameters()) for stage in backbone.layer_groups())
+    assert len(backbone.layer_groups()) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,11 +138,11 @@ def test_a_cut_leaves_what_gives_the_maps_and_nothing_else(name):
     for info in reversed(whole.info):
         whole.cut(info.name)
         backbone = skeleton(name)
-        backbone.cut(info.name)
+        backbone.truncate(info.name)
         assert list(backbone.state_dict()) == list(whole.state_dict())
         assert backbone.info == whole.info
         assert backbone.info[-1] == info
-        staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
+        staged = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
         assert staged == [id(p) for p in backbone.parameters()]
         # the last map needs every parameter
         maps = backbone(torch.empty(2, 3, side, side, device="meta"))
@@ -157,7 +157,7 @@ def test_a_cut_changes_no_map(name):
     x = torch.randn(1, 3, smallest(name), smallest(name))
     whole = backbone(x)
     for info in reversed(backbone.info[:-1]):
-        backbone.cut(info.name)
+        backbone.truncate(info.name)
         for key, each in backbone(x).items():
             torch.testing.assert_close(each, whole[key])
 
@@ -179,7 +179,7 @@ def test_a_tail_is_taken_out_of_the_network(name):
     shared = {id(p) for p in backbone.parameters()} & {id(p) for p in tail.parameters()}
     assert not shared
     assert list(shapes(backbone, smallest(name), smallest(name))) == [info.name for info in backbone.info]
-    staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
+    staged = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
     assert staged == [id(p) for p in backbone.parameters()]
 
 

@@ -32,7 +32,7 @@ def test_a_network_of_timm_is_a_backbone(name):
     assert tail(torch.zeros(2, backbone.info[-1].channels, 7, 7)).shape == (2, 1024)
     for key, each in backbone(x).items():
         torch.testing.assert_close(each, whole[key])
-    staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
+    staged = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
     assert staged == [id(p) for p in backbone.parameters()]
     with torch.enable_grad():
         torch.autograd.grad(backbone(x)["c4"].sum(), list(backbone.parameters()))
@@ -43,4 +43,4 @@ def test_what_timm_has_not_is_one_line():
     with pytest.raises(UserError, match=r"timm has no network 'resnet81'; did you mean 'timm/resnet"):
         create_backbone(BackboneConfig("timm/resnet81"))
     with pytest.raises(UserError, match=r"timm/vit_tiny_patch16_224 has no stages"):
-        create_backbone(BackboneConfig("timm/vit_tiny_patch16_224")).stages()
+        create_backbone(BackboneConfig("timm/vit_tiny_patch16_224")).layer_groups()

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import detkit.files
-from detkit.experiment import from_plain
 from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
+from detkit.experiment import from_plain
 from detkit.models import build_detector
 
 from .conftest import Train
@@ -92,10 +92,10 @@ def test_what_is_no_checkpoint_is_named_in_one_line(kind: str, message: str, tra
 
 
 def test_load_detector_needs_the_file_alone(trained: Path) -> None:
-    detector, config = checkpoint.load_detector(trained / "best.pt", overrides=["detect.score=0.4"])
+    detector, config = checkpoint.load_detector(trained / "best.pt", overrides=["detect.score_threshold=0.4"])
     assert not detector.training
     assert detector.classes == ("circle", "square")
-    assert config.detect.score == 0.4
+    assert config.detect.score_threshold == 0.4
     assert config.train.ema == 0.9
     weights = content_of(trained)["model"]
     assert all(torch.equal(value, weights[name]) for name, value in detector.state_dict().items())

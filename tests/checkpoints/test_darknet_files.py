@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import detkit
+from detkit.checkpoints import checkpoint
+from detkit.checkpoints.darknet_files import parse_cfg, save_darknet, write_cfg
 from detkit.config import BackboneConfig
 from detkit.data.voc import VOC_CLASSES
-from detkit.checkpoints import checkpoint
 from detkit.errors import UserError
 from detkit.models import Detector, build_detector
 from detkit.models.yolov1 import YOLOv1Config
-from detkit.checkpoints.darknet_files import parse_cfg, save_darknet, write_cfg
 from tests.builders import images_of, photo
 
 CLASSES = ("cat", "dog")

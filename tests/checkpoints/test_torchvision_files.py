@@ -22,16 +22,7 @@ from torchvision.models.detection.transform import _resize_image_and_masks
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import detkit
-from detkit.cli import detect
-from detkit.config import Config, DetectConfig
-from detkit.experiment import load_config
-from detkit.data.image_file import decode_photo
-from detkit.data.transforms import resize
 from detkit.checkpoints import checkpoint
-from detkit.errors import UserError
-from detkit.models import Detector, build_detector, postprocess
-from detkit.models.faster_rcnn import FasterRCNN
-from detkit.models.ssd import SSDConfig
 from detkit.checkpoints.torchvision_files import (
     NO_CLASS,
     download,
@@ -40,6 +31,15 @@ from detkit.checkpoints.torchvision_files import (
     is_state,
     ssd_config,
 )
+from detkit.cli import detect
+from detkit.config import Config, DetectConfig
+from detkit.data.image_file import decode_image
+from detkit.data.transforms import resize
+from detkit.errors import UserError
+from detkit.experiment import load_config
+from detkit.models import Detector, build_detector, postprocess
+from detkit.models.faster_rcnn import FasterRCNN
+from detkit.models.ssd import SSDConfig
 from detkit.ops import box_iou
 from detkit.structures import Targets
 from tests.builders import images_of, photo
@@ -86,7 +86,9 @@ def pair(request) -> tuple[nn.Module, FasterRCNN]:
     keys = {"rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 60, "min_size": HEIGHT}
     theirs = request.param(weights=None, weights_backbone=None, num_classes=6, **keys)
     lively(theirs)
-    ours = converted(theirs, "model.test_before=300", "model.test_after=60", "model.size=[192,1333]").eval()
+    ours = converted(
+        theirs, "model.test_pre_nms_top_n=300", "model.test_post_nms_top_n=60", "model.size=[192,1333]"
+    ).eval()
     assert isinstance(ours, FasterRCNN)
     return theirs, ours
 
@@ -144,7 +146,7 @@ def test_detections_equal_torchvision(pair, seed):
     theirs, ours = pair
     pixels = photo(HEIGHT, WIDTH, seed)
     expected = theirs([pixels[0] / 255])[0]
-    settings = DetectConfig(score=0.05, top_k=1000, iou=0.5, keep=100)
+    settings = DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
     images = images_of(pixels)
     boxes, scores, labels = postprocess(ours.predict(images), images, settings).image(0)
     assert len(labels) == len(expected["labels"]) > 20
@@ -188,7 +190,7 @@ def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
     nearly by its threshold: weights that are random have many such, so that a few detections may be others.
     """
     theirs, ours = pair
-    image = decode_photo(path)
+    image = decode_image(path)
     pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous() / 255
     images, maps = their_maps(theirs, pixels.unsqueeze(0) * 255)
     resized = torch.from_numpy(resize(image, ours.input.fit(*image.shape[:2]))).permute(2, 0, 1)
@@ -205,7 +207,9 @@ def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
     assert (logits[0].softmax(-1)[:, :-1] - wanted.softmax(-1)[:, 1:]).abs().max() <= 0.02
     assert (deltas[0] - shifts.view(len(shifts), -1, 4)[:, 1:]).abs().max() / 10 <= 0.005  # the coder's weights are 10
 
-    settings = Config(model=ours.config, detect=DetectConfig(score=0.05, top_k=1000, iou=0.5, keep=100))
+    settings = Config(
+        model=ours.config, detect=DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
+    )
     monkeypatch.setattr(ours, "experiment", settings)
     found, scores, labels = ours.detect(image, score=0.05)[0].image(0)
     expected = theirs([pixels])[0]
@@ -223,10 +227,10 @@ def test_losses_and_gradients_equal_torchvision(pair):
     for norm in theirs.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()
-    theirs.rpn._post_nms_top_n["training"] = ours.config.after = 40
+    theirs.rpn._post_nms_top_n["training"] = ours.config.post_nms_top_n = 40
     for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
         sampler.batch_size_per_image = 10**6
-    ours.config.rpn_number = ours.config.number = 10**6
+    ours.config.rpn_batch_size_per_image = ours.config.batch_size_per_image = 10**6
     pixels = torch.cat([photo(HEIGHT, WIDTH, seed) for seed in range(2)])
     boxes = torch.tensor([[[20.0, 30, 100, 120], [5, 5, 60, 40]], [[100, 50, 230, 180], [0, 0, 0, 0]]])
     targets = Targets(boxes, torch.tensor([[1, 0], [4, -1]]), torch.zeros(2, 2, dtype=torch.bool))
@@ -323,7 +327,7 @@ def test_ssd300_equals_torchvision(ssd):
 def test_ssd300_sees_photos_as_torchvision_does(ssd, path):
     """Each resizes the photo itself, as for Faster R-CNN; all scores, and boxes in default boxes' sides."""
     ours = converted(ssd).eval()
-    image = decode_photo(path)
+    image = decode_image(path)
     images, maps = their_maps(ssd, torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).contiguous())
     raw = ssd.head(list(maps.values()))
     names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]

@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from detkit.backbones.describe import count_flops
-from detkit.runtime.race import Setting
+from detkit.checkpoints import checkpoint
 from detkit.cli import main
 from detkit.comparison import detecting, job, measure, training
 from detkit.comparison.entries import find_entries
 from detkit.comparison.measure import training_log
-from detkit.experiment import load_config
 from detkit.data import open_dataset
-from detkit.checkpoints import checkpoint
+from detkit.data.proposal_store import open_store
 from detkit.evaluation.errors import KINDS
+from detkit.experiment import load_config
 from detkit.models import Detector, build_detector
 from detkit.proposals import methods
-from detkit.data.proposal_store import open_store
+from detkit.runtime.race import Setting
 from tests.builders import few_regions, images_of, photo
 from tests.engine.conftest import CONFIG
 from tests.engine.toy import CLASSES, draw_toys
@@ -135,7 +135,7 @@ def test_what_it_writes(compared: Path, configs: Path):
         assert one["FLOPs"] == flops(detector, 32)
         assert one["images_per_second"] == {str(batch): speed for batch, speed in SPEEDS[one["name"]].items()}
         assert one["images_per_second_with_proposals"] == one["images_per_second"]
-        assert (one["given_proposals"], one["proposals_seconds_per_image"]) == (False, None)
+        assert (one["takes_proposals"], one["proposals_seconds_per_image"]) == (False, None)
         assert one["training_seconds_of"] == "whole command"
         assert one["training_seconds"] > 0.5
         assert one["training_images_per_second"] > 0
@@ -325,7 +325,7 @@ def test_missing_proposals_are_made_and_timed(toys: Path, tmp_path: Path, monkey
     stores = [str(tmp_path / f"toys-{split}-selective_search-single.npz") for split in ("train", "val", "test")]
     config = tmp_path / "fast.yaml"
     config.write_text(
-        "model: {name: fast_rcnn, backbone: {name: tiny}, size: [48, 64], stages: 0, number: 4}\n"
+        "model: {name: fast_rcnn, backbone: {name: tiny}, size: [48, 64], freeze_stages: 0, batch_size_per_image: 4}\n"
         f"data: {{root: {toys}, train: [train], val: [val], test: [test], proposals: [{', '.join(stores)}]}}\n"
         "train: {iterations: 2, batch: 2, workers: 0, device: cpu}\n"
     )
@@ -335,7 +335,7 @@ def test_missing_proposals_are_made_and_timed(toys: Path, tmp_path: Path, monkey
     found = content(tmp_path / "out")
     assert set(found["protocol"]["stores made"]) == set(stores)
     (one,) = found["detectors"]
-    assert (one["given_proposals"], one["proposals_seconds_per_image"]) == (True, 0.5)
+    assert (one["takes_proposals"], one["proposals_seconds_per_image"]) == (True, 0.5)
     assert one["images_per_second_with_proposals"]["16"] == pytest.approx(1 / 1.5)
     entries = find_entries([str(config)], [], tmp_path / "out")
     dataset = open_dataset(entries[0].config.data, "test")

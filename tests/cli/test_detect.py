@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from detkit import viz
+from detkit.checkpoints import checkpoint
 from detkit.cli import run_command
 from detkit.cli.detect import drawn_names
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.checkpoints import checkpoint
 from detkit.inference import predict
 from detkit.inference.sources import Video
 from detkit.models import build_detector
@@ -36,7 +36,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the checkpoint of an untrained detector, in which some boxes pass .3 on every picture."""
     torch.manual_seed(0)
-    config = Config(tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(keep=15))
+    config = Config(
+        tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(detections_per_image=15)
+    )
     path = tmp_path_factory.mktemp("run") / "best.pt"
     checkpoint.save(path, build_detector(config.model, CLASSES), config)
     return str(path)
@@ -360,7 +362,7 @@ def test_memory_does_not_grow_with_the_length(weights: str, photos: Path, monkey
         time.sleep(0.03)
         return image
 
-    monkeypatch.setattr(predict, "decode_photo", read)
+    monkeypatch.setattr(predict, "decode_image", read)
     monkeypatch.setattr(viz, "draw", slow)  # the network must wait for whoever draws
     Path("many").mkdir()
     for number in range(60):

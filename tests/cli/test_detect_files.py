@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.data.image_file import decode_photo
+from detkit.data.image_file import decode_image
 from tests.cli.test_detect import clip, detect, photos, picture, report, weights
 from tests.cli.test_detect_outputs import opened
 
@@ -110,15 +110,15 @@ def test_odd_file_among_others(weights: str, photos: Path, capsys: pytest.Captur
     assert captured.err == ""
     entry = entries[f"photos/{name}"]
     assert (entry["width"], entry["height"]) == size
-    drawn = decode_photo(Path("detections", entry["drawn"]))
+    drawn = decode_image(Path("detections", entry["drawn"]))
     assert drawn.shape[1::-1] == size
     assert Path(name).stem == Path(entry["drawn"]).stem
     # one transparency, one animation's picture, one orientation for the reader of data sets and for detection
     read = opened("voc")
     row = [*entries].index(f"photos/{name}")
-    assert np.array_equal(read.image(row), decode_photo(photos / name))
+    assert np.array_equal(read.image(row), decode_image(photos / name))
     if kind in ("gif", "webp"):
-        assert np.abs(decode_photo(photos / name).astype(int) - picture(40, 60)).mean() < 30  # the first, not 10 or 200
+        assert np.abs(decode_image(photos / name).astype(int) - picture(40, 60)).mean() < 30  # the first, not 10 or 200
     if kind == "clear":
         assert (read.image(row)[:, :30] == 255).all()
 
@@ -143,7 +143,7 @@ def test_transparency_where_the_annotation_leaves_the_orientation_out(tmp_path: 
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png", exif=turned)
-    stored = decode_photo(tmp_path / "x.png", (60, 40))
+    stored = decode_image(tmp_path / "x.png", (60, 40))
     assert stored.shape == (40, 60, 3)
     assert (stored[:, :20] == 255).all()
-    assert np.array_equal(np.rot90(stored, -1), decode_photo(tmp_path / "x.png"))
+    assert np.array_equal(np.rot90(stored, -1), decode_image(tmp_path / "x.png"))

@@ -14,7 +14,7 @@ from detkit.cli.detect_report import COLUMNS
 from detkit.config import DataConfig
 from detkit.data import open_dataset
 from detkit.data.dataset import DetectionDataset
-from detkit.data.image_file import decode_photo
+from detkit.data.image_file import decode_image
 from tests.cli.test_detect import CLASSES, clip, detect, files, one_error, photos, picture, report, weights
 
 __all__ = ["clip", "photos", "weights"]
@@ -61,7 +61,7 @@ def test_data_sets_read_back_by_our_own_readers(weights: str, photos: Path, clip
             name = [*expected][row]
             if name.endswith(".jpg"):
                 assert record.path.samefile(name)
-                assert np.array_equal(dataset.image(row), decode_photo(Path(name)))
+                assert np.array_equal(dataset.image(row), decode_image(Path(name)))
     # again, over what is there: the photos themselves stay as they were
     before = {path: path.read_bytes() for path in photos.iterdir()}
     Path("other").mkdir()
@@ -132,9 +132,9 @@ def test_crops_are_the_pixels_of_the_boxes(weights: str, photos: Path, clip: Pat
     expected = found()
     crops = {str(path.relative_to("cut/all")): path for path in Path("cut/all").rglob("*.*")}
     assert len(crops) == sum(map(len, expected.values()))
-    image = decode_photo(Path("photos/3.png"))
+    image = decode_image(Path("photos/3.png"))
     for number, (label, _, (left, top, right, bottom)) in enumerate(expected["photos/3.png"], 1):
-        crop = decode_photo(crops[f"{CLASSES[label]}/3-{number}.png"])
+        crop = decode_image(crops[f"{CLASSES[label]}/3-{number}.png"])
         whole = image[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
         assert np.array_equal(crop, whole)
     assert f"{CLASSES[expected['clip.avi 6'][0][0]]}/clip-000006-1.jpg" in crops

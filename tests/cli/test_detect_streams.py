@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from detkit import viz
-from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.errors import UserError
+from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.viz.window import Window
 from tests.cli.test_detect import clip, detect, photos, picture, report, weights
 from tests.cli.test_detect_outputs import opened

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from detkit.checkpoints import checkpoint
 from detkit.cli import main
 from detkit.cli.evaluate import _only
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOCDataset
-from detkit.checkpoints import checkpoint
 from detkit.evaluation import pycocotools_summary, read_comp4, voc_ap, write_comp4, write_detections
 from detkit.models import build_detector
 from tests.builders import tiny_ssd_config
@@ -206,7 +206,7 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
     torch.manual_seed(0)
     data = DataConfig(root=str(root), val=["val"])
     train = TrainConfig(iterations=1, workers=0, device="cpu")
-    config = Config(tiny_ssd_config(), data, train, DetectConfig(keep=15))
+    config = Config(tiny_ssd_config(), data, train, DetectConfig(detections_per_image=15))
     checkpoint.save(tmp_path / "best.pt", build_detector(config.model, CLASSES), config)
     return tmp_path / "best.pt", root
 
@@ -215,7 +215,7 @@ def test_a_checkpoint(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest
     weights, root = trained
     out = tmp_path / "out"
     # a change to the config may follow options, as the contract has it
-    assert evaluate(weights, "--metric", "voc", "--out", out, "detect.keep=7", "evaluate.batch=2") == 0
+    assert evaluate(weights, "--metric", "voc", "--out", out, "detect.detections_per_image=7", "evaluate.batch=2") == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"metric", "mAP", "AP", "iou", "images", "split", "dataset", "checkpoint", "seconds"}
     assert (metrics["metric"], metrics["images"], metrics["split"]) == ("voc", 3, "test")

@@ -11,17 +11,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tests.engine.test_explain import TRUTH, build, image
 
+from detkit.checkpoints import checkpoint
 from detkit.cli import run_command
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_truth import find_truth
-from detkit.checkpoints import checkpoint
-from detkit.explain.trace import explain
 from detkit.explain.page import explain_page
 from detkit.explain.stages import draw_stages
+from detkit.explain.trace import explain
 from tests import zoo
 from tests.data.roots import make_root, xml
-from tests.engine.test_explain import TRUTH, build, image
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LAST = ["candidates", "nms", "detections"]
@@ -56,7 +56,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     detector = zoo.build("ssd")
     path = tmp_path_factory.mktemp("run") / "best.pt"
-    config = Config(detector.config, DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(keep=15))
+    config = Config(
+        detector.config, DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(detections_per_image=15)
+    )
     checkpoint.save(path, detector, config)
     return str(path)
 
@@ -231,4 +233,4 @@ def test_soft_nms_and_views_of_a_config_are_not_explained(
     content["config"]["detect"] |= {"nms": "gaussian", "flip": True, "scales": [0.5, 1.0]}
     torch.save(content, "soft.pt")
     assert run("soft.pt", "set/JPEGImages/1.jpg", "--explain", "--out", "out", "--score", ".01") == 0
-    assert asked == [DetectConfig(score=0.01, keep=15)]
+    assert asked == [DetectConfig(score_threshold=0.01, detections_per_image=15)]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import detkit
+from detkit.checkpoints import checkpoint
 from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
-from detkit.checkpoints import checkpoint
 from detkit.models import build_detector
 from detkit.models.compress import LowRankLinear
 from tests.builders import photo, tiny_ssd_config

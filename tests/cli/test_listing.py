@@ -12,7 +12,7 @@ from detkit.backbones import describe_backbone
 from detkit.cli import main
 from detkit.cli.models import find_configs
 from detkit.errors import UserError
-from detkit.models import describe_model
+from detkit.checkpoints.describe import describe_model
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
+from detkit.checkpoints import checkpoint
 from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
-from detkit.checkpoints import checkpoint
-from detkit.models import build_detector
 from detkit.data.proposal_store import make_manifest, open_store, write_store
+from detkit.models import build_detector
 from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
 from tests.models import test_faster_rcnn
@@ -154,7 +154,7 @@ def test_rpn(root, tmp_path, capsys):
     assert main(["proposals", "make", "--checkpoint", "run/best.pt", "--split", "test", "--count", "5"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(
-        "proposals/animals-test-rpn.npz: 15 boxes of 3 images, 5 each; rpn(after=5, before=60, check"
+        "proposals/animals-test-rpn.npz: 15 boxes of 3 images, 5 each; rpn(post_nms_top_n=5, pre_nms_top_n=60, check"
     )
     store = open_store("proposals/animals-test-rpn.npz")
     assert store.scored
@@ -163,11 +163,11 @@ def test_rpn(root, tmp_path, capsys):
     assert main(["proposals", "make", "a.yaml", *options]) == 0
     assert open_store("b.npz").ids == ("1", "2")
     options = ["--checkpoint", "run/best.pt", "--split", "test", "--out", "c.npz"]
-    assert main(["proposals", "make", "data.test=[train]", *options, "model.test_after=4"]) == 0
+    assert main(["proposals", "make", "data.test=[train]", *options, "model.test_post_nms_top_n=4"]) == 0
     assert open_store("c.npz").counts.tolist() == [4, 4]
     assert main(["proposals", "recall", "c.npz", "--dataset", str(root), "--split", "train"]) == 0
     assert (
-        "rpn(after=4, before=60, checkpoint=run/best.pt, iou=0.7, size=[64, 96], smallest=2.0"
+        "rpn(post_nms_top_n=4, pre_nms_top_n=60, checkpoint=run/best.pt, iou=0.7, size=[64, 96], min_size=2.0"
         in capsys.readouterr().out
     )
 

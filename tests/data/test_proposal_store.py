@@ -15,10 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detkit.data.voc import VOCDataset
-from detkit.errors import UserError
-from detkit.proposals import make as module
-from detkit.proposals.make import make_store
 from detkit.data.proposal_store import (
     StoredProposals,
     check_store,
@@ -29,6 +25,10 @@ from detkit.data.proposal_store import (
     open_store,
     write_store,
 )
+from detkit.data.voc import VOCDataset
+from detkit.errors import UserError
+from detkit.proposals import make as module
+from detkit.proposals.make import make_store
 from tests.data.roots import make_root, xml
 
 HERE = Path(__file__).resolve()

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from detkit.config import DataConfig, TrainConfig
 from detkit.data import loader
 from detkit.data.augment import chain
+from detkit.data.proposal_store import make_manifest, write_store
 from detkit.data.transforms import build_test, build_train
 from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
-from detkit.data.proposal_store import make_manifest, write_store
 from detkit.structures import InputSpec
 from tests.data.test_loader import AUGMENT, assert_equal
 from tests.data.test_transforms import NAMES, SSD, found, marked, noise, unfused

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from detkit.config import BackboneConfig, TrainConfig
-from detkit.runtime.device import autocast, choose_device, place, place_images, resolve_amp
-from detkit.engine.ema import Average
-from detkit.runtime.memory import tune
+from detkit.engine.ema import ModelEMA
 from detkit.engine.optimizer import build_optimizer, kinds, set_rate
 from detkit.engine.schedule import learning_rate
 from detkit.errors import UserError
 from detkit.models import build_detector
 from detkit.models.ssd import SSDConfig
 from detkit.models.torchvision_ssd import TorchvisionSSDConfig
+from detkit.runtime.device import autocast, choose_device, images_to_device, resolve_amp, to_device
+from detkit.runtime.memory import tune
 from detkit.structures import Images
 
 from .toy import Toy, ToyConfig
@@ -105,7 +105,7 @@ def test_adamw() -> None:
 
 def test_average_is_the_exponential_one() -> None:
     detector = nn.BatchNorm1d(2)
-    average = Average(detector, 0.5)
+    average = ModelEMA(detector, 0.5)
     expected = detector.weight.detach().clone()
     for iteration in range(12):
         with torch.no_grad():
@@ -126,13 +126,13 @@ def test_average_is_the_exponential_one() -> None:
 def test_layout(channels_last: bool) -> None:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     detector = Toy(ToyConfig(), ("a",))
-    place(detector, torch.device("cpu"), channels_last)
+    to_device(detector, torch.device("cpu"), channels_last)
     assert detector.head[0].weight.is_contiguous(memory_format=layout)
     pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     if not channels_last:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     sizes = torch.full((2, 2), 8)
-    images = place_images(Images(pixels, sizes, sizes, ("a", "b")), torch.device("cpu"), channels_last)
+    images = images_to_device(Images(pixels, sizes, sizes, ("a", "b")), torch.device("cpu"), channels_last)
     assert images.pixels.is_contiguous(memory_format=layout)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.cli import run_command
 from detkit.checkpoints import checkpoint
+from detkit.cli import run_command
 from detkit.engine.log import truncate
 from tests.engine.toy import Toy
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from detkit.checkpoints import checkpoint
-from detkit.inference.evaluate import Evaluation, evaluate
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.run import Run
 from detkit.engine.train import due, split, step_seed, total
+from detkit.inference.evaluate import Evaluation, evaluate
 from detkit.models import SGD
 from detkit.structures import Images, Targets
 

@@ -8,8 +8,8 @@ import torch
 
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_truth import Truth
-from detkit.explain.trace import Explanation, RegionTrace, SSDTrace, YOLOTrace, explain
 from detkit.explain.recording import record
+from detkit.explain.trace import Explanation, RegionTrace, SSDTrace, YOLOTrace, explain
 from detkit.models import Detector
 from detkit.ops import box_iou, match_ssd
 from tests import zoo
@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 def build(name: str, **keys: Any) -> tuple[Any, Config]:
     detector = zoo.build(name, **keys).eval()
     data = DataConfig(root="", proposal_count=30)
-    settings = DetectConfig(score=SCORES.get(name, 0.0), keep=20, proposals="single")
+    settings = DetectConfig(score_threshold=SCORES.get(name, 0.0), detections_per_image=20, proposals="single")
     detector.experiment = Config(detector.config, data, TrainConfig(iterations=1), settings)
     return detector, detector.experiment
 
@@ -43,7 +43,7 @@ def test_its_final_boxes_are_those_of_detect(name: str) -> None:
     detector, config = build(name)
     before = set(vars(detector))
     found = explain(detector, image(), config, TRUTH)
-    boxes, scores, labels = detector.detect(image(), score=config.detect.score)[0].image(0)
+    boxes, scores, labels = detector.detect(image(), score=config.detect.score_threshold)[0].image(0)
     assert len(boxes) > 5
     work = found.work
     for own in ((found.boxes, found.scores, found.labels), (work.boxes[work.final], work.scores[work.final])):
@@ -86,7 +86,7 @@ def test_maps_and_matches_of_ssd() -> None:
     np.testing.assert_allclose((centre * cells[:, None]) % 1, 0.5, atol=1e-3)
     objects = torch.tensor(BOXES)[None] / torch.from_numpy(factor).float()
     valid = torch.ones(1, 2, dtype=torch.bool)
-    wanted = match_ssd(objects, valid, None, detector.anchors, detector.overlap).index[0].numpy()
+    wanted = match_ssd(objects, valid, None, detector.anchors, detector.match_iou).index[0].numpy()
     positive = trace.learnt.owner >= 0
     np.testing.assert_array_equal(trace.learnt.owner[positive], wanted[wanted >= 0])
     np.testing.assert_allclose(trace.learnt.boxes[positive], trace.anchors[wanted >= 0])
@@ -129,9 +129,9 @@ def test_regions(name: str) -> None:
     positive = trace.learnt.owner >= 0
     assert positive.any()
     assert (overlap[positive].argmax(1) == trace.learnt.owner[positive]).all()
-    assert (overlap[positive].max(1) >= detector.config.foreground - 1e-3).all()
-    assert (overlap[~positive].max(1) < detector.config.background[1] + 1e-3).all()
-    assert len(trace.learnt.owner) <= detector.config.number
+    assert (overlap[positive].max(1) >= detector.config.fg_iou - 1e-3).all()
+    assert (overlap[~positive].max(1) < detector.config.bg_iou[1] + 1e-3).all()
+    assert len(trace.learnt.owner) <= detector.config.batch_size_per_image
 
 
 def test_proposals_of_the_rpn() -> None:
@@ -166,7 +166,7 @@ def test_without_truth_nothing_is_learnt() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_photo_without_detections_or_objects(name: str) -> None:
     detector, config = build(name)
-    config.detect.score = 99.0
+    config.detect.score_threshold = 99.0
     nothing = Truth(*(part[:0] for part in (TRUTH.boxes, TRUTH.labels, TRUTH.difficult, TRUTH.crowd)), (0, 0), "")
     found = explain(detector, image(), config, nothing)
     assert len(found.boxes) == len(found.work.scores) == 0

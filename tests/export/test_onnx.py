@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detkit.config import Config, DataConfig, TrainConfig
 from detkit.checkpoints import checkpoint
-from detkit.export import onnx
+from detkit.config import Config, DataConfig, TrainConfig
 from detkit.errors import UserError
+from detkit.export import onnx
 from detkit.models import Detector
 from detkit.models.sppnet import Pyramid
 from detkit.ops import crop_warp
@@ -25,7 +25,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-FPN = {"neck": "fpn", "channels": 24, "multiple": 32, "anchors": "torchvision", "scales": [2.0], "pool": "align"}
+FPN = {"neck": "fpn", "channels": 24, "size_divisor": 32, "anchors": "torchvision", "scales": [2.0], "pool": "align"}
 CLOSE: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}
 
 

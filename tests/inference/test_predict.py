@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageFilter
 
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.data.image_file import decode_photo
+from detkit.data.image_file import decode_image
+from detkit.errors import UserError
 from detkit.inference.predict import Found, Unreadable, detect_images
 from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
-from detkit.errors import UserError
 from detkit.models import Detector, build_detector
 from detkit.structures import DetectionSet
 from tests.builders import photo, tiny_ssd_config
@@ -31,7 +31,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def config() -> Config:
     """Return a config whose threshold an untrained network passes with some boxes and not with others."""
-    return Config(model=tiny_ssd_config(), train=TrainConfig(iterations=1), detect=DetectConfig(score=0.3, keep=20))
+    return Config(
+        model=tiny_ssd_config(),
+        train=TrainConfig(iterations=1),
+        detect=DetectConfig(score_threshold=0.3, detections_per_image=20),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +237,7 @@ def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: flo
         expected = np.asarray(image.convert("RGB"))
     path = tmp_path / f"photo{suffix}"
     image.save(path, **({"quality": 95} if suffix in (".jpg", ".webp") else {}))
-    pixels = decode_photo(path)
+    pixels = decode_image(path)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels.astype(int) - expected).mean() <= error
@@ -247,7 +251,7 @@ def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png", exif=turned)
-    pixels = np.rot90(decode_photo(tmp_path / "x.png"), 1)
+    pixels = np.rot90(decode_image(tmp_path / "x.png"), 1)
     assert (pixels[:, :20] == 255).all()
     assert np.abs(pixels[:, 20:40] - (colour[:, 20:40] * (128 / 255) + 127)).max() <= 1
     assert (pixels[:, 40:] == colour[:, 40:]).all()
@@ -337,6 +341,6 @@ def test_written_video_reads_back(tmp_path: Path, size: tuple[int, int]) -> None
 
 
 def test_video_of_detections(detector: Detector, config: Config, video: Path) -> None:
-    config = replace(config, detect=replace(config.detect, score=0.0))
+    config = replace(config, detect=replace(config.detect, score_threshold=0.0))
     with VideoReader(Video(video)) as reader, closing(detect_images(detector, reader, config, batch=5)) as results:
         assert len(found(results)) == 12

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from detkit.checkpoints import checkpoint
 from detkit.config import Config, DataConfig, EvaluateConfig, TrainConfig
+from detkit.data.proposal_store import StoredProposals, open_store
 from detkit.data.transforms import resize
 from detkit.data.voc import VOCDataset
-from detkit.checkpoints import checkpoint
-from detkit.inference.propose import load_proposer, make_rpn_store
 from detkit.errors import UserError
+from detkit.inference.propose import load_proposer, make_rpn_store
 from detkit.models import build_detector
-from detkit.data.proposal_store import StoredProposals, open_store
 from detkit.structures import Images
 from tests.engine.toy import CLASSES, draw_toys
 from tests.models import test_faster_rcnn
@@ -25,7 +25,7 @@ def best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw_toys(tmp_path / "toys")
     torch.manual_seed(0)
-    model = test_faster_rcnn.config(test_after=20)
+    model = test_faster_rcnn.config(test_post_nms_top_n=20)
     detector = build_detector(model, CLASSES)
     for name in ("objectness", "deltas"):
         torch.nn.init.normal_(detector.get_submodule(f"rpn.{name}").weight, std=0.3)  # pyright: ignore
@@ -50,10 +50,10 @@ def test_boxes_are_those_of_the_rpn_on_the_photo(best: Path, tmp_path: Path) -> 
     assert parameters == {
         "checkpoint": "run/best.pt",
         "size": [64, 96],
-        "before": 60,
-        "after": 20,
-        "iou": 0.7,
-        "smallest": 2.0,
+        "pre_nms_top_n": 60,
+        "post_nms_top_n": 20,
+        "nms_iou": 0.7,
+        "min_size": 2.0,
     }
     spread = set()
     for i, name in enumerate(dataset.ids):
@@ -115,10 +115,10 @@ def test_other_weights_make_another_store(best: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         detector.rpn.conv.bias[3] += 1e-6
     with pytest.raises(
-        UserError, match=r"a\.npz holds rpn\(after=20, .*weights=\w+\), not rpn\(.*; remove .*a\.npz, or"
+        UserError, match=r"a\.npz holds rpn\(post_nms_top_n=20, .*weights=\w+\), not rpn\(.*; remove .*a\.npz, or"
     ):
         make_rpn_store(tmp_path / "a.npz", toys(best), detector, config, best)
-    with pytest.raises(UserError, match=r"after=20.*not rpn\(after=19"):
+    with pytest.raises(UserError, match=r"post_nms_top_n=20.*not rpn\(post_nms_top_n=19"):
         make_rpn_store(tmp_path / "a.npz", toys(best), *load_proposer(best, count=19), best)
     with pytest.raises(UserError, match=r"a\.npz holds 9 other images"):
         make_rpn_store(tmp_path / "a.npz", toys(best, "val"), *load_proposer(best), best)

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from detkit import ops
 from detkit.config import DetectConfig
+from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.tta import mirror, predict_views, resize_views
-from detkit.errors import UserError
 from detkit.models import Detector, build_detector
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals
 from tests.builders import images_of, photo, tiny_ssd_config
 
-SETTINGS = DetectConfig(score=0.3, keep=30)
+SETTINGS = DetectConfig(score_threshold=0.3, detections_per_image=30)
 
 
 @pytest.fixture(scope="module")

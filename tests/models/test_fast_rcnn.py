@@ -22,7 +22,12 @@ SIZES = torch.tensor([[64, 80]] * 2)
 
 def config(**keys) -> FastRCNNConfig:
     small = FastRCNNConfig(
-        backbone=BackboneConfig("tiny"), size=[64, 96], pool_size=3, number=16, stages=0, norms=False
+        backbone=BackboneConfig("tiny"),
+        size=[64, 96],
+        pool_size=3,
+        batch_size_per_image=16,
+        freeze_stages=0,
+        freeze_norms=False,
     )
     return replace(small, **keys)
 
@@ -55,7 +60,7 @@ def test_it_learns_and_detects() -> None:
     detector.eval()
     with torch.inference_mode():
         predictions = detector.predict(images)
-        found = postprocess(predictions, images, DetectConfig(score=0.0, keep=9))
+        found = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
     assert found.boxes.shape == (2, 9, 4)
@@ -149,10 +154,10 @@ model:
   name: fast_rcnn
   backbone: {name: tiny}
   size: [64, 80]
-  stages: 0
-  norms: false
+  freeze_stages: 0
+  freeze_norms: false
   pool_size: 3
-  number: 16
+  batch_size_per_image: 16
 data:
   root: ROOT
   train: [train]

@@ -13,13 +13,13 @@ from torchvision.ops import roi_align
 
 from detkit import cli
 from detkit.backbones import FeatureInfo
-from detkit.config import BackboneConfig, DetectConfig
 from detkit.checkpoints import checkpoint
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.data.proposal_store import open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detkit.models.region import CODER, MapFeatures, sample_regions
-from detkit.data.proposal_store import open_store
 from detkit.structures import Images, Targets
 from tests.builders import images_of, photo
 from tests.engine.toy import draw_toys
@@ -31,15 +31,15 @@ def config(**keys) -> FasterRCNNConfig:
         size=[64, 96],
         scales=[2.0, 4.0],
         rpn_width=16,
-        before=100,
-        after=30,
-        test_before=60,
-        test_after=12,
-        smallest=2.0,
-        number=16,
+        pre_nms_top_n=100,
+        post_nms_top_n=30,
+        test_pre_nms_top_n=60,
+        test_post_nms_top_n=12,
+        min_size=2.0,
+        batch_size_per_image=16,
         pool_size=3,
-        stages=0,
-        norms=False,
+        freeze_stages=0,
+        freeze_norms=False,
     )
     return replace(small, **keys)
 
@@ -73,7 +73,9 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
         assert parameter.grad.isfinite().all(), name
     detector.eval()
     with torch.inference_mode():
-        found = postprocess(detector.predict(PICTURES), PICTURES, DetectConfig(score=0.0, keep=9))
+        found = postprocess(
+            detector.predict(PICTURES), PICTURES, DetectConfig(score_threshold=0.0, detections_per_image=9)
+        )
     assert found.boxes.shape == (2, 9, 4)
 
 
@@ -94,7 +96,9 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
     sizes = torch.tensor([[64, 96], [64, 72]])
     both = detector.predict(Images(pixels, sizes, sizes, ("a", "b")))
     second = detector.predict(Images(pixels[1:, ..., :72].contiguous(), sizes[1:], sizes[1:], ("b",)))
-    found = postprocess(both, Images(pixels, sizes, sizes, ("a", "b")), DetectConfig(score=0.0, keep=5))
+    found = postprocess(
+        both, Images(pixels, sizes, sizes, ("a", "b")), DetectConfig(score_threshold=0.0, detections_per_image=5)
+    )
     boxes, _, _ = found.image(1)
     assert (boxes[:, 2] <= 72).all()
     # what lies outside of an image is 0 to the network, as its own padding is, up to the depth of the convolutions
@@ -118,7 +122,7 @@ def test_regions_are_pooled_from_the_map_of_their_size() -> None:
     maps = [torch.randn(2, 4, 256 >> level, 256 >> level) for level in (2, 3, 4, 5)]
     sides = torch.tensor([3.0, 27, 28.1, 55, 57, 111, 113, 200])
     boxes = torch.stack((sides * 0, sides * 0 + 5, sides, sides + 5), -1).expand(2, -1, 4).contiguous()
-    pooled = MapFeatures(info, "align", 7, canonical=112.0)(maps, boxes).view(2, -1, 4, 7, 7)
+    pooled = MapFeatures(info, "align", 7, canonical_scale=112.0)(maps, boxes).view(2, -1, 4, 7, 7)
     for image in range(2):
         for row, side in enumerate(sides.tolist()):
             level = 2 if side < 56 else 3 if side < 112 else 4
@@ -135,7 +139,7 @@ def test_sampled_regions_carry_their_class_and_deltas() -> None:
     regions[:, :40] = objects.boxes[:, :1] + torch.randn(2, 40, 4)
     valid = torch.ones(2, 200, dtype=torch.bool)
     valid[1, 100:] = False
-    drawn = sample_regions(regions, valid, objects, 2, config(number=32))
+    drawn = sample_regions(regions, valid, objects, 2, config(batch_size_per_image=32))
     assert drawn.valid.all()
     inside = drawn.target < 2
     assert (inside.sum(1) == 8).all()
@@ -148,7 +152,7 @@ def test_sampled_regions_carry_their_class_and_deltas() -> None:
 
 
 def test_frozen_layers_stay_as_they_are() -> None:
-    detector = build_detector(config(stages=2, norms=True), ("a", "b"))
+    detector = build_detector(config(freeze_stages=2, freeze_norms=True), ("a", "b"))
     assert isinstance(detector, FasterRCNN)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
@@ -178,9 +182,9 @@ def test_a_misfit_is_named() -> None:
         ({"neck": "fnp"}, "model.neck: 'fnp' is not one of none, fpn"),
         ({"pool": "max"}, "model.pool: 'max' is not one of pool, align"),
         ({"size": [600]}, r"model.size: \[600\] is not"),
-        ({"background": [0.5]}, r"model.background: \[0.5\] is not"),
-        ({"fraction": 2.0}, "model.fraction: 2.0"),
-        ({"number": 0}, "model.number: 0 is less than 1"),
+        ({"bg_iou": [0.5]}, r"model.bg_iou: \[0.5\] is not"),
+        ({"positive_fraction": 2.0}, "model.positive_fraction: 2.0"),
+        ({"batch_size_per_image": 0}, "model.batch_size_per_image: 0 is less than 1"),
     ],
 )
 def test_a_wrong_value_is_named(keys: dict, words: str) -> None:
@@ -208,11 +212,13 @@ def test_it_finds_what_it_has_learnt() -> None:
                 pixels[image, label, box[1] : box[3], box[0] : box[2]] = 230
     sizes = torch.tensor([[64, 80]] * 2)
     images = Images(pixels, sizes, sizes, ("a", "b"))
-    detector = build_detector(config(neck="fpn", channels=32, scales=[3.0], canonical=64.0, pool="align"), ("a", "b"))
+    detector = build_detector(
+        config(neck="fpn", channels=32, scales=[3.0], canonical_scale=64.0, pool="align"), ("a", "b")
+    )
     overfit(detector.train(), images, objects, 100)
     detector.eval()
     with torch.inference_mode():
-        found = postprocess(detector.predict(images), images, DetectConfig(score=0.5, iou=0.3))
+        found = postprocess(detector.predict(images), images, DetectConfig(score_threshold=0.5, nms_iou=0.3))
     for image in range(2):
         real = objects.labels[image] >= 0
         boxes, _, labels = found.image(image)
@@ -227,16 +233,16 @@ model:
   training: alternating
   backbone: {name: tiny}
   size: [64, 80]
-  stages: 0
-  norms: false
+  freeze_stages: 0
+  freeze_norms: false
   neck: fpn
   channels: 16
   scales: [2.0]
   rpn_width: 16
-  before: 60
-  after: 20
-  number: 8
-  smallest: 2.0
+  pre_nms_top_n: 60
+  post_nms_top_n: 20
+  batch_size_per_image: 8
+  min_size: 2.0
 data: {root: toys, train: [train], val: [val], test: [test], difficult: false, augment: [HorizontalFlip]}
 train: {iterations: 3, batch: 4, workers: 0, evaluate_every: 1, milestones: [2], schedule: steps}
 evaluate: {batch: 4}

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import detkit
 from detkit.backbones import BACKBONES, Backbone, FeatureInfo
-from detkit.config import Config, DataConfig, TrainConfig
-from detkit.experiment import load_config
 from detkit.checkpoints import checkpoint
+from detkit.config import Config, DataConfig, TrainConfig
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from tests import zoo
 
 
@@ -74,8 +74,10 @@ def test_a_backbone_without_tail_or_stages(model: str) -> None:
     if model == "rcnn":
         return
     with pytest.raises(UserError) as error:
-        zoo.build(model, "bare_region", stages=2)
-    assert "BareRegion has no stages that could be frozen; what trains it whole: model.stages=0" in line_of(error)
+        zoo.build(model, "bare_region", freeze_stages=2)
+    assert "BareRegion has no stages that could be frozen; what trains it whole: model.freeze_stages=0" in line_of(
+        error
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch.nn.functional import adaptive_max_pool2d
 from torchvision.models import alexnet
 
 from detkit import cli
-from detkit.config import BackboneConfig, DetectConfig
 from detkit.checkpoints import checkpoint
+from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.rcnn import RCNN, RCNNConfig, pool_to
@@ -24,7 +24,7 @@ from tests.models.test_fast_rcnn import batch
 
 
 def config(**keys) -> RCNNConfig:
-    small = RCNNConfig(backbone=BackboneConfig("tiny"), crop=32, context=4, pool_size=2, number=8)
+    small = RCNNConfig(backbone=BackboneConfig("tiny"), crop=32, context=4, pool_size=2, batch_size_per_image=8)
     return replace(small, **keys)
 
 
@@ -40,7 +40,7 @@ def test_it_learns_and_detects() -> None:
     detector.eval()
     with torch.inference_mode():
         predictions = detector.predict(images)
-        found = postprocess(predictions, images, DetectConfig(score=0.0, keep=9))
+        found = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
     assert found.boxes.shape == (2, 9, 4)
@@ -71,7 +71,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = batch()
     with torch.no_grad():
         whole = detector.predict(images)
-        monkeypatch.setattr(detector, "at_once", lambda _: 7)
+        monkeypatch.setattr(detector, "chunk_size", lambda _: 7)
         pieces = detector.predict(images)
     torch.testing.assert_close(pieces.scores, whole.scores)
     torch.testing.assert_close(pieces.boxes, whole.boxes)
@@ -82,8 +82,8 @@ def test_regions_at_once_are_bounded() -> None:
     detector = build_detector(config(crop=227), ("a", "b"))
     assert isinstance(detector, RCNN)
     for images in (1, 8):
-        assert detector.at_once(images) * images * 3 * 227 * 227 * 4 <= 32 << 20
-    assert detector.at_once(10_000) == 1
+        assert detector.chunk_size(images) * images * 3 * 227 * 227 * 4 <= 32 << 20
+    assert detector.chunk_size(10_000) == 1
 
 
 def truth(labels: list[int], ignore: list[bool]) -> TruthSet:
@@ -107,8 +107,8 @@ def test_every_class_needs_an_object() -> None:
         ({"scoring": "hinge"}, "model.scoring: 'hinge' is not one of svm, softmax"),
         ({"context": 16}, "model.context: 16 leaves nothing of a crop of 32 pixels"),
         ({"svm_c": 0.0}, "model.svm_c: 0.0 is not positive"),
-        ({"ridge_overlap": 1.5}, "model.ridge_overlap: 1.5 is not an IoU above 0"),
-        ({"photos": -1}, "model.photos: -1 is less than 0"),
+        ({"ridge_match_iou": 1.5}, "model.ridge_match_iou: 1.5 is not an IoU above 0"),
+        ({"fit_images": -1}, "model.fit_images: -1 is less than 0"),
         ({"pool_size": 0}, "model.pool_size: 0 is less than 1"),
     ],
 )
@@ -118,7 +118,7 @@ def test_values_are_checked(keys: dict, message: str) -> None:
 
 
 RECIPE = """
-model: {name: rcnn, backbone: {name: tiny}, crop: 16, context: 2, pool_size: 2, number: 4}
+model: {name: rcnn, backbone: {name: tiny}, crop: 16, context: 2, pool_size: 2, batch_size_per_image: 4}
 data:
   root: toys
   train: [train]
@@ -127,7 +127,7 @@ data:
   proposals: [train.npz, val.npz, test.npz]
   augment: [HorizontalFlip]
 train: {iterations: 3, batch: 4, workers: 0, ema: 0.5}
-detect: {score: -2.0}
+detect: {score_threshold: -2.0}
 evaluate: {batch: 4}
 """
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detkit.ops import grid_anchors, rpn_anchors
 from detkit.models.rpn import CODER, RPNHead, propose
+from detkit.ops import grid_anchors, rpn_anchors
 
 SIZES = torch.tensor([[96, 128], [80, 100]])
 
@@ -22,20 +22,36 @@ def raw(seed: int, sides: list[tuple[int, int]]) -> tuple[list[Tensor], list[Ten
 
 
 @pytest.mark.parametrize("sides", [[(12, 16)], [(12, 16), (6, 8), (3, 4)]])
-@pytest.mark.parametrize(("before", "after", "smallest"), [(1000, 1000, 0.0), (60, 30, 6.0), (5, 100, 12.0)])
-def test_proposals_equal_torchvisions(sides: list[tuple[int, int]], before: int, after: int, smallest: float) -> None:
+@pytest.mark.parametrize(
+    ("pre_nms_top_n", "post_nms_top_n", "min_size"), [(1000, 1000, 0.0), (60, 30, 6.0), (5, 100, 12.0)]
+)
+def test_proposals_equal_torchvisions(
+    sides: list[tuple[int, int]], pre_nms_top_n: int, post_nms_top_n: int, min_size: float
+) -> None:
     logits, deltas, anchors = raw(0, sides)
-    found = propose(logits, deltas, anchors, SIZES, torch.full((2,), smallest), before=before, after=after, iou=0.5)
+    found = propose(
+        logits,
+        deltas,
+        anchors,
+        SIZES,
+        torch.full((2,), min_size),
+        pre_nms_top_n=pre_nms_top_n,
+        post_nms_top_n=post_nms_top_n,
+        nms_iou=0.5,
+    )
     ours, there = found.boxes, found.valid
     assert found.scores is not None
-    limits = ({"training": before, "testing": before}, {"training": after, "testing": after})
+    limits = (
+        {"training": pre_nms_top_n, "testing": pre_nms_top_n},
+        {"training": post_nms_top_n, "testing": post_nms_top_n},
+    )
     theirs = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, *limits, 0.5)  # pyright: ignore[reportArgumentType]
-    theirs.min_size = smallest
+    theirs.min_size = min_size
     boxes = torch.cat([CODER.decode(delta, refs) for delta, refs in zip(deltas, anchors)], 1)
     scores = torch.cat(logits, 1).flatten().unsqueeze(1)
     sizes = [(int(h), int(w)) for h, w in SIZES.tolist()]
     wanted, probability = theirs.filter_proposals(boxes, scores, sizes, [len(refs) for refs in anchors])
-    assert ours.shape == (2, after, 4)
+    assert ours.shape == (2, post_nms_top_n, 4)
     for row in range(2):
         torch.testing.assert_close(ours[row][there[row]], wanted[row])
         torch.testing.assert_close(found.scores[row][there[row]], probability[row])

@@ -19,7 +19,9 @@ from tests.models.test_fast_rcnn import batch
 
 
 def config(**keys: Any) -> SPPNetConfig:
-    small = SPPNetConfig(backbone=BackboneConfig("tiny"), scales=[48, 96], pyramid=[2, 1], number=8, frozen=False)
+    small = SPPNetConfig(
+        backbone=BackboneConfig("tiny"), scales=[48, 96], pyramid=[2, 1], batch_size_per_image=8, frozen=False
+    )
     return replace(small, **keys)
 
 
@@ -39,7 +41,7 @@ def test_it_learns_and_detects(frozen: bool) -> None:
     detector.eval()
     with torch.inference_mode():
         predictions = detector.predict(images)
-        found = postprocess(predictions, images, DetectConfig(score=0.0, keep=9))
+        found = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
     assert found.boxes.shape == (2, 9, 4)

@@ -8,8 +8,8 @@ import torch
 from torchvision.models.detection import ssd300_vgg16
 
 from detkit.config import BackboneConfig, DetectConfig
-from detkit.experiment import load_config
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps
 from detkit.ops import default_boxes
@@ -92,7 +92,7 @@ def test_detections_equal_torchvision(pair):
     theirs, ours = pair
     pixels = photo(300, 300)
     expected = theirs([pixels[0] / 255])[0]
-    settings = DetectConfig(score=theirs.score_thresh, top_k=400, iou=0.45, keep=200)
+    settings = DetectConfig(score_threshold=theirs.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200)
     images = images_of(pixels)
     boxes, scores, labels = postprocess(ours.predict(images), images, settings).image(0)
     assert len(labels) == len(expected["labels"]) > 20

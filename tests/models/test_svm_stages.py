@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from detkit.models.ridge_stage import BoxRegression
-from detkit.models.svm_detector import CODER, LinearHead
+from detkit.models.svm_detector import CODER, SVMHead
 from detkit.models.svm_stage import HardNegatives, SVMs, overlap_by_class, regions, spread
 from detkit.ops import box_iou, fit_svm
 from detkit.structures import Images, Proposals, Targets
@@ -27,9 +27,9 @@ class Linear:
         torch.manual_seed(1)
         self.classes = tuple("abc")
         self.mix = torch.randn(4, DIM)
-        self.head = LinearHead(nn.Flatten(), (DIM,), CLASSES)
+        self.head = SVMHead(nn.Flatten(), (DIM,), CLASSES)
 
-    def describe(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
+    def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
         return torch.sin(boxes @ self.mix / 20) + (0.5 if tail else 0.2)
 
 
@@ -54,7 +54,7 @@ class Run:
     def conclude(self, detector: Any) -> None:
         self.concluded += 1
 
-    def sweep(self, detector: Any, rows: Any, text: str, done: int = 0, save: Any = None) -> Iterator:
+    def dataset_pass(self, detector: Any, rows: Any, text: str, done: int = 0, save: Any = None) -> Iterator:
         return iter(self.batches)
 
 
@@ -102,7 +102,7 @@ def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out() -> None:
     run = Run(data)
     STAGE.run(detector, run)  # pyright: ignore[reportArgumentType]
     table = [row for images, targets in data for row in rows_of(images, targets)]
-    features = detector.describe(data[0][0], torch.tensor([box for box, _, _ in table]), tail=True)
+    features = detector.extract_features(data[0][0], torch.tensor([box for box, _, _ in table]), tail=True)
     scaled = features * (20 / features.norm(dim=1).mean())
     labels = torch.tensor([[1 if p else -1 if f else 0 for f, p in zip(free, own)] for _, free, own in table])
     weight, bias = fit_svm(scaled, labels, STAGE.C, STAGE.positive, STAGE.bias, tolerance=1e-6)
@@ -193,7 +193,7 @@ def test_spread(count: int, photos: int, expected: list[int]) -> None:
 
 def test_regression_is_sklearns_ridge() -> None:
     detector, data = Linear(), batches()
-    stage = BoxRegression(CODER, ridge=50.0, overlap=0.6, photos=0)
+    stage = BoxRegression(CODER, ridge=50.0, match_iou=0.6, photos=0)
     run = Run(data)
     stage.run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.concluded == 1
@@ -217,13 +217,13 @@ def test_regression_is_sklearns_ridge() -> None:
                     n = used[best]
                     pairs[int(targets.labels[i, n])].append((box, CODER.encode(targets.boxes[i, n], box)))
                 assert ignored or overlap.numel()
-    features = detector.describe(data[0][0], torch.stack(every), tail=False)
+    features = detector.extract_features(data[0][0], torch.stack(every), tail=False)
     factor = float(20 / features.norm(dim=1).mean())
-    probe = detector.describe(data[0][0], torch.stack(every[:20]), tail=False)
+    probe = detector.extract_features(data[0][0], torch.stack(every[:20]), tail=False)
     found = detector.head.regressor(probe).unflatten(1, (CLASSES, 4))
     for k, rows in pairs.items():
         assert len(rows) > 5
-        x = detector.describe(data[0][0], torch.stack([box for box, _ in rows]), tail=False) * factor
+        x = detector.extract_features(data[0][0], torch.stack([box for box, _ in rows]), tail=False) * factor
         y = torch.stack([deltas for _, deltas in rows]).double()
         ones = torch.ones(len(x), 1)
         ridge = Ridge(alpha=50.0, fit_intercept=False).fit(torch.cat((x, ones), 1).double().numpy(), y - y.mean(0))
@@ -232,7 +232,7 @@ def test_regression_is_sklearns_ridge() -> None:
 
 
 def test_until_it_is_fitted_the_softmax_scores() -> None:
-    head = LinearHead(nn.Flatten(), (DIM,), CLASSES)
+    head = SVMHead(nn.Flatten(), (DIM,), CLASSES)
     x = torch.randn(7, DIM)
     softmax = head(x).softmax(-1)[:, :-1]
     scores, deltas = head.detect(x, softmax=False)

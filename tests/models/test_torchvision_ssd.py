@@ -37,7 +37,9 @@ def test_detections_are_those_of_its_own_forward():
     detector = peer().eval()
     pixels = photo(300, 300)
     images = images_of(pixels)
-    settings = DetectConfig(score=detector.ssd.score_thresh, top_k=400, iou=0.45, keep=200)
+    settings = DetectConfig(
+        score_threshold=detector.ssd.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200
+    )
     _, scores, _ = postprocess(detector.predict(images), images, settings).image(0)
     expected = detector.ssd([pixels[0] / 255])[0]
     torch.testing.assert_close(scores, expected["scores"], rtol=1e-4, atol=1e-5)

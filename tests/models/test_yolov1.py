@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from detkit.config import BackboneConfig, DetectConfig
-from detkit.experiment import load_config
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.yolov1 import YOLOv1, YOLOv1Config, published_convolutions
 from detkit.structures import Images, Targets
@@ -181,7 +181,7 @@ def test_it_learns_an_image_by_heart() -> None:
         sum(detector(images, targets).values()).backward()
         optimizer.step()
     detector.train()  # two images are too few for the norms' averages
-    settings = DetectConfig(score=0.5, iou=0.5)
+    settings = DetectConfig(score_threshold=0.5, nms_iou=0.5)
     boxes, _, labels = postprocess(detector.predict(images), images, settings).image(0)
     assert sorted(labels.tolist()) == [0, 1]
     order = labels.argsort(descending=True)

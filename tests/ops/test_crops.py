@@ -126,8 +126,8 @@ def test_pieces_do_not_change_the_result_and_are_bounded(monkeypatch: pytest.Mon
     assert torch.equal(ops.crop_warp(images, boxes, 21, 3, FILL), whole)
     assert len(calls) > 2
     assert max(calls) * 4 <= 200_000
-    assert ops.crops_at_once(227, 10 * 227 * 227 * 12) == 10
-    assert ops.crops_at_once(227, 1) == 1
+    assert ops.crops_per_chunk(227, 10 * 227 * 227 * 12) == 10
+    assert ops.crops_per_chunk(227, 1) == 1
 
 
 @pytest.mark.parametrize(("batch", "count"), [(0, 3), (2, 0), (0, 0)])

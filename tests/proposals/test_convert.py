@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from detkit.data.proposal_store import make_manifest, open_store, write_store
 from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 from detkit.proposals.convert import read_boxes, to_store, write_json
-from detkit.data.proposal_store import make_manifest, open_store, write_store
 from tests.data.roots import make_root, xml
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.config import TrainConfig
 from detkit.checkpoints import checkpoint
-from detkit.inference.evaluate import join
+from detkit.config import TrainConfig
 from detkit.engine.session import check_batch
 from detkit.errors import UserError
+from detkit.inference.evaluate import join
 from detkit.structures import DetectionSet
 
 from .conftest import Train
