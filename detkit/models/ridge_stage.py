@@ -46,7 +46,8 @@ class BoxRegression:
         for images, targets in run.dataset_pass(detector, rows, "regression", done=state.get("done", 0), save=save):
             assert images.proposals is not None
             given = images.proposals
-            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.match_iou)
+            objects = (targets.boxes, targets.valid, targets.ignore)
+            match = match_regions(*objects, given.boxes, given.valid, self.match_iou)
             learnt = match.index >= 0
             # the learnt ones first, cut to the most in a photo (host sync): the others need no features
             most = max(1, int(learnt.sum(1).max()))

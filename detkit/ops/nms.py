@@ -75,7 +75,7 @@ def nms_dense(
     the label (B, max_out), best first, both padded with -1. The same as `nms` of the A * C boxes laid flat.
     score: one for all classes, or (C,), one for each.
     """
-    found = candidates(boxes, scores, top_k, score)
+    found = topk_candidates(boxes, scores, top_k, score)
     kept, rank = _suppress(
         found.boxes,
         found.scores,
@@ -105,7 +105,7 @@ class Candidates:
     group: Tensor
 
 
-def candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
+def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
     """Return what of a detector's raw output, see `nms_dense`, is above its threshold and may be among the best top_k
     of its class in its image."""
     batch, anchors, classes = scores.shape

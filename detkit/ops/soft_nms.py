@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops.boxes import box_iou
-from detkit.ops.nms import descending, table_of
+from detkit.ops.nms import descending, table_of, topk_candidates
 
 METHODS = ("linear", "gaussian")
 

@@ -9,10 +9,10 @@ from torchvision.models import get_weight
 
 import detkit
 from detkit.backbones import describe_backbone
+from detkit.checkpoints.describe import describe_model
 from detkit.cli import main
 from detkit.cli.models import find_configs
 from detkit.errors import UserError
-from detkit.checkpoints.describe import describe_model
 
 
 @pytest.fixture
