@@ -1,7 +1,7 @@
 """detkit: the classic line of object detectors on shared backbones.
 
     detector = detkit.load("runs/shapes-1/best.pt")
-    for detections in detector.detect("photos/"):
+    for detections in detector.detect("images/"):
         boxes, scores, labels = detections.image(0)
 
 Importing detkit is quick: torch comes with the first call.

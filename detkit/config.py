@@ -138,9 +138,9 @@ class DetectConfig:
     """From predictions to detections: score threshold, best top_k a class, NMS at iou, best keep an image.
 
     nms: `hard` drops what overlaps a better box, `linear` and `gaussian` are soft-NMS, which lowers its score; sigma is
-    the Gaussian's. flip, scales: test-time augmentation; each photo is also seen mirrored, and at these factors of its
+    the Gaussian's. flip, scales: test-time augmentation; each image is also seen mirrored, and at these factors of its
     usual size, and all that is found goes through one NMS.
-    proposals: mode of selective search on photos that are in no store, for detectors that classify given regions.
+    proposals: mode of selective search on images that are in no store, for detectors that classify given regions.
     """
 
     score_threshold: float = 0.01

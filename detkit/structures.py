@@ -93,7 +93,7 @@ class Images(_Movable):
     """A batch of RGB images, padded at the right and bottom to one size.
 
     pixels: (B, 3, H, W) uint8. sizes: (B, 2) int64, height and width of each image's valid part.
-    original: (B, 2) int64, height and width of the photo it was resized from. ids: one name an image.
+    original: (B, 2) int64, height and width of the image it was resized from. ids: one name an image.
     proposals: regions given with the images, for detectors that classify such.
     """
 
@@ -169,7 +169,7 @@ class Predictions(_Movable):
 
 @dataclass(frozen=True)
 class Detections(_Movable):
-    """Final boxes of a batch in pixels of the original photos, best first.
+    """Final boxes of a batch in pixels of the original images, best first.
 
     boxes: (B, D, 4); scores: (B, D); labels: (B, D) int64, -1 where an image has fewer than D.
     """
@@ -272,7 +272,7 @@ class InputSpec:
     """How a network wants its images.
 
     resize: "stretch" fills `size`, (height, width) in pixels, regardless of the aspect ratio; "shortest" keeps it, and
-    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "none" leaves photos as
+    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "none" leaves images as
     they are, for networks that resize them, or regions of them, by themselves.
     floor: whether sides of "shortest" are cut to whole pixels, as torchvision's are, and not rounded.
     Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
@@ -289,11 +289,11 @@ class InputSpec:
         if self.resize == "stretch":
             return f"{self.size[1]}x{self.size[0]}"
         if self.resize == "none":
-            return "photos at their own size"
+            return "images at their own size"
         return f"shortest side {self.size[0]}, longest at most {self.size[1]}"
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) that a photo of this size is resized to."""
+        """Return the (height, width) that an image of this size is resized to."""
         if self.resize == "stretch":
             return self.size
         if self.resize == "none":

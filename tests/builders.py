@@ -10,16 +10,16 @@ from detkit.models.ssd import SSDConfig
 from detkit.structures import Images
 
 
-def photo(height: int, width: int, seed: int = 0) -> Tensor:
-    """Return a (1, 3, height, width) uint8 picture with structure of every size, as photos have."""
+def random_image(height: int, width: int, seed: int = 0) -> Tensor:
+    """Return a (1, 3, height, width) uint8 image with structure of every size, as images have."""
     random = torch.Generator().manual_seed(seed)
     layers = [
         interpolate(torch.rand(1, 3, side, side, generator=random), (height, width), mode="bilinear")
         for side in (2, 5, 13, 40, 120)
     ]
-    picture = torch.stack(layers).mean(0)
-    picture = (picture - picture.min()) / (picture.max() - picture.min())
-    return (picture * 255).to(torch.uint8)
+    sample_image = torch.stack(layers).mean(0)
+    sample_image = (sample_image - sample_image.min()) / (sample_image.max() - sample_image.min())
+    return (sample_image * 255).to(torch.uint8)
 
 
 def tiny_ssd_config() -> SSDConfig:

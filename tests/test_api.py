@@ -11,7 +11,7 @@ import detkit
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.errors import UserError
-from tests.builders import photo, tiny_ssd_config
+from tests.builders import random_image, tiny_ssd_config
 
 CLASSES = ("cat", "dog")
 HEAVY = ("torch", "cv2", "numpy", "albumentations", "matplotlib", "omegaconf", "rich")
@@ -72,7 +72,7 @@ def test_create_model() -> None:
     assert detector.config.min_sizes == [12.0, 24.0, 48.0, 72.0]
     other = detkit.create_model("ssd", backbone={"name": "tiny", "weights": None}, classes=["cat"], **TINY)
     assert other.classes == ("cat",)
-    assert len(detector.detect(photo(40, 50)[0])) == 1
+    assert len(detector.detect(random_image(40, 50)[0])) == 1
 
 
 # the deeper ones of a family are like the others of it
@@ -117,16 +117,16 @@ def test_load_and_detect(tmp_path: Path) -> None:
     loaded = detkit.load(tmp_path / "best.pt", device="cpu")
     assert not loaded.training
     assert loaded.classes == CLASSES
-    picture = photo(40, 50)[0]
-    (few,) = loaded.detect(picture, score=0.0)
-    (many,) = detector.detect(picture, score=0.0)
+    sample_image = random_image(40, 50)[0]
+    (few,) = loaded.detect(sample_image, score=0.0)
+    (many,) = detector.detect(sample_image, score=0.0)
     assert detector.training
     boxes, scores, labels = few.image(0)
     assert boxes.shape == (3, 4)
     assert scores.shape == labels.shape == (3,)
     assert many.labels.shape[1] > 3
     assert torch.equal(many.boxes[:, :3], few.boxes)
-    (none,) = loaded.detect(picture, score=0.99)
+    (none,) = loaded.detect(sample_image, score=0.99)
     assert none.boxes.shape == (1, 0, 4)
     with pytest.raises(UserError, match="no checkpoint"):
         detkit.load(tmp_path / "missing.pt")

@@ -56,7 +56,7 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_and_gradients(model: str, every: str, no_values: None) -> None:
     with torch.device("meta"):
         detector = zoo.build(model, every).eval()
-        images = zoo.pictures(detector)
+        images = zoo.sample_images(detector)
         outputs = zoo.raw(detector, images)
         wanted = trainable(detector)
         grads = torch.autograd.grad([x.sum() for x in outputs], list(wanted.values()), allow_unused=True)
@@ -112,7 +112,7 @@ def test_a_misfit_is_one_line_that_says_what_fits(
 
 def test_predictions(model: str, backbone: str) -> None:
     detector = zoo.build(model, backbone).eval()
-    images = zoo.pictures(detector)
+    images = zoo.sample_images(detector)
     with torch.inference_mode():
         found = detector.predict(images)
         scores = found.scores[found.scores > -torch.inf]
@@ -125,7 +125,7 @@ def test_predictions(model: str, backbone: str) -> None:
     assert (detections.boxes >= 0).all()
     assert (detections.boxes <= images.original.flip(-1).repeat(1, 2).unsqueeze(1) + 1e-3).all()
 
-    # a batch is its pictures one by one; on the same canvas, since biases fill what pads a picture from layer to layer
+    # a batch is its images one by one; on the same canvas, since biases fill what pads an image from layer to layer
     for number in range(2):
         one = images.part(slice(number, number + 1))
         count = None if one.proposals is None else int(one.proposals.valid.sum())
@@ -169,7 +169,7 @@ def test_losses(model: str, backbone: str) -> None:
     detector = zoo.build(model, backbone).train()
     wanted = trainable(detector)
     for kind, targets in batches(detector).items():
-        images = zoo.pictures(detector, around=targets)
+        images = zoo.sample_images(detector, around=targets)
         losses = detector(images, targets)
         total = sum(losses.values())
         assert isinstance(total, Tensor)
@@ -195,7 +195,7 @@ def test_losses(model: str, backbone: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cpu_is_cuda(model: str, backbone: str) -> None:
     detector = zoo.build(model, backbone).eval()
-    images = zoo.pictures(detector)
+    images = zoo.sample_images(detector)
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         outputs = zoo.raw(detector, images)
         theirs = zoo.raw(detector.cuda(), images.to("cuda"))

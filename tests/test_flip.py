@@ -1,7 +1,7 @@
-"""A mirrored picture has the mirrored detections, by a network that is its own mirror image.
+"""A mirrored image has the mirrored detections, by a network that is its own mirror image.
 
 What must be so for it: kernels that are symmetric from left to right, those of horizontal deltas antisymmetric; layers
-whose windows lie symmetrically in a picture; anchors, regions and cells that do, too. Then scores are equal and boxes
+whose windows lie symmetrically in an image; anchors, regions and cells that do, too. Then scores are equal and boxes
 mirrored, whatever the weights, and a cell or an anchor half a stride off shows at once.
 
 Backbones: those whose strided layers halve an even side into equal windows, 2x2 pools. The 3x3 windows of stride 2 of
@@ -12,7 +12,7 @@ Left out for the same reason: SSD's added layers of 3x3 and stride 2 on an even 
 FPN, whose coarsest map is every second cell of the one before.
 Two detectors mirror boxes about another axis, since the authors' codes count pixels or cells with both ends included:
 R-CNN's crops, x -> width - 1 - x, and RoI pooling, x -> width - stride - x. No one axis does for Faster R-CNN with
-RoI pooling, whose anchors have that of the picture.
+RoI pooling, whose anchors have that of the image.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from detkit.config import DetectConfig
 from detkit.models import Detector, postprocess
 from detkit.structures import Images, Predictions, Proposals
 from tests import zoo
-from tests.builders import photo
+from tests.builders import random_image
 
 BACKBONES = ("darknet_yolov1_tiny", "darknet19", "vgg11", "vgg16_reduced")
 HEIGHT, WIDTH = 128, 192
@@ -132,13 +132,13 @@ def symmetrise(model: str, detector: Any) -> None:
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (..., 4) of the mirrored picture."""
+    """Boxes (..., 4) of the mirrored image."""
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack((width - right, top, width - left, bottom), -1)
 
 
 def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
-    """Where a mirrored picture's predictions stand of what the picture's are, box by box."""
+    """Where a mirrored image's predictions stand of what the image's are, box by box."""
     if model == "yolov1":
         return mirrored_cells(detector.grid, detector.config.boxes)
     if model == "ssd":
@@ -164,7 +164,7 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
     detector = zoo.build(model, backbone, **keys).eval()
     symmetrise(model, detector)
     height, width = detector.input.size if detector.input.resize == "stretch" else (HEIGHT, WIDTH)
-    pixels = torch.cat([photo(height, width, seed) for seed in range(2)])
+    pixels = torch.cat([random_image(height, width, seed) for seed in range(2)])
     sizes = torch.tensor([[height, width]] * 2)
     regions = torch.stack([zoo.regions(40, height, width, seed) for seed in range(2)])
     axis = width - {"rcnn": 1, "fast_rcnn pool": 16}.get(case, 0)
@@ -201,7 +201,7 @@ def test_a_network_that_is_no_mirror_image_is_noticed() -> None:
     with torch.no_grad():
         symmetrise("ssd", detector)
         nn.init.normal_(detector.get_submodule("classifiers.0").weight, std=0.1)  # pyright: ignore
-        pixels = photo(128, 128)
+        pixels = random_image(128, 128)
         size = torch.tensor([[128, 128]])
         found, again = [detector.predict(Images(x, size, size, ("0",))) for x in (pixels, pixels.flip(-1))]
         places = order("ssd", detector, detector.normalise(Images(pixels, size, size, ("0",))))

@@ -1,7 +1,7 @@
-"""Every detector learns eight pictures by heart, through the whole path: store, loader, stages, evaluation.
+"""Every detector learns eight images by heart, through the whole path: store, loader, stages, evaluation.
 
 A wrong target, a coordinate off by a stride, a loss of the wrong sign or a decoder that is not the coder's inverse all
-keep it from that. The training is that of `configs/shapes`, shorter and on smaller pictures.
+keep it from that. The training is that of `configs/shapes`, shorter and on smaller images.
 """
 
 import json
@@ -17,8 +17,8 @@ from detkit.data.shapes import draw_shapes
 from detkit.data.voc import VOCDataset
 from detkit.engine.session import train
 
-PICTURES, SEED = 8, 0
-SHORT, LONG = 96, 144  # of pictures of 128 to 160 pixels
+SAMPLE_IMAGES, SEED = 8, 0
+SHORT, LONG = 96, 144  # of images of 128 to 160 pixels
 REGIONS = {"freeze_stages": 0, "freeze_norms": False, "batch_size_per_image": 32, "size": [SHORT, LONG], "pool_size": 4}
 # SVMs: the published C is for thousands of windows; two stars among 400 would stay on the wrong side of the margin
 MODELS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 RECIPE = {
     "iterations": 200,
-    "batch": PICTURES,
+    "batch": SAMPLE_IMAGES,
     "optimizer": "adamw",
     "lr": 0.002,
     "weight_decay": 0.0,
@@ -62,11 +62,11 @@ MARGINS = {"score_threshold": -2.0, "nms_iou": 0.3, "detections_per_image": 50} 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures and a store of regions near their objects and anywhere."""
+    """A folder with the images and a store of regions near their objects and anywhere."""
     folder = tmp_path_factory.mktemp("overfit")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        draw_shapes(folder / "shapes", {"train": PICTURES}, SEED)
+        draw_shapes(folder / "shapes", {"train": SAMPLE_IMAGES}, SEED)
         dataset = VOCDataset([(folder / "shapes", "train")])
     random = np.random.default_rng(0)
     boxes = []
@@ -99,7 +99,7 @@ def test_eight_pictures_are_learnt_by_heart(model: str, root: Path, tmp_path: Pa
         },
         "train": RECIPE,
         "detect": MARGINS if model in ("rcnn", "sppnet") else DETECT,
-        "evaluate": {"metric": "voc07", "batch": PICTURES},
+        "evaluate": {"metric": "voc07", "batch": SAMPLE_IMAGES},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     folder = train(str(tmp_path / "config.yaml"), [], str(tmp_path / "run"))
@@ -108,5 +108,5 @@ def test_eight_pictures_are_learnt_by_heart(model: str, root: Path, tmp_path: Pa
     ]
     assert losses[-1] < 0.3 * losses[0], losses
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["images"] == PICTURES
+    assert metrics["images"] == SAMPLE_IMAGES
     assert metrics["mAP"] >= 0.95, metrics["AP"]

@@ -71,9 +71,11 @@ def page(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def commands(name: str, data: Path) -> None:
     """Run the commands below a file of the page."""
-    photo = next((data / "shapes" / "JPEGImages").glob("*.jpg"))
+    random_image = next((data / "shapes" / "JPEGImages").glob("*.jpg"))
     for line in COMMANDS[name].splitlines():
-        words = [word.replace("PATH", str(data / "lines")).replace("PHOTO", str(photo)) for word in shlex.split(line)]
+        words = [
+            word.replace("PATH", str(data / "lines")).replace("PHOTO", str(random_image)) for word in shlex.split(line)
+        ]
         with new_process():
             if words[1] == "-c":
                 sys.path.append(".")
@@ -120,7 +122,7 @@ def test_backbone(page: Path, data: Path, capsys: pytest.CaptureFixture[str]) ->
                 continue  # at 300 pixels
             detector = zoo.build(model, "small").train()
             objects = zoo.some_objects(detector)
-            losses = detector(zoo.pictures(detector, around=objects), objects)
+            losses = detector(zoo.sample_images(detector, around=objects), objects)
             assert all(loss.isfinite() for loss in losses.values()), model
 
 

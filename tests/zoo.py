@@ -11,7 +11,7 @@ from detkit.config import BackboneConfig
 from detkit.models import Detector
 from detkit.models.sppnet import Pyramid
 from detkit.structures import Images, Proposals, Targets
-from tests.builders import photo
+from tests.builders import random_image
 
 CLASSES = ("a", "b")
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "torchvision_ssd", "yolov1")
@@ -55,7 +55,7 @@ def fitted(name: str) -> tuple[str, ...]:
 
 
 def side(detector: Detector) -> tuple[int, int]:
-    """Height and width of pictures for it."""
+    """Height and width of images for it."""
     return detector.input.size if detector.input.resize == "stretch" else (96, 112)
 
 
@@ -67,19 +67,19 @@ def objects(*boxes: list[list[float]], ignore: bool = False) -> Targets:
 
 
 def regions(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """(count, 4) boxes inside a picture."""
+    """(count, 4) boxes inside an image."""
     random = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=random) * 0.7
     high = low + 0.1 + 0.2 * torch.rand(count, 2, generator=random)
     return torch.cat((low, high), 1) * torch.tensor([width, height] * 2)
 
 
-def pictures(detector: Detector, batch: int = 2, around: Targets | None = None) -> Images:
-    """Pictures that differ, padded where the detector takes such; proposals random, and around the objects."""
+def sample_images(detector: Detector, batch: int = 2, around: Targets | None = None) -> Images:
+    """Images that differ, padded where the detector takes such; proposals random, and around the objects."""
     height, width = side(detector)
-    pixels = torch.cat([photo(height, width, seed) for seed in range(batch)])
+    pixels = torch.cat([random_image(height, width, seed) for seed in range(batch)])
     sizes = torch.tensor([[height, width]] * batch)
-    # SPPNet makes its canvas itself, from the largest picture of a batch, whose border deeper layers see
+    # SPPNet makes its canvas itself, from the largest image of a batch, whose border deeper layers see
     if detector.input.resize != "stretch" and detector.config.name != "sppnet":
         sizes[1:] -= torch.tensor([0, 13])
         pixels[1:, :, :, width - 13 :] = 0
@@ -93,7 +93,7 @@ def pictures(detector: Detector, batch: int = 2, around: Targets | None = None) 
 
 
 def some_objects(detector: Detector) -> Targets:
-    """Two objects on the first picture, one on the second."""
+    """Two objects on the first image, one on the second."""
     height, width = side(detector)
     share = torch.tensor([width - 14, height] * 2)
     boxes = ([[0.1, 0.2, 0.5, 0.7], [0.4, 0.1, 0.9, 0.9]], [[0.3, 0.3, 0.8, 0.6]])
@@ -119,7 +119,7 @@ def raw(detector: Any, images: Images) -> list[Tensor]:
         logits, deltas = detector.rpn(maps)
         return [*logits, *deltas, *detector.regions(maps, boxes)]
     if name == "sppnet":
-        # its own sizes of photos are numbers that a tensor without values has not
+        # its own sizes of images are numbers that a tensor without values has not
         x = detector.backbone(detector.normalise(images))[detector.map.name]
         pooled = detector.pool(Pyramid([(x, torch.ones(len(images)))], images.sizes), boxes)
         return [detector.head(pooled)]

@@ -7,26 +7,26 @@ import torch
 
 from detkit.runtime.race import Contender, Job, Setting, Subject
 
-PHOTOS, HEIGHT, WIDTH, SIZE = 16, 375, 500, 300
+IMAGES, HEIGHT, WIDTH, SIZE = 16, 375, 500, 300
 AUGMENT = ["PhotometricDistort", "Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]
 
 
 def jpegs() -> list[tuple[bytes, np.ndarray]]:
-    """Return PHOTOS pictures with structure of every size, JPEG-coded, and three boxes each, the same every time."""
+    """Return PHOTOS images with structure of every size, JPEG-coded, and three boxes each, the same every time."""
     import cv2
 
     random = np.random.default_rng(0)
     made = []
-    for _ in range(PHOTOS):
+    for _ in range(IMAGES):
         layers = [
             cv2.resize(random.random((side, side, 3), np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
             for side in (3, 9, 27, 81, 243)
         ]
-        picture = np.clip(np.mean(layers, 0) * 255, 0, 255).astype(np.uint8)
+        image = np.clip(np.mean(layers, 0) * 255, 0, 255).astype(np.uint8)
         corner = random.random((3, 2)) * (WIDTH / 2, HEIGHT / 2)
         boxes = np.concatenate([corner, corner + 30 + random.random((3, 2)) * (WIDTH / 3, HEIGHT / 3)], 1)
         boxes = np.minimum(boxes, (WIDTH, HEIGHT, WIDTH, HEIGHT)).astype(np.float32)
-        made.append((cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes(), boxes))
+        made.append((cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes(), boxes))
     return made
 
 
@@ -38,11 +38,11 @@ def load_detkit(setting: Setting) -> Job:
 
     cv2.setNumThreads(0)
     transform = build_train(AUGMENT, InputSpec((SIZE, SIZE)))
-    photos = jpegs()
+    images = jpegs()
     seeds = iter(range(1 << 40))
 
     def job() -> None:
-        for jpeg, boxes in photos:
+        for jpeg, boxes in images:
             image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
             transform(np.asarray(image), boxes, (0, next(seeds)))
 
@@ -65,10 +65,10 @@ def load_torchvision(setting: Setting) -> Job:
             v2.SanitizeBoundingBoxes(),
         ]
     )
-    photos = jpegs()
+    images = jpegs()
 
     def job() -> None:
-        for jpeg, boxes in photos:
+        for jpeg, boxes in images:
             image = v2.functional.pil_to_tensor(Image.open(io.BytesIO(jpeg)).convert("RGB"))
             target = {
                 "boxes": tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
@@ -83,7 +83,7 @@ def load_torchvision(setting: Setting) -> Job:
 
 SUBJECTS = (
     Subject(
-        f"decode and SSD augmentation of {PHOTOS} photos, {WIDTH}x{HEIGHT} to {SIZE}",
+        f"decode and SSD augmentation of {IMAGES} images, {WIDTH}x{HEIGHT} to {SIZE}",
         (Contender("detkit", load_detkit, True), Contender("torchvision v2", load_torchvision)),
     ),
 )

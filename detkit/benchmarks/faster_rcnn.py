@@ -28,7 +28,7 @@ def torchvision_model(setting: Setting) -> nn.Module:
         if name.endswith(ending)
     ]
     with torch.inference_mode(False), torch.no_grad():
-        model.eval()([photo()])
+        model.eval()([random_image()])
     for hook in hooks:
         hook.remove()
     return model.to(setting.device)
@@ -44,8 +44,8 @@ def _spread(wanted: float):
     return scale
 
 
-def photo() -> Tensor:
-    """Return (3, height, width) in [0, 1]: noise, smooth enough to look like a photo to a network."""
+def random_image() -> Tensor:
+    """Return (3, height, width) in [0, 1]: noise, smooth enough to look like an image to a network."""
     coarse = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(0))
     return nn.functional.interpolate(coarse, SIZE, mode="bilinear")[0]
 
@@ -75,7 +75,7 @@ def detkit_images(setting: Setting):
     from detkit.structures import Images
 
     sizes = torch.tensor([SIZE])
-    pixels = (photo() * 255).round().to(torch.uint8)[None]
+    pixels = (random_image() * 255).round().to(torch.uint8)[None]
     return images_to_device(Images(pixels, sizes, sizes, ("0",)), torch.device(setting.device), channels_last=True)
 
 

@@ -11,21 +11,21 @@ import numpy as np
 from detkit.benchmarks.data import HEIGHT, WIDTH, jpegs
 from detkit.runtime.race import Contender, Job, Setting, Subject
 
-PHOTOS = 2
+IMAGES = 2
 
 
 def subjects(mode: str, contrib: str | None) -> tuple[Subject, ...]:
     """Return the race of a mode. contrib: a Python that has opencv-contrib, None to run alone."""
     peers = [] if contrib is None else [Contender("opencv-contrib", partial(search_contrib, mode, contrib))]
-    name = f"selective search, {mode}, {PHOTOS} photos {WIDTH}x{HEIGHT}, one core"
+    name = f"selective search, {mode}, {IMAGES} images {WIDTH}x{HEIGHT}, one core"
     return (Subject(name, (Contender("detkit", partial(search_detkit, mode), True), *peers)),)
 
 
-def pictures() -> list[np.ndarray]:
-    """Return PHOTOS pictures of (HEIGHT, WIDTH, 3) RGB."""
+def load_images() -> list[np.ndarray]:
+    """Return PHOTOS images of (HEIGHT, WIDTH, 3) RGB."""
     import cv2
 
-    coded = [np.frombuffer(jpeg, np.uint8) for jpeg, _ in jpegs()[:PHOTOS]]
+    coded = [np.frombuffer(jpeg, np.uint8) for jpeg, _ in jpegs()[:IMAGES]]
     return [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)) for data in coded]
 
 
@@ -35,12 +35,12 @@ def search_detkit(mode: str, setting: Setting) -> Job:
     from detkit.proposals.selective_search import selective_search
 
     cv2.setNumThreads(1)
-    images = pictures()
+    images = load_images()
     return lambda: [selective_search(image, mode) for image in images]
 
 
 def search_contrib(mode: str, python: str, setting: Setting) -> Job:
     from detkit.benchmarks.contrib import ContribSearch
 
-    images, contrib = pictures(), ContribSearch(python)
+    images, contrib = load_images(), ContribSearch(python)
     return lambda: [contrib.search(image, mode) for image in images]

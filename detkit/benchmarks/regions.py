@@ -1,4 +1,4 @@
-"""R-CNN, SPPNet and Fast R-CNN on the same 2000 regions of one photo: what sharing the convolutions is worth.
+"""R-CNN, SPPNet and Fast R-CNN on the same 2000 regions of one image: what sharing the convolutions is worth.
 
 AlexNet under all three, at the papers' sizes, with random weights: the regions' contents do not change the time.
 """
@@ -23,12 +23,12 @@ def _detect(setting: Setting, name: str, **keys) -> Job:
     detector = build_detector(config, tuple(map(str, range(CLASSES)))).eval()
     to_device(detector, device, channels_last=True)
     generator = torch.Generator().manual_seed(0)
-    photo = torch.randint(0, 256, (HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=generator).numpy()
+    image = torch.randint(0, 256, (HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=generator).numpy()
     low = torch.rand(REGIONS, 2, generator=generator) * torch.tensor([WIDTH - 40.0, HEIGHT - 40.0])
     side = 20 + torch.rand(REGIONS, 2, generator=generator) * torch.tensor([WIDTH - 20.0, HEIGHT - 20.0])
     boxes = torch.cat((low, torch.minimum(low + side, torch.tensor([WIDTH, HEIGHT]))), -1)
     size = detector.input.fit(HEIGHT, WIDTH)
-    pixels = torch.from_numpy(resize(photo, size)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None]
     boxes = boxes * torch.tensor([size[1] / WIDTH, size[0] / HEIGHT]).repeat(2)
     images = Images(pixels, torch.tensor([size]), torch.tensor([[HEIGHT, WIDTH]]), ("0",), Proposals.pad([boxes]))
     images = images_to_device(images, device, channels_last=True)
@@ -62,7 +62,7 @@ def rcnn(setting: Setting) -> Job:
 
 SUBJECTS = (
     Subject(
-        "2000 regions of a photo, AlexNet",
+        "2000 regions of an image, AlexNet",
         (
             Contender("Fast R-CNN", fast_rcnn, True),
             Contender("SPPNet, one scale", sppnet, True),

@@ -1,4 +1,4 @@
-"""Selective search beside OpenCV's on the photos of a data set: seconds, boxes, recall and MABO."""
+"""Selective search beside OpenCV's on the images of a data set: seconds, boxes, recall and MABO."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ DETKIT, CONTRIB, LARGE = "detkit", "opencv-contrib", f"opencv-contrib, sides >= 
 
 @dataclass(frozen=True)
 class Row:
-    """A contender's boxes, the best so many of each photo: their mean number, the recall at IOUS, and MABO.
+    """A contender's boxes, the best so many of each image: their mean number, the recall at IOUS, and MABO.
 
-    best: "100", "all", or "equal", where the boxes of each photo are as many as the contender with fewer has.
+    best: "100", "all", or "equal", where the boxes of each image are as many as the contender with fewer has.
     """
 
     contender: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: the processor's of each photo, by contender. rows: those of equal numbers in pairs, detkit first."""
+    """seconds: the processor's of each image, by contender. rows: those of equal numbers in pairs, detkit first."""
 
     seconds: dict[str, list[float]]
     rows: list[Row]
@@ -47,7 +47,7 @@ class Comparison:
 def compare(
     dataset: "DetectionDataset", mode: str, python: str, progress: Callable[[int, int], None] | None = None
 ) -> Comparison:
-    """Search each photo by detkit and by OpenCV, in turn, each on one core.
+    """Search each image by detkit and by OpenCV, in turn, each on one core.
 
     python: one that has opencv-contrib. progress: called with (done, total). Raises UserError where it does not run, or
     where there are no objects to find.
@@ -77,7 +77,7 @@ def compare(
 
 
 def rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], truth: "TruthSet") -> list[Row]:
-    """Measure both lists of (N, 4) boxes, best first, one entry a photo."""
+    """Measure both lists of (N, 4) boxes, best first, one entry an image."""
     large = [boxes[(boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(1)] for boxes in theirs]
     found = [
         row for name, boxes in ((DETKIT, ours), (CONTRIB, theirs), (LARGE, large)) for row in _rows(name, boxes, truth)

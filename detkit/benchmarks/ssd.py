@@ -15,10 +15,10 @@ SIZE, CLASSES, BATCH = 300, 20, 4
 
 
 def pixels(batch: int, setting: Setting) -> Tensor:
-    """Return (batch, 3, SIZE, SIZE) uint8 noise, smooth enough to look like photos to a network."""
+    """Return (batch, 3, SIZE, SIZE) uint8 noise, smooth enough to look like images to a network."""
     coarse = torch.rand(batch, 3, 30, 30, generator=torch.Generator().manual_seed(0))
-    photo = nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear")
-    return (photo * 255).to(torch.uint8).to(setting.device)
+    image = nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear")
+    return (image * 255).to(torch.uint8).to(setting.device)
 
 
 def objects(batch: int) -> tuple[Tensor, Tensor]:
@@ -65,11 +65,11 @@ def detect_torchvision(batch: int, setting: Setting) -> Job:
     from torchvision.models.detection import ssd300_vgg16
 
     model = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES + 1).eval().to(setting.device)
-    photos = list(pixels(batch, setting))
+    images = list(pixels(batch, setting))
 
     @torch.inference_mode()
     def job() -> object:
-        return model([photo / 255 for photo in photos])
+        return model([image / 255 for image in images])
 
     return job
 
@@ -94,7 +94,7 @@ def train_torchvision(setting: Setting) -> Job:
     from torchvision.models.detection import ssd300_vgg16
 
     model = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES + 1).train().to(setting.device)
-    photos = list(pixels(BATCH, setting))
+    images = list(pixels(BATCH, setting))
     targets = [
         {"boxes": box.to(setting.device), "labels": label.to(setting.device) + 1} for box, label in zip(*objects(BATCH))
     ]
@@ -102,7 +102,7 @@ def train_torchvision(setting: Setting) -> Job:
 
     def job() -> None:
         optimizer.zero_grad()
-        torch.stack(list(model([photo / 255 for photo in photos], targets).values())).sum().backward()
+        torch.stack(list(model([image / 255 for image in images], targets).values())).sum().backward()
         optimizer.step()
 
     return job

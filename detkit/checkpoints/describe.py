@@ -21,7 +21,7 @@ from detkit.models.yolov1 import YOLOv1
 from detkit.structures import InputSpec
 
 CLASSES = tuple(f"class{number}" for number in range(20))  # as many as PASCAL VOC has
-PHOTO = (375, 500)  # height and width of most of its photos
+IMAGE = (375, 500)  # height and width of most of its images
 MOST = 10_000  # pixels: no limit to the long side
 
 
@@ -31,7 +31,7 @@ class ModelSummary:
 
     kind: `dense` detectors classify fixed places of an image, `region` detectors regions, one by one. proposals: where
     these come from: `given`, `own`, None for dense ones. backbone: of the paper; None where there is no default, and
-    so neither parameters nor flops. input: how it takes images. flops: operations of one photo of 500x375 (additions
+    so neither parameters nor flops. input: how it takes images. flops: operations of one image of 500x375 (additions
     and multiplications each), but for those of each region, region_flops; None where they are not known.
     weights: published detectors, as `detkit.load` takes them.
     """
@@ -82,28 +82,28 @@ def _weights(build: type, name: str) -> tuple[Source, ...]:
 
 
 def _flops(detector: Detector) -> tuple[int | None, int | None]:
-    """Return the operations of a photo, and of a region; everything is on the meta device."""
+    """Return the operations of an image, and of a region; everything is on the meta device."""
     c, backbone = detector.config, detector.backbone
     if isinstance(detector, RCNN):
         crop = torch.empty(1, 3, c.crop, c.crop)
         pooled = torch.empty(1, detector.map.channels, c.pool_size, c.pool_size)
         return 0, count_flops(lambda: (backbone(crop), detector.head.detect(pooled, False)))
     if isinstance(detector, SPPNet):
-        photos = [_photo(InputSpec((short, MOST), resize="shortest")) for short in c.scales]
+        blanks = [_blank(InputSpec((short, MOST), resize="shortest")) for short in c.scales]
         pooled = torch.empty(1, detector.map.channels, sum(level**2 for level in c.pyramid))
-        image = count_flops(lambda: [backbone(photo) for photo in photos])
+        image = count_flops(lambda: [backbone(blank) for blank in blanks])
         return image, count_flops(lambda: detector.head.detect(pooled, False))
     if isinstance(detector, (FastRCNN, FasterRCNN)):
-        photo = _photo(detector.input)
+        blank = _blank(detector.input)
         rpn = detector.rpn if isinstance(detector, FasterRCNN) else lambda maps: maps
         region = backbone.region
-        pooled = torch.empty(1, backbone(photo)[region].shape[1], c.pool_size, c.pool_size)
-        return count_flops(lambda: rpn([backbone(photo)[region]])), count_flops(lambda: detector.head(pooled, 1))
+        pooled = torch.empty(1, backbone(blank)[region].shape[1], c.pool_size, c.pool_size)
+        return count_flops(lambda: rpn([backbone(blank)[region]])), count_flops(lambda: detector.head(pooled, 1))
     network: Any = getattr(detector, "network", None)
     if isinstance(detector, RegionDetector) or network is None:  # somebody's own
         return None, None
     return count_flops(lambda: network(torch.empty(1, 3, *detector.input.size))), None
 
 
-def _photo(spec: InputSpec) -> Tensor:
-    return torch.empty(1, 3, *spec.fit(*PHOTO))
+def _blank(spec: InputSpec) -> Tensor:
+    return torch.empty(1, 3, *spec.fit(*IMAGE))

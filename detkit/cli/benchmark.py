@@ -19,8 +19,8 @@ round, the ratio that of the fastest rounds. examples:
 
 opencv-contrib replaces cv2, so it has an environment of its own:
   python3 -m venv contrib && contrib/bin/pip install opencv-contrib-python-headless
-With --root its selective search and ours take turns on each photo; best so many boxes of each, as by `detkit proposals
-recall`; "equal": of each photo, both have as many boxes as the one with fewer. Seconds are the processors', one thread.
+With --root its selective search and ours take turns on each image; best so many boxes of each, as by `detkit proposals
+recall`; "equal": of each image, both have as many boxes as the one with fewer. Seconds are the processors', one thread.
 """
 
 
@@ -113,7 +113,7 @@ def _check_proposals(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]:
-    """Print, and return, what selective search and OpenCV's find on the photos of --root."""
+    """Print, and return, what selective search and OpenCV's find on the images of --root."""
     from dataclasses import asdict
     from statistics import median
 
@@ -123,10 +123,10 @@ def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any
 
     dataset = open_root(arguments.root, arguments.split or ["test"])
     with progress() as update:
-        found = compare(dataset, arguments.mode, arguments.contrib, lambda done, total: update("photos", done, total))
-    console.print(f"selective search, {arguments.mode}, on {dataset.name}: {len(dataset)} photos")
+        found = compare(dataset, arguments.mode, arguments.contrib, lambda done, total: update("images", done, total))
+    console.print(f"selective search, {arguments.mode}, on {dataset.name}: {len(dataset)} images")
     for name, seconds in found.seconds.items():
-        console.print(f"  {name:38}{median(seconds):>10.3f} s a photo (median)")
+        console.print(f"  {name:38}{median(seconds):>10.3f} s an image (median)")
     console.print(ROW.format("", "contender", "best", "boxes", *(f"R@{iou:g}" for iou in IOUS), "MABO"))
     for row in found.rows:
         figures = (f"{value:.4f}" for value in (*row.recall, row.mabo))

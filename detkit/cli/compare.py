@@ -26,7 +26,7 @@ best.pt, the best on val. The same command again goes on where it was stopped, a
 holds report.html, compare.csv, compare.json and speed.png.
 
 All are evaluated here, on the one test split by the one metric. Speed is measured of all in turn, each in a process of
-its own, on the same 16 pictures, from pixels to detections in the photo: the fastest round counts. Detectors of given
+its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of given
 regions get them from their stores; the time that making them takes has a column of its own.
 """
 

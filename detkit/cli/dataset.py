@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
     about = {
         "check": "name every broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
-        "show": "write a picture of what the loader feeds the network",
+        "show": "write an image of what the loader feeds the network",
         "stats": "count images, objects and sizes of every class",
     }
     for name, text in about.items():
@@ -263,7 +263,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             arguments.split,
             arguments.format,
             arguments.photos,
-            lambda done, total: update("photos", done, total),
+            lambda done, total: update("images", done, total),
         )
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
@@ -305,14 +305,14 @@ def _write_mosaic(
 
     suffixes = (".jpg", ".jpeg", ".png")
     if Path(arguments.out).suffix.lower() not in suffixes:
-        raise UserError(f"--out {arguments.out}: a picture's name ends with {', '.join(suffixes)}")
+        raise UserError(f"--out {arguments.out}: an image's name ends with {', '.join(suffixes)}")
     if training is not None:
         training.train.workers, training.train.batch = 0, 1
         stop = arguments.start + arguments.images
         batches = loader.train_loader(dataset, spec, training.data, training.train, start=arguments.start, stop=stop)
     else:
         batches = loader.test_loader(dataset, spec, batch=1, workers=0)
-    pictures, titles = [], []
+    tiles, titles = [], []
     for number, (images, targets) in enumerate(batches):
         if training is None and number < arguments.start:
             continue
@@ -320,15 +320,15 @@ def _write_mosaic(
         labels, ignore = targets.labels[0][real].numpy(), targets.ignore[0][real].numpy()
         image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
         boxes = targets.boxes[0][real].numpy()
-        pictures.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
+        tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
         titles.append(images.ids[0])
-        if len(pictures) == arguments.images:
+        if len(tiles) == arguments.images:
             break
-    if not pictures:
+    if not tiles:
         raise UserError(f"--start {arguments.start}: {dataset.name} has only {len(dataset)} images")
-    mosaic = viz.mosaic(pictures, titles)
+    mosaic = viz.mosaic(tiles, titles)
     with atomic_path(arguments.out) as path:
         if not cv2.imwrite(str(path), cv2.cvtColor(mosaic, cv2.COLOR_RGB2BGR)):
             raise UserError(f"cannot write {arguments.out}")
     how = "augmented for training" if training is not None else "as for testing"
-    print(f"{arguments.out}: {len(pictures)} images of {dataset.name}, {how}, {spec}")
+    print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")

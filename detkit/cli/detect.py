@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 EPILOG = """examples:
-  detkit detect runs/cards-1/best.pt photo.jpg
-  detkit detect runs/cards-1/best.pt photos/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
-  detkit detect runs/cards-1/best.pt photos/ --classes ace,king --score 0.5,king=0.8 --crops cut
-  detkit detect runs/cards-1/best.pt photos/ --flip --scales 0.75,1 --soft-nms gaussian
+  detkit detect runs/cards-1/best.pt image.jpg
+  detkit detect runs/cards-1/best.pt images/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
+  detkit detect runs/cards-1/best.pt images/ --classes ace,king --score 0.5,king=0.8 --crops cut
+  detkit detect runs/cards-1/best.pt images/ --flip --scales 0.75,1 --soft-nms gaussian
   detkit detect runs/cards-1/best.pt 0 --show     (camera 0, until Ctrl-C, or q in its window)
-  detkit detect torchvision/ssd300_vgg16 photo.jpg
+  detkit detect torchvision/ssd300_vgg16 image.jpg
 
 torchvision/ssd300_vgg16, torchvision/fasterrcnn_resnet50_fpn and torchvision/fasterrcnn_resnet50_fpn_v2 know COCO's 80
 classes and are fetched on first use; a file of such weights stands for a checkpoint, too.
 
 formats, all in the output folder:
-  json  detections.json: checkpoint, model, classes, thresholds and NMS, and under "images" an entry a photo, or a frame
-        of a video: file, (frame, seconds,) drawn, width, height, detections. Each has class, score and box: [left, top,
-        right, bottom] in pixels of the file, continuous, 0 at the left and upper edge.
+  json  detections.json: checkpoint, model, classes, thresholds and NMS, and under "images" an entry an image, or
+        a frame of a video: file, (frame, seconds,) drawn, width, height, detections. Each has class, score and box:
+        [left, top, right, bottom] in pixels of the file, continuous, 0 at the left and upper edge.
   coco  coco_results.json, as COCO's tools read it, and coco_images.json, the images and categories that its ids mean
   csv   detections.csv: file, frame, seconds, width, height, class, score, left, top, right, bottom
-  voc, yolo  a data set of the photos, linked, with what was found as its objects: voc/ and yolo/, split `detected`
+  voc, yolo  a data set of the images, linked, with what was found as its objects: voc/ and yolo/, split `detected`
 
-Photos are shown upright by their EXIF, of animations the first picture; what is transparent is white. A video keeps its
+Images are shown upright by their EXIF, of animations the first image; what is transparent is white. A video keeps its
 frames' times, also where they are uneven. Ctrl-C ends the work after the batch at hand, and leaves whole files.
 
 exit status: 0; 1 if some of several sources could not be read; 2 if nothing could be done; 130 after Ctrl-C.
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="detkit detect",
-        description="Run a trained detector. Writes each photo with its detections drawn, under the same name, and "
+        description="Run a trained detector. Writes each image with its detections drawn, under the same name, and "
         "each video as MP4.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,11 +81,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="the same as --format json")
     parser.add_argument("--crops", metavar="DIR", type=Path, help="cut each detection out, into DIR/CLASS/")
-    parser.add_argument("--show", action="store_true", help="show each picture in a window; q there ends the work")
+    parser.add_argument("--show", action="store_true", help="show each image in a window; q there ends the work")
     parser.add_argument(
         "--soft-nms", choices=("linear", "gaussian"), help="lower scores of boxes that overlap better ones"
     )
-    parser.add_argument("--flip", action="store_true", default=None, help="look at each picture mirrored, too")
+    parser.add_argument("--flip", action="store_true", default=None, help="look at each image mirrored, too")
     parser.add_argument("--scales", type=_factors, metavar="F,F", help="look at these factors of the usual size")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
@@ -193,12 +193,12 @@ def run(arguments: argparse.Namespace) -> int:
             options = {"alone": len(sources) == 1, "crops": arguments.crops, "window": window}
             job = Job(detector, config, least, arguments.batch, arguments.out, listings, stop, **options)
             pairs = zip(sources, drawn_names(sources))
-            # photos that follow each other share batches
+            # images that follow each other share batches
             for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
                 for source, name in group:
                     if isinstance(source, Path):
-                        rest = ((photo, own) for photo, own in group if isinstance(photo, Path))
-                        job.photos(chain([(source, name)], rest), sources.photos)
+                        rest = ((image, own) for image, own in group if isinstance(image, Path))
+                        job.images(chain([(source, name)], rest), sources.images)
                     else:
                         job.video(source, name)
                     if job.is_over():
@@ -257,7 +257,7 @@ def _closing(listings: Iterable[Listing]) -> Iterator[None]:
 
 
 def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:
-    """Yield a file name for each source's drawn picture or video, all different, also where case doesn't count.
+    """Yield a file name for each source's drawn image or video, all different, also where case doesn't count.
 
     It is the source's own name; where that is taken, its folders' names come before it: b/x.jpg -> b-x.jpg.
     """

@@ -24,7 +24,7 @@ SPLIT = "detected"
 def write_voc(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
     """A root in VOC layout, with one split, `detected`; scores are not in it.
 
-    Photos are linked, or copied where that fails; frames become pictures. Boxes thinner than a pixel are left out: in
+    Images are linked, or copied where that fails; frames become images. Boxes thinner than a pixel are left out: in
     VOC's whole pixels, which count the last one in, they would have none.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write_voc(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | No
 
 
 def write_yolo(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
-    """A root in YOLO layout, with one split, `detected`, a list of photos; as `write_voc`, but for thin boxes."""
+    """A root in YOLO layout, with one split, `detected`, a list of images; as `write_voc`, but for thin boxes."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def write_yolo(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | N
 
 
 class _Names:
-    """A name for each picture, all different also without their suffixes and where case doesn't count."""
+    """A name for each image, all different also without their suffixes and where case doesn't count."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -75,13 +75,13 @@ class _Names:
 
 
 def _item(seen: Seen, name: str, folder: Path, least: float) -> Item:
-    """Bring a picture to `folder` and return it with the detections whose sides are `least` pixels or more."""
-    photo = _place(seen, name, folder)
+    """Bring an image to `folder` and return it with the detections whose sides are `least` pixels or more."""
+    image = _place(seen, name, folder)
     boxes, labels = _arrays(seen.detections)
     keep = (boxes[:, 2:] - boxes[:, :2] >= least).all(1)
     boxes, labels = boxes[keep], labels[keep]
     none = np.zeros(len(labels), bool)
-    record = Record(name, photo, boxes, labels, none, none, none, box_area(boxes), *seen.size)
+    record = Record(name, image, boxes, labels, none, none, none, box_area(boxes), *seen.size)
     return Item(name, record, seen.size)
 
 
@@ -89,15 +89,15 @@ def _place(seen: Seen, name: str, folder: Path) -> Path:
     import cv2
 
     # the data readers know fewer formats; and frames have no file
-    if seen.photo is None or seen.photo.suffix.lower() not in IMAGE_SUFFIXES:
-        target = folder / f"{name}{'.jpg' if seen.photo is None else '.png'}"
+    if seen.path is None or seen.path.suffix.lower() not in IMAGE_SUFFIXES:
+        target = folder / f"{name}{'.jpg' if seen.path is None else '.png'}"
         _, content = cv2.imencode(target.suffix, cv2.cvtColor(seen.image, cv2.COLOR_RGB2BGR))
         write_atomic(target, content.tobytes())
         return target
-    target = folder / (name + seen.photo.suffix)
-    if not (target.exists() and target.samefile(seen.photo)):
+    target = folder / (name + seen.path.suffix)
+    if not (target.exists() and target.samefile(seen.path)):
         target.unlink(missing_ok=True)  # of an earlier command: a copy into it would reach what it is linked to
-        place_image(seen.photo, target, "link")
+        place_image(seen.path, target, "link")
     return target
 
 

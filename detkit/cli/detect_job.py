@@ -1,4 +1,4 @@
-"""The work of detkit detect: photos and videos in; pictures, videos and lines out."""
+"""The work of detkit detect: images and videos in; images, videos and lines out."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detkit.runtime.signals import Interrupt
     from detkit.viz.window import Window
 
-MANY = 50  # photos, from which a terminal shows a bar instead of a line each
+MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
 
 
@@ -50,13 +50,13 @@ class Job:
         self.detector, self.config, self.least, self.batch = detector, config, least, batch
         self.out, self.listings, self.stop, self.alone = out, listings, stop, alone
         self.crops, self.window = crops, window
-        self.sources = self.failures = self.damaged = self.images = 0
+        self.sources = self.failures = self.damaged = self.done = 0
         self.last_error = ""
         self.ended_a_camera = False  # which only the user can, so that it is no interruption
         self.counts: Counter[str] = Counter()
 
-    def photos(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
-        """Detect on photo files, given with the names of their drawn pictures; a line each, or a bar for many.
+    def images(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
+        """Detect on image files, given with the names of their drawn images; a line each, or a bar for many.
 
         count: how many there are about, for the bar.
         """
@@ -73,7 +73,7 @@ class Job:
         with (
             closing(self._detect(paths(), self.batch)) as results,
             _in_background() as submit,
-            _bar("photos", count, shown=not lines) as step,
+            _bar("images", count, shown=not lines) as step,
         ):
             for result in results:
                 path, name = waiting.popleft()
@@ -86,7 +86,7 @@ class Job:
                     found = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
-                    submit(lambda seen=seen: _write_picture(self.out / seen.drawn, self._draw(seen)))
+                    submit(lambda seen=seen: _write_image(self.out / seen.drawn, self._draw(seen)))
                     if lines:
                         width, height = seen.size
                         print(f"{path}  {width}x{height}  {_in_words(found)}", flush=True)
@@ -102,19 +102,19 @@ class Job:
         found: Counter[str] = Counter()
         times: deque[float] = deque()
         number = 0
-        # a camera's picture is wanted now, not when a batch is full
+        # a camera's image is wanted now, not when a batch is full
         batch = 1 if video.is_camera else self.batch
         with VideoReader(video) as frames:
             height, width = frames.size
 
-            def pictures() -> Iterator["np.ndarray"]:
+            def images() -> Iterator["np.ndarray"]:
                 for frame, seconds in frames.timed():
                     times.append(seconds)
                     yield frame
 
             with (
                 video_writer(self.out / name, frames.fps, frames.size) as append,
-                closing(self._detect(pictures(), batch)) as results,
+                closing(self._detect(images(), batch)) as results,
                 _in_background() as submit,
                 _bar(str(video), frames.count or None, shown=sys.stderr.isatty()) as step,
             ):
@@ -123,7 +123,7 @@ class Job:
                     if isinstance(result, Unreadable):
                         raise result.error
                     seconds = times.popleft()
-                    if video.is_camera:  # its pictures come as the network is ready, whatever rate it states
+                    if video.is_camera:  # its images come as the network is ready, whatever rate it states
                         seconds = time.monotonic() - begun
                     seen = Seen(str(video), name, None, result.image, result.detections, number, seconds)
                     found += self._seen(seen, submit)
@@ -142,13 +142,13 @@ class Job:
             _report(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
     def summary(self, seconds: float, listed: Sequence[str]) -> str:
-        """Return the closing line; listed: the files and folders beside the pictures."""
-        rate = f"{self.images / seconds:.1f} images/s"
+        """Return the closing line; listed: the files and folders beside the images."""
+        rate = f"{self.done / seconds:.1f} images/s"
         broken = self.failures + self.damaged
         failed = f"; {broken} of {self.sources} sources damaged" if broken else ""
-        where = f"{', '.join([*listed, 'pictures'])} in {self.out}"
+        where = f"{', '.join([*listed, 'images'])} in {self.out}"
         where += f", crops in {self.crops}" if self.crops else ""
-        images = f"{self.images} image{'s' * (self.images != 1)}"
+        images = f"{self.done} image{'s' * (self.done != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
     def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[Found | Unreadable]":
@@ -161,15 +161,15 @@ class Job:
         return bool(self.stop.received) or (self.window is not None and not self.window.open)
 
     def _seen(self, seen: Seen, submit: Callable[[Callable[[], None]], None]) -> Counter[str]:
-        """Count and list what was found on a photo or frame, and cut it out."""
+        """Count and list what was found on an image or frame, and cut it out."""
         for listing in self.listings:
             listing.add(seen)
         if self.crops is not None:
             for path, pixels in crops(self.crops, seen, self.detector.classes):
-                submit(lambda path=path, pixels=pixels: _write_picture(path, pixels))
+                submit(lambda path=path, pixels=pixels: _write_image(path, pixels))
         found = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += found
-        self.images += 1
+        self.done += 1
         return found
 
     def _failed(self, error: UserError) -> None:
@@ -186,14 +186,14 @@ class Job:
         return draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
 
 
-def _write_picture(path: Path, image: "np.ndarray") -> None:
+def _write_image(path: Path, image: "np.ndarray") -> None:
     import cv2
 
     from detkit.checkpoints.checkpoint import write_file
 
     good, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not good:
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix} pictures")
+        raise UserError(f"{path}: OpenCV cannot write {path.suffix} images")
     write_file(path, content.tobytes())
 
 

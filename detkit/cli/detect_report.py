@@ -20,15 +20,15 @@ COLUMNS = ("file", "frame", "seconds", "width", "height", "class", "score", "lef
 
 @dataclass(frozen=True)
 class Seen:
-    """One photo or frame and what was found on it.
+    """One image or frame and what was found on it.
 
-    source: as the user named it. drawn: name of its drawn picture or video. photo: the file, None for a frame, which
+    source: as the user named it. drawn: name of its drawn image or video. path: the file, None for a frame, which
     has a number from 0 and a time in seconds. image: (H, W, 3) RGB uint8.
     """
 
     source: str
     drawn: str
-    photo: Path | None
+    path: Path | None
     image: "np.ndarray"
     detections: "Detections"
     frame: int | None = None
@@ -48,7 +48,7 @@ class Seen:
         ]
 
     def moment(self) -> dict[str, Any]:
-        """Which frame of its video it is, {} for a photo."""
+        """Which frame of its video it is, {} for an image."""
         return {} if self.frame is None else {"frame": self.frame, "seconds": round(self.seconds or 0.0, 3)}
 
 
@@ -64,7 +64,7 @@ class Listing:
         self._running: Generator[None, Seen | None] | None = None
 
     def add(self, seen: Seen) -> None:
-        """Append one photo or frame."""
+        """Append one image or frame."""
         if self._running is None:
             # only now, so that a command that finds nothing to read makes no folder
             self._running = self._write()
@@ -82,7 +82,7 @@ class Listing:
 
 
 def write_json(path: Path, header: dict[str, Any]) -> Generator[None, Seen | None]:
-    """detections.json: `header`, and under "images" an entry for each photo or frame."""
+    """detections.json: `header`, and under "images" an entry for each image or frame."""
     classes = header["classes"]
     with ExitStack() as stack:
         file = _open(stack, path)
@@ -120,7 +120,7 @@ def write_coco(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | N
 
 
 def write_csv(path: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
-    """detections.csv: a line a detection, under a header; frame and seconds are empty for photos."""
+    """detections.csv: a line a detection, under a header; frame and seconds are empty for images."""
     with ExitStack() as stack:
         table = csv.writer(_open(stack, path))
         table.writerow(COLUMNS)

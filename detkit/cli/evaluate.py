@@ -24,7 +24,7 @@ EPILOG = """examples:
   detkit evaluate --detections runs/voc/test/detections.json --dataset data/VOCdevkit/VOC2007
   detkit evaluate --detections results/ --dataset data/VOCdevkit/VOC2007 --classes cat,dog
 
-The last two need no network and no photos: annotations are enough. A folder holds the development kit's
+The last two need no network and no images: annotations are enough. A folder holds the development kit's
 comp4_det_<split>_<class>.txt. metrics: voc07 is VOC2007's 11-point AP, voc the area under the curve of VOC2010 and
 later; both at IoU >= 0.5, without difficult objects. coco is COCO's AP, the mean over IoU 0.50 to 0.95, which stands
 as mAP in metrics.json beside its other numbers; VOC's difficult objects then are crowds, and pr/*.png is at IoU 0.5.
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report",
         action="store_true",
-        help="write report.html, what went wrong with every detection and object and the worst pictures, and "
+        help="write report.html, what went wrong with every detection and object and the worst images, and "
         "errors.json into --out",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from detkit.data.image_truth import Truth
 
-# options of detect that have no meaning, or would need a picture of their own
+# options of detect that have no meaning, or would need an image of their own
 UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales")
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
         )
     # the cheap questions first: what can't be explained is answered before torch has loaded
-    photo = _one_image(arguments.source)
+    path = _one_image(arguments.source)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: a file, not a folder")
 
@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     from detkit.explain.trace import explain
     from detkit.runtime.device import choose_device, to_device
 
-    image = decode_image(photo)
+    image = decode_image(path)
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
     to_device(detector, device, config.train.channels_last)
-    # soft-NMS removes nothing, and several looks have no one picture: what a config says of them is not shown
+    # soft-NMS removes nothing, and several looks have no one image: what a config says of them is not shown
     config = replace(config, detect=replace(config.detect, score_threshold=score, nms="hard", flip=False, scales=[1.0]))
-    truth = _truth(arguments.truth, photo, image, detector.classes)
+    truth = _truth(arguments.truth, path, image, detector.classes)
     result = explain(detector, image, config, truth)
     stages = draw_stages(result)
     for number, stage in enumerate(stages, 1):
@@ -71,17 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
     height, width = image.shape[:2]
     settings = config.detect
     protocol = (
-        f"{arguments.checkpoint}: {config.model.name} ({detector.input}), {photo.name} of {width}x{height} pixels; "
+        f"{arguments.checkpoint}: {config.model.name} ({detector.input}), {path.name} of {width}x{height} pixels; "
         f"score above {settings.score_threshold:g}, NMS IoU {settings.nms_iou:g}, at most "
         f"{settings.detections_per_image} an image; "
         + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
     )
-    title = f"{config.model.name}, step by step: {photo.name}"
+    title = f"{config.model.name}, step by step: {path.name}"
     write_file(arguments.out / "explain.html", explain_page(result, stages, title, protocol))
     print(protocol)
     for number, stage in enumerate(stages, 1):
         print(f"{number} {stage.title}: {stage.text}")
-    print(f"{arguments.out / 'explain.html'} and {len(stages)} pictures beside it")
+    print(f"{arguments.out / 'explain.html'} and {len(stages)} images beside it")
     return 0
 
 
@@ -96,23 +96,23 @@ def _one_image(names: list[str]) -> Path:
     return sources[0]
 
 
-def _truth(given: Path | None, photo: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
-    """The objects in the file that is named, or where the photo's data set has them."""
+def _truth(given: Path | None, path: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
+    """The objects in the file that is named, or where the image's data set has them."""
     from detkit.data.image_truth import find_truth, read_truth
 
-    truth = find_truth(photo, classes) if given is None else read_truth(given, classes)
+    truth = find_truth(path, classes) if given is None else read_truth(given, classes)
     height, width = image.shape[:2]
     if truth is None or truth.size in ((0, 0), (width, height)):
         return truth
     if given is None:
         return None
     raise UserError(
-        f"--truth {given}: of an image of {truth.size[0]}x{truth.size[1]}, and {photo} has {width}x{height} pixels"
+        f"--truth {given}: of an image of {truth.size[0]}x{truth.size[1]}, and {path} has {width}x{height} pixels"
     )
 
 
-def _png(picture: "np.ndarray") -> bytes:
+def _png(image: "np.ndarray") -> bytes:
     import cv2
 
-    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    _, content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return content.tobytes()

@@ -17,8 +17,8 @@ EPILOG = """examples:
   detkit export runs/fast_rcnn-1/best.pt --svd fc6=1024,fc7=256
   detkit evaluate runs/fast_rcnn-1/best-svd.pt
 
-ONNX: float32, for any batch. SSD, YOLOv1: uint8 photos of the detector's size -> boxes and scores, before NMS.
-Faster R-CNN: photos of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
+ONNX: float32, for any batch. SSD, YOLOv1: uint8 images of the detector's size -> boxes and scores, before NMS.
+Faster R-CNN: images of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
 -> FILE-head.onnx: logits and deltas. Fast R-CNN and SPPNet: FILE-map.onnx and FILE-head.onnx; R-CNN: warped regions ->
 scores and deltas. Proposals, pooling and NMS lie between and behind. The files' metadata have the classes, mean and std
 (applied inside), what each input and output is, and what decoding and pooling need, as JSON.
@@ -102,7 +102,7 @@ def _report(result: "SVDResult", out: Path) -> None:
     print(f"error: Frobenius norm, relative to the weight's; ms: {ROWS} regions, CPU, {form}")
     height, width = result.size
     print(
-        f"largest differences on a random picture of {width}x{height}, float32: scores {result.score:.3g}, "
+        f"largest differences on a random image of {width}x{height}, float32: scores {result.score:.3g}, "
         f"boxes {result.box:.3g} pixels"
     )
     print(f"{out}: {result.parameters[1]:,} parameters of {result.parameters[0]:,}")

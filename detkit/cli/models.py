@@ -17,7 +17,7 @@ EPILOG = """examples:
 
 dense detectors look at fixed places of an image, region detectors at regions: given ones (detkit proposals), or their
 own (an RPN). All numbers are those of the paper's config, which the model has by itself, with 20 classes. GFLOPs: of
-one photo of 500x375, and of each region besides; a multiplication and an addition are two (tables that call them one
+one image of 500x375, and of each region besides; a multiplication and an addition are two (tables that call them one
 show half). weights: trained detectors, for detect, evaluate, detkit.load and train.weights. configs: those in the
 folder configs that use the model.
 """
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     print(table(HEADER, [_row(one) for one in found], HEADER[5:8]))
     print(
-        "\nGFLOPs: one photo of 500x375, and each region besides; a multiply-add is two. 20 classes, the paper's config"
+        "\nGFLOPs: one image of 500x375, and each region besides; a multiply-add is two. 20 classes, the paper's config"
     )
     weights = [(source.name, where(source), one.name) for one in found for source in one.weights]
     if weights:

@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     recall = actions.add_parser("recall", help="recall against IoU and number of boxes, and MABO")
     recall.add_argument("store", metavar="STORE", help="a .npz of proposals")
     _add_dataset(recall, required=True)
-    recall.add_argument("--out", metavar="FILE", help="the picture of the curves (default: STORE-recall.png)")
+    recall.add_argument("--out", metavar="FILE", help="the image of the curves (default: STORE-recall.png)")
 
     convert = actions.add_parser("convert", help="published MATLAB boxes or JSON to a store; a store to JSON")
     convert.add_argument("source", metavar="IN", help=".mat, .json or .npz")
@@ -123,7 +123,7 @@ def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
             method,
             {"mode": mode, "seed": 0},
             workers=arguments.workers or os.cpu_count() or 1,
-            progress=lambda done, total: update("photos", done, total),
+            progress=lambda done, total: update("images", done, total),
         )
 
 
@@ -152,7 +152,7 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
             detector,
             config,
             arguments.checkpoint,
-            progress=lambda done, total: update("photos", done, total),
+            progress=lambda done, total: update("images", done, total),
         )
 
 

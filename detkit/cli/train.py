@@ -1,4 +1,4 @@
-"""detkit train: from a config to weights, mAP and pictures."""
+"""detkit train: from a config to weights, mAP and images."""
 
 import argparse
 import shlex

@@ -40,16 +40,16 @@
   const columns = [null, ...data.runs.map((_, run) => run)];
 
   // which of a detector's boxes are switched on
-  function shown(picture, run) {
+  function shown(image, run) {
     const kinds = on(layers), classes = on(filters), least = data.levels[$("level").value].scores[run];
-    return picture.found[run].filter(([label, score, state]) =>
+    return image.found[run].filter(([label, score, state]) =>
       kinds.has(data.states[state]) && classes.has(String(label)) && (least === null || score >= least));
   }
 
-  function paint(picture, run, named) {
-    const { width, height } = picture;
+  function paint(image, run, named) {
+    const { width, height } = image;
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-    if (picture.photo) svg("image", { href: picture.photo, width, height, preserveAspectRatio: "none" }, root);
+    if (image.image) svg("image", { href: image.image, width, height, preserveAspectRatio: "none" }, root);
     else svg("rect", { class: "blank", width, height }, root);
     const size = Math.max(width, height) / 40;
     function box(at, style, text) {
@@ -63,18 +63,18 @@
       label.setAttribute("y", at[1] > size * 1.3 ? at[1] - size * 0.3 : at[1] + size);
     }
     const kinds = on(layers), classes = on(filters);
-    for (const [label, status, ...at] of picture.objects)
+    for (const [label, status, ...at] of image.objects)
       if ((run === null || kinds.has("objects")) && classes.has(String(label)) && (status !== 3 || kinds.has("ignored")))
         box(at, "object s" + status, run === null ? data.classes[label] : "");
     if (run !== null)
-      for (const [label, score, state, ...at] of shown(picture, run).reverse())
+      for (const [label, score, state, ...at] of shown(image, run).reverse())
         box(at, "d" + state, `${data.classes[label]} ${score.toFixed(2)}`);
     return root;
   }
 
-  function about(picture, run) {
-    if (run === null) return ["objects", `${picture.objects.length} annotated`];
-    const found = shown(picture, run), right = found.filter((row) => data.states[row[2]] === "right").length;
+  function about(image, run) {
+    if (run === null) return ["objects", `${image.objects.length} annotated`];
+    const found = shown(image, run), right = found.filter((row) => data.states[row[2]] === "right").length;
     const wrong = found.filter((row) => !["right", "ignored"].includes(data.states[row[2]])).length;
     return [data.runs[run].name, `${right} right, ${wrong} wrong`];
   }
@@ -82,30 +82,30 @@
   let current = [0, 0];
   function draw() {
     $("classcount").textContent = `(${filters.filter((input) => input.checked).length} of ${filters.length})`;
-    $("photos").replaceChildren(...data.pictures.flatMap((picture, number) => {
+    $("images").replaceChildren(...data.images.flatMap((image, number) => {
       const cards = columns.map((run, place) => {
-        const [title, more] = about(picture, run);
+        const [title, more] = about(image, run);
         const dot = run === null ? [] : [make("span", { className: "dot run" })];
         if (dot.length) dot[0].style.setProperty("--hue", data.runs[run].hue);
         const text = make("span", { className: "text" }, ...dot, title, make("small", {}, more));
-        const card = make("button", { type: "button", className: "card" }, paint(picture, run, false), text);
+        const card = make("button", { type: "button", className: "card" }, paint(image, run, false), text);
         card.addEventListener("click", () => { enlarge(number, place); $("large").showModal(); });
         return card;
       });
-      return [make("h3", { className: "photo" }, picture.id), make("div", { className: "group" }, ...cards)];
+      return [make("h3", { className: "image" }, image.id), make("div", { className: "group" }, ...cards)];
     }));
     if ($("large").open) enlarge(...current);
   }
 
   function enlarge(number, place) {
-    const count = columns.length, total = data.pictures.length * count;
+    const count = columns.length, total = data.images.length * count;
     const at = (number * count + place + total) % total;
     current = [Math.floor(at / count), at % count];
-    const picture = data.pictures[current[0]], run = columns[current[1]];
-    $("stage").replaceChildren(paint(picture, run, true));
-    $("caption").textContent = `${picture.id}, photo ${current[0] + 1} of ${data.pictures.length}: ${about(picture, run).join(", ")}`;
+    const image = data.images[current[0]], run = columns[current[1]];
+    $("stage").replaceChildren(paint(image, run, true));
+    $("caption").textContent = `${image.id}, image ${current[0] + 1} of ${data.images.length}: ${about(image, run).join(", ")}`;
   }
-  const step = (photos, places) => enlarge(current[0] + photos, current[1] + places);
+  const step = (images, places) => enlarge(current[0] + images, current[1] + places);
   $("previous").addEventListener("click", () => step(0, -1));
   $("next").addEventListener("click", () => step(0, 1));
   $("close").addEventListener("click", () => $("large").close());

@@ -1,7 +1,7 @@
 """What a detector takes, each measured in a process of its own: memory, operations, seconds.
 
-All detectors get the same pictures of the test split, decoded; measured is all from there to the detections in the
-photos' coordinates: resizing, network, post-processing. Detectors of given regions get those of their stores.
+All detectors get the same images of the test split, decoded; measured is all from there to the detections in the
+images' coordinates: resizing, network, post-processing. Detectors of given regions get those of their stores.
 """
 
 import os
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
     from detkit.models import Detector
 
-PICTURES = 16  # the larger of the two batches
-BATCHES = (1, PICTURES)
+IMAGES = 16  # the larger of the two batches
+BATCHES = (1, IMAGES)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: numbers that are trained or could be. flops: of `predict` for one picture of the test split, see
+    """parameters: numbers that are trained or could be. flops: of `predict` for one image of the test split, see
     `count_flops`.
 
     memory: bytes at most while detecting PICTURES at once: on CUDA those allocated there, on the CPU what the process
-    had beyond torch, detkit and the pictures; None where the system does not tell.
+    had beyond torch, detkit and the images; None where the system does not tell.
     """
 
     parameters: int
@@ -47,8 +47,8 @@ class Cost:
 
 
 def sample(count: int) -> list[int]:
-    """Numbers of the PICTURES pictures, spread over a data set of `count`; some twice where it has fewer."""
-    return torch.linspace(0, count - 1, PICTURES).round().int().tolist()
+    """Numbers of the PICTURES images, spread over a data set of `count`; some twice where it has fewer."""
+    return torch.linspace(0, count - 1, IMAGES).round().int().tolist()
 
 
 def load_best(config: Config, best: Path) -> "Detector":
@@ -59,8 +59,8 @@ def load_best(config: Config, best: Path) -> "Detector":
     return build({**load(best), "config": to_plain(config)}, best)[0].eval()
 
 
-class Pictures:
-    """Decoded pictures, and their regions (R, 4) for a detector that is given such."""
+class ComparedImages:
+    """Decoded images, and their regions (R, 4) for a detector that is given such."""
 
     def __init__(self, config: Config) -> None:
         import cv2
@@ -78,34 +78,34 @@ class Pictures:
 
 
 class Detecting:
-    """A detector on its device, in its number format and memory layout, and pictures."""
+    """A detector on its device, in its number format and memory layout, and images."""
 
-    def __init__(self, config: Config, best: Path, device: str, pictures: Pictures) -> None:
+    def __init__(self, config: Config, best: Path, device: str, compared: ComparedImages) -> None:
         from detkit.data.transforms import build_test
         from detkit.runtime.device import choose_device, to_device
 
-        self.config, self.pictures = config, pictures
+        self.config, self.compared = config, compared
         self.detector = load_best(config, best)
         self.transform = build_test(self.detector.input)
         self.device = choose_device(device)  # only now: it lets the process keep memory, that of reading the file too
         to_device(self.detector, self.device, self.config.train.channels_last)
 
     def images(self, rows: Sequence[int]) -> Images:
-        """Return some of the pictures as a batch on the CPU."""
+        """Return some of the images as a batch on the CPU."""
         from detkit.data.transforms import pad
 
         pixels, regions = [], []
         for row in rows:
-            known = self.pictures.regions[row] if self.pictures.regions is not None else np.zeros((0, 4), np.float32)
-            made, boxes, _ = self.transform(self.pictures.images[row], known, objects=0)
+            known = self.compared.regions[row] if self.compared.regions is not None else np.zeros((0, 4), np.float32)
+            made, boxes, _ = self.transform(self.compared.images[row], known, objects=0)
             pixels.append(made)
             regions.append(torch.from_numpy(boxes))
         given = Proposals.pad(regions) if self.detector.takes_proposals else None
-        original = torch.tensor([self.pictures.images[row].shape[:2] for row in rows])
+        original = torch.tensor([self.compared.images[row].shape[:2] for row in rows])
         return Images(*pad(pixels), original, tuple(map(str, rows)), given)
 
     def detect(self, rows: Sequence[int]) -> Detections:
-        """Detect on some of the pictures; the detections are on the CPU, where whoever wants them reads them."""
+        """Detect on some of the images; the detections are on the CPU, where whoever wants them reads them."""
         from detkit.inference.evaluate import detect_batch
 
         train = self.config.train
@@ -117,21 +117,21 @@ class Detecting:
 
 
 def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Job:
-    """Set up a race's job: all the pictures, `batch` at once."""
-    work = Detecting(config, best, setting.device, Pictures(config))
+    """Set up a race's job: all the images, `batch` at once."""
+    work = Detecting(config, best, setting.device, ComparedImages(config))
 
     def job() -> None:
-        for first in range(0, PICTURES, batch):
+        for first in range(0, IMAGES, batch):
             work.detect(range(first, first + batch))
 
     return job
 
 
 def proposing(_: Setting, *, config: Config, method: str, parameters: dict[str, object]) -> Job:
-    """Set up a race's job: the proposals of all the pictures, from their pixels, in one thread."""
+    """Set up a race's job: the proposals of all the images, from their pixels, in one thread."""
     from detkit.proposals.methods import find_method
 
-    images, function = Pictures(config).images, find_method(method, parameters)
+    images, function = ComparedImages(config).images, find_method(method, parameters)
 
     def job() -> None:
         for image in images:
@@ -146,7 +146,7 @@ def measure_cost(config: Config, best: Path, device: str) -> Cost:
     try:
         return pool.submit(_cost, config, best, device).result()
     except BrokenProcessPool:
-        raise UserError(f"{best}: the process that detected {PICTURES} pictures at once was killed") from None
+        raise UserError(f"{best}: the process that detected {IMAGES} images at once was killed") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -157,9 +157,9 @@ def _cost(config: Config, best: Path, device: str) -> Cost:
     from detkit.backbones.describe import count_flops, count_parameters
     from detkit.runtime.device import images_to_device
 
-    pictures = Pictures(config)
+    images = ComparedImages(config)
     before = _status("VmRSS")
-    work = Detecting(config, best, device, pictures)
+    work = Detecting(config, best, device, images)
     cuda = work.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(work.device)

@@ -120,20 +120,20 @@ def _run(folder: Path, overrides: list[str]) -> Entry:
 def open_same(entries: Sequence[Entry]) -> "DetectionDataset":
     """Open the test split that all are compared on, labelled as by the first of them.
 
-    Raises UserError, naming two of them, where classes, photos or metric are not the same.
+    Raises UserError, naming two of them, where classes, images or metric are not the same.
     """
     from detkit.data import open_dataset
 
     first, *others = entries
     classes = _classes(first)
-    for entry in others:  # before the photos, which another's classes may not fit
+    for entry in others:  # before the images, which another's classes may not fit
         _check_same("classes", (first, sorted(classes)), (entry, sorted(_classes(entry))))
     metric = first.config.evaluate.metric
     dataset = open_dataset(first.config.data, "test", classes)
     for entry in others:
         other = open_dataset(entry.config.data, "test", classes)
         hint = "; data.root=ROOT and data.test=[SPLIT] set both"
-        _check_same("photos", (first, _places(dataset)), (entry, _places(other)), hint)
+        _check_same("images", (first, _places(dataset)), (entry, _places(other)), hint)
         hint = f"; evaluate.metric={metric} sets both"
         _check_same("metrics", (first, [metric]), (entry, [entry.config.evaluate.metric]), hint)
     return dataset

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detkit.comparison.detecting import PICTURES, measure_cost
+from detkit.comparison.detecting import IMAGES, measure_cost
 from detkit.comparison.entries import Entry
 from detkit.comparison.measure import (
     evaluate_entry,
@@ -182,6 +182,6 @@ class Comparison:
             "images": len(self.dataset),
             "metric": rows[0].result.protocol,
             "machine": f"{on}, torch {torch.__version__}",
-            "speed": f"best of {self.setting.rounds} interleaved rounds over {PICTURES} pictures",
+            "speed": f"best of {self.setting.rounds} interleaved rounds over {IMAGES} images",
             "stores made": {name.removeprefix("proposals "): seconds for name, seconds in made.items()},
         }

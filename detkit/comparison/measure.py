@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detkit.comparison.detecting import BATCHES, PICTURES, detecting, load_best, method_of, proposing
+from detkit.comparison.detecting import BATCHES, IMAGES, detecting, load_best, method_of, proposing
 from detkit.comparison.entries import Entry
 from detkit.evaluation import Result, read_detections, score, write_detections
 from detkit.experiment import to_plain
@@ -21,7 +21,7 @@ from detkit.structures import DetectionSet
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
 
-SEARCH_ROUNDS = 3  # of proposals, at most: they take seconds a photo, and vary little
+SEARCH_ROUNDS = 3  # of proposals, at most: they take seconds an image, and vary little
 
 Progress = Callable[[int, int], None]
 
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 def evaluate_entry(entry: Entry, dataset: "DetectionDataset", out: Path) -> tuple[Result, DetectionSet]:
     """Score best.pt on the test split by its config's metric, as `detkit evaluate` does.
 
-    The detections are kept in DIR/evaluations, and scored again where they are of the same weights, config and photos.
+    The detections are kept in DIR/evaluations, and scored again where they are of the same weights, config and images.
     """
     folder = out / "evaluations"
     stamp, stored = folder / f"{entry.name}.json", folder / f"{entry.name}-detections.json"
@@ -94,7 +94,7 @@ def speeds(entries: Sequence[Entry], setting: Setting, progress: Progress) -> li
             Subject(f"batch {batch}", tuple(contenders)), setting, lambda done, b=before: progress(b + done, total)
         )
         for own, timing in zip(found, timings):
-            own[batch] = PICTURES / timing.best
+            own[batch] = IMAGES / timing.best
     return found
 
 
@@ -113,7 +113,7 @@ def proposal_seconds(
     )
     setting = replace(setting, threads=1, rounds=min(setting.rounds, SEARCH_ROUNDS))
     timings = race(Subject("proposals", contenders), setting, lambda done: progress(done, setting.rounds))
-    seconds = {timing.name: timing.best / PICTURES for timing in timings}
+    seconds = {timing.name: timing.best / IMAGES for timing in timings}
     return [None if method is None else seconds[json.dumps(method)] for method in methods]
 
 

@@ -29,18 +29,18 @@ def write_comparison(
 ) -> None:
     """Write the page.
 
-    rows: the detectors, in the order shown, all of the photos of `dataset`. points: those whose speed was measured.
-    protocol: what the numbers are of, shown as it is. failures: what went wrong, by detector. Photos are small JPEGs of
+    rows: the detectors, in the order shown, all of the images of `dataset`. points: those whose speed was measured.
+    protocol: what the numbers are of, shown as it is. failures: what went wrong, by detector. Images are small JPEGs of
     less than 1 MB in all.
     """
     truth = dataset.truth()
-    pictures = side_by_side(dataset, truth, rows)
+    images = side_by_side(dataset, truth, rows)
     data = {
         "classes": truth.classes,
         "states": STATES,
         "kinds": ["right", *KINDS[:-1], "ignored"],
         "runs": [{"name": row.entry.label, "hue": plots.even_hue(place, len(rows))} for place, row in enumerate(rows)],
-        **pictures,
+        **images,
     }
     curves = {row.entry.label: row.result.curves for row in rows}
     parts = {

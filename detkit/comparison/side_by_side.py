@@ -1,4 +1,4 @@
-"""The photos on which detectors disagree the most, with what each found on them."""
+"""The images on which detectors disagree the most, with what each found on them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from detkit.comparison.rows import Compared
     from detkit.data.dataset import DetectionDataset
 
-PICTURES = 16
-BOXES = 40  # of a detector on a photo at most
-COUNTS = (0.5, 1, 2, 4, 8, 16, 32)  # detections a photo, of which the page offers the best of each detector
+IMAGES = 16
+BOXES = 40  # of a detector on an image at most
+COUNTS = (0.5, 1, 2, 4, 8, 16, 32)  # detections an image, of which the page offers the best of each detector
 
 
 def side_by_side(dataset: "DetectionDataset", truth: TruthSet, rows: Sequence["Compared"]) -> dict[str, Any]:
-    """Return the photos as plain data: {"levels": [{"text", "scores"}, ...], "pictures": [...]}.
+    """Return the images as plain data: {"levels": [{"text", "scores"}, ...], "images": [...]}.
 
     levels: least scores, one a detector, since scores of different detectors are of different kinds; first those where
-    each one's F1 is best, then those that leave as many of each. The photos are those with the most objects that some
+    each one's F1 is best, then those that leave as many of each. The images are those with the most objects that some
     detectors find and others don't, and the most different numbers of false positives, at best F1.
     """
     images = [image_of(row.detections, truth) for row in rows]
-    index = _disagreements(truth, rows, images)[:PICTURES]
-    pictures = []
-    # a loop over the few pictures that are shown
+    index = _disagreements(truth, rows, images)[:IMAGES]
+    examples = []
+    # a loop over the few images that are shown
     for number in index.tolist():
         objects = (truth.image == number).nonzero().squeeze(1)
         found = [_best(row, image, number) for row, image in zip(rows, images)]
         boxes = torch.cat([truth.boxes[objects], *(row.detections.boxes[own] for row, own in zip(rows, found))])
-        pictures.append(
+        examples.append(
             {
                 **paper_of(dataset, number, boxes),
                 "objects": [
@@ -46,7 +46,7 @@ def side_by_side(dataset: "DetectionDataset", truth: TruthSet, rows: Sequence["C
                 "found": [_detections(row, own, truth) for row, own in zip(rows, found)],
             }
         )
-    return {"levels": _levels(rows, len(truth.ids)), "pictures": pictures}
+    return {"levels": _levels(rows, len(truth.ids)), "images": examples}
 
 
 def _disagreements(truth: TruthSet, rows: Sequence["Compared"], images: Sequence[Tensor]) -> Tensor:
@@ -91,5 +91,5 @@ def _levels(rows: Sequence["Compared"], images: int) -> list[dict[str, Any]]:
         if not 0 < rank < most:
             continue
         scores = [round(float(own[min(rank, len(own)) - 1]), 4) if len(own) else 0.0 for own in ordered]
-        levels.append({"text": f"its best {count:g} a photo, on average", "scores": scores})
+        levels.append({"text": f"its best {count:g} an image, on average", "scores": scores})
     return [*levels, {"text": "all that it kept", "scores": [None] * len(rows)}]

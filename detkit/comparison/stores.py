@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 def missing_stores(entries: Iterable[Entry]) -> "dict[Path, tuple[DetectionDataset, str]]":
-    """Return the stores that configs name and that are not there: path -> (photos, mode of selective search).
+    """Return the stores that configs name and that are not there: path -> (images, mode of selective search).
 
     A store is of the split whose name is a part of its own, between dashes, as `detkit proposals make` calls it; one
     that is alone is of all splits. Raises UserError where it cannot be told of which.

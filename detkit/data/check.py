@@ -37,9 +37,9 @@ def check_root(
 
     splits: default all (without VOC's files for one class). classes: default those of the annotations. wanted: the
     format, see `find_format`. A problem is: a split that is missing, empty or lists an image twice; a missing or
-    unreadable annotation or photo; labels without a photo; a class that is not in `classes`; a box that is no box, has
-    no area or reaches beyond the image; an object twice in a file; a photo of another size than its annotation says;
-    the same photo under two names. Raises UserError where `root` is no data set at all.
+    unreadable annotation or image; labels without an image; a class that is not in `classes`; a box that is no box, has
+    no area or reaches beyond the image; an object twice in a file; an image of another size than its annotation says;
+    the same image under two names. Raises UserError where `root` is no data set at all.
     """
     kind = DATASETS[find_format(root, wanted)]
     splits = tuple(splits) if splits is not None else tuple(find_splits(root, wanted))
@@ -61,10 +61,10 @@ def check_root(
     images = {source.file(row): (source, row) for source in sources for row in source.rows.tolist()}
     for source, row in images.values():
         _check_objects(source, row, classes, found)
-    photos = {source.photo(row): (source, row) for source, row in images.values()}
-    _check_images(root, photos, found, progress)
-    objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for source, row in photos.values())
-    return Report(sorted(found), len(photos), objects, splits)
+    files = {source.image_path(row): (source, row) for source, row in images.values()}
+    _check_images(root, files, found, progress)
+    objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for source, row in files.values())
+    return Report(sorted(found), len(files), objects, splits)
 
 
 def _check_objects(source: Source, row: int, classes: Sequence[str] | None, problems: set[Problem]) -> None:
@@ -115,16 +115,16 @@ def _check_box(
 
 def _check_images(
     root: Path,
-    photos: dict[Path, tuple[Source, int]],
+    files: dict[Path, tuple[Source, int]],
     problems: set[Problem],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     def look(path: Path) -> tuple[str, tuple[int, int], str]:
-        """Return why a photo cannot be read, its (width, height), and a digest of its bytes."""
+        """Return why an image cannot be read, its (width, height), and a digest of its bytes."""
         if not path.is_file():
             return "missing", (0, 0), ""
         try:
-            height, width = decode_image(path, _stated(*photos[path])).shape[:2]
+            height, width = decode_image(path, _stated(*files[path])).shape[:2]
         except UserError as error:
             return str(error).removeprefix(f"{path}: "), (0, 0), ""
         return "", (width, height), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -132,17 +132,17 @@ def _check_images(
     first: dict[str, str] = {}
     # threads are enough: decoding and hashing release the interpreter lock
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, (path, (reason, size, digest)) in enumerate(zip(photos, pool.map(look, photos)), 1):
+        for done, (path, (reason, size, digest)) in enumerate(zip(files, pool.map(look, files)), 1):
             if progress is not None:
-                progress(done, len(photos))
+                progress(done, len(files))
             file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
             if reason:
                 kind = "missing file" if reason == "missing" else "unreadable image"
                 problems.add(Problem(file, 0, kind, reason))
                 continue
-            stated = _stated(*photos[path])
+            stated = _stated(*files[path])
             if all(stated) and size != stated:
-                text = f"the photo is {size[0]}x{size[1]}, its annotation says {stated[0]}x{stated[1]}"
+                text = f"the image is {size[0]}x{size[1]}, its annotation says {stated[0]}x{stated[1]}"
                 problems.add(Problem(file, 0, "size", text))
             twin = first.setdefault(digest, file)
             if twin != file:

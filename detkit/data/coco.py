@@ -1,7 +1,7 @@
-"""Reader of COCO data sets: a JSON file of annotations for each split, and folders of photos.
+"""Reader of COCO data sets: a JSON file of annotations for each split, and folders of images.
 
 A split `train` is annotations/instances_train.json, annotations/train.json or train/_annotations.coco.json, or a path
-to any .json below the root. Photos are looked for in the folder that is called as the split, beside the annotations,
+to any .json below the root. Images are looked for in the folder that is called as the split, beside the annotations,
 below `images` or not, in `images`, and in the root.
 
 Crowds are ignored, by training and evaluation. COCO knows no difficult and no truncated objects: annotations may have
@@ -19,7 +19,7 @@ from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.errors import UserError, did_you_mean
 
 PREFIX = "instances_"
-BESIDE = "_annotations.coco.json"  # as Roboflow calls the file beside the photos
+BESIDE = "_annotations.coco.json"  # as Roboflow calls the file beside the images
 
 
 def coco_splits(root: Path) -> list[str]:
@@ -47,7 +47,7 @@ def find_annotations(root: Path, split: str) -> Path:
 
 
 class COCOSource(Source):
-    """One JSON file and the folder of its photos."""
+    """One JSON file and the folder of its images."""
 
     unit = "annotation"
     slack = 0.5  # the official boxes have two decimals, rounded
@@ -62,24 +62,24 @@ class COCOSource(Source):
         super().__init__(root, split, index, np.arange(len(index.ids)), problems)
 
     def file(self, row: int) -> str:
-        return f"{self._relative(self.path, self.root)}: image {self.index.photos[row]}"
+        return f"{self._relative(self.path, self.root)}: image {self.index.files[row]}"
 
-    def photo(self, row: int) -> Path:
+    def image_path(self, row: int) -> Path:
         folder, bare = self._folder
-        name = str(self.index.photos[row])
+        name = str(self.index.files[row])
         return folder / (Path(name).name if bare else name)
 
     @cached_property
     def _folder(self) -> tuple[Path, bool]:
-        """The folder of the photos, and whether only the last part of each file_name counts."""
+        """The folder of the images, and whether only the last part of each file_name counts."""
         root = self.root
         stem = self.path.stem.removeprefix(PREFIX)
         folders = [root / stem, root / "images" / stem, root / "images", root, self.path.parent]
         if self.path.name == BESIDE:
             folders.insert(0, self.path.parent)
-        # a file that `split` made goes with the photos of the file it was made from
+        # a file that `split` made goes with the images of the file it was made from
         folders += sorted(path for path in [*root.glob("*"), *root.glob("images/*")] if path.is_dir())
-        for name in self.index.photos[:10].tolist():  # more than one, since a single photo may be missing
+        for name in self.index.files[:10].tolist():  # more than one, since a single image may be missing
             for bare in (False, True):
                 for folder in folders:
                     if name and (folder / (Path(name).name if bare else name)).is_file():

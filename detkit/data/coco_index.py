@@ -104,7 +104,7 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
     sizes = [[_side(image.get(side)) for side in ("width", "height")] for image in content["images"]]
     return COCOIndex(
         ids=np.array(shortest_names(files), dtype=np.str_),
-        photos=np.array(files, dtype=np.str_),
+        files=np.array(files, dtype=np.str_),
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         problems=np.array(["\n".join(lines) for lines in problems], dtype=np.str_),
         first=np.cumsum([0, *map(len, objects)]),

@@ -10,7 +10,7 @@ from detkit.data.items import Item, Splits, plain
 
 
 def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
-    """Write annotations/instances_SPLIT.json below `folder`; return where the photo of each item belongs.
+    """Write annotations/instances_SPLIT.json below `folder`; return where the image of each item belongs.
 
     Category ids are 1, 2, ... in label order; an image of several splits has one id. Objects that are difficult or
     truncated have these keys, with 1, beside COCO's own.

@@ -25,7 +25,7 @@ WAYS = ("link", "copy", "symlink")
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written; images: how many photos, each counted once."""
+    """What was written; images: how many images, each counted once."""
 
     images: int
     objects: int
@@ -39,13 +39,13 @@ def convert(
     to: str,
     splits: Sequence[str] | None = None,
     wanted: str = "auto",
-    photos: str = "link",
+    images: str = "link",
     progress: Callable[[int, int], None] | None = None,
 ) -> Converted:
     """Write splits of a data set (default: all) in the format `to` into the new folder `out`.
 
-    wanted: the format of `root`, see `find_format`. photos: `link` makes hard links, and copies where that fails, as
-    across disks; `copy`; `symlink`. The folder appears when it is whole. Kept are boxes, clipped to the photo, classes,
+    wanted: the format of `root`, see `find_format`. images: `link` makes hard links, and copies where that fails, as
+    across disks; `copy`; `symlink`. The folder appears when it is whole. Kept are boxes, clipped to the image, classes,
     difficult, crowd, truncated, areas, images without objects, and the splits. Not kept are masks, keypoints and what
     else a format may say; going to VOC, classes that no object has, and the order of the classes, which there is the
     alphabet's. Raises UserError, in one line, for whatever is missing or broken.
@@ -61,9 +61,9 @@ def convert(
     items = _items(opened)
     with new_folder(out) as folder:
         places = WRITERS[to](folder, classes, items)
-        originals = {item.name: item.photo for own in items.values() for item in own}
+        originals = {item.name: item.image_path for own in items.values() for item in own}
         for done, (name, place) in enumerate(places.items(), 1):
-            place_image(originals[name], folder / place, photos)
+            place_image(originals[name], folder / place, images)
             if progress is not None:
                 progress(done, len(places))
     unique = {item.name: len(item.record.labels) for own in items.values() for item in own}
@@ -71,7 +71,7 @@ def convert(
 
 
 def _items(opened: Sequence[DetectionDataset]) -> Splits:
-    """Name splits and images. A photo of several splits is one item; different photos of one name are told apart."""
+    """Name splits and images. An image of several splits is one item; different images of one name are told apart."""
     bare = [Path(split).stem.removeprefix(PREFIX) for one in opened for _, split in one.sources]
     names = [name if bare.count(name) == 1 else f"{one.sources[0][0].name}_{name}" for name, one in zip(bare, opened)]
     known: dict[Path, Item] = {}
@@ -87,7 +87,7 @@ def _items(opened: Sequence[DetectionDataset]) -> Splits:
                 name = record.id.replace("/", "_")
                 name = f"{split}_{name}" if name in taken else name
                 if name in taken:
-                    raise UserError(f"{dataset.name}: two photos would be called {name}, such as {record.path}")
+                    raise UserError(f"{dataset.name}: two images would be called {name}, such as {record.path}")
                 taken.add(name)
                 known[record.path] = Item(name, record, _size(record.width, record.height, record.path))
             splits[split].append(known[record.path])
@@ -95,7 +95,7 @@ def _items(opened: Sequence[DetectionDataset]) -> Splits:
 
 
 def _size(width: int, height: int, path: Path) -> tuple[int, int]:
-    """The annotated size, or where nothing is annotated the photo's."""
+    """The annotated size, or where nothing is annotated the image's."""
     if width and height:
         return width, height
     size = image_size(path)
@@ -122,20 +122,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def place_image(photo: Path, target: Path, how: str) -> None:
-    """Bring a photo to `target`, see `convert`; UserError if it is missing."""
+def place_image(image: Path, target: Path, how: str) -> None:
+    """Bring an image to `target`, see `convert`; UserError if it is missing."""
     if how not in WAYS:
-        raise UserError(f"no way {how!r} to bring photos over{did_you_mean(how, WAYS)}")
-    if not photo.is_file():
-        raise UserError(f"no image {photo}")
+        raise UserError(f"no way {how!r} to bring images over{did_you_mean(how, WAYS)}")
+    if not image.is_file():
+        raise UserError(f"no image {image}")
     target.parent.mkdir(parents=True, exist_ok=True)
     if how == "symlink":
-        target.symlink_to(photo.resolve())
+        target.symlink_to(image.resolve())
         return
     if how == "link":
         try:
-            os.link(photo.resolve(), target)
+            os.link(image.resolve(), target)
             return
         except OSError:
             pass  # another disk, or one without links
-    shutil.copyfile(photo, target)
+    shutil.copyfile(image, target)

@@ -23,7 +23,7 @@ from detkit.errors import UserError, did_you_mean
 
 
 class Object(NamedTuple):
-    """One annotated object. box: x1, y1, x2, y2, continuous pixels of the upright photo, whose left edge is 0.
+    """One annotated object. box: x1, y1, x2, y2, continuous pixels of the upright image, whose left edge is 0.
 
     difficult: not counted in evaluation. crowd: nor trained on.
     """
@@ -35,7 +35,7 @@ class Object(NamedTuple):
 
 
 class AnnotatedImage(NamedTuple):
-    """A photo: its file, relative to the root, its objects, and its width and height, 0 where they are unknown."""
+    """An image: its file, relative to the root, its objects, and its width and height, 0 where they are unknown."""
 
     file: str
     objects: Sequence[Object] = ()
@@ -46,9 +46,9 @@ Reader = Callable[[Path], Mapping[str, Sequence[AnnotatedImage]]]
 
 
 def register_format(name: str) -> Callable[[Reader], Reader]:
-    """Decorator: make a function from a root to the photos of each split the format `name`.
+    """Decorator: make a function from a root to the images of each split the format `name`.
 
-    Photos may be of several splits. Classes are by default those of all of a root's objects, sorted.
+    Images may be of several splits. Classes are by default those of all of a root's objects, sorted.
     """
 
     def register(read: Reader) -> Reader:
@@ -63,9 +63,9 @@ def register_format(name: str) -> Callable[[Reader], Reader]:
 
 class _CustomSource(Source):
     def file(self, row: int) -> str:
-        return str(self.index.photos[row])
+        return str(self.index.files[row])
 
-    def photo(self, row: int) -> Path:
+    def image_path(self, row: int) -> Path:
         return self.root / self.file(row)
 
 
@@ -73,7 +73,7 @@ class _CustomDataset(DetectionDataset):
     @staticmethod
     @abstractmethod
     def read(root: Path) -> Mapping[str, Sequence[AnnotatedImage]]:
-        """Return the photos of each split."""
+        """Return the images of each split."""
 
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
@@ -82,8 +82,8 @@ class _CustomDataset(DetectionDataset):
         for root, split in sources:
             if split not in contents[root]:
                 raise UserError(f"no split {split!r} in {root}{did_you_mean(split, contents[root])}")
-            place = {str(file): row for row, file in enumerate(indices[root].photos)}
-            files = [_name(photo) for photo in contents[root][split]]
+            place = {str(file): row for row, file in enumerate(indices[root].files)}
+            files = [_name(image) for image in contents[root][split]]
             problems = [
                 Problem(file, 0, "duplicate image", f"split {split!r} lists it {count} times")
                 for file, count in Counter(files).items()
@@ -98,19 +98,19 @@ class _CustomDataset(DetectionDataset):
         return sorted(super().own_classes(indices))
 
 
-def _name(photo: AnnotatedImage) -> str:
-    return str(PurePosixPath(photo.file))
+def _name(image: AnnotatedImage) -> str:
+    return str(PurePosixPath(image.file))
 
 
 def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
-    """The annotations of all photos of a root, each once."""
-    photos = {_name(photo): photo for own in splits.values() for photo in own}
-    classes = list(dict.fromkeys(object.name for photo in photos.values() for object in photo.objects))
+    """The annotations of all images of a root, each once."""
+    images = {_name(image): image for own in splits.values() for image in own}
+    classes = list(dict.fromkeys(object.name for image in images.values() for object in image.objects))
     place = {name: number for number, name in enumerate(classes)}
     objects, problems = [], []
-    for photo in photos.values():
+    for image in images.values():
         lines = []
-        for number, (name, box, difficult, crowd) in enumerate(photo.objects, 1):
+        for number, (name, box, difficult, crowd) in enumerate(image.objects, 1):
             whole = len(box) == 4 and all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
             if not whole:
                 lines.append(f"object {number} ({name}): {tuple(box)} is no box x1, y1, x2, y2")
@@ -118,11 +118,11 @@ def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
             objects.append((number, place[name], corners, bool(difficult), bool(crowd), False, math.nan))
         problems.append("\n".join(lines))
     return Index(
-        ids=np.array(shortest_names(list(photos)), dtype=np.str_),
-        photos=np.array(list(photos), dtype=np.str_),
-        sizes=np.array([photo.size for photo in photos.values()], dtype=np.int64).reshape(-1, 2),
+        ids=np.array(shortest_names(list(images)), dtype=np.str_),
+        files=np.array(list(images), dtype=np.str_),
+        sizes=np.array([image.size for image in images.values()], dtype=np.int64).reshape(-1, 2),
         problems=np.array(problems, dtype=np.str_),
-        first=np.array([*accumulate((len(photo.objects) for photo in photos.values()), initial=0)], dtype=np.int64),
+        first=np.array([*accumulate((len(image.objects) for image in images.values()), initial=0)], dtype=np.int64),
         classes=np.array(classes, dtype=np.str_),
         **object_arrays(objects),
     )

@@ -1,7 +1,7 @@
-"""What a data set is, whatever its format: photos, their objects, and the names of both.
+"""What a data set is, whatever its format: images, their objects, and the names of both.
 
 A format has a `Source`, which opens one split of one root, and a `DetectionDataset` of such sources. All else, here,
-is the same for every format. Photos are touched only by `image`, so annotations alone are enough for scoring.
+is the same for every format. Images are touched only by `image`, so annotations alone are enough for scoring.
 """
 
 from abc import ABC, abstractmethod
@@ -21,9 +21,9 @@ from detkit.structures import TruthSet
 
 @dataclass(frozen=True)
 class Record:
-    """One annotated photo.
+    """One annotated image.
 
-    boxes: (N, 4) float32 continuous xyxy pixels, inside the photo. labels: (N,) int64. difficult, crowd, truncated:
+    boxes: (N, 4) float32 continuous xyxy pixels, inside the image. labels: (N,) int64. difficult, crowd, truncated:
     (N,) bool. area: (N,) float64 pixels, of the box where the annotation has none. width, height: as the annotation
     says, 0 where it says nothing.
     """
@@ -66,7 +66,7 @@ class Source(ABC):
     """One split of one root, opened. Opening raises UserError only where there is nothing to open.
 
     index: the annotations. rows: (n,) int64 the images that the split lists, in its order. problems: what is wrong with
-    the list itself. unit: what the files call an object. slack: how many pixels a box may reach beyond its photo before
+    the list itself. unit: what the files call an object. slack: how many pixels a box may reach beyond its image before
     a check says so. origin: how the files number the first pixel.
     """
 
@@ -84,20 +84,20 @@ class Source(ABC):
         """Return what holds the annotations of an image of the index, relative to the root."""
 
     @abstractmethod
-    def photo(self, row: int) -> Path:
-        """Return the path of the photo of an image of the index, whether it is there or not."""
+    def image_path(self, row: int) -> Path:
+        """Return the path of the image of an image of the index, whether it is there or not."""
 
     def strays(self) -> list[Problem]:
-        """Return the annotations that lie among this split's and belong to no photo."""
+        """Return the annotations that lie among this split's and belong to no image."""
         return []
 
 
 class DetectionDataset(ABC):
-    """Photos and objects of one or several splits.
+    """Images and objects of one or several splits.
 
     sources: (root, split) pairs, see `parse_splits`. classes: names in label order; None takes those of the
     annotations, in the format's order. Ids are unique: where there are several roots, the root's name stands
-    before each; where two splits use a name for different photos, the split's.
+    before each; where two splits use a name for different images, the split's.
 
     Raises UserError: missing data set or split, empty split, image without annotation, broken annotation or box,
     class that is not in `classes`; each names file and object. A box without any area is left out (the official COCO
@@ -152,7 +152,7 @@ class DetectionDataset(ABC):
 
     @property
     def sizes(self) -> np.ndarray:
-        """(len, 2) int64 width and height of each photo as the annotation says, 0 where it says nothing."""
+        """(len, 2) int64 width and height of each image as the annotation says, 0 where it says nothing."""
         return self._sizes
 
     @property
@@ -166,11 +166,11 @@ class DetectionDataset(ABC):
         return [source.index for source in self._opened]
 
     def path(self, i: int) -> Path:
-        """Return the path of photo `i`."""
-        return self._opened[self._source[i]].photo(int(self._row[i]))
+        """Return the path of image `i`."""
+        return self._opened[self._source[i]].image_path(int(self._row[i]))
 
     def record(self, i: int) -> Record:
-        """Return what is known of image `i`; touches no photo."""
+        """Return what is known of image `i`; touches no image."""
         own = slice(self._first[i], self._first[i + 1])
         return Record(
             id=self.ids[i],
@@ -219,10 +219,10 @@ class DetectionDataset(ABC):
         for source, own in zip(self._opened, names):
             for name, row in zip(own, source.rows.tolist()):
                 if counts[name] > 1:
-                    photo = (name, source.photo(row))
-                    if photo in seen:
+                    image = (name, source.image_path(row))
+                    if image in seen:
                         raise UserError(f"{self.name}: image {name} is listed twice")
-                    seen[photo] = None
+                    seen[image] = None
         return [f"{Path(source.split).stem}/{name}" for source, own in zip(self._opened, names) for name in own]
 
 

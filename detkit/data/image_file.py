@@ -1,4 +1,4 @@
-"""Reading photos."""
+"""Reading images."""
 
 import os
 from contextlib import suppress
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo", ".jp2", ".ppm", ".pgm")
 )
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-MAX_PIXELS = 178_956_970  # of a photo: Pillow's limit, now OpenCV's too, which else takes GiB for a file of some KiB
+MAX_PIXELS = 178_956_970  # of an image: Pillow's limit, now OpenCV's too, which else takes GiB for a file of some KiB
 OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
 
 # read when cv2 is imported, so it comes before that
@@ -22,10 +22,10 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 
 def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a photo as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
-    transparent shows white, as in a viewer; the first picture of an animation.
+    """Read an image as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
+    transparent shows white, as in a viewer; the first image of an animation.
 
-    size: (width, height) that an annotation states: where it fits the stored pixels and not the upright photo, the
+    size: (width, height) that an annotation states: where it fits the stored pixels and not the upright image, the
     EXIF orientation is left unapplied. Raises UserError, naming the file, where it is missing, truncated or no image.
     """
     import cv2
@@ -52,7 +52,7 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def image_header(path: Path) -> tuple[int, int, int] | None:
-    """Return stored width and height and the EXIF orientation of a photo, None where it cannot be read.
+    """Return stored width and height and the EXIF orientation of an image, None where it cannot be read.
 
     Reads the header alone, where Pillow knows the format.
     """
@@ -72,7 +72,7 @@ def image_header(path: Path) -> tuple[int, int, int] | None:
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """Return (width, height) of the upright photo, None where it cannot be read."""
+    """Return (width, height) of the upright image, None where it cannot be read."""
     header = image_header(path)
     if header is None:
         return None
@@ -81,7 +81,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
 
 
 def _fault(data: np.ndarray) -> str:
-    """Why a photo cannot be read."""
+    """Why an image cannot be read."""
     from PIL import Image
 
     if not data.size:
@@ -95,7 +95,7 @@ def _fault(data: np.ndarray) -> str:
 
 
 def _alpha(data: np.ndarray, upright: bool) -> np.ndarray | None:
-    """(H, W) uint8 opacity of a photo, turned by its EXIF where it is to be upright, None where all is opaque; reads
+    """(H, W) uint8 opacity of an image, turned by its EXIF where it is to be upright, None where all is opaque; reads
     the header alone to know that."""
     from PIL import Image, ImageOps
 

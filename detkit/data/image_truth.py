@@ -1,4 +1,4 @@
-"""The objects of a single photo: from a VOC XML, or from the data set that the photo lies in."""
+"""The objects of a single image: from a VOC XML, or from the data set that the image lies in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from detkit.data.formats import find_format, find_splits, open_root
 from detkit.data.voc_index import parse_annotation
 from detkit.errors import UserError, did_you_mean
 
-LEVELS = 4  # folders above a photo that may be its data set's
+LEVELS = 4  # folders above an image that may be its data set's
 
 
 @dataclass(frozen=True)
 class Truth:
-    """boxes: (N, 4) float32 continuous xyxy in pixels of the photo; labels: (N,) int64; difficult, crowd: (N,) bool.
+    """boxes: (N, 4) float32 continuous xyxy in pixels of the image; labels: (N,) int64; difficult, crowd: (N,) bool.
 
     size: (width, height) as the annotation says, 0 where it says nothing. origin: the file or data set it is from.
     """
@@ -56,27 +56,27 @@ def read_truth(path: Path, classes: Sequence[str]) -> Truth:
     )
 
 
-def find_truth(photo: Path, classes: Sequence[str]) -> Truth | None:
-    """Return what a data set around the photo says of it; None where there is none, or it knows other classes."""
-    photo = photo.resolve()
-    for root in photo.parents[:LEVELS]:
+def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
+    """Return what a data set around the image says of it; None where there is none, or it knows other classes."""
+    image = image.resolve()
+    for root in image.parents[:LEVELS]:
         try:
             if find_format(root) == "voc":
-                xml = root / "Annotations" / f"{photo.stem}.xml"
-                return read_truth(xml, classes) if photo.parent == root / "JPEGImages" else None
+                xml = root / "Annotations" / f"{image.stem}.xml"
+                return read_truth(xml, classes) if image.parent == root / "JPEGImages" else None
             for split in find_splits(root):
-                found = _in_split(root, split, photo, classes)
+                found = _in_split(root, split, image, classes)
                 if found is not None:
                     return found
-        except UserError:  # no data set, or one that is of no use here: the photo can be explained without it
+        except UserError:  # no data set, or one that is of no use here: the image can be explained without it
             continue
     return None
 
 
-def _in_split(root: Path, split: str, photo: Path, classes: Sequence[str]) -> Truth | None:
+def _in_split(root: Path, split: str, image: Path, classes: Sequence[str]) -> Truth | None:
     dataset = open_root(root, [split])
     for i in range(len(dataset)):  # once a command, on the host
-        if dataset.path(i).name == photo.name and dataset.path(i).resolve() == photo:
+        if dataset.path(i).name == image.name and dataset.path(i).resolve() == image:
             record = dataset.record(i)
             names = [dataset.classes[label] for label in record.labels]
             if any(name not in classes for name in names):

@@ -15,14 +15,14 @@ import numpy as np
 from detkit.files import write_atomic
 
 INDEX_NAME = ".detkit-index.npz"
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Index:
     """The annotations of F images with O objects, as written: nothing clipped, nothing refused.
 
-    ids: (F,) what the images are called. photos: (F,) names of their files. sizes: (F, 2) int64 width and height, 0
+    ids: (F,) what the images are called. files: (F,) names of their files. sizes: (F, 2) int64 width and height, 0
     where unknown. problems: (F,) lines that say what is wrong with an image's annotations, "" where nothing is; a line
     on one object begins as `object 3 (cat): `. first: (F + 1,) int64, image f owns the objects first[f]:first[f + 1].
     boxes: (O, 4) float64 continuous xyxy in pixels. number: (O,) what the file calls the object: its place from 1, its
@@ -31,7 +31,7 @@ class Index:
     """
 
     ids: np.ndarray
-    photos: np.ndarray
+    files: np.ndarray
     sizes: np.ndarray
     problems: np.ndarray
     first: np.ndarray
@@ -67,7 +67,7 @@ def object_arrays(objects: list[tuple[int, int, tuple[float, ...], bool, bool, b
 
 
 def shortest_names(files: Sequence[str]) -> list[str]:
-    """What to call photos: the bare names of their files; their paths where that is not unique, with the suffix if
+    """What to call images: the bare names of their files; their paths where that is not unique, with the suffix if
     need be."""
     paths = [PurePosixPath(name) for name in files]
     for names in ([path.stem for path in paths], [str(path.with_suffix("")) if path.name else "" for path in paths]):

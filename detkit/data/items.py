@@ -19,14 +19,14 @@ class Item:
     size: tuple[int, int]
 
     @property
-    def photo(self) -> Path:
-        """Path of its photo."""
+    def image_path(self) -> Path:
+        """Path of its image."""
         return self.record.path
 
     @property
     def file(self) -> str:
-        """Name of its photo in the new data set."""
-        return self.name + self.photo.suffix
+        """Name of its image in the new data set."""
+        return self.name + self.image_path.suffix
 
     def boxes(self) -> np.ndarray:
         """(N, 4) float64 continuous xyxy, of the fewest digits."""

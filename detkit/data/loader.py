@@ -39,7 +39,7 @@ def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class ImageCache:
     """Decoded images in one buffer that forked workers share, each written by whoever needs it first.
 
-    A photo whose size is not the annotated one has no room and is decoded each time.
+    An image whose size is not the annotated one has no room and is decoded each time.
     """
 
     def __init__(self, dataset: DetectionDataset) -> None:
@@ -263,7 +263,7 @@ def dataset_pass_loader(
     *,
     batch: int,
 ) -> _Loader:
-    """Return an iterable of (Images, Targets) over the photos `rows`, in that order, as in training but unaugmented.
+    """Return an iterable of (Images, Targets) over the images `rows`, in that order, as in training but unaugmented.
 
     Without workers: a batch of R-CNN's may take minutes, longer than workers outlive a SIGTERM to all processes.
     """

@@ -3,9 +3,9 @@
 A store is an uncompressed .npz, which numpy.load opens too:
 
     manifest  text of a JSON object, see Manifest
-    ids       (n,) names of the photos
-    first     (n + 1,) int64: photo i has the boxes first[i]:first[i + 1]
-    boxes     (P, 4) float32 continuous xyxy in pixels of the upright photo, of each photo the best first
+    ids       (n,) names of the images
+    first     (n + 1,) int64: image i has the boxes first[i]:first[i + 1]
+    boxes     (P, 4) float32 continuous xyxy in pixels of the upright image, of each image the best first
     scores    (P,) float32, only where the method gives any
 
 Boxes and scores are mapped into memory rather than read, so opening takes no time and processes share the pages.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
 
 FORMAT = "detkit proposals 1"
-SLACK = 1.0  # pixels that a box may reach beyond its photo: published conventions differ by so much
+SLACK = 1.0  # pixels that a box may reach beyond its image: published conventions differ by so much
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name (APPNOTE.TXT 4.3.7)
 
 
@@ -40,7 +40,7 @@ LOCAL_HEADER = 30  # bytes of a zip member's header before its name (APPNOTE.TXT
 class Manifest:
     """What a store holds and how that was made.
 
-    method: such as selective_search. parameters: of the method, JSON values. images: how many photos; images_hash: of
+    method: such as selective_search. parameters: of the method, JSON values. images: how many images; images_hash: of
     their names in order, see `hash_ids`. detkit: the version that made it.
     """
 
@@ -78,7 +78,7 @@ class ProposalStore:
 
     @property
     def counts(self) -> np.ndarray:
-        """(n,) int64 boxes of each photo."""
+        """(n,) int64 boxes of each image."""
         return np.diff(self._first)
 
     @property
@@ -87,21 +87,21 @@ class ProposalStore:
         return self._scores is not None
 
     def row(self, id: str) -> int:
-        """Place of a photo in `ids`; UserError where the store has no such photo."""
+        """Place of an image in `ids`; UserError where the store has no such image."""
         if id not in self._rows:
             raise UserError(f"{self.path}: no proposals of image {id}")
         return self._rows[id]
 
     def boxes(self, id: str) -> np.ndarray:
-        """Return the boxes (N, 4) float32 of a photo, a copy; UserError where the store has no such photo."""
+        """Return the boxes (N, 4) float32 of an image, a copy; UserError where the store has no such image."""
         return self.boxes_at(self.row(id))
 
     def scores(self, id: str) -> np.ndarray | None:
-        """Return the scores (N,) float32 of a photo, a copy, or None where the store has none."""
+        """Return the scores (N,) float32 of an image, a copy, or None where the store has none."""
         return self.scores_at(self.row(id))
 
     def boxes_at(self, row: int, count: int | None = None) -> np.ndarray:
-        """Return the boxes, or the first `count` of them, of the photo at a place in `ids`."""
+        """Return the boxes, or the first `count` of them, of the image at a place in `ids`."""
         return np.array(self._boxes[self._slice(row, count)])
 
     def scores_at(self, row: int, count: int | None = None) -> np.ndarray | None:
@@ -137,8 +137,8 @@ def write_store(
 ) -> None:
     """Write a store, whole or not at all.
 
-    ids: names of the photos, each once. boxes: (N_i, 4) xyxy of each photo, the best first. scores: (N_i,) of each
-    photo, or None. Raises UserError for a box or score that is not finite, and for an empty box.
+    ids: names of the images, each once. boxes: (N_i, 4) xyxy of each image, the best first. scores: (N_i,) of each
+    image, or None. Raises UserError for a box or score that is not finite, and for an empty box.
     """
     path = Path(path)
     check_name(path)
@@ -181,9 +181,9 @@ def check_boxes(where: str, boxes: np.ndarray) -> None:
 
 
 def check_inside(where: str | Path, dataset: "DetectionDataset", i: int, boxes: np.ndarray) -> None:
-    """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond photo `i` of a data set.
+    """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond image `i` of a data set.
 
-    Its size is what the annotation says, which may be nothing; where boxes don't fit that, the photo's own, if it is
+    Its size is what the annotation says, which may be nothing; where boxes don't fit that, the image's own, if it is
     there.
     """
     size = dataset.sizes[i]
@@ -196,7 +196,7 @@ def check_inside(where: str | Path, dataset: "DetectionDataset", i: int, boxes: 
     if bad is not None:
         numbers = ", ".join(f"{value:g}" for value in boxes[bad].tolist())
         raise UserError(
-            f"{where}: image {dataset.ids[i]}: the box left, top, right, bottom = {numbers} reaches beyond the photo "
+            f"{where}: image {dataset.ids[i]}: the box left, top, right, bottom = {numbers} reaches beyond the image "
             f"of {size[0]}x{size[1]}; are x and y exchanged?"
         )
 
@@ -266,7 +266,7 @@ def _map(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def match_ids(wanted: Sequence[str], ids: Sequence[str]) -> np.ndarray:
     """Place in `ids` of each wanted name, (len(wanted),) int64, -1 where it is missing.
 
-    A data set of several folders calls its photos FOLDER/NAME, one of a single folder NAME. Where only one side has
+    A data set of several folders calls its images FOLDER/NAME, one of a single folder NAME. Where only one side has
     the folder the names alone have to agree, and to be unique on both sides.
     """
     place = {name: row for row, name in enumerate(ids)}
@@ -336,7 +336,7 @@ class StoredProposals:
             check_inside(self.stores[number].path, dataset, i, self.stores[number].boxes_at(row))
 
     def boxes(self, i: int) -> np.ndarray:
-        """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the photo."""
+        """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the image."""
         return self.stores[self._store[i]].boxes_at(self._row[i], self.count)
 
     def scores(self, i: int) -> np.ndarray | None:

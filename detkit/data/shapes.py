@@ -1,11 +1,11 @@
 """The shapes data set: drawn by detkit itself, in VOC layout, so that everything can be tried without a download.
 
 Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles, bars and worms of no
-class. Sizes run from a sixth to two thirds of the picture, with some rotation, stretch, blur, outlines and patterned
+class. Sizes run from a sixth to two thirds of the image, with some rotation, stretch, blur, outlines and patterned
 fills. A box is tight around the visible part, as VOC's rule has it. An object of which less than half can be seen is
 difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not annotated.
 
-Picture i of a split depends on the seed, the split and i alone.
+Image i of a split depends on the seed, the split and i alone.
 """
 
 import json
@@ -104,20 +104,20 @@ def _draw_into(root: Path, counts: dict[str, int], seed: int) -> None:
     workers = min(os.cpu_count() or 1, 16)
     if len(jobs) < 50 or workers == 1:
         for job in jobs:
-            _write_picture(root, seed, job)
+            _write_image(root, seed, job)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        for _ in pool.map(partial(_write_picture, root, seed), jobs, chunksize=25):
+        for _ in pool.map(partial(_write_image, root, seed), jobs, chunksize=25):
             pass
 
 
-def _write_picture(root: Path, seed: int, job: tuple[str, int]) -> None:
+def _write_image(root: Path, seed: int, job: tuple[str, int]) -> None:
     import cv2
 
     cv2.setNumThreads(0)
     split, i = job
     name = f"{split}_{i:05d}"
-    image, objects = draw_picture((seed, sorted(COUNTS).index(split) if split in COUNTS else len(COUNTS), i))
+    image, objects = draw_image((seed, sorted(COUNTS).index(split) if split in COUNTS else len(COUNTS), i))
     quality = 88 + i % 8
     ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
@@ -138,8 +138,8 @@ def _xml(name: str, shape: tuple[int, ...], objects: list[Drawn]) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
-    """Return one picture as (H, W, 3) RGB uint8 and the objects in it."""
+def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
+    """Return one image as (H, W, 3) RGB uint8 and the objects in it."""
     import cv2
 
     random = np.random.default_rng(seed)
@@ -149,7 +149,7 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
         _distract(random, image)
 
     masks: list[np.ndarray] = []  # (H, W) bool of what is still visible of each object
-    full: list[int] = []  # area of the whole shape, in pixels, also outside the picture
+    full: list[int] = []  # area of the whole shape, in pixels, also outside the image
     names: list[str] = []
     places: list[np.ndarray] = []
     sizes: list[float] = []
@@ -193,16 +193,16 @@ def draw_picture(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
 
 
 def _place(
-    random: np.random.Generator, size: float, places: list[np.ndarray], sizes: list[float], picture: tuple[int, int]
+    random: np.random.Generator, size: float, places: list[np.ndarray], sizes: list[float], image: tuple[int, int]
 ) -> np.ndarray | None:
-    """Choose a centre where an object of `size` is mostly in the picture and apart from others; None if there is none.
+    """Choose a centre where an object of `size` is mostly in the image and apart from others; None if there is none.
 
     Now and then it may cover others, wherever that is.
     """
     margin = 0.3 * size
     anywhere = not places or random.random() < 0.1
     for _ in range(12):
-        centre = random.uniform((margin, margin), np.array(picture) - margin)
+        centre = random.uniform((margin, margin), np.array(image) - margin)
         if anywhere or (np.hypot(*(np.stack(places) - centre).T) > 0.4 * (np.array(sizes) + size)).all():
             return centre
     return None

@@ -94,15 +94,15 @@ def _coco(root: Path, source: str | None) -> tuple[Index, list[str], Write]:
 def _yolo(root: Path, _: str | None) -> tuple[Index, list[str], Write]:
     import yaml
 
-    photos = images_below(root, root)
-    if not photos:
-        raise UserError(f"{root} holds no photo")
-    index = YOLOSource(root, "", photos).index
+    images = images_below(root, root)
+    if not images:
+        raise UserError(f"{root} holds no image")
+    index = YOLOSource(root, "", images).index
     config = find_config(root)
 
     def write(parts: dict[str, np.ndarray]) -> None:
         for name, rows in parts.items():
-            write_atomic(root / f"{name}.txt", "".join(f"./{photo}\n" for photo in index.photos[rows].tolist()))
+            write_atomic(root / f"{name}.txt", "".join(f"./{image}\n" for image in index.files[rows].tolist()))
         entries = yaml.safe_dump({name: f"{name}.txt" for name in parts}, sort_keys=False)
         if config is None:
             names = dict(enumerate(index.classes.tolist()))

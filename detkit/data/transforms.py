@@ -1,6 +1,6 @@
-"""From a photo and its boxes to the network's input.
+"""From an image and its boxes to the network's input.
 
-Testing only resizes the photo to the network's size. Training runs `data.augment` first, see augment/
+Testing only resizes the image to the network's size. Training runs `data.augment` first, see augment/
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ LEAST_AREA = 1.0  # square pixels of the network's input: a smaller box is nothi
 
 
 class Transform:
-    """Turns a photo and its boxes into network input, the same way whenever the seed is the same."""
+    """Turns an image and its boxes into network input, the same way whenever the seed is the same."""
 
     def __init__(self, spec: InputSpec, chain: "Chain | None" = None) -> None:
         self.spec = spec
@@ -28,7 +28,7 @@ class Transform:
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int] = (0, 0), objects: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Transform one photo.
+        """Transform one image.
 
         image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. objects: how many of them, from the
         first, are objects, by default all; the others are proposals, which no random draw looks at and which stay

@@ -3,8 +3,8 @@
 VOC's boxes are 1-based inclusive pixels; they become [xmin - 1, ymin - 1, xmax, ymax], continuous edges, where they are
 read (voc_index.py) and turn back where they are written (voc_writer.py).
 
-EXIF: annotations are in the coordinates of the upright photo (orientation applied), as labelling tools show it; only
-where the XML's size fits the stored pixels and not the upright photo is the orientation left unapplied.
+EXIF: annotations are in the coordinates of the upright image (orientation applied), as labelling tools show it; only
+where the XML's size fits the stored pixels and not the upright image is the orientation left unapplied.
 """
 
 import os
@@ -78,7 +78,7 @@ def image_names(root: Path) -> frozenset[str]:
 
 
 def find_image(root: Path, name: str, stated: str, existing: frozenset[str]) -> Path:
-    """Path of the photo of an annotation: by its id, else by its <filename>; where neither exists, id.jpg."""
+    """Path of the image of an annotation: by its id, else by its <filename>; where neither exists, id.jpg."""
     folder = root / "JPEGImages"
     for suffix in IMAGE_SUFFIXES:
         if name + suffix in existing:
@@ -105,15 +105,15 @@ class VOCSource(Source):
                 problems.append(Problem(f"Annotations/{name}.xml", 0, "missing file", text))
         rows = np.array([known[name] for name in ids if name in known], dtype=np.int64)
         super().__init__(root, split, index, rows, problems)
-        self._photos: frozenset[str] | None = None
+        self._images: frozenset[str] | None = None
 
     def file(self, row: int) -> str:
         return f"Annotations/{self.index.ids[row]}.xml"
 
-    def photo(self, row: int) -> Path:
-        if self._photos is None:
-            self._photos = image_names(self.root)
-        return find_image(self.root, str(self.index.ids[row]), str(self.index.photos[row]), self._photos)
+    def image_path(self, row: int) -> Path:
+        if self._images is None:
+            self._images = image_names(self.root)
+        return find_image(self.root, str(self.index.ids[row]), str(self.index.files[row]), self._images)
 
 
 class VOCDataset(DetectionDataset):

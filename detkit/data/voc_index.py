@@ -31,7 +31,7 @@ class VOCObject:
 class Annotation:
     """What one XML file says; `problems` holds a line for everything that could not be read."""
 
-    photo: str
+    filename: str
     size: tuple[int, int]
     objects: list[VOCObject]
     problems: list[str]
@@ -110,7 +110,7 @@ def _build(folder: Path, files: list[str]) -> Index:
     ]
     return Index(
         ids=np.array([name[: -len(".xml")] for name in files], dtype=np.str_),
-        photos=np.array([annotation.photo for annotation in found], dtype=np.str_),
+        files=np.array([annotation.filename for annotation in found], dtype=np.str_),
         sizes=np.array([annotation.size for annotation in found], dtype=np.int64).reshape(-1, 2),
         problems=np.array(["\n".join(annotation.problems) for annotation in found], dtype=np.str_),
         first=np.cumsum([0, *(len(annotation.objects) for annotation in found)]),

@@ -8,7 +8,7 @@ from detkit.data.items import Item, Splits, plain
 
 
 def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
-    """Write Annotations and ImageSets/Main below `folder`; return where the photo of each item belongs.
+    """Write Annotations and ImageSets/Main below `folder`; return where the image of each item belongs.
 
     Boxes become 1-based inclusive pixels again; corners between pixels keep their decimals. Crowds and areas that are
     not the box's become <crowd> and <area>, which VOC's own readers pass by.

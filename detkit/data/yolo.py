@@ -1,10 +1,10 @@
-"""Reader of YOLO data sets, as Ultralytics' tools lay them out: photos, and a text file of rows for each.
+"""Reader of YOLO data sets, as Ultralytics' tools lay them out: images, and a text file of rows for each.
 
-data.yaml names classes and, for each split, a folder of photos or a list of them (.txt). Without it a split `train` is
+data.yaml names classes and, for each split, a folder of images or a list of them (.txt). Without it a split `train` is
 images/train, train/images or train.txt, and classes are those of classes.txt, else the numbers. The label file of
-images/train/a.jpg is labels/train/a.txt; a photo without one has no objects.
+images/train/a.jpg is labels/train/a.txt; an image without one has no objects.
 
-Rows are `class cx cy w h` in parts of the upright photo. What they cannot hold (difficult, crowd, truncated, an area
+Rows are `class cx cy w h` in parts of the upright image. What they cannot hold (difficult, crowd, truncated, an area
 that is not the box's) is in flags.json, see yolo_index.py; other tools pass that file by.
 """
 
@@ -108,7 +108,7 @@ def _names_of_text(root: Path) -> dict[int, str] | None:
 
 
 def yolo_splits(root: Path) -> list[str]:
-    """Names of the splits below a root: those of data.yaml that are there, else folders of photos and lists."""
+    """Names of the splits below a root: those of data.yaml that are there, else folders of images and lists."""
     layout = read_layout(root)
     named = [name for name, entries in layout.splits.items() if any(layout.find(entry) for entry in entries)]
     if named:
@@ -125,9 +125,9 @@ def _is_list(path: Path) -> bool:
 
 
 def split_images(root: Path, split: str) -> list[str]:
-    """Photos of a split, relative to the root: of a folder all below it, by name; of a list in its order.
+    """Images of a split, relative to the root: of a folder all below it, by name; of a list in its order.
 
-    Raises UserError where there is no such split, or no photo in it.
+    Raises UserError where there is no such split, or no image in it.
     """
     layout = read_layout(root)
     entries = layout.splits.get(split)
@@ -136,19 +136,19 @@ def split_images(root: Path, split: str) -> list[str]:
         entries = [entry for entry in usual if layout.find(entry)][:1]
         if not entries:
             raise UserError(f"no split {split!r} in {root}{did_you_mean(split, yolo_splits(root))}")
-    photos: list[str] = []
+    images: list[str] = []
     for entry in entries:
         path = layout.find(entry)
         if path is None:
             raise UserError(f"{layout.config}: {split}: there is no {entry} below {layout.bases[-1]}")
-        photos += _listed(path, layout) if path.is_file() else images_below(root, path)
-    if not photos:
-        raise UserError(f"{root}: the split {split} is empty; {entries[0]} holds no photo")
-    return photos
+        images += _listed(path, layout) if path.is_file() else images_below(root, path)
+    if not images:
+        raise UserError(f"{root}: the split {split} is empty; {entries[0]} holds no image")
+    return images
 
 
 def images_below(root: Path, folder: Path) -> list[str]:
-    """Names of all photos below a folder, relative to the root, sorted."""
+    """Names of all images below a folder, relative to the root, sorted."""
     found = [
         os.path.join(where, name)
         for where, _, names in os.walk(folder, followlinks=True)
@@ -159,14 +159,14 @@ def images_below(root: Path, folder: Path) -> list[str]:
 
 
 def _listed(path: Path, layout: Layout) -> list[str]:
-    photos = []
+    images = []
     for line in read_text(path).splitlines():
         if name := line.strip().replace("\\", "/"):
             # as Ultralytics has it: ./ is the list's folder, anything else the data set's
             bases = (path.parent, *layout.bases) if name.startswith("./") else (*layout.bases, path.parent)
             choices = [base / name for base in bases]
-            photos.append(_below(next((choice for choice in choices if choice.is_file()), choices[0]), layout.root))
-    return photos
+            images.append(_below(next((choice for choice in choices if choice.is_file()), choices[0]), layout.root))
+    return images
 
 
 def _below(path: Path, root: Path) -> str:
@@ -176,26 +176,26 @@ def _below(path: Path, root: Path) -> str:
 
 
 class YOLOSource(Source):
-    """One split: its photos and their label files."""
+    """One split: its images and their label files."""
 
     unit = "line"
     slack = 0.5  # of six decimals
 
-    def __init__(self, root: Path, split: str, photos: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Path, split: str, images: Sequence[str] | None = None) -> None:
         layout = read_layout(root)
-        listed = split_images(root, split) if photos is None else photos
+        listed = split_images(root, split) if images is None else images
         unique = list(dict.fromkeys(listed))
         index = read_yolo_index(root, split, unique)
         problems = [
-            Problem(photo, 0, "duplicate image", f"image {photo} is listed twice in {split}")
-            for photo, count in Counter(listed).items()
+            Problem(image, 0, "duplicate image", f"image {image} is listed twice in {split}")
+            for image, count in Counter(listed).items()
             if count > 1
         ]
-        if not len(index.boxes) and not any((root / label_name(photo)).is_file() for photo in unique):
-            text = f"no photo of {split} has a label file; an empty one says that a photo has no objects"
+        if not len(index.boxes) and not any((root / label_name(image)).is_file() for image in unique):
+            text = f"no image of {split} has a label file; an empty one says that an image has no objects"
             problems.append(Problem(label_name(unique[0]), 0, "missing file", text))
         if layout.names is None:
-            others = [name for name in yolo_splits(root) if name != split] if photos is None else []
+            others = [name for name in yolo_splits(root) if name != split] if images is None else []
             indices = [index, *(read_yolo_index(root, s, list(dict.fromkeys(split_images(root, s)))) for s in others)]
             most = max((int(one.names.max()) for one in indices if len(one.names)), default=-1)
             names = {number: str(number) for number in range(most + 1)}
@@ -204,20 +204,20 @@ class YOLOSource(Source):
         super().__init__(root, split, _name_classes(index, names), np.arange(len(unique)), problems)
 
     def file(self, row: int) -> str:
-        return label_name(str(self.index.photos[row]))
+        return label_name(str(self.index.files[row]))
 
-    def photo(self, row: int) -> Path:
-        return self.root / str(self.index.photos[row])
+    def image_path(self, row: int) -> Path:
+        return self.root / str(self.index.files[row])
 
     def strays(self) -> list[Problem]:
-        folders = {str(PurePosixPath(photo).parent): label_name(photo) for photo in self.index.photos.tolist()}
+        folders = {str(PurePosixPath(image).parent): label_name(image) for image in self.index.files.tolist()}
         found = []
         for folder, label in folders.items():
-            photos = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+            images = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
             for path in (self.root / label).parent.glob("*.txt"):
-                if path.stem not in photos and path.name != "classes.txt" and path.parent != self.root:
+                if path.stem not in images and path.name != "classes.txt" and path.parent != self.root:
                     file = _below(path, self.root)
-                    found.append(Problem(file, 0, "missing file", f"there is no photo {path.stem} in {folder}"))
+                    found.append(Problem(file, 0, "missing file", f"there is no image {path.stem} in {folder}"))
         return found
 
 

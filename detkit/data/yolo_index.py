@@ -22,7 +22,7 @@ FIELDS = ("cx", "cy", "w", "h")
 
 @dataclass(frozen=True)
 class Labels:
-    """What one label file says. rows: (line from 1, class number, (cx, cy, w, h) in parts of the photo)."""
+    """What one label file says. rows: (line from 1, class number, (cx, cy, w, h) in parts of the image)."""
 
     rows: list[tuple[int, int, tuple[float, float, float, float]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ def parse_labels(text: str) -> Labels:
         if outside:
             place = outside[0]
             what = FIELDS[place] if len(values) == 4 else f"{'xy'[place % 2]} of point {place // 2 + 1}"
-            text = f"{what} is {words[place + 1]}; in parts of the photo it lies between 0 and 1"
+            text = f"{what} is {words[place + 1]}; in parts of the image it lies between 0 and 1"
             found.problems.append(f"line {line}: {text}")
             continue
         found.rows.append((line, int(name), _box(values)))
@@ -74,10 +74,10 @@ def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
 
 
-def label_name(photo: str) -> str:
-    """Name of a photo's label file: its folder `images` becomes `labels`, the last one if there are several; without
-    any the label lies beside the photo."""
-    path = PurePosixPath(photo)
+def label_name(image: str) -> str:
+    """Name of an image's label file: its folder `images` becomes `labels`, the last one if there are several; without
+    any the label lies beside the image."""
+    path = PurePosixPath(image)
     parts = list(path.parts)
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
@@ -86,15 +86,15 @@ def label_name(photo: str) -> str:
     return str(PurePosixPath(*parts).with_suffix(".txt"))
 
 
-def read_yolo_index(root: Path, split: str, photos: Sequence[str]) -> Index:
-    """Return the index of some photos, named relative to `root`; see `cached_index`.
+def read_yolo_index(root: Path, split: str, images: Sequence[str]) -> Index:
+    """Return the index of some images, named relative to `root`; see `cached_index`.
 
     `names` are class numbers still, and there are no `classes`. Its file is right when names, sizes and modification
-    times of photos and labels are what they were: photos are looked into, since labels are in parts of their size.
+    times of images and labels are what they were: images are looked into, since labels are in parts of their size.
     """
-    files = [(photo, _state(root / photo), _state(root / label_name(photo))) for photo in photos]
+    files = [(image, _state(root / image), _state(root / label_name(image))) for image in images]
     digest = fingerprint([files, _state(root / FLAGS_NAME)])
-    return cached_index(root, f"yolo {split}", digest, Index, lambda: _build(root, photos))
+    return cached_index(root, f"yolo {split}", digest, Index, lambda: _build(root, images))
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -105,16 +105,16 @@ def _state(path: Path) -> tuple[int, int] | None:
     return state.st_mtime_ns, state.st_size
 
 
-def _build(root: Path, photos: Sequence[str]) -> Index:
+def _build(root: Path, images: Sequence[str]) -> Index:
     flags = read_flags(root)
     sizes, problems, objects = [], [], []
-    for photo in photos:
-        size = image_size(root / photo) or (0, 0)
-        name = label_name(photo)
+    for image in images:
+        size = image_size(root / image) or (0, 0)
+        name = label_name(image)
         labels = _read_labels(root / name)
         faults = list(labels.problems)
         if labels.rows and not all(size):
-            faults.append("its photo is missing or broken, so the boxes are of unknown size")
+            faults.append("its image is missing or broken, so the boxes are of unknown size")
         entry = flags.get(name, _Flags())
         if name in flags and entry.rows != len(labels.rows):
             text = f"{FLAGS_NAME} was written for {entry.rows} objects, here are {len(labels.rows)}"
@@ -123,8 +123,8 @@ def _build(root: Path, photos: Sequence[str]) -> Index:
         problems.append("\n".join(faults))
         objects.append(list(_objects(labels, size, entry)) if all(size) else [])
     return Index(
-        ids=np.array(shortest_names(photos), dtype=np.str_),
-        photos=np.array(photos, dtype=np.str_),
+        ids=np.array(shortest_names(images), dtype=np.str_),
+        files=np.array(images, dtype=np.str_),
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         problems=np.array(problems, dtype=np.str_),
         first=np.cumsum([0, *map(len, objects)]),
@@ -137,7 +137,7 @@ def _read_labels(path: Path) -> Labels:
     try:
         return parse_labels(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        return Labels()  # a photo without objects
+        return Labels()  # an image without objects
     except UnicodeDecodeError:
         return Labels(problems=["not a text file"])
     except OSError as error:

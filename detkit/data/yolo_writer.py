@@ -11,13 +11,13 @@ from detkit.data.image_file import image_header
 from detkit.data.items import Item, Splits, plain
 from detkit.data.yolo_index import FLAGS_NAME, label_name
 
-DIGITS = 12  # of a normalised number: a whole pixel of any photo is whole again when it is read
+DIGITS = 12  # of a normalised number: a whole pixel of any image is whole again when it is read
 
 
 def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
-    """Write data.yaml, labels and, where need be, flags.json; return where the photo of each item belongs.
+    """Write data.yaml, labels and, where need be, flags.json; return where the image of each item belongs.
 
-    A split is a folder images/SPLIT. Where splits share photos, each lies in the folder of the smallest of them, and
+    A split is a folder images/SPLIT. Where splits share images, each lies in the folder of the smallest of them, and
     the others are lists, SPLIT.txt. An image without objects has an empty label file.
     """
     import yaml
@@ -68,13 +68,13 @@ def yolo_rows(item: Item) -> str:
 
 
 def upright(item: Item) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return boxes and (width, height) in the upright photo.
+    """Return boxes and (width, height) in the upright image.
 
-    YOLO's tools turn a photo by its EXIF orientation. An annotation whose size fits the stored pixels alone is turned
+    YOLO's tools turn an image by its EXIF orientation. An annotation whose size fits the stored pixels alone is turned
     with it.
     """
     boxes, (width, height) = item.boxes(), item.size
-    if width == height or (header := image_header(item.photo)) is None:
+    if width == height or (header := image_header(item.image_path)) is None:
         return boxes, item.size
     stored, orientation = header[:2], header[2]
     if orientation not in TURNS or stored != item.size:
@@ -90,7 +90,7 @@ def upright(item: Item) -> tuple[np.ndarray, tuple[int, int]]:
     return np.stack([across[0], down[0], across[1], down[1]], 1), (height, width)
 
 
-# EXIF orientation -> what of the stored photo runs along x and y of the upright one
+# EXIF orientation -> what of the stored image runs along x and y of the upright one
 TURNS = {5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x")}
 
 

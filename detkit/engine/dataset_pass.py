@@ -1,4 +1,4 @@
-"""A look at training photos one after the other, for stages that are no gradient descent."""
+"""A look at training images one after the other, for stages that are no gradient descent."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +28,10 @@ def dataset_pass(
     done: int,
     save: Callable[[int], None],
 ) -> Iterator[tuple[Images, Targets]]:
-    """Yield the training photos `rows`, but for the first `done`, in batches of `evaluate.batch` on the run's device.
+    """Yield the training images `rows`, but for the first `done`, in batches of `evaluate.batch` on the run's device.
 
-    The detector goes there, too, into evaluation mode. save: called with the number of photos done, now and then, and
-    after SIGTERM or Ctrl-C, before Stopped is raised. Under torchrun every process sees all photos: what a stage makes
+    The detector goes there, too, into evaluation mode. save: called with the number of images done, now and then, and
+    after SIGTERM or Ctrl-C, before Stopped is raised. Under torchrun every process sees all images: what a stage makes
     of them is one state, which no process could make from a share.
     """
     from detkit.data.loader import dataset_pass_loader
@@ -57,10 +57,10 @@ def dataset_pass(
             now = time.monotonic()
             if not console.is_terminal and (now - said > SAY_EVERY or done == len(rows)):
                 said = now
-                console.print(f"{text}: {done}/{len(rows)} photos")
+                console.print(f"{text}: {done}/{len(rows)} images")
             signal = distributed.all_reduce_max(interrupt.received)
             if signal or now - saved > SAVE_EVERY:
                 save(done)
                 saved = now
             if signal:
-                raise Stopped(signal, f"photo {done} of {len(rows)} ({text})", run.folder)
+                raise Stopped(signal, f"image {done} of {len(rows)} ({text})", run.folder)

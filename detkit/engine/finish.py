@@ -1,4 +1,4 @@
-"""The end of a training session: the best checkpoint on the test split, curves and pictures."""
+"""The end of a training session: the best checkpoint on the test split, curves and images."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from detkit.structures import DetectionSet
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
 
-SAMPLES = 12  # pictures in samples/
+SAMPLES = 12  # images in samples/
 SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
 
 
@@ -67,7 +67,7 @@ def conclude(run: Run) -> None:
 
 
 def save_samples(dataset: "DetectionDataset", detections: DetectionSet, folder: Path) -> None:
-    """Write SAMPLES pictures, spread over the data set, of the ground truth beside the detections."""
+    """Write SAMPLES images, spread over the data set, of the ground truth beside the detections."""
     from PIL import Image
 
     from detkit.viz import draw_pair
@@ -78,6 +78,6 @@ def save_samples(dataset: "DetectionDataset", detections: DetectionSet, folder: 
         truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.ignore}
         shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
         found = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
-        picture = Image.fromarray(draw_pair(dataset.image(index), truth, found, dataset.classes))
+        image = Image.fromarray(draw_pair(dataset.image(index), truth, found, dataset.classes))
         path = folder / f"{record.id.replace('/', '_')}.jpg"
-        save_atomic(path, lambda temporary, picture=picture: picture.save(temporary, quality=90))
+        save_atomic(path, lambda temporary, image=image: image.save(temporary, quality=90))

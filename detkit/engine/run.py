@@ -88,7 +88,7 @@ class Run:
         return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
 
     def propose(self, detector: "FasterRCNN", store: str) -> None:
-        """Write the detector's proposals of the training photos to a store in the run's folder."""
+        """Write the detector's proposals of the training images to a store in the run's folder."""
         from detkit.inference.propose import make_rpn_store
 
         bar = Progress(
@@ -114,7 +114,7 @@ class Run:
         done: int = 0,
         save: Callable[[int], None],
     ) -> Iterator[Batch]:
-        """Yield the training photos `rows` from place `done` on, unaugmented, on the device; see `sweep`."""
+        """Yield the training images `rows` from place `done` on, unaugmented, on the device; see `sweep`."""
         return dataset_pass(self, detector, rows, text, done, save)
 
     @contextmanager
@@ -124,7 +124,7 @@ class Run:
             yield
 
     def regions(self, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
-        """Yield the objects and proposals of the training photos, in their pixels, so many photos at once."""
+        """Yield the objects and proposals of the training images, in their pixels, so many images at once."""
         from detkit.data.loader import open_proposals
 
         stored = open_proposals(self.train, self.config.data)

@@ -52,7 +52,7 @@ class Calibration:
 def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> list[Group]:
     """Return AP (IoU .5) of objects by area, and by what the annotation says of them: truncated, difficult.
 
-    Areas are COCO's: small below 32^2 square pixels of the photo, medium to 96^2, large above. Objects of other groups
+    Areas are COCO's: small below 32^2 square pixels of the image, medium to 96^2, large above. Objects of other groups
     are ignored. Between sizes a false positive belongs to its own area's group, as by COCO's rules; between flags, of
     which it has none, it counts in both groups, so that a small group's AP is lower: compare recall there.
     """

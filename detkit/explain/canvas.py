@@ -1,4 +1,4 @@
-"""What the pictures of an explanation are drawn with: an enlarged photo, and panels with a legend."""
+"""What the images of an explanation are drawn with: an enlarged image, and panels with a legend."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from detkit.viz.draw import INK, PAPER, Colour, font_of, outline, shorten, write_name
 from detkit.viz.sheet import mosaic
 
-SIDE = 960  # pixels of a picture's longer side
+SIDE = 960  # pixels of an image's longer side
 PANEL = 560  # of one among several
 CROWD = 30  # boxes, above which their lines are thinner
-DARK = 0.5  # how much of the photo's light is left below thin lines
+DARK = 0.5  # how much of the image's light is left below thin lines
 
 TRUTH: Colour = (255, 255, 255)
 NEGATIVE: Colour = (165, 175, 190)
@@ -35,15 +35,15 @@ class Key:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, (H, W, 3) uint8, with what is said below it."""
+    """One image, (H, W, 3) uint8, with what is said below it."""
 
-    picture: NDArray[np.uint8]
+    drawing: NDArray[np.uint8]
     caption: str = ""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a detector. name: fit for a file; text: what happened, in numbers of this photo."""
+    """One step of a detector. name: fit for a file; text: what happened, in numbers of this image."""
 
     name: str
     title: str
@@ -52,22 +52,22 @@ class Stage:
     legend: list[Key] = field(default_factory=list)
 
     def sheet(self) -> NDArray[np.uint8]:
-        """Return all of it as one picture: panels with their captions, the legend below."""
+        """Return all of it as one image: panels with their captions, the legend below."""
         if len(self.panels) == 1:
-            picture = self.panels[0].picture
+            drawing = self.panels[0].drawing
         else:
             captions = [panel.caption for panel in self.panels]
             columns = min(3, math.ceil(math.sqrt(len(captions))))
-            picture = mosaic([panel.picture for panel in self.panels], captions, columns)
-        return _with_legend(picture, self.legend)
+            drawing = mosaic([panel.drawing for panel in self.panels], captions, columns)
+        return _with_legend(drawing, self.legend)
 
 
 class Canvas:
-    """A photo enlarged to draw on. All coordinates are pixels of the photo."""
+    """An image enlarged to draw on. All coordinates are pixels of the image."""
 
     def __init__(self, image: ArrayLike, side: int = SIDE, light: float = 1.0, window: ArrayLike | None = None) -> None:
-        """side: pixels that the longer side gets; light: 1 leaves the photo as it is. window: the part that is shown,
-        xyxy, by default all; what of it lies outside the photo is grey.
+        """side: pixels that the longer side gets; light: 1 leaves the image as it is. window: the part that is shown,
+        xyxy, by default all; what of it lies outside the image is grey.
         """
         from PIL import Image, ImageDraw
 
@@ -112,14 +112,14 @@ class Canvas:
         self._canvas.alpha_composite(layer)
 
     def truth(self, box: ArrayLike, name: str | None = None) -> None:
-        """Draw an object: dashed white on black, so that it shows on any photo."""
+        """Draw an object: dashed white on black, so that it shows on any image."""
         self.box(box, INK)
         self.box(box, TRUTH, dashed=True)
         if name is not None:
             self.name(box, name, TRUTH)
 
     def fill(self, box: ArrayLike, shade: Colour, alpha: float) -> None:
-        """Tint a part of the photo."""
+        """Tint a part of the image."""
         layer = self._Image.new("RGBA", self._canvas.size)
         x1, y1, x2, y2 = self._place(box)
         corners = (round(x1), round(y1), max(round(x1), round(x2) - 1), max(round(y1), round(y2) - 1))
@@ -127,7 +127,7 @@ class Canvas:
         self._canvas.alpha_composite(layer)
 
     def tint(self, values: NDArray, box: ArrayLike, shade: Colour, most: float = 0.85) -> None:
-        """Lay a map (h, w) of values from 0 to 1 over a part of the photo, its cells as squares."""
+        """Lay a map (h, w) of values from 0 to 1 over a part of the image, its cells as squares."""
         x1, y1, x2, y2 = (round(edge) for edge in self._place(box))
         alpha = np.round(np.clip(values, 0, 1) * 255 * most).astype(np.uint8)
         pixels = np.concatenate((np.broadcast_to(np.array(shade, np.uint8), (*alpha.shape, 3)), alpha[..., None]), -1)
@@ -137,7 +137,7 @@ class Canvas:
         self._canvas.alpha_composite(whole)
 
     def grid(self, rows: int, columns: int, box: ArrayLike, shade: Colour = PAPER, alpha: float = 0.45) -> None:
-        """Draw the lines between rows x columns cells of a part of the photo."""
+        """Draw the lines between rows x columns cells of a part of the image."""
         layer = self._Image.new("RGBA", self._canvas.size)
         pen, (x1, y1, x2, y2) = self._Draw(layer), self._place(box)
         ink = (*shade, round(255 * alpha))
@@ -156,7 +156,7 @@ class Canvas:
         """Write a box's name, when all is drawn; the first has the first choice of places."""
         self._names.append((self._place(box), text, shade))
 
-    def picture(self) -> NDArray[np.uint8]:
+    def drawing(self) -> NDArray[np.uint8]:
         canvas = self._canvas.convert("RGB")
         pen, placed = self._Draw(canvas), []
         for box, text, shade in self._names:
@@ -180,13 +180,13 @@ def window(boxes: NDArray, margin: float, least: float) -> NDArray:
     return np.concatenate((centre - half, centre + half))
 
 
-def _with_legend(picture: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[np.uint8]:
-    """The picture with a strip below that explains its colours."""
+def _with_legend(drawing: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[np.uint8]:
+    """The image with a strip below that explains its colours."""
     from PIL import Image, ImageDraw
 
     if not legend:
-        return picture
-    width = picture.shape[1]
+        return drawing
+    width = drawing.shape[1]
     font = font_of(max(13, round(min(width, SIDE) / 42)))
     row, mark, gap = round(font.size * 1.7), round(font.size * 2.2), round(font.size * 0.6)
     places, x, y = [], gap, gap
@@ -197,11 +197,11 @@ def _with_legend(picture: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[n
             x, y = gap, y + row
         places.append((x, y, text))
         x += round(wide) + 2 * gap
-    sheet = Image.new("RGB", (width, picture.shape[0] + y + row), (48, 52, 58))
-    sheet.paste(Image.fromarray(picture), (0, 0))
+    sheet = Image.new("RGB", (width, drawing.shape[0] + y + row), (48, 52, 58))
+    sheet.paste(Image.fromarray(drawing), (0, 0))
     pen = ImageDraw.Draw(sheet)
     for key, (x, y, text) in zip(legend, places):
-        top = picture.shape[0] + y
+        top = drawing.shape[0] + y
         if key.kind == "fill":
             pen.rectangle((x, top, x + mark, top + font.size), fill=key.shade)
         else:

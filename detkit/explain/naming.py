@@ -48,7 +48,7 @@ def assignment_panels(explanation: "Explanation", learnt: "Assignment", names: t
         shades = [NEGATIVE if owner < 0 else colour(int(labels[owner])) for owner in learnt.owner[chosen]]
         canvas.boxes(learnt.boxes[chosen], shades, [0.9] * len(shades))
         draw_truth(canvas, explanation)
-        panels.append(Panel(canvas.picture(), f"{len(shades)} {what}"))
+        panels.append(Panel(canvas.drawing(), f"{len(shades)} {what}"))
     return panels
 
 

@@ -1,4 +1,4 @@
-"""explain.html: what each stage of a detector did with one photo, in one page that needs nothing beside it."""
+"""explain.html: what each stage of a detector did with one image, in one page that needs nothing beside it."""
 
 import base64
 import io
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from detkit.explain.trace import Explanation
 
 QUALITY = 85  # of the page's JPEGs
-PHOTO = 1280  # pixels of the longer side of the photo below the steps
+IMAGE = 1280  # pixels of the longer side of the image below the steps
 STEPS = 600  # candidates that a page shows in motion, the best
 
 
 def explain_page(explanation: "Explanation", stages: Sequence[Stage], title: str, protocol: str) -> str:
-    """Return the page's HTML: each stage with its words, pictures and legend, and the suppression step by step."""
+    """Return the page's HTML: each stage with its words, images and legend, and the suppression step by step."""
     height, width = explanation.image.shape[:2]
     parts = {
         "title": escape(title),
@@ -30,7 +30,7 @@ def explain_page(explanation: "Explanation", stages: Sequence[Stage], title: str
         "stages": "\n".join(_section(number, stage) for number, stage in enumerate(stages, 1)),
         "width": str(width),
         "height": str(height),
-        "photo": _jpeg(explanation.image, PHOTO),
+        "image": _jpeg(explanation.image, IMAGE),
         "data": as_data(_data(explanation)),
         "style": resource("explain.css", "detkit.explain"),
         "script": resource("explain.js", "detkit.explain"),
@@ -40,23 +40,23 @@ def explain_page(explanation: "Explanation", stages: Sequence[Stage], title: str
 
 def _section(number: int, stage: Stage) -> str:
     one = " one" if len(stage.panels) == 1 else " small" if len(stage.panels) > 6 else ""
-    pictures = "".join(map(_figure, stage.panels))
+    drawings = "".join(map(_figure, stage.panels))
     legend = "".join(
         f'<li><i class="{key.kind}" style="--c:{hex_code(key.shade)}"></i>{escape(key.text)}</li>'
         for key in stage.legend
     )
     return (
         f'<section id="{stage.name}"><h2>{number}. {escape(stage.title)}</h2><p>{escape(stage.text)}</p>'
-        f'<div class="panels{one}">{pictures}</div><ul class="legend">{legend}</ul></section>'
+        f'<div class="panels{one}">{drawings}</div><ul class="legend">{legend}</ul></section>'
     )
 
 
 def _figure(panel: Panel) -> str:
-    height, width = panel.picture.shape[:2]
+    height, width = panel.drawing.shape[:2]
     caption = f"<figcaption>{escape(panel.caption)}</figcaption>" if panel.caption else ""
     return (
-        f'<figure><img src="{_jpeg(panel.picture)}" width="{width}" height="{height}" '
-        f'alt="{escape(panel.caption or "the photo with boxes")}">{caption}</figure>'
+        f'<figure><img src="{_jpeg(panel.drawing)}" width="{width}" height="{height}" '
+        f'alt="{escape(panel.caption or "the image with boxes")}">{caption}</figure>'
     )
 
 
@@ -75,11 +75,11 @@ def _data(explanation: "Explanation") -> dict[str, object]:
     }
 
 
-def _jpeg(picture: np.ndarray, longest: int | None = None) -> str:
-    """A picture as a data: address."""
+def _jpeg(drawing: np.ndarray, longest: int | None = None) -> str:
+    """An image as a data: address."""
     from PIL import Image
 
-    image = Image.fromarray(np.ascontiguousarray(picture))
+    image = Image.fromarray(np.ascontiguousarray(drawing))
     if longest is not None:
         image.thumbnail((longest, longest))
     buffer = io.BytesIO()

@@ -12,7 +12,7 @@ from detkit.viz.draw import colour
 if TYPE_CHECKING:
     from detkit.explain.trace import Assignment, Explanation, RegionTrace
 
-TILE = 280  # pixels a side of a region's picture
+TILE = 280  # pixels a side of a region's image
 GAP = 6  # between it and its features
 
 
@@ -29,7 +29,7 @@ def _proposals(explanation: "Explanation", trace: "RegionTrace") -> Stage:
     canvas.boxes(trace.regions, [PROPOSAL] * count, [min(1.0, max(0.25, 60 / max(count, 1)))] * count)
     text = f"{many(count, 'region', 'regions')} of selective search that may hold an object, whatever its class."
     legend = [Key(PROPOSAL, "solid", "proposal")]
-    return Stage("proposals", "Proposals", text, [Panel(canvas.picture())], legend)
+    return Stage("proposals", "Proposals", text, [Panel(canvas.drawing())], legend)
 
 
 def _learnt(explanation: "Explanation", learnt: "Assignment") -> Stage:
@@ -40,7 +40,7 @@ def _learnt(explanation: "Explanation", learnt: "Assignment") -> Stage:
         Key(NEGATIVE, "solid", "background"),
     ]
     text = (
-        f"What training would learn from this photo: {len(learnt.owner)} regions are drawn at random, "
+        f"What training would learn from this image: {len(learnt.owner)} regions are drawn at random, "
         f"{int(positive.sum())} that overlap an object enough, with the object's class, and {int((~positive).sum())} "
         "of background."
     )
@@ -71,21 +71,21 @@ def _pooled(explanation: "Explanation", trace: "RegionTrace") -> Stage:
         "no box."
     )
     if not panels:
-        panels = [Panel(Canvas(explanation.image, light=DARK).picture())]
+        panels = [Panel(Canvas(explanation.image, light=DARK).drawing())]
     title = "Warped crops and their features" if trace.crops is not None else "Pooled regions"
     return Stage("pooled", title, text, panels)
 
 
 def _tile(image: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
-    """A picture, or the part of it in a box, stretched to a square as pooling does."""
+    """An image, or the part of it in a box, stretched to a square as pooling does."""
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    x1, y1, x2, y2 = (0, 0, *picture.size) if box is None else box.tolist()
-    # at least a pixel, within the picture
-    x1, y1 = min(max(x1, 0), picture.width - 1), min(max(y1, 0), picture.height - 1)
-    part = (x1, y1, min(max(x2, x1 + 1), picture.width), min(max(y2, y1 + 1), picture.height))
-    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC, box=part))
+    drawing = Image.fromarray(np.ascontiguousarray(image))
+    x1, y1, x2, y2 = (0, 0, *drawing.size) if box is None else box.tolist()
+    # at least a pixel, within the image
+    x1, y1 = min(max(x1, 0), drawing.width - 1), min(max(y1, 0), drawing.height - 1)
+    part = (x1, y1, min(max(x2, x1 + 1), drawing.width), min(max(y2, y1 + 1), drawing.height))
+    return np.asarray(drawing.resize((TILE, TILE), Image.Resampling.BICUBIC, box=part))
 
 
 def _heat(values: np.ndarray, everything: np.ndarray) -> np.ndarray:
@@ -109,4 +109,4 @@ def _regression(explanation: "Explanation", trace: "RegionTrace") -> Stage:
         canvas.name(work.boxes[row], final_name(explanation, place), colour(int(work.labels[row])))
     text = "Each region is moved by the deltas of its class: dashed where it was, solid where the box is."
     legend = [Key(PROPOSAL, "dashed", "region"), *class_legend(explanation)]
-    return Stage("regression", "Box regression", text, [Panel(canvas.picture())], legend)
+    return Stage("regression", "Box regression", text, [Panel(canvas.drawing())], legend)

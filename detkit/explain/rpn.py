@@ -27,7 +27,7 @@ def _title(trace: "RPNTrace", number: int) -> str:
 
 
 def _extent(trace: "RPNTrace", number: int) -> tuple[float, float, float, float]:
-    """What a map covers, in pixels of the photo."""
+    """What a map covers, in pixels of the image."""
     (rows, columns), (width, height) = trace.shapes[number], trace.cells[number]
     return (0.0, 0.0, width * columns, height * rows)
 
@@ -49,11 +49,11 @@ def _anchors(explanation: "Explanation", trace: "RPNTrace") -> Stage:
         for anchor, size in zip(own, octave.tolist()):
             canvas.box(anchor, SHADES[size % len(SHADES)], 1.2)
         canvas.dot((own[0, :2] + own[0, 2:]) / 2, SHADES[0])
-        panels.append(Panel(canvas.picture(), f"{_title(trace, number)} cells, {len(own)} anchors each"))
+        panels.append(Panel(canvas.drawing(), f"{_title(trace, number)} cells, {len(own)} anchors each"))
     count = sum(len(part) for part in trace.anchors)
     text = (
         f"{count} anchors on {many(len(panels), 'map', 'maps')}. Of each map the cells are drawn, and the anchors of "
-        "one cell, below the best detection; they may be larger than the photo."
+        "one cell, below the best detection; they may be larger than the image."
     )
     return Stage(
         "anchors", "Anchors", text, panels, [Key(SHADES[0], "solid", "anchors of one cell, a colour for each size")]
@@ -65,7 +65,7 @@ def _learnt(explanation: "Explanation", trace: "RPNTrace") -> Stage:
     assert learnt is not None
     positive = int((learnt.owner >= 0).sum())
     text = (
-        f"What the proposal network would learn from this photo: {len(learnt.owner)} anchors are drawn at random, "
+        f"What the proposal network would learn from this image: {len(learnt.owner)} anchors are drawn at random, "
         f"{positive} that fit an object, the rest background. Anchors in between are left out."
     )
     panels = assignment_panels(explanation, learnt, ("of objects", "of background"))
@@ -80,7 +80,7 @@ def _objectness(explanation: "Explanation", trace: "RPNTrace") -> Stage:
         canvas = Canvas(explanation.image, side_of(len(trace.shapes)), DARK)
         best = trace.objectness[number].reshape(rows, columns, -1).max(-1)
         canvas.tint(best, _extent(trace, number), HEAT)
-        panels.append(Panel(canvas.picture(), f"{_title(trace, number)}, best {best.max():.2f}"))
+        panels.append(Panel(canvas.drawing(), f"{_title(trace, number)}, best {best.max():.2f}"))
     text = "How likely each cell's best anchor holds an object, of whatever class: from 0, clear, to 1, orange."
     return Stage("objectness", "Objectness", text, panels, [Key(HEAT, "fill", "object, says the best anchor")])
 
@@ -93,16 +93,16 @@ def _suppression(explanation: "Explanation", trace: "RPNTrace") -> Stage:
         canvas = Canvas(explanation.image, PANEL, DARK)
         alpha = [0.15 + 0.85 * float(work.scores[row]) for row in rows[::-1]]
         canvas.boxes(work.boxes[rows[::-1]], [NEGATIVE if what == "removed" else PROPOSAL] * len(rows), alpha)
-        panels.append(Panel(canvas.picture(), f"{len(rows)} {what}"))
+        panels.append(Panel(canvas.drawing(), f"{len(rows)} {what}"))
     for winner in work.final[:TOP].tolist():
         losers = work.removed(winner)
         canvas = Canvas(explanation.image, PANEL, DARK)
         canvas.boxes(work.boxes[losers], [NEGATIVE] * len(losers), [1.0] * len(losers))
         canvas.box(work.boxes[winner], PROPOSAL, 2.5)
-        panels.append(Panel(canvas.picture(), f"proposal of {work.scores[winner]:.2f} removed {len(losers)}"))
+        panels.append(Panel(canvas.drawing(), f"proposal of {work.scores[winner]:.2f} removed {len(losers)}"))
     text = (
         f"The anchors moved by their deltas, the best {len(work.scores)} that are large enough: of those on one map "
-        f"that overlap by more than IoU {work.iou:g} the best stays, {len(work.final)} in all. The last pictures show "
+        f"that overlap by more than IoU {work.iou:g} the best stays, {len(work.final)} in all. The last images show "
         f"what the best {len(panels) - 2} proposals removed."
     )
     legend = [Key(PROPOSAL, "solid", "proposal"), Key(NEGATIVE, "solid", "removed")]

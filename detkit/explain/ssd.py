@@ -38,7 +38,7 @@ def _default_boxes(explanation: "Explanation", trace: "SSDTrace") -> Stage:
         for box in own:
             canvas.box(box, (255, 200, 0), 1.2)
         canvas.dot((own[0, :2] + own[0, 2:]) / 2, (255, 200, 0))
-        panels.append(Panel(canvas.picture(), f"{_title(trace, level)} cells, {len(own)} boxes each"))
+        panels.append(Panel(canvas.drawing(), f"{_title(trace, level)} cells, {len(own)} boxes each"))
     text = (
         f"{len(trace.anchors)} default boxes on {many(len(trace.sides), 'map', 'maps')}. Of each map the cells are "
         "drawn, and the boxes of one cell, below the best detection: small boxes on fine maps, large ones on coarse."
@@ -57,7 +57,7 @@ def _matches(explanation: "Explanation", trace: "SSDTrace") -> Stage:
         own = ", ".join(f"{count} on map {level + 1}" for level, count in enumerate(levels.tolist()) if count)
         parts.append(f"{object_name(number)} {explanation.classes[label]}: {own or 'none'}")
     text = (
-        f"What training would learn from this photo: each object gets the default box it overlaps most, and all that "
+        f"What training would learn from this image: each object gets the default box it overlaps most, and all that "
         f"overlap it enough ({'; '.join(parts)}). Of the others the {int((~positive).sum())} hardest are negatives: "
         "background that the network, as it is now, is least sure of."
     )
@@ -81,7 +81,7 @@ def _maps(explanation: "Explanation", trace: "SSDTrace") -> Stage:
             canvas.box(work.boxes[row], colour(int(work.labels[row])), 2)
             canvas.name(work.boxes[row], final_name(explanation, place), colour(int(work.labels[row])))
         caption = f"{_title(trace, number)}, {many(len(rows), 'box', 'boxes')}, {len(final)} final"
-        panels.append(Panel(canvas.picture(), caption))
+        panels.append(Panel(canvas.drawing(), caption))
     text = (
         f"The map that each of the {len(work.scores)} boxes of a score above {explanation.settings.score_threshold:g} "
         "comes from; thick and named are those that stay in the end."

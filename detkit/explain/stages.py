@@ -1,4 +1,4 @@
-"""The stages of an explanation as pictures; those that all detectors share are here."""
+"""The stages of an explanation as images; those that all detectors share are here."""
 
 from typing import TYPE_CHECKING
 
@@ -51,11 +51,11 @@ def _candidates(explanation: "Explanation") -> Stage:
             else "A lower --score shows more."
         )
     )
-    return Stage("candidates", "Scores before NMS", text, [Panel(canvas.picture())], class_legend(explanation))
+    return Stage("candidates", "Scores before NMS", text, [Panel(canvas.drawing())], class_legend(explanation))
 
 
 def _share(scores: np.ndarray, row: int) -> float:
-    """A score from 0 to 1 among those of the photo; those of SVMs may be negative."""
+    """A score from 0 to 1 among those of the image; those of SVMs may be negative."""
     span = float(scores[0] - scores[-1])
     return float(scores[row] - scores[-1]) / span if span > 0 else 1.0
 
@@ -73,7 +73,7 @@ def _suppression(explanation: "Explanation") -> Stage:
         caption = f"{final_name(explanation, place)}: removed {len(losers)}"
         if len(losers):
             caption += f", best {work.scores[losers[0]]:.2f}"
-        panels.append(Panel(canvas.picture(), caption))
+        panels.append(Panel(canvas.drawing(), caption))
     removed = int(((work.by >= 0) & (work.by != np.arange(len(work.by)))).sum())
     unseen, cut = int((work.by < 0).sum()), int((work.by == np.arange(len(work.by))).sum()) - len(work.final)
     text = (
@@ -83,11 +83,11 @@ def _suppression(explanation: "Explanation") -> Stage:
     if unseen:
         text += f" {unseen} beyond the best {explanation.settings.top_k} of a class were not looked at."
     if cut:
-        text += f" {cut} beyond the best {explanation.settings.detections_per_image} of the photo were cut."
+        text += f" {cut} beyond the best {explanation.settings.detections_per_image} of the image were cut."
     if len(work.final) > MOST:
         text += f" The best {MOST} are shown."
     if not panels:
-        panels = [Panel(Canvas(explanation.image, light=DARK).picture())]
+        panels = [Panel(Canvas(explanation.image, light=DARK).drawing())]
     legend = [*class_legend(explanation), Key(PROPOSAL, "solid", "removed by the thick box")]
     return Stage("nms", "Non-maximum suppression", text, panels, legend)
 
@@ -96,7 +96,7 @@ def _final(explanation: "Explanation") -> Stage:
     work = explanation.work
     canvas = Canvas(explanation.image)
     legend = class_legend(explanation)
-    text = f"{many(len(work.final), 'detection', 'detections')}, in pixels of the photo, cut to its border."
+    text = f"{many(len(work.final), 'detection', 'detections')}, in pixels of the image, cut to its border."
     if explanation.truth is not None:
         for box in explanation.truth.boxes:
             canvas.truth(box)
@@ -106,4 +106,4 @@ def _final(explanation: "Explanation") -> Stage:
         canvas.box(work.boxes[row], colour(int(work.labels[row])), 1.5)
     for place, row in enumerate(work.final.tolist()):
         canvas.name(work.boxes[row], final_name(explanation, place), colour(int(work.labels[row])))
-    return Stage("detections", "Detections", text, [Panel(canvas.picture())], legend)
+    return Stage("detections", "Detections", text, [Panel(canvas.drawing())], legend)

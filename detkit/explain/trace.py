@@ -1,4 +1,4 @@
-"""What each stage of a detector did with one photo, as data: see `explain`; detkit/explain/stages.py draws it."""
+"""What each stage of a detector did with one image, as data: see `explain`; detkit/explain/stages.py draws it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -129,7 +129,7 @@ Trace = SSDTrace | YOLOTrace | RegionTrace
 
 @dataclass(frozen=True)
 class Explanation:
-    """One photo, (H, W, 3) uint8 RGB; all boxes are in its pixels. model: the detector's name in configs.
+    """One image, (H, W, 3) uint8 RGB; all boxes are in its pixels. model: the detector's name in configs.
 
     boxes: (F, 4), scores and labels (F,) of the detections, as `detector.detect` finds them. trace: None for detectors
     of which only the suppression is known.
@@ -148,10 +148,10 @@ class Explanation:
 
 
 def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Truth | None = None) -> Explanation:
-    """Detect on one photo, (H, W, 3) uint8 RGB, and return what every stage did.
+    """Detect on one image, (H, W, 3) uint8 RGB, and return what every stage did.
 
-    config: that of the checkpoint; `config.detect` has the score threshold and NMS. truth: the photo's objects; with it
-    comes what training would learn from this photo, by the detector's own matching, the weights as they are.
+    config: that of the checkpoint; `config.detect` has the score threshold and NMS. truth: the image's objects; with it
+    comes what training would learn from this image, by the detector's own matching, the weights as they are.
     """
     device = next(detector.parameters()).device
     images = images_to_device(_images(detector, image, config), device, config.train.channels_last)
@@ -172,7 +172,7 @@ def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Trut
 
 
 def _images(detector: "Detector", image: np.ndarray, config: Config) -> Images:
-    """The photo as the network's input, with proposals for a detector that wants such."""
+    """The image as the network's input, with proposals for a detector that wants such."""
     regions = proposal_method(config)(image) if detector.takes_proposals else np.zeros((0, 4), np.float32)
     pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)
     given = Proposals.pad([torch.from_numpy(regions)]) if detector.takes_proposals else None
@@ -193,18 +193,18 @@ def _targets(detector: "Detector", image: np.ndarray, truth: Truth, config: Conf
 
 
 def _factor(images: Images) -> Tensor:
-    """(4,) from pixels of the input to pixels of the photo."""
+    """(4,) from pixels of the input to pixels of the image."""
     return (images.original / images.sizes).flip(-1).repeat(1, 2)[0]
 
 
-def _photo(boxes: Tensor, images: Images) -> np.ndarray:
+def _in_image(boxes: Tensor, images: Images) -> np.ndarray:
     return (boxes.float() * _factor(images)).cpu().numpy()
 
 
 def _suppression(predictions: Predictions, images: Images, settings: DetectConfig) -> Suppression:
     """What post-processing drops, from what it is given."""
     boxes, scores = clip(predictions.boxes.float(), images.sizes)[0], predictions.scores[0].float()
-    # host sync: of one photo that a person looks at, candidates alone are worth keeping
+    # host sync: of one image that a person looks at, candidates alone are worth keeping
     source, labels = (scores > settings.score_threshold).nonzero(as_tuple=True)
     chosen = boxes[source] if boxes.ndim == 2 else boxes[source, labels]
     return _work(
@@ -229,7 +229,7 @@ def _work(
     top_k: int,
     most: int,
 ) -> Suppression:
-    """NMS of one photo's boxes (M, 4), at most `most` of which stay."""
+    """NMS of one image's boxes (M, 4), at most `most` of which stay."""
     by = nms_suppressors(boxes[None], scores[None], labels[None], iou=iou, top_k=top_k)[0]
     order = scores.argsort(descending=True, stable=True)
     place = torch.empty_like(order)
@@ -238,7 +238,7 @@ def _work(
     final = np.flatnonzero(by == np.arange(len(by)))[:most]
     scores, labels, source = (part[order] for part in (scores, labels, source))
     parts = scores.cpu().numpy(), labels.cpu().numpy(), source.cpu().numpy()
-    return Suppression(_photo(boxes[order], images), *parts, by, final, iou)
+    return Suppression(_in_image(boxes[order], images), *parts, by, final, iou)
 
 
 class _Tracer:
@@ -269,7 +269,7 @@ class _SSD(_Tracer):
         sides, ((logits, _),) = seen["maps"][0], seen["network"]
         counts = [side**2 * layer.out_channels // 4 for side, layer in zip(sides, detector.regressors)]  # pyright: ignore
         level = np.repeat(np.arange(len(sides)), counts)
-        anchors = _photo(detector.anchors, images)
+        anchors = _in_image(detector.anchors, images)
         if targets is None:
             return SSDTrace(anchors, level, sides, None, np.zeros(0, np.int64))
         match = detector.match(targets)
@@ -285,7 +285,7 @@ class _YOLO(_Tracer):
 
     def trace(self, detector: YOLOv1, images, targets, seen, work, predictions) -> YOLOTrace:
         (cells,) = seen["network"]
-        boxes = _photo(decode_cells(cells.boxes[0], detector.input.size), images)
+        boxes = _in_image(decode_cells(cells.boxes[0], detector.input.size), images)
         confidence, classes = (part[0].float().clamp(min=0).cpu().numpy() for part in (cells.confidence, cells.classes))
         owner = own = iou = None
         if targets is not None:
@@ -338,7 +338,7 @@ class _Region(_Tracer):
             regions, there = given.boxes, given.valid
             drawn = sample_regions(regions, there, targets, len(detector.classes), detector.config)
             learnt = _assignment(drawn.boxes[0][drawn.valid[0]], drawn.owner[0][drawn.valid[0]], images)
-        regions = _photo(given.boxes[0][given.valid[0]], images)
+        regions = _in_image(given.boxes[0][given.valid[0]], images)
         return RegionTrace(regions, shown, _levels(detector, pooled[rows]), crops, scale, rpn, learnt)
 
 
@@ -363,7 +363,7 @@ def _levels(detector: Any, pooled: Tensor) -> list[np.ndarray]:
 
 def _assignment(boxes: Tensor, owner: Tensor, images: Images) -> Assignment:
     """Boxes (K, 4) in pixels of the input, and the object of each (K,), negative for background."""
-    return Assignment(_photo(boxes, images), owner.clamp(min=-1).cpu().numpy())
+    return Assignment(_in_image(boxes, images), owner.clamp(min=-1).cpu().numpy())
 
 
 def _rpn(
@@ -391,7 +391,7 @@ def _rpn(
     across, down = _factor(images)[:2].tolist()
     cells = [(stride * across, stride * down) for stride in detector.strides]
     heat = [part[0].float().sigmoid().cpu().numpy() for part in logits]
-    return RPNTrace([_photo(part, images) for part in anchors], heat, shapes, cells, work, learnt)
+    return RPNTrace([_in_image(part, images) for part in anchors], heat, shapes, cells, work, learnt)
 
 
 def _tracer(detector: "Detector") -> _Tracer:

@@ -19,7 +19,7 @@ def yolo_stages(explanation: "Explanation", trace: "YOLOTrace") -> list[Stage]:
 
 
 def _cells(explanation: "Explanation", grid: int) -> np.ndarray:
-    """(S * S, 4) of the cells in pixels of the photo."""
+    """(S * S, 4) of the cells in pixels of the image."""
     height, width = explanation.image.shape[:2]
     x, y = np.linspace(0, width, grid + 1), np.linspace(0, height, grid + 1)
     return np.array([(x[c], y[r], x[c + 1], y[r + 1]) for r in range(grid) for c in range(grid)])
@@ -40,7 +40,7 @@ def _class_map(explanation: "Explanation", trace: "YOLOTrace") -> Stage:
         f"{trace.grid} x {trace.grid} cells, each with one score a class: the colour is that of the best class, the "
         "stronger the higher its score. A cell says what is there if something is: where nothing is, it is a guess."
     )
-    return Stage("class-map", "Grid and class map", text, [Panel(canvas.picture())], _classes(explanation, best))
+    return Stage("class-map", "Grid and class map", text, [Panel(canvas.drawing())], _classes(explanation, best))
 
 
 def _boxes(explanation: "Explanation", trace: "YOLOTrace") -> Stage:
@@ -58,7 +58,7 @@ def _boxes(explanation: "Explanation", trace: "YOLOTrace") -> Stage:
         f"{trace.confidence.shape[1]} boxes a cell, {many} in all, each with a confidence that it holds an object: the "
         "thicker, the surer. The colour is the class of the box's cell. Confidence times class score is the score."
     )
-    return Stage("boxes", "Boxes and confidence", text, [Panel(canvas.picture())], _classes(explanation, best))
+    return Stage("boxes", "Boxes and confidence", text, [Panel(canvas.drawing())], _classes(explanation, best))
 
 
 def _responsible(explanation: "Explanation", trace: "YOLOTrace") -> Stage:
@@ -86,11 +86,11 @@ def _responsible(explanation: "Explanation", trace: "YOLOTrace") -> Stage:
     draw_truth(canvas, explanation)
     lost = len(truth.labels) - int((owner >= 0).sum())
     text = (
-        "What training would learn from this photo: the cell that an object's centre falls into answers for it, and of "
+        "What training would learn from this image: the cell that an object's centre falls into answers for it, and of "
         f"its boxes the one that overlaps the object most (IoU: {', '.join(parts) or 'none'})."
     )
     if lost:
         text += f" {lost} of the {len(truth.labels)} objects have no cell of their own, or are not trained on."
     legend = [Key(TRUTH, "dashed", "object"), *truth_legend(explanation, "cell and box for", "fill")]
     legend.append(Key(NEGATIVE, "solid", "other box of the cell"))
-    return Stage("responsible", "Responsible cells and boxes (training)", text, [Panel(canvas.picture())], legend)
+    return Stage("responsible", "Responsible cells and boxes (training)", text, [Panel(canvas.drawing())], legend)

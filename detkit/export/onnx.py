@@ -1,7 +1,7 @@
 """Export to ONNX: a detector's networks, with normalisation in front and whatever decoding no data decides behind.
 
 NMS, and the pooling of regions that an RPN or a proposal method found, are left to who runs the files; so the region
-detectors become two files, one for the photo and one for its regions.
+detectors become two files, one for the image and one for its regions.
 """
 
 import json
@@ -90,7 +90,7 @@ class Dense(nn.Module):
         self.detector = detector
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        nothing = torch.empty(0, 2)  # photos that fill the input need no sizes
+        nothing = torch.empty(0, 2)  # images that fill the input need no sizes
         found = self.detector.predict(_Traced(pixels, nothing, nothing, ()))
         return found.boxes, found.scores
 
@@ -169,7 +169,7 @@ def export_onnx(path: str | Path, out: str | Path) -> list[Written]:
 
     SSD, YOLOv1: `out`, with boxes and scores before NMS. R-CNN: `out`, for crops. Faster R-CNN: OUT-rpn.onnx and
     OUT-head.onnx; Fast R-CNN and SPPNet: OUT-map.onnx and OUT-head.onnx. Batches, numbers of regions, and where
-    detectors keep photos' aspect ratio height and width too, are free. Each file's metadata say in JSON what its inputs
+    detectors keep images' aspect ratio height and width too, are free. Each file's metadata say in JSON what its inputs
     and outputs are, the classes, and the InputSpec, whose mean and std are applied inside.
     All files are written or none. Raises UserError, in one line: no checkpoint, a detector that can't be exported,
     missing packages, a file that is there or that would be too large.
@@ -278,7 +278,7 @@ def _metadata(detector: Detector, part: Part) -> dict[str, str]:
 
 def _dense(detector: Detector) -> dict[str, Part]:
     height, width = detector.input.size
-    text = f"(batch, 3, {height}, {width}) uint8, RGB photos, each stretched to this size"
+    text = f"(batch, 3, {height}, {width}) uint8, RGB images, each stretched to this size"
     pixels = Input(_pixels(2, height, width), _pixels(3, height, width), {0: "batch"}, text)
     outputs = {
         "boxes": "(batch, boxes, 4) float32, x1, y1, x2, y2 in pixels of the input, neither clipped nor suppressed",
@@ -304,13 +304,18 @@ def _faster_rcnn(detector: faster_rcnn.FasterRCNN) -> dict[str, Part]:
         "min_size": c.min_size,
     }
     proposals |= {"deltas": _coder(RPN_CODER)}
-    rpn = Part(Proposer(detector), _photos(detector), outputs, {"proposals": proposals, "pooling": _pooling(detector)})
+    rpn = Part(
+        Proposer(detector), _resized_images(detector), outputs, {"proposals": proposals, "pooling": _pooling(detector)}
+    )
     return {"-rpn": rpn, "-head": _head(detector)}
 
 
 def _fast_rcnn(detector: fast_rcnn.FastRCNN) -> dict[str, Part]:
     facts = {"pooling": _pooling(detector), "scales": detector.config.scales, "longest": detector.config.longest}
-    return {"-map": Part(Features(detector), _photos(detector), _map(detector), facts), "-head": _head(detector)}
+    return {
+        "-map": Part(Features(detector), _resized_images(detector), _map(detector), facts),
+        "-head": _head(detector),
+    }
 
 
 def _sppnet(detector: sppnet.SPPNet) -> dict[str, Part]:
@@ -321,7 +326,7 @@ def _sppnet(detector: sppnet.SPPNet) -> dict[str, Part]:
     pooled = _regions((detector.map.channels, bins), text)
     head = Part(SVMHead(detector.head, c.scoring == "softmax"), {"pooled": pooled}, *_scored(detector))
     facts = {"pooling": pooling, "scales": c.scales}
-    return {"-map": Part(Features(detector), _photos(detector), _map(detector), facts), "-head": head}
+    return {"-map": Part(Features(detector), _resized_images(detector), _map(detector), facts), "-head": head}
 
 
 def _rcnn(detector: rcnn.RCNN) -> dict[str, Part]:
@@ -333,20 +338,20 @@ def _rcnn(detector: rcnn.RCNN) -> dict[str, Part]:
     return {"": Part(Crops(detector), {"crops": crops}, outputs, facts)}
 
 
-def _photos(detector: Detector) -> dict[str, Input]:
-    """Photos whose sides are free, and their sizes."""
-    # where the detector, and so whoever runs the file, rescales photos, values are no whole numbers
+def _resized_images(detector: Detector) -> dict[str, Input]:
+    """Images whose sides are free, and their sizes."""
+    # where the detector, and so whoever runs the file, rescales images, values are no whole numbers
     dtype, kind = (torch.uint8, "uint8") if detector.input.resize == "shortest" else (torch.float32, "float32")
     shapes = (2, *detector.input.fit(300, 400)), (1, *detector.input.fit(400, 300))
     example, probe = (_pixels(*shape).to(dtype) for shape in shapes)
     full = [torch.tensor([sides] * batch) for batch, *sides in shapes]
-    # a padded photo, too
+    # a padded image, too
     full[1] -= torch.tensor([0, 5])
     axes = {0: "batch", 2: "height", 3: "width"}
-    text = f"(batch, 3, height, width) {kind}, RGB photos, 0 to 255, at the upper left, padded with anything"
+    text = f"(batch, 3, height, width) {kind}, RGB images, 0 to 255, at the upper left, padded with anything"
     return {
         "pixels": Input(example, probe, axes, text),
-        "sizes": Input(full[0], full[1], {0: "batch"}, "(batch, 2) int64, height and width of each photo in pixels"),
+        "sizes": Input(full[0], full[1], {0: "batch"}, "(batch, 2) int64, height and width of each image in pixels"),
     }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROWS = 300  # regions that a layer is timed on: Faster R-CNN's number of proposals
 ROUNDS = 7
-REGIONS = 16  # on the picture on which outputs are compared, for detectors that are given regions
+REGIONS = 16  # on the image on which outputs are compared, for detectors that are given regions
 SEED = 0
 
 
@@ -39,7 +39,7 @@ class SVDResult:
     """What `export_svd` measured.
 
     parameters: of the whole detector, before and after. score, box: largest differences of the predictions for a
-    random picture, in float32, boxes in pixels of its `size` (height, width). amp: number format of the timings.
+    random image, in float32, boxes in pixels of its `size` (height, width). amp: number format of the timings.
     """
 
     layers: tuple[LayerResult, ...]
@@ -98,7 +98,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _random_images(detector: "Detector") -> Images:
-    """One picture of noise, with regions where the detector wants them."""
+    """One image of noise, with regions where the detector wants them."""
     random = torch.Generator().manual_seed(SEED)
     size = torch.tensor([detector.input.fit(300, 400)])
     pixels = torch.randint(256, (1, 3, *size[0].tolist()), generator=random, dtype=torch.uint8)

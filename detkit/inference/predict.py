@@ -1,6 +1,6 @@
-"""Detection on photos and frames: the one path of `detkit detect` and of `detector.detect(source)`.
+"""Detection on images and frames: the one path of `detkit detect` and of `detector.detect(source)`.
 
-Photos are decoded and resized (by the test loader's own transform) in a few threads, one batch ahead of the network,
+Images are decoded and resized (by the test loader's own transform) in a few threads, one batch ahead of the network,
 so that a folder or video of any length needs the memory of a few batches.
 """
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 T = TypeVar("T")
-Picture = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
-Source = str | Path | int | Picture
+ImageArray = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
+Source = str | Path | int | ImageArray
 
 BATCH = 8
 READERS = 4  # threads that decode
@@ -38,9 +38,9 @@ READERS = 4  # threads that decode
 
 @dataclass(frozen=True)
 class Found:
-    """What was found on one picture.
+    """What was found on one image.
 
-    image: (H, W, 3) RGB uint8, as read. detections: of this one picture, on the CPU, without padding: boxes (1, D, 4)
+    image: (H, W, 3) RGB uint8, as read. detections: of this one image, on the CPU, without padding: boxes (1, D, 4)
     in its pixels.
     """
 
@@ -50,7 +50,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     error: UserError
 
@@ -64,13 +64,13 @@ class _Prepared:
 
 def detect_images(
     detector: "Detector",
-    images: Iterable[Picture | Path],
+    images: Iterable[ImageArray | Path],
     config: Config,
     *,
     batch: int = BATCH,
     least: Tensor | None = None,
 ) -> Generator[Found | Unreadable]:
-    """Detect on each picture or photo file, in order, `batch` at once, on the detector's device.
+    """Detect on each image or image file, in order, `batch` at once, on the detector's device.
 
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
     number format and memory layout that evaluation uses too. least: (C,) a threshold for each class instead, see
@@ -80,7 +80,7 @@ def detect_images(
     transform = build_test(detector.input)
     propose = proposal_method(config) if detector.takes_proposals else None
 
-    def prepare(source: Picture | Path) -> _Prepared | Unreadable:
+    def prepare(source: ImageArray | Path) -> _Prepared | Unreadable:
         return _prepare(source, transform, propose)
 
     with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
@@ -101,7 +101,7 @@ def detect(
     """See `Detector.detect`; least: as in `detect_images`."""
     sources: list[Source] = [source] if isinstance(source, Source) else [*source]
     found = []
-    with closing(detect_images(detector, _pictures(sources), config, batch=batch, least=least)) as results:
+    with closing(detect_images(detector, _images(sources), config, batch=batch, least=least)) as results:
         for result in results:
             if isinstance(result, Unreadable):
                 raise result.error
@@ -109,9 +109,9 @@ def detect(
     return found
 
 
-def _pictures(sources: list[Source]) -> Iterator[Picture | Path]:
-    """Photos, pictures and the frames of videos, one by one. All names are looked up before the first is read."""
-    places: list[Path | Video | Picture] = []
+def _images(sources: list[Source]) -> Iterator[ImageArray | Path]:
+    """Images, images and the frames of videos, one by one. All names are looked up before the first is read."""
+    places: list[Path | Video | ImageArray] = []
     for source in sources:
         places += find_sources([source]) if isinstance(source, str | Path | int) else [source]
     for place in places:
@@ -122,7 +122,7 @@ def _pictures(sources: list[Source]) -> Iterator[Picture | Path]:
     return _frames(places)
 
 
-def _frames(places: list[Path | Video | Picture]) -> Iterator[Picture | Path]:
+def _frames(places: list[Path | Video | ImageArray]) -> Iterator[ImageArray | Path]:
     for place in places:
         if isinstance(place, Video):
             with VideoReader(place) as frames:
@@ -132,8 +132,8 @@ def _frames(places: list[Path | Video | Picture]) -> Iterator[Picture | Path]:
 
 
 def _batches(
-    images: Iterable[Picture | Path],
-    prepare: Callable[[Picture | Path], "_Prepared | Unreadable"],
+    images: Iterable[ImageArray | Path],
+    prepare: Callable[[ImageArray | Path], "_Prepared | Unreadable"],
     pool: ThreadPoolExecutor,
     size: int,
 ) -> Iterator[list[_Prepared | Unreadable]]:
@@ -143,12 +143,12 @@ def _batches(
 
 
 def proposal_method(config: Config) -> Method:
-    """How regions are proposed on photos that no store knows: as many as in training."""
+    """How regions are proposed on images that no store knows: as many as in training."""
     method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
     return lambda image: method(image)[: config.data.proposal_count or None]
 
 
-def _prepare(source: Picture | Path, transform: Transform, propose: Method | None) -> _Prepared | Unreadable:
+def _prepare(source: ImageArray | Path, transform: Transform, propose: Method | None) -> _Prepared | Unreadable:
     try:
         image = decode_image(source) if isinstance(source, Path) else _as_array(source)
     except UserError as error:
@@ -158,14 +158,14 @@ def _prepare(source: Picture | Path, transform: Transform, propose: Method | Non
     return _Prepared(image, pixels, None if propose is None else regions)
 
 
-def _as_array(picture: Picture) -> np.ndarray:
-    image = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
-    if image.ndim == 3 and isinstance(picture, Tensor):
+def _as_array(source: ImageArray) -> np.ndarray:
+    image = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
+    if image.ndim == 3 and isinstance(source, Tensor):
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UserError(
-            "a picture is an RGB uint8 array (H, W, 3) or tensor (3, H, W); "
-            f"got {type(picture).__name__} of {picture.dtype} {tuple(picture.shape)}"
+            "an image is an RGB uint8 array (H, W, 3) or tensor (3, H, W); "
+            f"got {type(source).__name__} of {source.dtype} {tuple(source.shape)}"
         )
     return np.ascontiguousarray(image)
 

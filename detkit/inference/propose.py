@@ -46,7 +46,7 @@ def make_rpn_store(
     checkpoint: str | Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProposalStore:
-    """Write the proposals of every image of a data set to the store `path`, in pixels of the photo, with scores.
+    """Write the proposals of every image of a data set to the store `path`, in pixels of the image, with scores.
 
     detector, config: see `load_proposer`; checkpoint: where they are from. Scores are probabilities of an object. Goes
     on and raises as `fill_store` does. `config.evaluate.batch` images are proposed for at once, also when going on, so
@@ -100,14 +100,14 @@ def _propose(
         with torch.inference_mode(), autocast(device, config.train.amp):
             # waits for the device, once a batch: the store is written on the host
             found = detector.propose(given)
-            boxes, scores, valid = (part.cpu().numpy() for part in _of_photo(found, given))
+            boxes, scores, valid = (part.cpu().numpy() for part in _of_image(found, given))
         for row, name in enumerate(given.ids):
             if name in place_of:
                 yield place_of[name], boxes[row][valid[row]], scores[row][valid[row]]
 
 
-def _of_photo(found: Proposals, images: Images) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return boxes (B, R, 4) in pixels of the photos, scores (B, R), and which are there and not empty, (B, R)."""
+def _of_image(found: Proposals, images: Images) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return boxes (B, R, 4) in pixels of the images, scores (B, R), and which are there and not empty, (B, R)."""
     assert found.scores is not None
     factor = (images.original / images.sizes).flip(-1).repeat(1, 2).unsqueeze(1)
     boxes = clip(found.boxes * factor, images.original)

@@ -1,4 +1,4 @@
-"""Where pictures to detect on come from: files, folders, globs, videos, cameras."""
+"""Where images to detect on come from: files, folders, globs, videos, cameras."""
 
 import glob
 import math
@@ -38,7 +38,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Folder:
-    """The photos of a folder, by their names alone, so that a large one takes little memory."""
+    """The images of a folder, by their names alone, so that a large one takes little memory."""
 
     path: Path
     names: tuple[str, ...]
@@ -51,21 +51,21 @@ class Folder:
 
 
 class Sources:
-    """What a user named: Path for a photo, Video for a video file or a camera; each once, in the order given.
+    """What a user named: Path for an image, Video for a video file or a camera; each once, in the order given.
 
     Can be gone through again and again; paths of folders are made on the way. len: how many, a place that was named
-    twice counted twice. photos: how many of them are photos.
+    twice counted twice. images: how many of them are images.
     """
 
     def __init__(self, names: Iterable[str | Path | int]) -> None:
         self._parts = [_resolve(name) for name in names]
-        self.photos = sum(len(part) if isinstance(part, Folder) else _photos(part) for part in self._parts)
+        self.images = sum(len(part) if isinstance(part, Folder) else _count_images(part) for part in self._parts)
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
     def videos(self) -> Iterator[Video]:
-        """Yield the videos and cameras, without a look at the photos of folders."""
+        """Yield the videos and cameras, without a look at the images of folders."""
         for part in self._parts:
             if not isinstance(part, Folder):
                 yield from (source for source in part if isinstance(source, Video))
@@ -85,15 +85,15 @@ class Sources:
 
 
 def find_sources(names: Iterable[str | Path | int]) -> list[Path | Video]:
-    """Resolve what a user named: Path for a photo, Video for a video file or a camera; each once, in the order given.
+    """Resolve what a user named: Path for an image, Video for a video file or a camera; each once, in the order given.
 
-    A folder stands for the photos in it, a glob (`**` goes down) for photos and videos, a number for a camera.
+    A folder stands for the images in it, a glob (`**` goes down) for images and videos, a number for a camera.
     No file is opened, unless its suffix says nothing. Raises UserError for a name that stands for nothing.
     """
     return [*Sources(names)]
 
 
-def _photos(sources: Iterable[Path | Video]) -> int:
+def _count_images(sources: Iterable[Path | Video]) -> int:
     return sum(isinstance(source, Path) for source in sources)
 
 
@@ -125,7 +125,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _is_image_name(name: str) -> bool:
-    # the dot: macOS leaves ._name.jpg beside a photo, which is none
+    # the dot: macOS leaves ._name.jpg beside an image, which is none
     return os.path.splitext(name)[1].lower() in SOURCE_SUFFIXES and not name.startswith(".")
 
 

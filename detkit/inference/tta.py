@@ -1,4 +1,4 @@
-"""Test-time augmentation: the network sees each photo several times, and one NMS sees all that it found.
+"""Test-time augmentation: the network sees each image several times, and one NMS sees all that it found.
 
 Predictions are brought back to the pixels of the usual input before they are joined, so that scores stay what the
 network said: a box found in several views keeps its best score, as a box found twice in one.
@@ -45,7 +45,7 @@ def check_scales(detector: "Detector", settings: DetectConfig) -> None:
     largest = max(settings.scales)
     if detector.input.resize == "stretch" and largest > 1:
         raise UserError(
-            f"scale {largest:g} is above 1, but this network takes pictures of {detector.input} alone; "
+            f"scale {largest:g} is above 1, but this network takes images of {detector.input} alone; "
             "those that keep the aspect ratio, such as faster_rcnn, take larger ones"
         )
 
@@ -66,7 +66,7 @@ def mirror(images: Images) -> Images:
 def resize_views(detector: "Detector", images: Images, factor: float) -> tuple[Images, Tensor]:
     """Resize images, and their proposals, by a factor; return them and the exact factors (B, 2), vertical first.
 
-    A network of one input size gets the smaller picture at the upper left of its input, the rest in its mean colour.
+    A network of one input size gets the smaller image at the upper left of its input, the rest in its mean colour.
     """
     height, width = images.pixels.shape[-2:]
     size = (max(1, round(height * factor)), max(1, round(width * factor)))

@@ -105,7 +105,7 @@ class Detector(nn.Module):
         scales: Sequence[float] | None = None,
         batch: int = 8,
     ) -> list[Detections]:
-        """Detect on images, folders, globs, videos and pictures in memory; one Detections for each image, in order.
+        """Detect on images, folders, globs, videos and images in memory; one Detections for each image, in order.
 
         source: a path or pattern, an RGB uint8 array (H, W, 3) or tensor (3, H, W), or a list of these; a video gives
         one for each frame. score: least score. classes: those wanted, all by default. thresholds: another least score

@@ -36,7 +36,7 @@ class FastRCNNConfig(PooledConfig):
     """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see PooledConfig, too.
 
     scales: short sides of an image pyramid in pixels, with `longest` for the long side, in place of `size` (section 3).
-    Training draws one of them for each photo; testing pools each region at the one that suits its size.
+    Training draws one of them for each image; testing pools each region at the one that suits its size.
     """
 
     name: str = "fast_rcnn"
@@ -119,7 +119,7 @@ class FastRCNN(RegionDetector):
         return self.head(pooled, len(boxes))
 
     def pyramid_features(self, images: Images, boxes: Tensor) -> Tensor:
-        """2.4 and 3: regions (B, R, 4) of photos at one scale each, in training, or all -> (B * R, C, size, size)."""
+        """2.4 and 3: regions (B, R, 4) of images at one scale each, in training, or all -> (B * R, C, size, size)."""
         scales: list[float] | list[Tensor] = [float(short) for short in self.config.scales]
         if self.training:
             drawn = torch.randint(len(scales), (len(images),), device=boxes.device)

@@ -68,7 +68,7 @@ class FasterRCNNConfig(PooledConfig):
     allow_border: whether anchors that cross the image's border are trained on, as in FPN (section 5.1).
     rpn_positive, rpn_negative: IoU; rpn_number, rpn_fraction: anchors drawn an image, and most positives.
     before, after: best proposals before and after their NMS at rpn_iou, in training; test_before, test_after: else.
-    min_size: pixels of the photo that both sides of a proposal have. beta: where the smooth L1 of the regions' deltas
+    min_size: pixels of the image that both sides of a proposal have. beta: where the smooth L1 of the regions' deltas
     turns from a square into a line.
     """
 
@@ -114,7 +114,7 @@ class FasterRCNNConfig(PooledConfig):
 
 @dataclass(frozen=True)
 class Propose:
-    """A stage: the RPN's regions of all training photos, to a store in the run's folder, for the stage after it."""
+    """A stage: the RPN's regions of all training images, to a store in the run's folder, for the stage after it."""
 
     name: str
     store: str
@@ -145,7 +145,7 @@ class FasterRCNN(RegionDetector):
     stage = "sgd"  # of training, see `begin_stage`
 
     def __init__(self, config: FasterRCNNConfig, classes: tuple[str, ...]) -> None:
-        # to its anchors belong its photos' sides: they share these out
+        # to its anchors belong its images' sides: they share these out
         floor = config.anchors == "torchvision"
         spec = InputSpec((config.size[0], config.size[1]), config.mean, config.std, resize="shortest", floor=floor)
         super().__init__(config, classes, spec)

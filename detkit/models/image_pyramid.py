@@ -1,4 +1,4 @@
-"""Image pyramids: a photo at several sizes, and each region pooled at the one that suits it (SPPNet, section 4.1)."""
+"""Image pyramids: an image at several sizes, and each region pooled at the one that suits it (SPPNet, section 4.1)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from detkit.ops import rescale, short_side_scale, sppnet_scale
 
 
 class Pyramid(NamedTuple):
-    """maps: of each scale its map (B, C, h, w), and its factor for each photo, (B,); sizes: (B, 2) of the photos."""
+    """maps: of each scale its map (B, C, h, w), and its factor for each image, (B,); sizes: (B, 2) of the images."""
 
     maps: list[tuple[Tensor, Tensor]]
     sizes: Tensor
@@ -24,10 +24,10 @@ def image_pyramid(
     scales: Sequence[float] | Sequence[Tensor],
     longest: float = float("inf"),
 ) -> Pyramid:
-    """Run `network` on photos at each of `scales`.
+    """Run `network` on images at each of `scales`.
 
-    pixels: (B, 3, H, W), normalised; sizes: (B, 2), height and width of each photo in it; scales: short sides in
-    pixels, one number or one for each photo, (B,); longest: at most so many pixels for the long side.
+    pixels: (B, 3, H, W), normalised; sizes: (B, 2), height and width of each image in it; scales: short sides in
+    pixels, one number or one for each image, (B,); longest: at most so many pixels for the long side.
     """
     maps = []
     for short in scales:  # no batch: the levels of a pyramid differ in size
@@ -44,7 +44,7 @@ def pool_from(
 ) -> Tensor:
     """Pool each region from the scale at which its area is closest to 224 x 224 pixels.
 
-    boxes: (B, R, 4) in pixels of the photos; scales: short sides of the pyramid's levels. pool: takes a map, boxes in
+    boxes: (B, R, 4) in pixels of the images; scales: short sides of the pyramid's levels. pool: takes a map, boxes in
     pixels of its scale, and which of them are wanted, (B, R) or None for all; gives 0 for the others.
     """
     if len(pyramid.maps) == 1:

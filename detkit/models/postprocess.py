@@ -12,9 +12,9 @@ from detkit.structures import Detections, Images, Predictions
 def postprocess(
     predictions: Predictions, images: Images, settings: DetectConfig, least: Tensor | None = None
 ) -> Detections:
-    """Clip, threshold, best top_k a class, NMS per class, best `keep` an image, rescale to the photo.
+    """Clip, threshold, best top_k a class, NMS per class, best `keep` an image, rescale to the image.
 
-    predictions are in pixels of the network's input, the detections returned in pixels of the original photos.
+    predictions are in pixels of the network's input, the detections returned in pixels of the original images.
     least: (C,) a threshold for each class in place of `settings.score_threshold`; inf leaves a class out.
     """
     boxes, scores = clip(predictions.boxes.float(), images.sizes), predictions.scores.float()

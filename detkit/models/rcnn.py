@@ -1,10 +1,10 @@
 """R-CNN (Girshick et al., CVPR 2014), beside the paper from top to bottom.
 
 Where the paper and its code differ, and what detkit does:
-- Windows for fine-tuning are drawn photo by photo, a quarter of them positive, from `train.batch` photos at once; the
-  paper draws 32 + 96 from those of all photos.
+- Windows for fine-tuning are drawn image by image, a quarter of them positive, from `train.batch` images at once; the
+  paper draws 32 + 96 from those of all images.
 - Features have their mean norm, and not each its own, scaled to 20 before the SVMs and the regression (code).
-- Hard negatives are mined in one pass over the photos (code and section 2.3); the SVMs of all classes that have enough
+- Hard negatives are mined in one pass over the images (code and section 2.3); the SVMs of all classes that have enough
   new ones are fitted in one go.
 - The regression's targets are whitened in the code, which changes no result, see `ops.fit_ridge`.
 - Boxes are continuous: no "+ 1". They are regressed before NMS, as in the code.
@@ -36,7 +36,7 @@ class RCNNConfig(SVMDetectorConfig):
     """The defaults are R-CNN with AlexNet for VOC (sections 2 and 3, appendices A to C); see SVMDetectorConfig, too.
 
     crop: pixels a side of a warped region; context: how many of them show its surroundings. pool_size: cells a side of
-    what the backbone's tail reads. number counts the windows of a photo.
+    what the backbone's tail reads. number counts the windows of an image.
     """
 
     name: str = "rcnn"

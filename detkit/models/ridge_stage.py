@@ -18,20 +18,20 @@ class BoxRegression:
     """A stage: for each class a ridge regression from a proposal's features before the tail to its object's deltas.
 
     ridge: lambda, for features of mean norm 20. match_iou: proposals of at least that IoU with the object that they
-    overlap most are learnt from. photos: how many photos; 0 = all.
+    overlap most are learnt from. images: how many images; 0 = all.
     """
 
     coder: BoxCoder
     ridge: float
     match_iou: float
-    photos: int
+    images: int
     name: str = "box_regression"
 
     def run(self, detector: "SVMDetector", run: Any) -> None:
-        """Fit `detector.head.regressor`; an interrupted pass over the photos goes on where it was."""
+        """Fit `detector.head.regressor`; an interrupted pass over the images goes on where it was."""
         state = run.restore(detector)
         run.begin()
-        rows = spread(len(run.train), self.photos)
+        rows = spread(len(run.train), self.images)
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         scale: Tensor | None = state.get("scale")
 
@@ -49,7 +49,7 @@ class BoxRegression:
             objects = (targets.boxes, targets.valid, targets.ignore)
             match = match_regions(*objects, given.boxes, given.valid, self.match_iou)
             learnt = match.index >= 0
-            # the learnt ones first, cut to the most in a photo (host sync): the others need no features
+            # the learnt ones first, cut to the most in an image (host sync): the others need no features
             most = max(1, int(learnt.sum(1).max()))
             order = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most]
             boxes = given.boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
@@ -58,12 +58,12 @@ class BoxRegression:
             with run.inference():
                 features = detector.extract_features(images, boxes, tail=False)
             deltas, labels = self.coder.encode(truth, boxes), targets.labels.gather(1, owner)
-            # in main memory (host sync, a photo batch): VOC07 has gigabytes of them
+            # in main memory (host sync, an image batch): VOC07 has gigabytes of them
             pairs.append((features[learnt].cpu(), deltas[learnt].cpu(), labels[learnt].cpu()))
         features, deltas, labels = (torch.cat(part) for part in zip(*pairs))
         scale = scale.cpu()  # host sync: once, beside features that are there
         weight, offset = fit_ridge(features * scale, deltas, labels, len(detector.classes), self.ridge)
-        run.say(f"regression: {len(labels)} proposals, of {len(rows)} photos")
+        run.say(f"regression: {len(labels)} proposals, of {len(rows)} images")
         head = detector.head
         head.regressor.weight.copy_((weight * scale).flatten(0, 1))
         head.regressor.bias.copy_(offset.flatten())

@@ -25,7 +25,7 @@ def output_of(module: nn.Module, *shape: int) -> Any:
 
 
 def check_pixels(backbone: nn.Module, key: str, side: int, fits: Callable[[Any], bool] = bool) -> None:
-    """Raise UserError where pictures of side x side are too small for a backbone, or its maps do not fit.
+    """Raise UserError where images of side x side are too small for a backbone, or its maps do not fit.
 
     key: of the config, beneath `model`. fits: whether these maps will do.
     """

@@ -3,7 +3,7 @@
 Where the paper and its code differ, and what detkit does:
 - A region is pooled at the scale where its area is closest to 224 x 224 (paper); the code's rule differs a little.
 - The largest of the five scales is 1200, and the fourth 864 (paper; code: 874).
-- Windows for fine-tuning come from all photos of a step, `number` each, where the code draws them from all photos.
+- Windows for fine-tuning come from all images of a step, `number` each, where the code draws them from all images.
 - The snapshot that is tested is the last one; the code takes the one of least error on VOC07's test split.
 - Difficult objects are not trained on (code), by `data.difficult: false`.
 - ImageNet weights trained with the pyramid in place are not published for these backbones: fc6 and fc7 start anew.
@@ -55,7 +55,7 @@ class SPPNetConfig(SVMDetectorConfig):
 
 @MODELS.register("sppnet")
 class SPPNet(SVMDetector):
-    """Backbone once a photo and scale, and a pyramid of bins over the map of each region."""
+    """Backbone once an image and scale, and a pyramid of bins over the map of each region."""
 
     config_type = SPPNetConfig
     paper = Paper("Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition", 2014)
@@ -75,7 +75,7 @@ class SPPNet(SVMDetector):
             self.freeze_layers(len(self.backbone.layer_groups()), True)
 
     def prepare(self, images: Images) -> Pyramid:
-        """4.1: the map of the whole photo, at each scale."""
+        """4.1: the map of the whole image, at each scale."""
         pixels = self.normalise(images)
         return image_pyramid(lambda x: self.backbone(x)[self.map.name], pixels, images.sizes, self.config.scales)
 

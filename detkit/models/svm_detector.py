@@ -27,7 +27,7 @@ class SVMDetectorConfig(RegionConfig):
     scoring: what detections are scored by, `svm` or the `softmax` of the fine-tuning. regression: whether boxes are
     regressed. svm_c, svm_positive, svm_bias: C, weight of positives and value of the bias feature. svm_negative: a
     region of less IoU with all objects of a class is a negative of its SVM. ridge: of the regression; ridge_overlap:
-    least IoU of the proposals that it learns from. photos: training photos, evenly spread, that both see; 0 = all.
+    least IoU of the proposals that it learns from. images: training images, evenly spread, that both see; 0 = all.
     """
 
     scoring: str = "svm"

@@ -21,24 +21,24 @@ SCALE_IMAGES = 200  # of those seen, that the features' mean norm is taken from
 
 @dataclass(frozen=True)
 class SVMs:
-    """A stage: one linear SVM a class, fitted while the training photos stream by.
+    """A stage: one linear SVM a class, fitted while the training images stream by.
 
     C, positive, bias: see `fit_svm`. negative: a region of less IoU with all objects of a class is its negative; the
-    objects are its positives, and all other regions are not used. photos: how many photos; 0 = all.
+    objects are its positives, and all other regions are not used. images: how many images; 0 = all.
     """
 
     C: float
     positive: float
     bias: float
     negative: float
-    photos: int
+    images: int
     name: str = "svm"
 
     def run(self, detector: "SVMDetector", run: Any) -> None:
-        """Fit `detector.head.svm`; an interrupted pass over the photos goes on where it was."""
+        """Fit `detector.head.svm`; an interrupted pass over the images goes on where it was."""
         state = run.restore(detector)
         run.begin()
-        rows = spread(len(run.train), self.photos)
+        rows = spread(len(run.train), self.images)
 
         def save(done: int) -> None:
             run.save_last(detector, {"done": done, "miner": None if miner is None else miner.state()})
@@ -58,7 +58,7 @@ class SVMs:
             free = overlap_by_class(boxes, targets, len(detector.classes)) < self.negative
             miner.add(features[real], free[real])
         miner.fit(torch.ones_like(miner.new, dtype=torch.bool))
-        run.say(f"SVMs: {len(miner.labels)} windows, of {len(rows)} photos")
+        run.say(f"SVMs: {len(miner.labels)} windows, of {len(rows)} images")
         head = detector.head
         head.svm.weight.copy_(miner.weight * miner.scale)  # the scale of the features goes into the weights
         head.svm.bias.copy_(miner.offset)
@@ -150,11 +150,11 @@ class HardNegatives:
         self.new = torch.where(due, 0, self.new)
 
 
-def spread(count: int, photos: int) -> list[int]:
-    """Return `photos` of range(count), evenly spread; all where `photos` is 0 or more than there are."""
-    if photos == 0 or photos >= count:
+def spread(count: int, images: int) -> list[int]:
+    """Return `images` of range(count), evenly spread; all where `images` is 0 or more than there are."""
+    if images == 0 or images >= count:
         return list(range(count))
-    return [count * i // photos for i in range(photos)]
+    return [count * i // images for i in range(images)]
 
 
 def regions(images: Images, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
 def measure_scale(
     detector: "SVMDetector", run: Any, rows: list[int], save: Callable[[], None], *, tail: bool
 ) -> Tensor:
-    """Return the factor for features before or after the tail (see `feature_scale`), of some photos' regions."""
+    """Return the factor for features before or after the tail (see `feature_scale`), of some images' regions."""
     norms = []
     rows = [rows[place] for place in spread(len(rows), SCALE_IMAGES)]
     for images, targets in run.dataset_pass(detector, rows, "norm of features", save=lambda _: save()):

@@ -1,4 +1,4 @@
-"""Regions cut from photos and warped to one size: the input of R-CNN's network."""
+"""Regions cut from images and warped to one size: the input of R-CNN's network."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""At which size a photo, or a region of it, enters the network."""
+"""At which size an image, or a region of it, enters the network."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ def sppnet_scale(boxes: Tensor, sizes: Tensor, short_sides: Sequence[float], tar
     """Return (B, R) int64: for each box the index of the scale at which its area is closest to target ** 2 pixels
     (SPPNet, section 4.1). Of equally close scales the first is taken, so that a box without area gets scale 0.
 
-    boxes: (B, R, 4) xyxy in pixels of the photo; sizes: (B, 2), its height and width; short_sides: the short sides that
-    the photo is scaled to. The authors' code instead takes the short side closest to 208 * min(sizes) / sqrt(area).
+    boxes: (B, R, 4) xyxy in pixels of the image; sizes: (B, 2), its height and width; short_sides: the short sides that
+    the image is scaled to. The authors' code instead takes the short side closest to 208 * min(sizes) / sqrt(area).
     """
     short = torch.tensor(tuple(short_sides), dtype=torch.float32, device=boxes.device)
     factor = short / sizes.to(boxes.device).float().amin(-1, keepdim=True)  # (B, S)
@@ -36,7 +36,7 @@ def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
     """Resize each image of a padded batch by its own factor, bilinear and without antialiasing, as the loader does.
 
     pixels: (B, C, H, W) float, images at the upper left; sizes: (B, 2), height and width of each; factor: (B,), pixels
-    a pixel of the photo, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
+    a pixel of the image, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
     round(size * factor) pixels is padded; h and w are those of the largest.
     """
     scaled = (sizes * factor.unsqueeze(1)).round().clamp(min=1)  # (B, 2)

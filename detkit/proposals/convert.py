@@ -1,10 +1,10 @@
 """Published boxes and plain JSON, to a store and back.
 
 MATLAB: files as those of R-CNN and Fast R-CNN's `selective_search_data`: a cell array `boxes` of (N, 4) matrices
-[y1 x1 y2 x2], 1-based and inclusive, and mostly a cell array `images` of the photos' names; without it the boxes are in
+[y1 x1 y2 x2], 1-based and inclusive, and mostly a cell array `images` of the images' names; without it the boxes are in
 the order of the split, as Fast R-CNN reads them.
 
-JSON: boxes are [left, top, right, bottom] in continuous pixels of the photo, either
+JSON: boxes are [left, top, right, bottom] in continuous pixels of the image, either
 
     {"000005": [[12, 30, 200, 180.5], ...], ...}
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Boxes:
-    """What a file holds: ids: names of the photos, None where they have none; boxes, scores: as in `write_store`."""
+    """What a file holds: ids: names of the images, None where they have none; boxes, scores: as in `write_store`."""
 
     ids: list[str] | None
     boxes: list[np.ndarray]
@@ -137,7 +137,7 @@ def _numbers(where: str, key: str, values: Any) -> np.ndarray:
 def to_store(source: str | Path, out: str | Path, dataset: "DetectionDataset | None" = None) -> None:
     """Convert a .mat or .json file to a store.
 
-    With a data set the names are checked: all its images are there, and no box reaches beyond its photo, which is how
+    With a data set the names are checked: all its images are there, and no box reaches beyond its image, which is how
     exchanged coordinates show. Raises UserError, in one line, for whatever is wrong.
     """
     read = read_boxes(source)

@@ -20,11 +20,11 @@ from detkit.runtime.signals import Interrupt
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
 
-PART = 64  # photos whose boxes are written together while the work goes on
+PART = 64  # images whose boxes are written together while the work goes on
 
 Progress = Callable[[int, int], None]
 Scores = np.ndarray | None
-Made = tuple[int, np.ndarray, Scores]  # number of a photo, its boxes (N, 4) and their scores (N,), the best first
+Made = tuple[int, np.ndarray, Scores]  # number of an image, its boxes (N, 4) and their scores (N,), the best first
 
 
 def make_store(
@@ -36,10 +36,10 @@ def make_store(
     workers: int,
     progress: Progress | None = None,
 ) -> ProposalStore:
-    """Make the proposals of every image of a data set from its photo, in `workers` processes: see `fill_store`.
+    """Make the proposals of every image of a data set from its image, in `workers` processes: see `fill_store`.
 
     progress: the processes are there before it is called, which threads of a progress bar might harm. Raises UserError
-    for an unknown method or a photo that cannot be read, too.
+    for an unknown method or an image that cannot be read, too.
     """
 
     def make(images: list[int]) -> Generator[Made]:
@@ -55,11 +55,11 @@ def fill_store(
     make: Callable[[list[int]], Generator[Made]],
     progress: Progress | None = None,
 ) -> ProposalStore:
-    """Write the store `path` of the photos `ids`; return it, open.
+    """Write the store `path` of the images `ids`; return it, open.
 
-    make: yields (number, boxes, scores or None) of the photos whose numbers, places in `ids`, it is given, in any
+    make: yields (number, boxes, scores or None) of the images whose numbers, places in `ids`, it is given, in any
     order. Where that store is there already, nothing is done. What an interrupted run over the same images left in the
-    folder beside it, PATH.parts-HASH, is taken over. progress: called with (done, total), first when a photo is done.
+    folder beside it, PATH.parts-HASH, is taken over. progress: called with (done, total), first when an image is done.
     Raises UserError where the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
     SIGTERM, once what is done is written.
     """
@@ -97,7 +97,7 @@ def _check_same(store: ProposalStore, manifest: Manifest, remove: Path) -> None:
 
 
 class _Parts:
-    """The folder of finished photos: each file is a store of some of them. Leaving the context writes what is left."""
+    """The folder of finished images: each file is a store of some of them. Leaving the context writes what is left."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -110,7 +110,7 @@ class _Parts:
         self._write()
 
     def read(self) -> dict[str, tuple[np.ndarray, Scores]]:
-        """Return boxes and scores of every finished photo; UserError where a part was made with other parameters."""
+        """Return boxes and scores of every finished image; UserError where a part was made with other parameters."""
         done: dict[str, tuple[np.ndarray, Scores]] = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             store = open_store(path)
@@ -119,7 +119,7 @@ class _Parts:
         return done
 
     def add(self, name: str, boxes: np.ndarray, scores: Scores) -> None:
-        """Take over a finished photo."""
+        """Take over a finished image."""
         self._begun[name] = boxes, scores
         if len(self._begun) == PART:
             self._write()
@@ -134,9 +134,9 @@ class _Parts:
         self._begun = {}
 
 
-def _columns(photos: Iterable[tuple[np.ndarray, Scores]]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Return the boxes, and the scores where there are any, of photos given as pairs of them."""
-    boxes, scores = zip(*photos)
+def _columns(images: Iterable[tuple[np.ndarray, Scores]]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """Return the boxes, and the scores where there are any, of images given as pairs of them."""
+    boxes, scores = zip(*images)
     return list(boxes), None if scores[0] is None else list(scores)
 
 

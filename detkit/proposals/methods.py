@@ -1,4 +1,4 @@
-"""The ways to make proposals from a photo alone, by name."""
+"""The ways to make proposals from an image alone, by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ METHODS = ("selective_search",)
 
 
 def find_method(name: str, parameters: dict[str, Any]) -> Method:
-    """Return the function from an (H, W, 3) RGB uint8 photo to boxes (N, 4), the best first.
+    """Return the function from an (H, W, 3) RGB uint8 image to boxes (N, 4), the best first.
 
     Raises UserError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""The pictures of a report: which ones, their thumbnails, and what is drawn on them."""
+"""The images of a report: which ones, their thumbnails, and what is drawn on them."""
 
 import base64
 import io
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
     from detkit.data.dataset import DetectionDataset
 
-PICTURES = 12  # of each kind
+IMAGES = 12  # of each kind
 SIDE = 480  # longest side of a thumbnail in pixels
 BYTES = 40_000  # of a thumbnail at most, so that all of a report's are less than 5 MB
-BOXES = 60  # detections and objects kept of a picture, each
+BOXES = 60  # detections and objects kept of an image, each
 QUALITIES = (80, 65, 50, 35, 20)
 
 
 def gallery(
     dataset: "DetectionDataset", detections: DetectionSet, truth: TruthSet, errors: ErrorAnalysis
 ) -> dict[str, Any]:
-    """Return the pictures of each kind, as plain data: {"kinds": {kind: [[picture, box], ...]}, "pictures": [...]}.
+    """Return the images of each kind, as plain data: {"kinds": {kind: [[image, box], ...]}, "images": [...]}.
 
     Of each kind the PICTURES worst, of as many images: the errors of best score, and the largest of missed objects;
-    what is right is shown by the best of each class. `box` is a detection of the picture, or an object where the kind
+    what is right is shown by the best of each class. `box` is a detection of the image, or an object where the kind
     is missed.
     """
     image = image_of(detections, truth)
@@ -44,13 +44,13 @@ def gallery(
             chosen[kind] = _one_an_image(rows, key, image, detections.labels if kind == "right" else None)
     wanted = torch.cat([(truth.image if kind == "missed" else image)[rows] for kind, rows in chosen.items()]).unique()
 
-    pictures = []
+    drawings = []
     place: dict[tuple[str, int], list[int]] = {}
     focus = torch.cat([rows for kind, rows in chosen.items() if kind != "missed"])
-    # a loop over the few pictures that are shown
+    # a loop over the few images that are shown
     for number, index in enumerate(wanted.tolist()):
-        picture, found, objects = _picture(dataset, index, image, detections, truth, errors, focus, chosen["missed"])
-        pictures.append(picture)
+        drawing, found, objects = _drawing(dataset, index, image, detections, truth, errors, focus, chosen["missed"])
+        drawings.append(drawing)
         place.update({("detection", row): [number, spot] for spot, row in enumerate(found)})
         place.update({("object", row): [number, spot] for spot, row in enumerate(objects)})
     return {
@@ -58,7 +58,7 @@ def gallery(
             kind: [place["object" if kind == "missed" else "detection", row] for row in rows.tolist()]
             for kind, rows in chosen.items()
         },
-        "pictures": pictures,
+        "images": drawings,
     }
 
 
@@ -74,7 +74,7 @@ def _one_an_image(rows: Tensor, key: Tensor, image: Tensor, labels: Tensor | Non
     rows = rows[_repeats(image[rows]) == 0]
     if labels is not None:
         rows = rows[_repeats(labels[rows]).sort(stable=True).indices]
-    return rows[:PICTURES]
+    return rows[:IMAGES]
 
 
 def _repeats(values: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _repeats(values: Tensor) -> Tensor:
     return count
 
 
-def _picture(
+def _drawing(
     dataset: "DetectionDataset",
     index: int,
     image: Tensor,
@@ -97,7 +97,7 @@ def _picture(
     focus: Tensor,
     missed: Tensor,
 ) -> tuple[dict[str, Any], list[int], list[int]]:
-    """Return one picture as plain data, and the rows of its detections and objects."""
+    """Return one image as plain data, and the rows of its detections and objects."""
     found = (image == index).nonzero().squeeze(1)
     # those that a gallery shows are kept, whatever their score
     rank = detections.scores[found] + 1e9 * torch.isin(found, focus)
@@ -108,7 +108,7 @@ def _picture(
     paper = paper_of(dataset, index, torch.cat((truth.boxes[objects], detections.boxes[found])))
     # 0 = to find and lost by an error, 1 = found, 2 = missed, 3 = ignored
     status = torch.where(truth.ignore, 3, torch.where(errors.missed, 2, errors.found.long()))
-    picture = {
+    drawing = {
         **paper,
         "detections": [
             [label, round(score, 4), state, *short_box(box), round(near, 3)]
@@ -127,26 +127,26 @@ def _picture(
             )
         ],
     }
-    return picture, found.tolist(), objects.tolist()
+    return drawing, found.tolist(), objects.tolist()
 
 
 def paper_of(dataset: "DetectionDataset", index: int, boxes: Tensor) -> dict[str, Any]:
-    """Return what boxes are drawn on: {"id", "width", "height", "photo"}, the last None where it cannot be read.
+    """Return what boxes are drawn on: {"id", "width", "height", "image"}, the last None where it cannot be read.
 
-    boxes: (N, 4), all that are drawn; they tell the size where neither the photo nor its annotation does.
+    boxes: (N, 4), all that are drawn; they tell the size where neither the image nor its annotation does.
     """
     record = dataset.record(index)
     width, height, source = record.width, record.height, None
     try:
-        photo = dataset.image(index)
+        image = dataset.image(index)
     except UserError:
-        photo = None  # annotations alone are enough for scoring, and for boxes on blank paper
-    if photo is not None:
-        height, width = photo.shape[:2]
-        source = thumbnail(photo)
+        image = None  # annotations alone are enough for scoring, and for boxes on blank paper
+    if image is not None:
+        height, width = image.shape[:2]
+        source = thumbnail(image)
     if not (width and height):
         width, height = (int(edge) + 1 for edge in boxes[:, 2:].amax(0).tolist())
-    return {"id": record.id, "width": width, "height": height, "photo": source}
+    return {"id": record.id, "width": width, "height": height, "image": source}
 
 
 def labels_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
@@ -160,21 +160,21 @@ def short_box(box: list[float]) -> list[float]:
     return [round(edge, 1) for edge in box]
 
 
-def thumbnail(photo: Any) -> str:
-    """Return a photo as the URL of a small JPEG of at most BYTES."""
+def thumbnail(image: Any) -> str:
+    """Return an image as the URL of a small JPEG of at most BYTES."""
     from PIL import Image
 
-    picture = Image.fromarray(photo)
-    picture.thumbnail((SIDE, SIDE))
+    drawing = Image.fromarray(image)
+    drawing.thumbnail((SIDE, SIDE))
     while True:
         for quality in QUALITIES:
-            data = _jpeg(picture, quality)
+            data = _jpeg(drawing, quality)
             if len(data) <= BYTES:
                 return "data:image/jpeg;base64," + base64.b64encode(data).decode()
-        picture = picture.reduce(2)
+        drawing = drawing.reduce(2)
 
 
-def _jpeg(picture: "Image", quality: int) -> bytes:
+def _jpeg(drawing: "Image", quality: int) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, optimize=True)
+    drawing.save(file, "JPEG", quality=quality, optimize=True)
     return file.getvalue()

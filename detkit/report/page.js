@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const space = $("ns").namespaceURI;
-  const scores = data.pictures.flatMap((picture) => picture.detections.map((row) => row[1]));
+  const scores = data.images.flatMap((image) => image.detections.map((row) => row[1]));
   const low = Math.min(0, ...scores), high = Math.max(1, ...scores);
 
   function svg(name, attributes, parent) {
@@ -52,11 +52,11 @@
   const least = () => low + (slider.value / 100) * (high - low);
   const gallery = () => document.querySelector("input[name=gallery]:checked").value;
 
-  // boxes of a picture that are switched on; what the picture is about always is
-  function paint(picture, focus, kind, named) {
-    const { width, height } = picture;
+  // boxes of an image that are switched on; what the image is about always is
+  function paint(image, focus, kind, named) {
+    const { width, height } = image;
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-    if (picture.photo) svg("image", { href: picture.photo, width, height, preserveAspectRatio: "none" }, root);
+    if (image.image) svg("image", { href: image.image, width, height, preserveAspectRatio: "none" }, root);
     else svg("rect", { class: "blank", width, height }, root);
     const on = new Set(layers.filter((input) => input.checked).map((input) => input.value));
     const shown = new Set(filters.filter((input) => input.checked).map((input) => Number(input.value)));
@@ -72,17 +72,17 @@
       label.setAttribute("x", Math.max(2, Math.min(at[0] + size / 4, width - text.length * size * 0.6)));
       label.setAttribute("y", at[1] > size * 1.3 ? at[1] - size * 0.3 : at[1] + size);
     }
-    picture.objects.forEach(([label, status, ...at], index) => {
+    image.objects.forEach(([label, status, ...at], index) => {
       const own = kind === "missed" && index === focus;
       if (!own && (!on.has("objects") || !shown.has(label) || (status === 3 && !on.has("ignored")))) return;
       const text = own || named ? data.classes[label] + (own ? " missed" : "") : "";
       box(at, "object s" + status, text, own);
     });
-    // the best on top, and above all what the picture is about
-    const order = picture.detections.map((_, index) => index).reverse();
+    // the best on top, and above all what the image is about
+    const order = image.detections.map((_, index) => index).reverse();
     if (kind !== "missed") order.push(...order.splice(order.indexOf(focus), 1));
     for (const index of order) {
-      const [label, score, state, ...at] = picture.detections[index];
+      const [label, score, state, ...at] = image.detections[index];
       const own = kind !== "missed" && index === focus;
       const hidden = !on.has(data.states[state]) || !shown.has(label) || score < least();
       if (hidden && !own) continue;
@@ -91,17 +91,17 @@
     return root;
   }
 
-  function about(picture, focus, kind) {
-    if (kind === "missed") return [`${data.classes[picture.objects[focus][0]]}, missed`, picture.id];
-    const row = picture.detections[focus];
-    return [`${data.classes[row[0]]} ${row[1].toFixed(3)}, ${kind}`, `${picture.id}, best IoU with its class ${row[7].toFixed(2)}`];
+  function about(image, focus, kind) {
+    if (kind === "missed") return [`${data.classes[image.objects[focus][0]]}, missed`, image.id];
+    const row = image.detections[focus];
+    return [`${data.classes[row[0]]} ${row[1].toFixed(3)}, ${kind}`, `${image.id}, best IoU with its class ${row[7].toFixed(2)}`];
   }
 
-  // a picture of the gallery is shown while the class of what it is about is
+  // an image of the gallery is shown while the class of what it is about is
   function visible(kind) {
     return data.kinds[kind].filter(([number, focus]) => {
-      const picture = data.pictures[number];
-      const row = (kind === "missed" ? picture.objects : picture.detections)[focus];
+      const image = data.images[number];
+      const row = (kind === "missed" ? image.objects : image.detections)[focus];
       return filters[row[0]].checked;
     });
   }
@@ -111,12 +111,12 @@
     const kind = gallery(), entries = visible(kind);
     $("least").textContent = least().toFixed(2);
     $("classcount").textContent = `(${filters.filter((input) => input.checked).length} of ${filters.length})`;
-    $("kindtext").textContent = `${entries.length} pictures of kind ${kind}: ${data.meaning[kind]}.`;
+    $("kindtext").textContent = `${entries.length} images of kind ${kind}: ${data.meaning[kind]}.`;
     for (const line of document.querySelectorAll(".curve"))
       line.toggleAttribute("hidden", !filters[Number(line.dataset.class)].checked);
     $("cards").replaceChildren(...entries.map(([number, focus], index) => {
-      const picture = data.pictures[number];
-      const [title, more] = about(picture, focus, kind);
+      const image = data.images[number];
+      const [title, more] = about(image, focus, kind);
       const card = document.createElement("button");
       card.type = "button";
       card.className = "card";
@@ -125,7 +125,7 @@
       const small = document.createElement("small");
       small.textContent = more;
       text.append(title, small);
-      card.append(paint(picture, focus, kind, false), text);
+      card.append(paint(image, focus, kind, false), text);
       card.addEventListener("click", () => { enlarge(index); $("large").showModal(); });
       return card;
     }));
@@ -137,9 +137,9 @@
     if (!entries.length) return;
     current = (index + entries.length) % entries.length;
     const [number, focus] = entries[current];
-    const picture = data.pictures[number];
-    $("stage").replaceChildren(paint(picture, focus, kind, true));
-    $("caption").textContent = `${current + 1} of ${entries.length}: ${about(picture, focus, kind).join(", ")}`;
+    const image = data.images[number];
+    $("stage").replaceChildren(paint(image, focus, kind, true));
+    $("caption").textContent = `${current + 1} of ${entries.length}: ${about(image, focus, kind).join(", ")}`;
   }
   $("previous").addEventListener("click", () => enlarge(current - 1));
   $("next").addEventListener("click", () => enlarge(current + 1));

@@ -44,27 +44,27 @@ def write_report(
 ) -> Path:
     """Write report.html and errors.json into `folder`; return the former's path.
 
-    result: what `score` said of the detections. dataset: the photos of `truth.ids`, in that order; where one cannot be
+    result: what `score` said of the detections. dataset: the images of `truth.ids`, in that order; where one cannot be
     read its boxes are drawn on blank paper. protocol: what the numbers are of, shown as it is. records: a training
-    log's, see `viz.loss_plot`. The page holds all that it shows, photos as small JPEGs of less than 5 MB in all.
+    log's, see `viz.loss_plot`. The page holds all that it shows, images as small JPEGs of less than 5 MB in all.
 
     Raises UserError and ValueError as `voc_ap` does.
     """
     folder = Path(folder)
     cpu = detections.to("cpu"), truth.to("cpu")
     analysis = analyse(*cpu, result.metric)
-    pictures = gallery(dataset, *cpu, analysis.errors)
+    images = gallery(dataset, *cpu, analysis.errors)
     content = {**analysis.to_dict(), **protocol}
     write_atomic(folder / "errors.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     path = folder / "report.html"
-    write_atomic(path, page(result, analysis, pictures, protocol, records))
+    write_atomic(path, page(result, analysis, images, protocol, records))
     return path
 
 
 def page(
     result: Result,
     analysis: Analysis,
-    pictures: dict[str, Any],
+    images: dict[str, Any],
     protocol: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]] = (),
 ) -> str:
@@ -91,9 +91,9 @@ def page(
         "states": STATES,
         "meaning": MEANING,
         "score": analysis.score,
-        **pictures,
+        **images,
     }
-    blanks = sum(picture["photo"] is None for picture in pictures["pictures"])
+    blanks = sum(image["image"] is None for image in images["images"])
     parts = {
         "title": escape(f"{protocol.get('dataset', 'detections')}: mAP {_number(result.mAP)}"),
         "facts": _facts(result, analysis, protocol),
@@ -119,8 +119,8 @@ def page(
             plots.histogram_plot({"reach": analysis.reach}, "Best IoU of objects", "best IoU with its class"),
             "How well the nearest detection, of any score, fits each object.",
         ),
-        "blanks": f"<p class=note>{blanks} of {len(pictures['pictures'])} photos are not there or cannot be read: "
-        "their boxes are drawn on blank paper of the photo's size.</p>"
+        "blanks": f"<p class=note>{blanks} of {len(images['images'])} images are not there or cannot be read: "
+        "their boxes are drawn on blank paper of the image's size.</p>"
         if blanks
         else "",
         "score": f"{analysis.score:.4f}",
@@ -135,8 +135,8 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if value == value else "–"
 
 
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+def _figure(image: str, caption: str) -> str:
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _key(name: str, text: str) -> str:

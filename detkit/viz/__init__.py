@@ -1,6 +1,6 @@
-"""Pictures: boxes on photos, mosaics, loss curves, precision and recall, recall of proposals.
+"""Images: boxes on images, mosaics, loss curves, precision and recall, recall of proposals.
 
-Photos are (H, W, 3) uint8 RGB arrays and are never changed in place. Boxes are continuous xyxy in pixels.
+Images are (H, W, 3) uint8 RGB arrays and are never changed in place. Boxes are continuous xyxy in pixels.
 """
 
 from detkit.viz.draw import colour, draw

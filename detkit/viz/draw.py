@@ -1,4 +1,4 @@
-"""Boxes and names drawn on photos."""
+"""Boxes and names drawn on images."""
 
 import colorsys
 import functools
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
-# bright enough for dark photos and dark enough for white paper; neighbours differ in hue
+# bright enough for dark images and dark enough for white paper; neighbours differ in hue
 PALETTE: tuple[Colour, ...] = (
     *((230, 57, 70), (0, 119, 214), (255, 176, 0), (46, 160, 67), (157, 88, 232)),
     *((0, 180, 190), (247, 127, 0), (236, 72, 153), (128, 185, 24), (160, 100, 64)),
@@ -100,7 +100,7 @@ def shorten(text: str, font: "FreeTypeFont", width: float) -> str:
 
 
 def outline(pen: "ImageDraw", box: NDArray, line: int, shade: Colour, dashed: bool) -> None:
-    """Draw a box's outline inside its edges, clipped to the picture."""
+    """Draw a box's outline inside its edges, clipped to the image."""
     x1, y1, x2, y2 = _inside(pen, box)
     if not dashed:
         pen.rectangle((x1, y1, x2, y2), outline=shade, width=line)
@@ -118,7 +118,7 @@ def outline(pen: "ImageDraw", box: NDArray, line: int, shade: Colour, dashed: bo
 
 
 def _inside(pen: "ImageDraw", box: NDArray) -> tuple[int, int, int, int]:
-    """First and last pixel of a box, ordered and within the picture."""
+    """First and last pixel of a box, ordered and within the image."""
     width, height = pen.im.size
     limits = np.array([width, height, width, height]) - 1
     x1, y1, x2, y2 = np.clip(np.nan_to_num(np.round(box)) - (0, 0, 1, 1), 0, limits).astype(int).tolist()

@@ -28,7 +28,7 @@ def tidy(axes: "Axes") -> None:
 
 
 def save(figure: "Figure", path: str | Path) -> None:
-    """Write the picture, whole or not at all."""
+    """Write the image, whole or not at all."""
     save_atomic(path, figure.savefig)
 
 

@@ -62,7 +62,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def pr_plot(result: "VOCResult", path: str | Path) -> None:
-    """Draw precision against recall of all classes in one picture, the best class first in its legend."""
+    """Draw precision against recall of all classes in one image, the best class first in its legend."""
     names = _by_ap(result)
     figure = new_figure(10, 6.5)
     axes = figure.add_subplot()
@@ -84,7 +84,7 @@ def pr_plot(result: "VOCResult", path: str | Path) -> None:
 def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
     """Write `all.png` and one `<class>.png` for each class with objects into `folder`; return their paths.
 
-    A class's picture has the curve as measured, its envelope, the area or the 11 points that AP is taken from, and the
+    A class's image has the curve as measured, its envelope, the area or the 11 points that AP is taken from, and the
     scores at some of its points.
     """
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""Several pictures as one."""
+"""Several images as one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from detkit.viz.draw import INK, PAPER, as_array, draw, font_of, shorten
 
-# pictures of objects shown beside each other are enlarged to this many pixels, so that names can be read
+# images of objects shown beside each other are enlarged to this many pixels, so that names can be read
 READABLE = 400
 
 
@@ -23,16 +23,16 @@ def mosaic(
     """
     from PIL import Image, ImageDraw
 
-    pictures = [as_array(image, np.uint8) for image in images]
-    if not pictures:
+    tiles = [as_array(image, np.uint8) for image in images]
+    if not tiles:
         raise ValueError("mosaic: expected at least one image")
     if columns is None:
-        columns = math.ceil(math.sqrt(len(pictures)))
-    columns = min(columns, len(pictures))
-    width = max(picture.shape[1] for picture in pictures)
-    height = max(picture.shape[0] for picture in pictures)
-    factors = [min(width / picture.shape[1], height / picture.shape[0]) for picture in pictures]
-    sizes = [(round(p.shape[1] * f) or 1, round(p.shape[0] * f) or 1) for p, f in zip(pictures, factors)]
+        columns = math.ceil(math.sqrt(len(tiles)))
+    columns = min(columns, len(tiles))
+    width = max(tile.shape[1] for tile in tiles)
+    height = max(tile.shape[0] for tile in tiles)
+    factors = [min(width / tile.shape[1], height / tile.shape[0]) for tile in tiles]
+    sizes = [(round(p.shape[1] * f) or 1, round(p.shape[0] * f) or 1) for p, f in zip(tiles, factors)]
     gap = max(4, round(width / 80))
     font = font_of(max(12, round(width / 30)))
     head = round(font.size * 1.6) if titles else 0
@@ -40,11 +40,11 @@ def mosaic(
 
     sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + len(heights) * (head + gap) + gap), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for place, (picture, size) in enumerate(zip(pictures, sizes)):
+    for place, (tile, size) in enumerate(zip(tiles, sizes)):
         row, column = divmod(place, columns)
         left = gap + column * (width + gap)
         top = gap + sum(heights[:row]) + row * (head + gap)
-        fitted = Image.fromarray(np.ascontiguousarray(picture))
+        fitted = Image.fromarray(np.ascontiguousarray(tile))
         if size != fitted.size:
             fitted = fitted.resize(size, Image.Resampling.LANCZOS)
         sheet.paste(fitted, (left + (width - size[0]) // 2, top + head + (heights[row] - size[1]) // 2))
@@ -57,18 +57,18 @@ def mosaic(
 def draw_pair(
     image: ArrayLike, truth: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return the ground truth beside the detections of one photo; small photos are enlarged.
+    """Return the ground truth beside the detections of one image; small images are enlarged.
 
     truth: boxes (N, 4), labels (N,) and perhaps ignore (N,); found: boxes (M, 4), labels (M,) and scores (M,).
     """
     image = as_array(image, np.uint8)
-    pictures = []
+    tiles = []
     for objects in (truth, found):
-        picture, factor = _enlarge(image, READABLE)
+        tile, factor = _enlarge(image, READABLE)
         boxes = as_array(objects["boxes"], np.float64).reshape(-1, 4) * factor
         scores, ignore = objects.get("scores"), objects.get("ignore")
-        pictures.append(draw(picture, boxes, objects["labels"], classes, scores, ignore))
-    return mosaic(pictures, ("ground truth", "detections"), columns=2)
+        tiles.append(draw(tile, boxes, objects["labels"], classes, scores, ignore))
+    return mosaic(tiles, ("ground truth", "detections"), columns=2)
 
 
 def _enlarge(image: NDArray, least: int) -> tuple[NDArray, float]:

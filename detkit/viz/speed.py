@@ -1,4 +1,4 @@
-"""The picture that papers on detectors draw: accuracy against speed."""
+"""The image that papers on detectors draw: accuracy against speed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -135,7 +135,7 @@ def test_command(
     [
         (["ops", "--contrib", "python"], "--contrib goes with the subject proposals"),
         (["ops", "--mode", "fast"], "--mode goes with the subject proposals"),
-        (["proposals", "--root", "photos"], "--root photos is to compare with opencv-contrib: give --contrib PYTHON"),
+        (["proposals", "--root", "images"], "--root images is to compare with opencv-contrib: give --contrib PYTHON"),
         (["proposals", "--split", "test"], "--split test goes with --root DIR"),
         (["proposals", "--mode", "fats"], "unknown mode of selective search 'fats'; did you mean 'fast'"),
     ],

@@ -15,7 +15,7 @@ from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
 from detkit.models import Detector, build_detector
 from detkit.models.yolov1 import YOLOv1Config
-from tests.builders import images_of, photo
+from tests.builders import images_of, random_image
 
 CLASSES = ("cat", "dog")
 POOL = "[maxpool]\nsize=2\nstride=2\n\n"
@@ -82,7 +82,7 @@ def test_files_written_are_the_detector_read(tmp_path: Path) -> None:
     assert theirs.classes == CLASSES
     for key, value in ours.state_dict().items():
         assert torch.equal(theirs.state_dict()[key], value), key
-    images = images_of(photo(128, 128))
+    images = images_of(random_image(128, 128))
     torch.testing.assert_close(theirs.predict(images).scores, ours.predict(images).scores)
     # and from there a checkpoint of detkit's own
     assert theirs.experiment is not None

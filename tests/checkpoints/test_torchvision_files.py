@@ -42,7 +42,7 @@ from detkit.models.faster_rcnn import FasterRCNN
 from detkit.models.ssd import SSDConfig
 from detkit.ops import box_iou
 from detkit.structures import Targets
-from tests.builders import images_of, photo
+from tests.builders import images_of, random_image
 
 HEIGHT, WIDTH = 192, 240  # the first a multiple of 32, the second not
 
@@ -56,7 +56,7 @@ def lively(model: nn.Module, seed: int = 0) -> None:
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=random))
         elif name.endswith("running_mean"):
             tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.05)
-    images, maps = their_maps(model.eval(), photo(HEIGHT, WIDTH))
+    images, maps = their_maps(model.eval(), random_image(HEIGHT, WIDTH))
     logits, deltas = model.rpn.head(list(maps.values()))
     spread(model.rpn.head.cls_logits, torch.cat([x.flatten() for x in logits]), 2.0)
     spread(model.rpn.head.bbox_pred, torch.cat([x.flatten() for x in deltas]), 0.3)
@@ -106,7 +106,7 @@ def near(ours: Tensor, theirs: Tensor) -> None:
 @torch.no_grad()
 def test_proposals_equal_torchvision(pair):
     theirs, ours = pair
-    pixels = torch.cat([photo(HEIGHT, WIDTH, seed) for seed in range(2)])
+    pixels = torch.cat([random_image(HEIGHT, WIDTH, seed) for seed in range(2)])
     images, maps = their_maps(theirs, pixels)
     our_maps = ours.maps(images_of(pixels))
     for one, other in zip(our_maps, maps.values(), strict=True):
@@ -130,7 +130,7 @@ def test_proposals_equal_torchvision(pair):
 def test_regions_equal_torchvision(pair):
     """Logits and deltas of the same proposals."""
     theirs, ours = pair
-    pixels = photo(HEIGHT, WIDTH)
+    pixels = random_image(HEIGHT, WIDTH)
     images, maps = their_maps(theirs, pixels)
     boxes, _ = theirs.rpn(images, maps)
     heads = theirs.roi_heads
@@ -144,7 +144,7 @@ def test_regions_equal_torchvision(pair):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_detections_equal_torchvision(pair, seed):
     theirs, ours = pair
-    pixels = photo(HEIGHT, WIDTH, seed)
+    pixels = random_image(HEIGHT, WIDTH, seed)
     expected = theirs([pixels[0] / 255])[0]
     settings = DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
     images = images_of(pixels)
@@ -162,12 +162,12 @@ def test_detections_equal_torchvision(pair, seed):
 
 
 def real_photos() -> list[Path]:
-    """A photo that comes with matplotlib, and two of VOC's where they are at hand."""
+    """An image that comes with matplotlib, and two of VOC's where they are at hand."""
     data = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
     with get_sample_data("grace_hopper.jpg") as file:
         own = Path(file.name)
     others = [data / "voc2012_sample" / "JPEGImages" / f"{name}.jpg" for name in ("2007_000033", "2007_000039")]
-    return [own, *(photo for photo in others if photo.exists())]
+    return [own, *(random_image for random_image in others if random_image.exists())]
 
 
 def test_photos_get_torchvisions_sides(pair):
@@ -182,7 +182,7 @@ def test_photos_get_torchvisions_sides(pair):
 @torch.no_grad()
 @pytest.mark.parametrize("path", real_photos(), ids=lambda path: path.stem)
 def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
-    """From file to detections, each resizing the photo itself.
+    """From file to detections, each resizing the image itself.
 
     OpenCV's bilinear resize rounds to whole levels of 255, with weights of 11 bits; torch's does neither. That is less
     than a level a pixel, .3 on average, which moves the scores of the same regions by less than .02 and their boxes by
@@ -231,7 +231,7 @@ def test_losses_and_gradients_equal_torchvision(pair):
     for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
         sampler.batch_size_per_image = 10**6
     ours.config.rpn_batch_size_per_image = ours.config.batch_size_per_image = 10**6
-    pixels = torch.cat([photo(HEIGHT, WIDTH, seed) for seed in range(2)])
+    pixels = torch.cat([random_image(HEIGHT, WIDTH, seed) for seed in range(2)])
     boxes = torch.tensor([[[20.0, 30, 100, 120], [5, 5, 60, 40]], [[100, 50, 230, 180], [0, 0, 0, 0]]])
     targets = Targets(boxes, torch.tensor([[1, 0], [4, -1]]), torch.zeros(2, 2, dtype=torch.bool))
     wanted = theirs(
@@ -311,7 +311,7 @@ def test_ssd300_equals_torchvision(ssd):
     names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
     columns = [names.index(name) for name in published.classes]
     assert not set(NO_CLASS) & set(published.classes)
-    pixels = photo(300, 300)
+    pixels = random_image(300, 300)
     images, maps = their_maps(theirs, pixels)
     raw = theirs.head(list(maps.values()))
     logits, _ = ours.network(ours.normalise(images_of(pixels)))
@@ -325,7 +325,7 @@ def test_ssd300_equals_torchvision(ssd):
 @torch.no_grad()
 @pytest.mark.parametrize("path", real_photos(), ids=lambda path: path.stem)
 def test_ssd300_sees_photos_as_torchvision_does(ssd, path):
-    """Each resizes the photo itself, as for Faster R-CNN; all scores, and boxes in default boxes' sides."""
+    """Each resizes the image itself, as for Faster R-CNN; all scores, and boxes in default boxes' sides."""
     ours = converted(ssd).eval()
     image = decode_image(path)
     images, maps = their_maps(ssd, torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).contiguous())
@@ -383,10 +383,10 @@ def ssd_file(tmp_path_factory) -> Path:
 def test_a_file_is_detected_with_and_fine_tuned(ssd_file, tmp_path, capsys):
     detector = detkit.load(ssd_file, device="cpu")
     assert len(detector.classes) == 80
-    cv2.imwrite(str(tmp_path / "photo.png"), photo(60, 80)[0].permute(1, 2, 0).numpy())
-    arguments = [str(ssd_file), str(tmp_path / "photo.png"), "--out", str(tmp_path / "out"), "--score", "0.0"]
+    cv2.imwrite(str(tmp_path / "image.png"), random_image(60, 80)[0].permute(1, 2, 0).numpy())
+    arguments = [str(ssd_file), str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), "--score", "0.0"]
     assert detect.run(detect.parser().parse_args([*arguments, "--device", "cpu"])) == 0
-    assert (tmp_path / "out/photo.png").exists()
+    assert (tmp_path / "out/image.png").exists()
     new = build_detector(ssd_config(), ("mug", "pen"))
     before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
     checkpoint.start_from(new, ssd_file)

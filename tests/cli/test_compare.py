@@ -29,7 +29,7 @@ from detkit.experiment import load_config
 from detkit.models import Detector, build_detector
 from detkit.proposals import methods
 from detkit.runtime.race import Setting
-from tests.builders import few_regions, images_of, photo
+from tests.builders import few_regions, images_of, random_image
 from tests.engine.conftest import CONFIG
 from tests.engine.toy import CLASSES, draw_toys
 from tests.report.test_report import BROWSER, Strict
@@ -111,7 +111,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
 
 
 def flops(detector: Detector, side: int) -> int:
-    return count_flops(lambda: detector.eval().predict(images_of(photo(side, side))))
+    return count_flops(lambda: detector.eval().predict(images_of(random_image(side, side))))
 
 
 def content(out: Path) -> dict:
@@ -387,7 +387,7 @@ def test_measured_in_processes_of_their_own(toys: Path, tmp_path: Path):
             ["{compared}/slim", "{tmp}/triangles"],
             "slim and triangles cannot be compared, their classes are not the same",
         ),
-        (["{compared}/slim", "{tmp}/val"], "slim and val cannot be compared, their photos are not the same"),
+        (["{compared}/slim", "{tmp}/val"], "slim and val cannot be compared, their images are not the same"),
         (["{compared}/slim", "{tmp}/area"], "their metrics are not the same: voc, and voc07; evaluate.metric=voc sets"),
         (["{configs}", "train.itterations=3"], "train.itterations"),
         (["train.iterations=3"], "what to compare"),
@@ -452,15 +452,15 @@ def test_the_photos_show_what_each_detector_found(compared: Path):
     data = data_of(compared / "report.html")
     assert [run["name"] for run in data["runs"]] == ["slim (toy)", "wide (toy)"]
     found = json.loads((compared / "evaluations" / "wide-detections.json").read_text())
-    assert len(data["pictures"]) == 9
-    for picture in data["pictures"]:
-        assert picture["photo"].startswith("data:image/jpeg")
-        number = found["images"].index(picture["id"])
+    assert len(data["images"]) == 9
+    for sample_image in data["images"]:
+        assert sample_image["image"].startswith("data:image/jpeg")
+        number = found["images"].index(sample_image["id"])
         best = max(row[2] for row in found["detections"] if row[0] == number)
-        assert picture["found"][1][0][1] == pytest.approx(best, abs=1e-4)
+        assert sample_image["found"][1][0][1] == pytest.approx(best, abs=1e-4)
     one = content(compared)["detectors"][1]
     assert data["levels"][0]["scores"][1] == pytest.approx(one["best_F1_score"], abs=1e-4)
-    shown = [row[2] for picture in data["pictures"] for row in picture["found"][1]]
+    shown = [row[2] for sample_image in data["images"] for row in sample_image["found"][1]]
     assert shown.count(data["states"].index("right")) == one["error_counts"]["right"]
 
 
@@ -476,14 +476,14 @@ const choose = (id, value) => {
 };
 seen.groups = all(".group").length;
 seen.cards = all(".card").length;
-const boxes = () => all("#photos rect.box:not(.object)").length;
+const boxes = () => all("#images rect.box:not(.object)").length;
 choose("level", document.getElementById("level").options.length - 1);
 seen.all = boxes();
 by("layer", "background").click();
 seen.without_background = boxes() < seen.all;
 by("layer", "background").click();
 document.getElementById("none").click();
-seen.none = all("#photos rect.box").length;
+seen.none = all("#images rect.box").length;
 document.getElementById("all").click();
 seen.back = boxes() === seen.all;
 choose("level", 0);
@@ -493,10 +493,10 @@ seen.open = document.getElementById("large").open;
 const large = document.getElementById("large");
 const press = (key) => large.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
 const caption = () => document.getElementById("caption").textContent;
-seen.first = caption().includes("photo 1 of 9: slim");
-press("ArrowRight"); seen.right = caption().includes("photo 1 of 9: wide");
-press("ArrowDown"); seen.down = caption().includes("photo 2 of 9: wide");
-press("ArrowRight"); seen.next = caption().includes("photo 3 of 9: objects");
+seen.first = caption().includes("image 1 of 9: slim");
+press("ArrowRight"); seen.right = caption().includes("image 1 of 9: wide");
+press("ArrowDown"); seen.down = caption().includes("image 2 of 9: wide");
+press("ArrowRight"); seen.next = caption().includes("image 3 of 9: objects");
 document.getElementById("close").click();
 seen.closed = !document.getElementById("large").open;
 const curves = () => all(".curve:not([hidden])").length;
@@ -514,7 +514,7 @@ document.body.dataset.seen = JSON.stringify(seen);
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_it_lives_in_a_browser(compared: Path, tmp_path: Path):
-    """Switches, levels, enlarged picture by keyboard, curves and sorting, in a narrow window."""
+    """Switches, levels, enlarged image by keyboard, curves and sorting, in a narrow window."""
     page = tmp_path / "page.html"
     page.write_text((compared / "report.html").read_text().replace("</body>", f"<script>{SCRIPT}</script></body>"))
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]

@@ -23,18 +23,18 @@ from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.inference import predict
 from detkit.inference.sources import Video
 from detkit.models import build_detector
-from tests.builders import photo, tiny_ssd_config
+from tests.builders import random_image, tiny_ssd_config
 
 CLASSES = ("ace", "king", "queen")
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.ascontiguousarray(photo(height, width, seed)[0].permute(1, 2, 0).numpy())
+def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.ascontiguousarray(random_image(height, width, seed)[0].permute(1, 2, 0).numpy())
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the checkpoint of an untrained detector, in which some boxes pass .3 on every picture."""
+    """Return the checkpoint of an untrained detector, in which some boxes pass .3 on every image."""
     torch.manual_seed(0)
     config = Config(
         tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(detections_per_image=15)
@@ -45,23 +45,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder `photos`, of which the parent is the current folder."""
+def image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder `images`, of which the parent is the current folder."""
     monkeypatch.chdir(tmp_path)
-    folder = Path("photos")
+    folder = Path("images")
     folder.mkdir()
     for number, size in enumerate(((60, 90), (131, 77), (96, 96))):
-        Image.fromarray(picture(*size, seed=number)).save(folder / f"{number}.jpg")
+        Image.fromarray(sample_image(*size, seed=number)).save(folder / f"{number}.jpg")
     return folder
 
 
 @pytest.fixture
-def clip(photos: Path) -> Path:
+def clip(image_files: Path) -> Path:
     """Return a video of seven frames 64x48 at 12.5 a second."""
     path = Path("clip.avi")
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
     for number in range(7):
-        writer.write(picture(48, 64, seed=number))
+        writer.write(sample_image(48, 64, seed=number))
     writer.release()
     return path
 
@@ -86,14 +86,14 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def test_folder(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect(weights, photos, "--score", ".3", "--out", "found", "--json", "--batch", 2) == 0
+def test_folder(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(weights, image_files, "--score", ".3", "--out", "found", "--json", "--batch", 2) == 0
     assert files("found") == ["0.jpg", "1.jpg", "2.jpg", "detections.json"]
     content = report("found")
     assert content["checkpoint"] == weights
     assert content["classes"] == list(CLASSES)
     assert (content["model"], content["score"], content["nms_iou"]) == ("ssd", 0.3, 0.45)
-    assert [entry["file"] for entry in content["images"]] == [f"photos/{number}.jpg" for number in range(3)]
+    assert [entry["file"] for entry in content["images"]] == [f"images/{number}.jpg" for number in range(3)]
     total = 0
     for entry, (height, width) in zip(content["images"], ((60, 90), (131, 77), (96, 96))):
         assert (entry["height"], entry["width"]) == (height, width)
@@ -112,40 +112,40 @@ def test_folder(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) 
     lines = captured.out.splitlines()
     assert len(lines) == 5
     assert "ssd (tiny, 96x96), 3 classes; score >= 0.3, NMS IoU 0.45" in lines[0]
-    assert lines[1].startswith("photos/0.jpg  90x60  ")
+    assert lines[1].startswith("images/0.jpg  90x60  ")
     assert lines[4].startswith("3 images in ")
     assert sum(int(word) for word in lines[4].split(": ")[1].replace(",", " ").split() if word.isdigit()) == total
     assert captured.err == ""
 
 
-def test_score_replaces_the_config_s(weights: str, photos: Path) -> None:
+def test_score_replaces_the_config_s(weights: str, image_files: Path) -> None:
     counts = []
     for score in (0, 0.3, 0.99):
-        assert detect(weights, photos / "0.jpg", "--score", score, "--json") == 0
+        assert detect(weights, image_files / "0.jpg", "--score", score, "--json") == 0
         counts.append(len(report()["images"][0]["detections"]))
     assert counts[0] == 15
     assert counts[0] >= counts[1] > counts[2] == 0
-    # with nothing on it, the drawn picture is the photo, in its own colours
-    assert np.abs(cv2.imread("detections/0.jpg").astype(int) - cv2.imread("photos/0.jpg")).mean() < 5
+    # with nothing on it, the drawn image is the image, in its own colours
+    assert np.abs(cv2.imread("detections/0.jpg").astype(int) - cv2.imread("images/0.jpg")).mean() < 5
 
 
-def test_without_json_there_is_none(weights: str, photos: Path) -> None:
-    assert detect(weights, "photos/[01].jpg") == 0
+def test_without_json_there_is_none(weights: str, image_files: Path) -> None:
+    assert detect(weights, "images/[01].jpg") == 0
     assert files() == ["0.jpg", "1.jpg"]
 
 
-def test_same_names_from_several_folders(weights: str, photos: Path) -> None:
-    for folder in ("other", "third/photos"):
+def test_same_names_from_several_folders(weights: str, image_files: Path) -> None:
+    for folder in ("other", "third/images"):
         Path(folder).mkdir(parents=True)
-        Image.fromarray(picture(30, 40, seed=9)).save(Path(folder, "0.JPG"))
-    Image.fromarray(picture(30, 40, seed=9)).save("other/0.gif")
-    assert detect(weights, "photos/0.jpg", "other", "third/**/0.*", "--json") == 0
-    assert files() == ["0.jpg", "0.png", "detections.json", "other-0.JPG", "photos-0.JPG"]
+        Image.fromarray(sample_image(30, 40, seed=9)).save(Path(folder, "0.JPG"))
+    Image.fromarray(sample_image(30, 40, seed=9)).save("other/0.gif")
+    assert detect(weights, "images/0.jpg", "other", "third/**/0.*", "--json") == 0
+    assert files() == ["0.jpg", "0.png", "detections.json", "other-0.JPG", "images-0.JPG"]
     assert [(entry["file"], entry["drawn"]) for entry in report()["images"]] == [
-        ("photos/0.jpg", "0.jpg"),
+        ("images/0.jpg", "0.jpg"),
         ("other/0.JPG", "other-0.JPG"),
         ("other/0.gif", "0.png"),
-        ("third/photos/0.JPG", "photos-0.JPG"),
+        ("third/images/0.JPG", "images-0.JPG"),
     ]
 
 
@@ -157,10 +157,10 @@ def test_drawn_names_are_all_different() -> None:
 
 
 def test_video_and_photo_together(weights: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect(weights, "photos/0.jpg", clip, "photos/1.jpg", "--json", "--batch", 3, "--score", ".3") == 0
+    assert detect(weights, "images/0.jpg", clip, "images/1.jpg", "--json", "--batch", 3, "--score", ".3") == 0
     assert files() == ["0.jpg", "1.jpg", "clip.mp4", "detections.json"]
     entries = report()["images"]
-    assert [entry["file"] for entry in entries] == ["photos/0.jpg", *["clip.avi"] * 7, "photos/1.jpg"]
+    assert [entry["file"] for entry in entries] == ["images/0.jpg", *["clip.avi"] * 7, "images/1.jpg"]
     assert [entry["frame"] for entry in entries[1:8]] == list(range(7))
     assert [entry["seconds"] for entry in entries[1:8]] == [round(number / 12.5, 3) for number in range(7)]
     assert all((entry["width"], entry["height"]) == (64, 48) and entry["detections"] for entry in entries[1:8])
@@ -170,22 +170,22 @@ def test_video_and_photo_together(weights: str, clip: Path, capsys: pytest.Captu
     assert "clip.avi  64x48  7 frames  " in capsys.readouterr().out
 
 
-def test_broken_photo_among_many(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (photos / "1.jpg").write_bytes((photos / "1.jpg").read_bytes()[:700])
-    (photos / "00.png").write_text("no picture")
-    assert detect(weights, photos, "--json") == 1
+def test_broken_photo_among_many(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_files / "1.jpg").write_bytes((image_files / "1.jpg").read_bytes()[:700])
+    (image_files / "00.png").write_text("no image")
+    assert detect(weights, image_files, "--json") == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
-        "error: photos/00.png: corrupt or truncated image",
-        "error: photos/1.jpg: corrupt or truncated image",
+        "error: images/00.png: corrupt or truncated image",
+        "error: images/1.jpg: corrupt or truncated image",
     ]
     assert files() == ["0.jpg", "2.jpg", "detections.json"]
-    assert [entry["file"] for entry in report()["images"]] == ["photos/0.jpg", "photos/2.jpg"]
+    assert [entry["file"] for entry in report()["images"]] == ["images/0.jpg", "images/2.jpg"]
     assert "2 of 4 sources" in captured.out.splitlines()[-1]
 
 
-def test_nothing_but_broken_photos(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("a.jpg").write_text("no picture")
+def test_nothing_but_broken_photos(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.jpg").write_text("no image")
     Path("b.jpg").write_bytes(b"")
     assert detect(weights, "a.jpg", "--json") == 2
     assert one_error(capsys) == "error: a.jpg: corrupt or truncated image"
@@ -201,24 +201,24 @@ def wrong_inputs() -> dict[str, tuple[list[str], str]]:
         "missing file": (["no.jpg"], "no image, folder or video no.jpg"),
         "missing folder": (["no/"], "no image, folder or video no/"),
         "empty folder": (["empty"], "no images in folder empty"),
-        "glob": (["photos/*.png"], "glob 'photos/*.png' matches no image or video"),
+        "glob": (["images/*.png"], "glob 'images/*.png' matches no image or video"),
         "camera": (["9"], "camera 9: no such camera"),
         "text as video": (["text.mp4"], "text.mp4: not a readable video"),
         "empty video": (["empty.mov"], "empty.mov: not a readable video"),
         "text": (["text"], "text: neither an image nor a video"),
-        "video after photos": (["photos", "text.mp4"], "text.mp4: not a readable video"),
-        "missing after photos": (["photos", "no.jpg"], "no image, folder or video no.jpg"),
+        "video after images": (["images", "text.mp4"], "text.mp4: not a readable video"),
+        "missing after images": (["images", "no.jpg"], "no image, folder or video no.jpg"),
         "empty name": ([""], "a source is empty"),
-        "out is a file": (["photos", "--out", "text"], "--out text: text is a file"),
-        "out below a file": (["photos", "--out", "text/a/b"], "is a file, not a folder"),
-        "out is the source": (["photos", "--out", "photos"], "photos/0.jpg is a source and would be overwritten"),
-        "device": (["photos", "--device", "gpu"], "device 'gpu' is not one of auto, cpu, cuda"),
+        "out is a file": (["images", "--out", "text"], "--out text: text is a file"),
+        "out below a file": (["images", "--out", "text/a/b"], "is a file, not a folder"),
+        "out is the source": (["images", "--out", "images"], "images/0.jpg is a source and would be overwritten"),
+        "device": (["images", "--device", "gpu"], "device 'gpu' is not one of auto, cpu, cuda"),
     }
 
 
 @pytest.mark.parametrize("case", wrong_inputs())
 def test_wrong_input_is_one_line_and_status_2(
-    weights: str, photos: Path, capfd: pytest.CaptureFixture[str], case: str
+    weights: str, image_files: Path, capfd: pytest.CaptureFixture[str], case: str
 ) -> None:
     Path("text").write_text("a text file\n" * 50)
     Path("text.mp4").write_text("a text file\n" * 50)
@@ -238,18 +238,20 @@ def test_wrong_input_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize("arguments", [["--score", "high"], ["--score", "nan"], ["--batch", "0"], ["--colour", "red"]])
-def test_wrong_option(weights: str, photos: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_wrong_option(
+    weights: str, image_files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        detect(weights, photos, *arguments)
+        detect(weights, image_files, *arguments)
     assert stop.value.code == 2
     assert arguments[0] in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_text_file_as_checkpoint(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_file_as_checkpoint(image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("best.pt").write_text("no weights")
-    assert detect("best.pt", photos) == 2
+    assert detect("best.pt", image_files) == 2
     assert "best.pt: " in one_error(capsys)
-    assert detect("missing.pt", photos) == 2
+    assert detect("missing.pt", image_files) == 2
     assert "missing.pt" in one_error(capsys)
     assert not Path("detections").exists()
 
@@ -267,7 +269,7 @@ def test_video_cut_off_half_way(weights: str, clip: Path, capsys: pytest.Capture
 
 
 class Camera:
-    """A camera that shows a clip for ever; Ctrl-C is pressed while it takes its sixth picture."""
+    """A camera that shows a clip for ever; Ctrl-C is pressed while it takes its sixth image."""
 
     def __init__(self, clip: Path) -> None:
         self.clip, self.taken = clip, 0
@@ -329,7 +331,7 @@ def test_interrupted_video_leaves_nothing_half_written(
     assert files() == []
 
 
-@pytest.mark.parametrize("source", ["photos/0.jpg", "clip.avi"])
+@pytest.mark.parametrize("source", ["images/0.jpg", "clip.avi"])
 def test_no_space_left(weights: str, clip: Path, source: str) -> None:
     """A limit on the size of files stands for a full disk."""
     code = (
@@ -346,13 +348,13 @@ def test_no_space_left(weights: str, clip: Path, source: str) -> None:
     assert files() == []
 
 
-def test_memory_does_not_grow_with_the_length(weights: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 60 pictures, read two at once, no more than a few batches are ever in memory."""
+def test_memory_does_not_grow_with_the_length(weights: str, image_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 images, read two at once, no more than a few batches are ever in memory."""
     alive, most = set(), 0
 
     def read(path: Path) -> np.ndarray:
         nonlocal most
-        image = picture(30, 40)
+        image = sample_image(30, 40)
         alive.add(path)
         most = max(most, len(alive))
         weakref.finalize(image, alive.discard, path)

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from detkit.data.image_file import decode_image
-from tests.cli.test_detect import clip, detect, photos, picture, report, weights
+from tests.cli.test_detect import clip, detect, image_files, report, sample_image, weights
 from tests.cli.test_detect_outputs import opened
 
-__all__ = ["clip", "photos", "weights"]
+__all__ = ["clip", "image_files", "weights"]
 
 
 def black_png(width: int, height: int) -> bytes:
@@ -31,7 +31,7 @@ def black_png(width: int, height: int) -> bytes:
 
 def write_odd(folder: Path, kind: str) -> tuple[str, tuple[int, int] | str]:
     """Write a file, return its name, and the (width, height) it must be seen at, or why it cannot be."""
-    colour = picture(40, 60)
+    colour = sample_image(40, 60)
     image = Image.fromarray(colour)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -94,51 +94,53 @@ ODD = (
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_file_among_others(weights: str, photos: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    name, size = write_odd(photos, kind)
-    (photos / "notes.txt").write_text("not looked at")
+def test_odd_file_among_others(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    name, size = write_odd(image_files, kind)
+    (image_files / "notes.txt").write_text("not looked at")
     broken = isinstance(size, str)
-    status = detect(weights, photos, "--score", ".3", "--format", "json,coco,csv,voc,yolo", "--crops", "cut")
+    status = detect(weights, image_files, "--score", ".3", "--format", "json,coco,csv,voc,yolo", "--crops", "cut")
     captured = capsys.readouterr()
     assert status == (1 if broken else 0)
     entries = {entry["file"]: entry for entry in report()["images"]}
     assert len(entries) == (3 if broken else 4)
     if broken:
-        assert captured.err.splitlines() == [f"error: photos/{name}: {size}"]
+        assert captured.err.splitlines() == [f"error: images/{name}: {size}"]
         assert "1 of 4 sources damaged" in captured.out.splitlines()[-1]
         return
     assert captured.err == ""
-    entry = entries[f"photos/{name}"]
+    entry = entries[f"images/{name}"]
     assert (entry["width"], entry["height"]) == size
     drawn = decode_image(Path("detections", entry["drawn"]))
     assert drawn.shape[1::-1] == size
     assert Path(name).stem == Path(entry["drawn"]).stem
-    # one transparency, one animation's picture, one orientation for the reader of data sets and for detection
+    # one transparency, one animation's image, one orientation for the reader of data sets and for detection
     read = opened("voc")
-    row = [*entries].index(f"photos/{name}")
-    assert np.array_equal(read.image(row), decode_image(photos / name))
+    row = [*entries].index(f"images/{name}")
+    assert np.array_equal(read.image(row), decode_image(image_files / name))
     if kind in ("gif", "webp"):
-        assert np.abs(decode_image(photos / name).astype(int) - picture(40, 60)).mean() < 30  # the first, not 10 or 200
+        assert (
+            np.abs(decode_image(image_files / name).astype(int) - sample_image(40, 60)).mean() < 30
+        )  # the first, not 10 or 200
     if kind == "clear":
         assert (read.image(row)[:, :30] == 255).all()
 
 
-def test_huge_picture_is_one_line(weights: str, photos: Path) -> None:
+def test_huge_picture_is_one_line(weights: str, image_files: Path) -> None:
     """In a process of its own, since OpenCV reads its limit when it is imported."""
-    _, reason = write_odd(photos, "huge")
+    _, reason = write_odd(image_files, "huge")
     code = (
         "import sys, resource; from detkit.cli import run_command\n"
         "status = run_command('detect', sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10); sys.exit(status)"
     )
-    arguments = [sys.executable, "-c", code, weights, "photos"]
+    arguments = [sys.executable, "-c", code, weights, "images"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"error: photos/huge.png: {reason}\n")
+    assert (done.returncode, done.stderr) == (1, f"error: images/huge.png: {reason}\n")
     assert int(done.stdout.split()[-1]) < 1100  # MiB; its pixels alone would be 1145
 
 
 def test_transparency_where_the_annotation_leaves_the_orientation_out(tmp_path: Path) -> None:
-    colour, alpha = picture(40, 60), np.full((40, 60), 255, np.uint8)
+    colour, alpha = sample_image(40, 60), np.full((40, 60), 255, np.uint8)
     alpha[:, :20] = 0
     turned = Image.Exif()
     turned[0x0112] = 6

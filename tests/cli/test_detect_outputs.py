@@ -15,9 +15,9 @@ from detkit.config import DataConfig
 from detkit.data import open_dataset
 from detkit.data.dataset import DetectionDataset
 from detkit.data.image_file import decode_image
-from tests.cli.test_detect import CLASSES, clip, detect, files, one_error, photos, picture, report, weights
+from tests.cli.test_detect import CLASSES, clip, detect, files, image_files, one_error, report, sample_image, weights
 
-__all__ = ["clip", "photos", "weights"]
+__all__ = ["clip", "image_files", "weights"]
 
 
 def found(out: str = "detections") -> dict[str, list[tuple[int, float, list[float]]]]:
@@ -38,12 +38,12 @@ def opened(kind: str) -> DetectionDataset:
 # formats
 
 
-def test_data_sets_read_back_by_our_own_readers(weights: str, photos: Path, clip: Path) -> None:
+def test_data_sets_read_back_by_our_own_readers(weights: str, image_files: Path, clip: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.fromarray(picture(50, 70, seed=5)).save("photos/tur ned.jpg", exif=turned)
-    Image.fromarray(picture(50, 70, seed=6)).save("photos/0.gif")  # its name is taken, and readers know no GIF
-    assert detect(weights, photos, clip, "--score", ".3", "--format", "json, voc,yolo") == 0
+    Image.fromarray(sample_image(50, 70, seed=5)).save("images/tur ned.jpg", exif=turned)
+    Image.fromarray(sample_image(50, 70, seed=6)).save("images/0.gif")  # its name is taken, and readers know no GIF
+    assert detect(weights, image_files, clip, "--score", ".3", "--format", "json, voc,yolo") == 0
     expected = found()
     assert len(expected) == 5 + 7
     for kind in ("voc", "yolo"):
@@ -62,20 +62,20 @@ def test_data_sets_read_back_by_our_own_readers(weights: str, photos: Path, clip
             if name.endswith(".jpg"):
                 assert record.path.samefile(name)
                 assert np.array_equal(dataset.image(row), decode_image(Path(name)))
-    # again, over what is there: the photos themselves stay as they were
-    before = {path: path.read_bytes() for path in photos.iterdir()}
+    # again, over what is there: the images themselves stay as they were
+    before = {path: path.read_bytes() for path in image_files.iterdir()}
     Path("other").mkdir()
-    Image.fromarray(picture(30, 40, seed=9)).save("other/1.jpg")
-    assert detect(weights, photos / "0.jpg", "other/1.jpg", "--format", "voc,yolo") == 0
+    Image.fromarray(sample_image(30, 40, seed=9)).save("other/1.jpg")
+    assert detect(weights, image_files / "0.jpg", "other/1.jpg", "--format", "voc,yolo") == 0
     assert Path("detections/voc/JPEGImages/1.jpg").samefile("other/1.jpg")
-    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+    assert {path: path.read_bytes() for path in image_files.iterdir()} == before
     assert len(opened("voc")) == 2
 
 
-def test_coco_results_are_read_by_pycocotools(weights: str, photos: Path, clip: Path) -> None:
+def test_coco_results_are_read_by_pycocotools(weights: str, image_files: Path, clip: Path) -> None:
     from pycocotools.coco import COCO
 
-    assert detect(weights, photos, clip, "--score", ".3", "--format", "coco", "--json") == 0
+    assert detect(weights, image_files, clip, "--score", ".3", "--format", "coco", "--json") == 0
     assert files() == [
         "0.jpg",
         "1.jpg",
@@ -91,8 +91,8 @@ def test_coco_results_are_read_by_pycocotools(weights: str, photos: Path, clip: 
     entries: list[Any] = list(images.imgs.values())
     assert [entry["id"] for entry in entries] == list(range(1, 11))
     assert [(e["file_name"], e["width"], e["height"]) for e in entries[1:3]] == [
-        ("photos/1.jpg", 77, 131),
-        ("photos/2.jpg", 96, 96),
+        ("images/1.jpg", 77, 131),
+        ("images/2.jpg", 96, 96),
     ]
     assert [entry["frame"] for entry in entries[3:]] == list(range(7))
     for entry, own in zip(entries, found().values()):
@@ -102,9 +102,9 @@ def test_coco_results_are_read_by_pycocotools(weights: str, photos: Path, clip: 
         np.testing.assert_allclose(boxes, [one[2] for one in own], atol=2e-3)
 
 
-def test_csv_has_a_header_and_a_line_a_detection(weights: str, photos: Path, clip: Path) -> None:
-    (photos / "0.jpg").rename(photos / 'a "b", c.jpg')
-    assert detect(weights, photos, clip, "--score", ".3", "--format", "csv,json") == 0
+def test_csv_has_a_header_and_a_line_a_detection(weights: str, image_files: Path, clip: Path) -> None:
+    (image_files / "0.jpg").rename(image_files / 'a "b", c.jpg')
+    assert detect(weights, image_files, clip, "--score", ".3", "--format", "csv,json") == 0
     with open("detections/detections.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [*COLUMNS]
@@ -117,8 +117,8 @@ def test_csv_has_a_header_and_a_line_a_detection(weights: str, photos: Path, cli
     assert {row["seconds"] for row in rows if row["file"] == "clip.avi"} == {str(round(n / 12.5, 3)) for n in range(7)}
 
 
-def test_nothing_found_is_still_whole(weights: str, photos: Path) -> None:
-    assert detect(weights, photos, "--score", "1", "--format", "json,coco,csv,voc,yolo", "--crops", "cut") == 0
+def test_nothing_found_is_still_whole(weights: str, image_files: Path) -> None:
+    assert detect(weights, image_files, "--score", "1", "--format", "json,coco,csv,voc,yolo", "--crops", "cut") == 0
     assert json.loads(Path("detections/coco_results.json").read_text()) == []
     assert len(Path("detections/detections.csv").read_text().splitlines()) == 1
     assert len(opened("voc")) == 3
@@ -126,14 +126,14 @@ def test_nothing_found_is_still_whole(weights: str, photos: Path) -> None:
     assert not Path("cut").exists()
 
 
-def test_crops_are_the_pixels_of_the_boxes(weights: str, photos: Path, clip: Path) -> None:
-    Image.fromarray(picture(60, 80, seed=3)).save("photos/3.png")
-    assert detect(weights, "photos/3.png", "photos/0.jpg", clip, "--score", ".3", "--json", "--crops", "cut/all") == 0
+def test_crops_are_the_pixels_of_the_boxes(weights: str, image_files: Path, clip: Path) -> None:
+    Image.fromarray(sample_image(60, 80, seed=3)).save("images/3.png")
+    assert detect(weights, "images/3.png", "images/0.jpg", clip, "--score", ".3", "--json", "--crops", "cut/all") == 0
     expected = found()
     crops = {str(path.relative_to("cut/all")): path for path in Path("cut/all").rglob("*.*")}
     assert len(crops) == sum(map(len, expected.values()))
-    image = decode_image(Path("photos/3.png"))
-    for number, (label, _, (left, top, right, bottom)) in enumerate(expected["photos/3.png"], 1):
+    image = decode_image(Path("images/3.png"))
+    for number, (label, _, (left, top, right, bottom)) in enumerate(expected["images/3.png"], 1):
         crop = decode_image(crops[f"{CLASSES[label]}/3-{number}.png"])
         whole = image[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
         assert np.array_equal(crop, whole)
@@ -143,16 +143,16 @@ def test_crops_are_the_pixels_of_the_boxes(weights: str, photos: Path, clip: Pat
 # filters
 
 
-def test_classes_and_their_thresholds(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect(weights, photos, "--score", ".3", "--json") == 0
+def test_classes_and_their_thresholds(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(weights, image_files, "--score", ".3", "--json") == 0
     labels = [label for own in found().values() for label, _, _ in own]
     best = max(set(labels), key=labels.count)
     name = CLASSES[best]
-    assert detect(weights, photos, "--score", ".3", "--json", "--classes", name) == 0
+    assert detect(weights, image_files, "--score", ".3", "--json", "--classes", name) == 0
     only = found()
     assert {label for own in only.values() for label, _, _ in own} == {best}
     cut = sorted(score for own in only.values() for _, score, _ in own)[-2] - 1e-4
-    assert detect(weights, photos, "--score", f".9999,{name}={cut}", "--json") == 0
+    assert detect(weights, image_files, "--score", f".9999,{name}={cut}", "--json") == 0
     assert [one for own in found().values() for one in own] == [
         one for own in only.values() for one in own if one[1] > cut
     ]
@@ -160,10 +160,10 @@ def test_classes_and_their_thresholds(weights: str, photos: Path, capsys: pytest
     assert f"score >= 0.9999, {name} >= {cut:g}" in capsys.readouterr().out
 
 
-def test_soft_nms_and_views(weights: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_soft_nms_and_views(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listed = []
     for options in ([], ["--soft-nms", "gaussian"], ["--flip"], ["--scales", "1"], ["--scales", "1,.5"]):
-        assert detect(weights, photos, "--score", ".3", "--json", *options) == 0
+        assert detect(weights, image_files, "--score", ".3", "--json", *options) == 0
         listed.append(found())
     assert listed[0] == listed[3]
     assert all(listed[0] != listed[other] for other in (1, 2, 4))
@@ -184,12 +184,12 @@ def test_soft_nms_and_views(weights: str, photos: Path, capsys: pytest.CaptureFi
         (["--scales", "0"], "detect.scales: 0 is not between 0.1 and 10"),
         (["--crops", "text"], "--crops text: text is a file"),
         (["--crops", "."], "--crops .: sources are in it"),
-        (["--show"], "no display to show pictures on (DISPLAY is not set)"),
+        (["--show"], "no display to show images on (DISPLAY is not set)"),
     ],
 )
 def test_wrong_input(
     weights: str,
-    photos: Path,
+    image_files: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -197,25 +197,27 @@ def test_wrong_input(
 ) -> None:
     Path("text").write_text("text")
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert detect(weights, photos, *arguments) == 2
+    assert detect(weights, image_files, *arguments) == 2
     assert words in one_error(capsys)
     assert files() == []
 
 
 @pytest.mark.parametrize("arguments", [["--format", "xml"], ["--score", "a=b"], ["--scales", "x"], ["--soft-nms", "x"]])
-def test_wrong_option(weights: str, photos: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_wrong_option(
+    weights: str, image_files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        detect(weights, photos, *arguments)
+        detect(weights, image_files, *arguments)
     assert stop.value.code == 2
     assert arguments[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_folder_without_permission(
-    weights: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    weights: str, image_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
         command.os, "access", lambda place, _: Path(place) != Path("shut").absolute()
     )  # root may write everywhere
     Path("shut").mkdir()
-    assert detect(weights, photos, "--out", "shut/a/b") == 2
+    assert detect(weights, image_files, "--out", "shut/a/b") == 2
     assert one_error(capsys) == f"error: --out shut/a/b: no permission to write in {Path('shut').absolute()}"

@@ -16,10 +16,10 @@ from detkit import viz
 from detkit.errors import UserError
 from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.viz.window import Window
-from tests.cli.test_detect import clip, detect, photos, picture, report, weights
+from tests.cli.test_detect import clip, detect, image_files, report, sample_image, weights
 from tests.cli.test_detect_outputs import opened
 
-__all__ = ["clip", "photos", "weights"]
+__all__ = ["clip", "image_files", "weights"]
 
 
 # videos
@@ -57,7 +57,7 @@ def greens(path: Path) -> list[tuple[float, int]]:
         return [(round(seconds, 3), round(frame[..., 1].mean() / 25)) for frame, seconds in reader.timed()]
 
 
-def test_uneven_frames_keep_their_times(weights: str, photos: Path) -> None:
+def test_uneven_frames_keep_their_times(weights: str, image_files: Path) -> None:
     gaps = [1, 1, 3, 1, 4, 2, 5, 1]
     due = [0, 1, 2, 5, 6, 10, 12, 17]
     uneven(Path("vfr.mp4"), gaps)
@@ -76,7 +76,7 @@ def test_uneven_frames_keep_their_times(weights: str, photos: Path) -> None:
 
 @pytest.mark.parametrize("fps", [29.97, 30000 / 1001, 23.976, 59.94, 7.123456, 100.123, 119.88, 0.5])
 def test_odd_rates_keep_their_pace(tmp_path: Path, fps: float) -> None:
-    frame = picture(48, 64)
+    frame = sample_image(48, 64)
     with video_writer(tmp_path / "x.mp4", fps, (48, 64)) as append:
         for number in range(200):
             append(frame, number / fps)
@@ -107,7 +107,7 @@ def test_interruption_leaves_whole_files(
 ) -> None:
     Path("many").mkdir()
     for number in range(60):
-        Image.fromarray(picture(20, 30, seed=number)).save(f"many/{number:02d}.jpg")
+        Image.fromarray(sample_image(20, 30, seed=number)).save(f"many/{number:02d}.jpg")
     press_at(monkeypatch, 3)
     formats = ["--format", "json,coco,csv,voc,yolo"]
     assert detect(weights, source, "--batch", 2, "--score", ".3", *formats) == 130
@@ -134,7 +134,7 @@ def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 class Screen:
-    """Stands for tkinter; closes its window after the second picture."""
+    """Stands for tkinter; closes its window after the second image."""
 
     TclError = RuntimeError
 
@@ -161,15 +161,15 @@ class Screen:
 
 
 def test_closing_the_window_ends_the_work(
-    weights: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    weights: str, image_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import ImageTk
 
     screen = Screen()
     monkeypatch.setenv("DISPLAY", ":77")
     monkeypatch.setitem(sys.modules, "tkinter", screen)
-    monkeypatch.setattr(ImageTk, "PhotoImage", lambda picture, master: picture)
-    assert detect(weights, photos, "--show", "--json") == 130
+    monkeypatch.setattr(ImageTk, "PhotoImage", lambda sample_image, master: sample_image)
+    assert detect(weights, image_files, "--show", "--json") == 130
     assert screen.shown == 2
     assert len(report()["images"]) == 2
     assert "interrupted after 2 of 3 sources" in one_error_line(capsys)
@@ -177,5 +177,5 @@ def test_closing_the_window_ends_the_work(
 
 def test_no_window_where_there_is_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":98765")
-    with pytest.raises(UserError, match="no display to show pictures on"):
+    with pytest.raises(UserError, match="no display to show images on"):
         Window("x")

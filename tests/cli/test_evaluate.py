@@ -42,13 +42,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return a data set without photos: a cat in 1, a dog in 2, a difficult owl in 3."""
+    """Return a data set without images: a cat in 1, a dog in 2, a difficult owl in 3."""
     annotations = {
         "1": xml([("cat", (1, 1, 20, 20))]),
         "2": xml([("dog", (10, 10, 30, 30))]),
         "3": xml([("owl", (1, 1, 9, 9), 1, 0)]),
     }
-    return make_root(tmp_path / "animals", annotations, {"test": ["1", "2", "3"], "cats": ["1"]}, photos=False)
+    return make_root(tmp_path / "animals", annotations, {"test": ["1", "2", "3"], "cats": ["1"]}, image_files=False)
 
 
 @pytest.fixture
@@ -200,9 +200,9 @@ def _copy(folder: Path, to: Path, split: str) -> Path:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Path, Path]:
-    """Return an untrained detector's checkpoint, and its data set with photos."""
+    """Return an untrained detector's checkpoint, and its data set with images."""
     annotations = {str(k): xml([(CLASSES[k % 3], (1 + k, 1, 20 + k, 20))]) for k in range(4)}
-    root = make_root(tmp_path / "photos", annotations, {"test": ["0", "1", "2"], "val": ["3"]})
+    root = make_root(tmp_path / "images", annotations, {"test": ["0", "1", "2"], "val": ["3"]})
     torch.manual_seed(0)
     data = DataConfig(root=str(root), val=["val"])
     train = TrainConfig(iterations=1, workers=0, device="cpu")
@@ -222,7 +222,7 @@ def test_a_checkpoint(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest
     assert metrics["checkpoint"] == str(weights)
     stored = json.loads((out / "detections.json").read_text())
     assert len(stored["detections"]) == 3 * 7
-    assert "photos/test: 3 images" in capsys.readouterr().out
+    assert "images/test: 3 images" in capsys.readouterr().out
     # scored again without the network: the same to the last bit
     again = tmp_path / "again"
     assert evaluate("--detections", out / "detections.json", "--dataset", root, "--metric", "voc", "--out", again) == 0
@@ -239,7 +239,7 @@ def test_a_checkpoint_by_cocos_metric(trained: tuple[Path, Path], capsys: pytest
 def test_a_checkpoint_on_another_split(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     weights, _ = trained
     assert evaluate(weights, "--split", "val") == 0
-    assert "photos/val: 1 images" in capsys.readouterr().out
+    assert "images/val: 1 images" in capsys.readouterr().out
     assert "no split 'vall' in a config; did you mean 'val'" in failure(capsys, weights, "--split", "vall")
     assert "detect.kep" in failure(capsys, weights, "detect.kep=3")
     weights.write_text("not a checkpoint")

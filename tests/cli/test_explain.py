@@ -1,4 +1,4 @@
-"""detkit detect --explain: pictures, the page, and what it refuses."""
+"""detkit detect --explain: images, the page, and what it refuses."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a data set of two photos 60x40; its parent is the current folder."""
+    """Return a data set of two images 60x40; its parent is the current folder."""
     monkeypatch.chdir(tmp_path)
     objects = xml([("a", (5, 5, 30, 30)), ("b", (20, 10, 55, 38))])
     return make_root(Path("set"), {"1": objects, "2": xml([("c", (1, 1, 20, 20))])}, {"test": ["1", "2"]})
@@ -90,16 +90,16 @@ def test_every_detector_has_its_stages(name: str, known: bool) -> None:
     page = Page(explain_page(found, stages, "title", "protocol"))
     sections = [attributes.get("id") for tag, attributes in page.elements if tag == "section"]
     assert sections == [*(stage.name for stage in stages), "steps"]
-    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert len(pictures) == sum(len(stage.panels) for stage in stages)
-    assert all(attributes["alt"] for attributes in pictures)
+    sample_images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(sample_images) == sum(len(stage.panels) for stage in stages)
+    assert all(attributes["alt"] for attributes in sample_images)
 
 
 def test_the_page_stands_alone_and_is_safe_against_any_name() -> None:
     detector, config = build("ssd")
     detector.classes = ("</script><b>", "<!--")
     found = explain(detector, image(), config, TRUTH)
-    text = explain_page(found, draw_stages(found), "<i>photo</i>", "x & y")
+    text = explain_page(found, draw_stages(found), "<i>image</i>", "x & y")
     page = Page(text)
     assert not {"link", "iframe", "b", "i>"} & {tag for tag, _ in page.elements}
     sources = [value for _, attributes in page.elements for key in ("src", "href") if (value := attributes.get(key))]
@@ -161,7 +161,7 @@ def test_the_command(weights: str, root: Path, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     names = sorted(path.name for path in Path("out").iterdir())
     assert names == sorted([*(f"{n}-{name}.png" for n, name in enumerate(STAGES["ssd"], 1)), "explain.html"])
-    # the objects were found beside the photo
+    # the objects were found beside the image
     assert "objects of set/Annotations/1.xml" in said.replace(str(root.resolve().parent) + "/", "")
     for name in names[:-1]:
         assert cv2.imread(f"out/{name}") is not None
@@ -224,9 +224,9 @@ def test_soft_nms_and_views_of_a_config_are_not_explained(
 ) -> None:
     asked: list[DetectConfig] = []
 
-    def listen(detector, picture, config, truth):
+    def listen(detector, sample_image, config, truth):
         asked.append(config.detect)
-        return explain(detector, picture, config, truth)
+        return explain(detector, sample_image, config, truth)
 
     monkeypatch.setattr("detkit.explain.trace.explain", listen)
     content = checkpoint.load(weights)

@@ -15,7 +15,7 @@ from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
 from detkit.models import build_detector
 from detkit.models.compress import LowRankLinear
-from tests.builders import photo, tiny_ssd_config
+from tests.builders import random_image, tiny_ssd_config
 from tests.engine.toy import CLASSES, draw_toys
 from tests.models import test_faster_rcnn
 
@@ -75,8 +75,8 @@ def test_the_file_is_a_checkpoint_like_any_other(best: Path, tmp_path: Path, cap
     assert isinstance(detector.get_submodule("head.tail.1"), LowRankLinear)
     assert main(["evaluate", "best-svd.pt", "--out", "scored"]) == 0
     assert "mAP" in json.loads((tmp_path / "scored" / "metrics.json").read_text())
-    picture = str(tmp_path / "toys" / "JPEGImages" / "test000.jpg")
-    assert main(["detect", "best-svd.pt", picture, "--score", "0.1", "--out", "found"]) == 0
+    sample_image = str(tmp_path / "toys" / "JPEGImages" / "test000.jpg")
+    assert main(["detect", "best-svd.pt", sample_image, "--score", "0.1", "--out", "found"]) == 0
     assert (tmp_path / "found" / "test000.jpg").is_file()
     # once more, another layer of it
     assert main(["export", "best-svd.pt", "--svd", "fc7=5", "--out", "both.pt"]) == 0
@@ -85,7 +85,7 @@ def test_the_file_is_a_checkpoint_like_any_other(best: Path, tmp_path: Path, cap
         "head.regressor": 8,
         "fc7": 5,
     }
-    assert len(detkit.load("both.pt", "cpu").detect(photo(40, 50)[0])) == 1
+    assert len(detkit.load("both.pt", "cpu").detect(random_image(40, 50)[0])) == 1
 
 
 def test_full_rank_detects_the_same(best: Path, capsys: pytest.CaptureFixture[str]):
@@ -95,8 +95,10 @@ def test_full_rank_detects_the_same(best: Path, capsys: pytest.CaptureFixture[st
     assert float(difference[1]) < 1e-5
     assert float(difference[2]) < 1e-3
     for seed in range(3):
-        picture = photo(60, 70, seed)[0]
-        (one,), (other,) = (detkit.load(path, "cpu").detect(picture, score=0.1) for path in ("best.pt", "x/same.pt"))
+        sample_image = random_image(60, 70, seed)[0]
+        (one,), (other,) = (
+            detkit.load(path, "cpu").detect(sample_image, score=0.1) for path in ("best.pt", "x/same.pt")
+        )
         assert one.labels.numel()
         assert torch.equal(one.labels, other.labels)
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=1e-4)

@@ -34,7 +34,7 @@ def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put boxes that any photo has in the place of selective search."""
+    """Put boxes that any image has in the place of selective search."""
 
     def search(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
         assert image.shape == (40, 60, 3)
@@ -47,7 +47,7 @@ def _quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return a data set whose objects two boxes of every photo find with IoU 1 and 0.64, and one that is difficult."""
+    """Return a data set whose objects two boxes of every image find with IoU 1 and 0.64, and one that is difficult."""
     annotations = {
         "1": xml([("cat", (1, 1, 60, 40))]),
         "2": xml([("dog", (1, 1, 8, 8)), ("dog", (30, 30, 31, 31), 1, 0)]),
@@ -99,7 +99,7 @@ def test_refusals_of_make(root, tmp_path, capsys):
         ([*folder, "--out", "a.pkl"], r"a\.pkl: a proposal store's name ends with \.npz"),
     ):
         assert re.search(text, failure(capsys, "make", *argv))
-    (root / "JPEGImages" / "2.jpg").write_bytes(b"no picture")
+    (root / "JPEGImages" / "2.jpg").write_bytes(b"no image")
     assert main(["proposals", "make", *folder, "--workers", "1"]) == 2
     assert "2.jpg: corrupt or truncated image" in capsys.readouterr().err.splitlines()[-1]
 
@@ -185,9 +185,9 @@ def test_recall(root, capsys):
     assert rows(text) == [["all", "2.0", "0.8200", "1.0000", "1.0000", "0.5000", "0.5000", "0.5000"]]
     assert "selective_search(mode=fast, seed=0) on animals/test: 3 images, 2 objects, difficult ones left out" in text
     assert "curves: a-recall.png" in text
-    picture = cv2.imread("a-recall.png")
-    assert picture is not None
-    assert picture.std() > 5
+    sample_image = cv2.imread("a-recall.png")
+    assert sample_image is not None
+    assert sample_image.std() > 5
 
 
 def test_recall_takes_the_best_boxes_first(root, capsys):

@@ -25,20 +25,20 @@ def xml(
     return "\n".join([*lines, "</annotation>"])
 
 
-def photo(path: Path, size: tuple[int, int] = (60, 40), seed: int = 0) -> None:
-    """A smooth picture of (width, height)."""
+def random_image(path: Path, size: tuple[int, int] = (60, 40), seed: int = 0) -> None:
+    """A smooth image of (width, height)."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     assert cv2.imwrite(str(path), cv2.resize(small, size))
 
 
-def make_root(root: Path, annotations: dict[str, str], splits: dict[str, list[str]], photos: bool = True) -> Path:
+def make_root(root: Path, annotations: dict[str, str], splits: dict[str, list[str]], image_files: bool = True) -> Path:
     """Lay out a data set: id -> XML, split -> ids."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for number, (name, content) in enumerate(annotations.items()):
         (root / "Annotations" / f"{name}.xml").write_text(content)
-        if photos:
-            photo(root / "JPEGImages" / f"{name}.jpg", seed=number)
+        if image_files:
+            random_image(root / "JPEGImages" / f"{name}.jpg", seed=number)
     for split, ids in splits.items():
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(ids) + "\n")
     return root

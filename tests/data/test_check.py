@@ -10,7 +10,7 @@ import pytest
 from detkit.cli import run_command
 from detkit.data.check import check_root
 from detkit.errors import UserError
-from tests.data.roots import make_root, photo, xml
+from tests.data.roots import make_root, random_image, xml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def broken_root(tmp_path):
         "class": xml([("z", (1, 1, 9, 9))]),
     }
     root = make_root(tmp_path / "broken", files, {"all": [*files, "noxml", "twin"], "empty": []})
-    photo(root / "JPEGImages" / "noxml.jpg", seed=99)
+    random_image(root / "JPEGImages" / "noxml.jpg", seed=99)
     (root / "JPEGImages" / "nophoto.jpg").unlink()
     (root / "JPEGImages" / "text.jpg").write_text("hello")
     shutil.copy(root / "JPEGImages" / "size.jpg", root / "JPEGImages" / "twin.jpg")
@@ -96,7 +96,7 @@ def test_stats(small_root, capsys):
 
 def test_show(small_root, tmp_path, capsys):
     cv2 = pytest.importorskip("cv2")
-    out = tmp_path / "pictures" / "show.png"
+    out = tmp_path / "images" / "show.png"
     command = [
         "show",
         "--root",

@@ -12,7 +12,7 @@ from detkit.data import coco, index
 from detkit.data.check import check_root
 from detkit.data.coco import COCODataset
 from detkit.errors import UserError
-from tests.data.roots import photo
+from tests.data.roots import random_image
 
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
 
@@ -66,7 +66,7 @@ def test_reads_boxes_flags_areas_and_ids(tmp_path):
 def test_photos_are_found(tmp_path, place):
     write(tmp_path, [annotation()])
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    photo(tmp_path / place / "a b é.jpg")
+    random_image(tmp_path / place / "a b é.jpg")
     assert read(tmp_path).image(0).shape == (40, 60, 3)
 
 
@@ -75,7 +75,7 @@ def test_photos_in_folders_and_by_bare_name(tmp_path):
     write(tmp_path, [], [{"id": i, "file_name": name} for i, name in enumerate(names)])
     for name in ("x/1.jpg", "y/1.jpg"):
         (tmp_path / "images" / name).parent.mkdir(parents=True)
-        photo(tmp_path / "images" / name)
+        random_image(tmp_path / "images" / name)
     data = read(tmp_path)
     assert data.ids == ("x/1", "y/1", "gone/2")
     assert data.image(1).shape == (40, 60, 3)
@@ -83,7 +83,7 @@ def test_photos_in_folders_and_by_bare_name(tmp_path):
         data.image(2)
     shutil.rmtree(tmp_path / "images")
     (tmp_path / "train").mkdir()
-    photo(tmp_path / "train" / "1.jpg")
+    random_image(tmp_path / "train" / "1.jpg")
     assert read(tmp_path).image(0).shape == (40, 60, 3)
 
 
@@ -97,7 +97,7 @@ def test_names_of_splits(tmp_path):
     refused(tmp_path, "did you mean 'train'?", "trian")
     refused(tmp_path, "no file", "annotations/x.json")
     write(tmp_path / "r", [], name="valid/_annotations.coco.json")
-    photo(tmp_path / "r" / "valid" / "a b é.jpg")
+    random_image(tmp_path / "r" / "valid" / "a b é.jpg")
     assert read(tmp_path / "r", "valid").image(0).shape == (40, 60, 3)
 
 
@@ -105,12 +105,12 @@ def test_one_name_in_two_splits(tmp_path):
     for split in ("train", "val"):
         write(tmp_path, [annotation()], name=f"annotations/instances_{split}.json")
         (tmp_path / split).mkdir()
-        photo(tmp_path / split / "a b é.jpg")
+        random_image(tmp_path / split / "a b é.jpg")
     assert COCODataset([(tmp_path, "train"), (tmp_path, "val")]).ids == ("train/a b é", "val/a b é")
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / split)
     (tmp_path / "images").mkdir()
-    photo(tmp_path / "images" / "a b é.jpg")
+    random_image(tmp_path / "images" / "a b é.jpg")
     with pytest.raises(UserError, match="image a b é is listed twice"):
         COCODataset([(tmp_path, "train"), (tmp_path, "val")])
 
@@ -186,7 +186,7 @@ def test_check_names_what_the_reader_bears(tmp_path):
         tmp_path, objects, [{"id": 7, "file_name": "a.jpg", "width": 60, "height": 40}, {"id": 8, "file_name": "b.jpg"}]
     )
     (tmp_path / "images").mkdir()
-    photo(tmp_path / "images" / "a.jpg", (40, 40))
+    random_image(tmp_path / "images" / "a.jpg", (40, 40))
     problems = check_root(tmp_path).problems
     assert {(p.object, p.kind) for p in problems} == {
         (5, "empty box"),

@@ -25,7 +25,7 @@ from detkit.data.loader import test_loader as make_test_loader
 from detkit.data.loader import train_loader
 from detkit.errors import UserError
 from detkit.structures import InputSpec
-from tests.data.roots import make_root, photo, xml
+from tests.data.roots import make_root, random_image, xml
 
 FORMATS = ("voc", "coco", "yolo")
 
@@ -83,7 +83,7 @@ def test_crowds_and_areas_survive(tmp_path, to):
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     (root / "images").mkdir()
-    photo(root / "images" / "a.jpg")
+    random_image(root / "images" / "a.jpg")
     objects = [
         {"id": 1, "bbox": [1.37, 2.21, 30.06, 20.93], "area": 123.4567, "iscrowd": 1},
         {"id": 2, "bbox": [0, 0, 60, 40], "area": 2400},
@@ -117,7 +117,7 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
     folder = tmp_path_factory.mktemp("boxes")
     boxes = [(min(a, b), min(c, d), max(a, b) + 1, max(c, d) + 1) for a, b, c, d in edges]
     objects = [("x", (left + 1, top + 1, right, bottom)) for left, top, right, bottom in boxes]
-    root = make_root(folder / "voc", {"a": xml(objects, size=(width, height))}, {"all": ["a"]}, photos=False)
+    root = make_root(folder / "voc", {"a": xml(objects, size=(width, height))}, {"all": ["a"]}, image_files=False)
     # a stored size without its pixels: only the header is read
     blank = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
     header = bytearray(blank)
@@ -127,7 +127,7 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
     for number, path in enumerate((("coco", "yolo", "voc"), ("yolo", "coco", "voc"))):
         last = root
         for to in path:
-            convert(last, folder / f"{number}{to}", to, photos="symlink")
+            convert(last, folder / f"{number}{to}", to, image_files="symlink")
             last = folder / f"{number}{to}"
             found = open_root(last, ["all"]).record(0).boxes
             np.testing.assert_allclose(found, np.array(boxes, np.float32).reshape(-1, 4), atol=1e-3)
@@ -138,7 +138,7 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
 def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
-    """In YOLO, whose tools turn photos, the box goes with the photo: it is still about the same pixels."""
+    """In YOLO, whose tools turn images, the box goes with the image: it is still about the same pixels."""
     root = make_root(tmp_path / "voc", {"a": xml([("x", (1, 1, 10, 20))])}, {"all": ["a"]})
     shade = 2 * np.arange(60) + 3 * np.arange(40)[:, None]  # differs in every corner
     exif = Image.Exif()
@@ -156,7 +156,7 @@ def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
 def test_photos_are_linked_copied_or_symlinked(voc_root, tmp_path):
     original = voc_root / "JPEGImages" / "b.jpg"
     for how in ("link", "copy", "symlink"):
-        convert(voc_root, tmp_path / how, "coco", photos=how)
+        convert(voc_root, tmp_path / how, "coco", image_files=how)
         new = tmp_path / how / "images" / "b.jpg"
         assert new.read_bytes() == original.read_bytes()
         assert (os.stat(new).st_ino == os.stat(original).st_ino) == (how != "copy")

@@ -84,8 +84,8 @@ def test_every_epoch_visits_every_image_once_in_another_order(small_root):
 
 def test_augmentation_differs_from_epoch_to_epoch(small_root):
     batches = stream(small_root, 0, 4, batch=9)
-    pictures = {images.pixels[images.ids.index("000004")].numpy().tobytes() for images, _ in batches}
-    assert len(pictures) == 4
+    sample_images = {images.pixels[images.ids.index("000004")].numpy().tobytes() for images, _ in batches}
+    assert len(sample_images) == 4
 
 
 def test_order_is_a_fact(small_root):
@@ -127,7 +127,7 @@ def test_test_loader_can_be_gone_through_again(small_root):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_corrupt_photo_ends_in_one_line(small_root, workers):
-    (small_root / "JPEGImages" / "000006.jpg").write_bytes(b"no picture")
+    (small_root / "JPEGImages" / "000006.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=re.escape("000006.jpg: corrupt or truncated image")) as caught:
         stream(small_root, 0, 3, workers=workers)
     assert "\n" not in str(caught.value)

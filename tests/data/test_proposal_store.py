@@ -41,7 +41,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def random_boxes(count: int, seed: int) -> np.ndarray:
     draw = np.random.default_rng(seed)
-    low = draw.random((count, 2)) * (30, 19)  # in photos of 60 x 40
+    low = draw.random((count, 2)) * (30, 19)  # in images of 60 x 40
     return np.concatenate([low, low + 0.5 + draw.random((count, 2)) * 20], 1).astype(np.float32)
 
 
@@ -151,7 +151,7 @@ def test_refusals_of_reading(tmp_path):
         (["a", "b", "c"], ["b", "a"], [1, 0, -1]),
         (["A/a", "B/b"], ["a", "b"], [0, 1]),
         (["a", "b"], ["A/a", "B/b"], [0, 1]),
-        (["A/a"], ["B/a"], [-1]),  # another folder's photo
+        (["A/a"], ["B/a"], [-1]),  # another folder's image
         (["A/a", "B/a"], ["a"], [-1, -1]),  # whose is it?
         (["a"], ["A/a", "B/a"], [-1]),
         (["a", "A/a"], ["a", "A/a"], [0, 1]),
@@ -210,11 +210,11 @@ def test_boxes_outside_of_the_photo_are_named(tmp_path):
         with pytest.raises(UserError) as caught:
             check_store(open_store(tmp_path / "a.npz"), dataset)
         assert str(caught.value) == (
-            f"{tmp_path / 'a.npz'}: image b: the box left, top, right, bottom = {text} reaches beyond the photo "
+            f"{tmp_path / 'a.npz'}: image b: the box left, top, right, bottom = {text} reaches beyond the image "
             "of 60x40; are x and y exchanged?"
         )
     (one / "JPEGImages" / "b.jpg").unlink()  # the annotation alone says it
-    with pytest.raises(UserError, match=r"reaches beyond the photo of 60x40"):
+    with pytest.raises(UserError, match=r"reaches beyond the image of 60x40"):
         check_store(open_store(tmp_path / "a.npz"), dataset)
 
 
@@ -234,14 +234,14 @@ def stub(monkeypatch: pytest.MonkeyPatch, function) -> None:
 
 
 def corners(image: np.ndarray, mode: str = "fast", seed: int = 0) -> np.ndarray:
-    """Boxes that tell which photo they were made of."""
+    """Boxes that tell which image they were made of."""
     value = image[:4, 0, 0].astype(np.float32)
     return np.stack([value * 0, value * 0, value + 1, value + (2 if mode == "fast" else 3)], 1)
 
 
-def photos(tmp_path: Path, count: int = 9) -> VOCDataset:
+def image_files(tmp_path: Path, count: int = 9) -> VOCDataset:
     names = [f"{i:03d}" for i in range(count)]
-    root = make_root(tmp_path / "photos", {name: xml([]) for name in names}, {"all": names, "few": names[:3]})
+    root = make_root(tmp_path / "images", {name: xml([]) for name in names}, {"all": names, "few": names[:3]})
     return VOCDataset([(root, "all")])
 
 
@@ -249,7 +249,7 @@ def photos(tmp_path: Path, count: int = 9) -> VOCDataset:
 def test_making(tmp_path, monkeypatch, workers):
     stub(monkeypatch, corners)
     monkeypatch.setattr(module, "PART", 2)
-    dataset, seen = photos(tmp_path), []
+    dataset, seen = image_files(tmp_path), []
     out = tmp_path / "out" / "a.npz"
     store = make_store(
         out, dataset, "corners", {"mode": "fast"}, workers=workers, progress=lambda *counts: seen.append(counts)
@@ -265,17 +265,17 @@ def test_making(tmp_path, monkeypatch, workers):
     assert out.stat().st_mtime_ns == before.st_mtime_ns  # nothing to do
     with pytest.raises(UserError, match=r"a\.npz holds corners\(mode=fast\), not corners\(mode=quality\); remove"):
         make_store(out, dataset, "corners", {"mode": "quality"}, workers=workers)
-    few = VOCDataset([(tmp_path / "photos", "few")])
+    few = VOCDataset([(tmp_path / "images", "few")])
     with pytest.raises(UserError, match=r"a\.npz holds 9 other images, not these 3; remove .* another --out"):
         make_store(out, few, "corners", {"mode": "fast"}, workers=workers)
 
 
 def test_a_broken_photo_is_named_and_what_is_done_stays(tmp_path, monkeypatch):
     stub(monkeypatch, corners)
-    dataset = photos(tmp_path)
-    photo = tmp_path / "photos" / "JPEGImages" / "007.jpg"
-    content = photo.read_bytes()
-    photo.write_bytes(b"no picture")
+    dataset = image_files(tmp_path)
+    random_image = tmp_path / "images" / "JPEGImages" / "007.jpg"
+    content = random_image.read_bytes()
+    random_image.write_bytes(b"no image")
     out = tmp_path / "a.npz"
     with pytest.raises(UserError, match=r"007\.jpg: corrupt or truncated image"):
         make_store(out, dataset, "corners", {"mode": "fast"}, workers=1)
@@ -286,10 +286,10 @@ def test_a_broken_photo_is_named_and_what_is_done_stays(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match=r"00000\.npz holds corners\(mode=fast\), not corners\(mode=quality\); remove "):
         make_store(out, dataset, "corners", {"mode": "quality"}, workers=1)
-    # photos of the parts are not looked at again
-    photo.write_bytes(content)
+    # images of the parts are not looked at again
+    random_image.write_bytes(content)
     for name in done:
-        (photo.parent / f"{name}.jpg").unlink()
+        (random_image.parent / f"{name}.jpg").unlink()
     store = make_store(out, dataset, "corners", {"mode": "fast"}, workers=2)
     assert store.ids == dataset.ids
     assert not parts.exists()
@@ -297,8 +297,8 @@ def test_a_broken_photo_is_named_and_what_is_done_stays(tmp_path, monkeypatch):
 
 def test_parts_of_other_images_are_left_alone(tmp_path, monkeypatch):
     stub(monkeypatch, corners)
-    dataset, few = photos(tmp_path), VOCDataset([(tmp_path / "photos", "few")])
-    last = tmp_path / "photos" / "JPEGImages" / "008.jpg"
+    dataset, few = image_files(tmp_path), VOCDataset([(tmp_path / "images", "few")])
+    last = tmp_path / "images" / "JPEGImages" / "008.jpg"
     last.unlink()
     with pytest.raises(UserError, match=r"no image .*008\.jpg"):
         make_store(tmp_path / "a.npz", dataset, "corners", {}, workers=1)
@@ -309,14 +309,14 @@ def test_parts_of_other_images_are_left_alone(tmp_path, monkeypatch):
 def test_a_killed_process_ends_in_one_line(tmp_path, monkeypatch):
     stub(monkeypatch, lambda image: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="was killed, perhaps for want of memory; start the same command again"):
-        make_store(tmp_path / "a.npz", photos(tmp_path), "corners", {}, workers=2)
+        make_store(tmp_path / "a.npz", image_files(tmp_path), "corners", {}, workers=2)
 
 
 def test_an_unknown_method_or_file_is_refused_before_any_work(tmp_path):
     with pytest.raises(UserError, match=r"a\.pkl: a proposal store's name ends with \.npz"):
-        make_store(tmp_path / "a.pkl", photos(tmp_path), "corners", {}, workers=1)
+        make_store(tmp_path / "a.pkl", image_files(tmp_path), "corners", {}, workers=1)
     with pytest.raises(UserError, match=r"no method 'selectiv_search' .*did you mean 'selective_search'"):
-        make_store(tmp_path / "a.npz", VOCDataset([(tmp_path / "photos", "all")]), "selectiv_search", {}, workers=1)
+        make_store(tmp_path / "a.npz", VOCDataset([(tmp_path / "images", "all")]), "selectiv_search", {}, workers=1)
 
 
 SCRIPT = """
@@ -338,10 +338,10 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_what_is_done_and_leaves_no_processes(tmp_path, number):
-    photos(tmp_path, 60)
+    image_files(tmp_path, 60)
     out = tmp_path / "a.npz"
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "photos"), str(out)],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "images"), str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -136,7 +136,7 @@ def test_refused_by_name(items, text):
 
 
 def store_of(root: Path, path: Path, scored: bool = False) -> dict[str, np.ndarray]:
-    """Write a store of up to 40 boxes a photo of small_root, whose best first box is all of the photo."""
+    """Write a store of up to 40 boxes an image of small_root, whose best first box is all of the image."""
     ids = VOCDataset([(root, "trainval")]).ids
     counts = {name: 5 * i for i, name in enumerate(ids)}
     boxes = {name: random_boxes(counts[name], i, 60, 40) for i, name in enumerate(ids)}

@@ -15,10 +15,10 @@ FEW = {"train": 60, "val": 5, "test": 5}
 
 def test_drawn_on_first_use_and_then_left(tmp_path):
     root = shapes.ensure_shapes(tmp_path / "shapes", FEW)
-    photo = root / "JPEGImages" / "train_00000.jpg"
-    stamp = photo.stat().st_mtime_ns
+    random_image = root / "JPEGImages" / "train_00000.jpg"
+    stamp = random_image.stat().st_mtime_ns
     assert shapes.ensure_shapes(root, FEW) == root
-    assert photo.stat().st_mtime_ns == stamp
+    assert random_image.stat().st_mtime_ns == stamp
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["shapes"]
     for split, count in FEW.items():
         data = VOCDataset([(root, split)])
@@ -45,12 +45,12 @@ def test_same_seed_same_pictures_alone_or_in_parallel(tmp_path):
 
 
 def test_splits_share_no_picture():
-    pictures = [shapes.draw_picture((0, split, i))[0].tobytes() for split in range(3) for i in range(4)]
-    assert len(set(pictures)) == 12
+    sample_images = [shapes.draw_image((0, split, i))[0].tobytes() for split in range(3) for i in range(4)]
+    assert len(set(sample_images)) == 12
 
 
 def test_objects_are_inside_flagged_and_varied():
-    drawn = [shapes.draw_picture((0, 0, i)) for i in range(300)]
+    drawn = [shapes.draw_image((0, 0, i)) for i in range(300)]
     objects = [(item, image.shape) for image, items in drawn for item in items]
     for item, (height, width, _) in objects:
         xmin, ymin, xmax, ymax = item.corners

@@ -48,7 +48,7 @@ def test_split_in_each_format(small_root, tmp_path, kind, capsys):
         if kind == "coco":
             path = root / "annotations" / "instances_trainval.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "info": "kept"}))
-        else:  # photos and labels alone, in one folder
+        else:  # images and labels alone, in one folder
             shutil.move(root / "images" / "trainval", root / "all")
             for label in (root / "labels" / "trainval").iterdir():
                 label.rename(root / "all" / label.name)

@@ -24,7 +24,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def marked(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A black picture where box k is filled with one colour, a primary of its own."""
+    """A black image where box k is filled with one colour, a primary of its own."""
     image = np.zeros((height, width, 3), np.uint8)
     for k, (x0, y0, x1, y1) in enumerate(boxes.astype(int)):
         image[y0:y1, x0:x1, k] = 255
@@ -102,13 +102,13 @@ def test_tiny_images_pass(size):
 def test_same_seed_same_sample_and_the_photo_is_left_alone():
     chain, other = build_train(SSD, SPEC), build_train(SSD, SPEC)
     boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60)], np.float32)
-    photo = noise(80, 100)
-    photo.flags.writeable = False
+    random_image = noise(80, 100)
+    random_image.flags.writeable = False
     distinct = set()
     for seed in range(40):
-        one = chain(photo, boxes, (3, seed))
-        chain(photo, boxes, (4, seed))  # what came before does not matter
-        two, three = chain(photo, boxes, (3, seed)), other(photo, boxes, (3, seed))
+        one = chain(random_image, boxes, (3, seed))
+        chain(random_image, boxes, (4, seed))  # what came before does not matter
+        two, three = chain(random_image, boxes, (3, seed)), other(random_image, boxes, (3, seed))
         for a, b, c in zip(one, two, three):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_array_equal(a, c)

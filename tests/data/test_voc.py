@@ -14,7 +14,7 @@ from detkit.data import index, open_dataset, voc_index
 from detkit.data.dataset import parse_splits
 from detkit.data.voc import VOC_CLASSES, VOCDataset
 from detkit.errors import UserError
-from tests.data.roots import make_root, photo, xml
+from tests.data.roots import make_root, random_image, xml
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"  # beside the checkout, where it is there at all
 
@@ -46,7 +46,7 @@ def test_truth_is_flat_and_needs_no_photos(tmp_path):
         "a": xml([]),
         "c": xml([("y", (3, 3, 9, 9)), ("x", (2, 2, 3, 3))]),
     }
-    root = make_root(tmp_path / "d", files, {"all": ["c", "a", "b"]}, photos=False)
+    root = make_root(tmp_path / "d", files, {"all": ["c", "a", "b"]}, image_files=False)
     (root / "JPEGImages").rmdir()
     truth = VOCDataset([(root, "all")]).truth()
     assert truth.ids == ("c", "a", "b")
@@ -151,17 +151,17 @@ def test_missing_things_are_named(tmp_path, small_root):
 
 
 def test_split_lines(tmp_path):
-    files = {"my photo": xml([]), "000001": xml([])}
+    files = {"my image": xml([]), "000001": xml([])}
     root = make_root(tmp_path / "d", files, {"all": []})
-    (root / "ImageSets" / "Main" / "all.txt").write_bytes(b"\xef\xbb\xbfmy photo\r\n000001 -1\r\n\r\n")
-    assert VOCDataset([(root, "all")]).ids == ("my photo", "000001")
+    (root / "ImageSets" / "Main" / "all.txt").write_bytes(b"\xef\xbb\xbfmy image\r\n000001 -1\r\n\r\n")
+    assert VOCDataset([(root, "all")]).ids == ("my image", "000001")
 
 
 def test_photo_is_found_by_id_then_by_filename(tmp_path):
-    files = {"a": xml([], filename="b.jpg"), "c": xml([], filename="C:\\pictures\\other.png"), "d": xml([])}
-    root = make_root(tmp_path / "d", files, {"all": list(files)}, photos=False)
+    files = {"a": xml([], filename="b.jpg"), "c": xml([], filename="C:\\images\\other.png"), "d": xml([])}
+    root = make_root(tmp_path / "d", files, {"all": list(files)}, image_files=False)
     for name in ("a.jpeg", "b.jpg", "other.png"):
-        photo(root / "JPEGImages" / name)
+        random_image(root / "JPEGImages" / name)
     data = VOCDataset([(root, "all")])
     assert [data.record(i).path.name for i in range(3)] == ["a.jpeg", "other.png", "d.jpg"]
     with pytest.raises(UserError, match=r"no image .*d\.jpg"):
@@ -208,7 +208,7 @@ def test_corrupt_photo_is_named(one, damage):
     if damage == "folder":
         path.mkdir()
     else:
-        path.write_bytes({"text": b"not a picture", "empty": b"", "truncated": data[: len(data) * 2 // 3]}[damage])
+        path.write_bytes({"text": b"not an image", "empty": b"", "truncated": data[: len(data) * 2 // 3]}[damage])
     with pytest.raises(UserError, match=r"JPEGImages/a\.jpg: "):
         VOCDataset([(root, "all")]).image(0)
 

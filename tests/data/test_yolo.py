@@ -11,18 +11,18 @@ from detkit.data.check import check_root
 from detkit.data.yolo import YOLODataset, yolo_splits
 from detkit.data.yolo_index import label_name, parse_labels
 from detkit.errors import UserError
-from tests.data.roots import photo
+from tests.data.roots import random_image
 from tests.data.test_voc import rotated
 
 YAML = "path: /somewhere/else\ntrain: images/train\nval: images/val\ntest:\nnc: 2\nnames: [cat, dog]\n"
 
 
 def write(root: Path, rows: dict[str, str | None], yaml: str | None = YAML) -> Path:
-    """Lay out photos of 60x40; name below images -> rows, None for no label file."""
+    """Lay out images of 60x40; name below images -> rows, None for no label file."""
     for seed, (name, text) in enumerate(rows.items()):
         for folder in ("images", "labels"):
             (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
-        photo(root / "images" / f"{name}.jpg", seed=seed)
+        random_image(root / "images" / f"{name}.jpg", seed=seed)
         if text is not None:
             (root / "labels" / f"{name}.txt").write_text(text)
     if yaml is not None:
@@ -67,7 +67,7 @@ def test_polygons_become_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        ("0 1.2 .5 .1 .1", "line 2: cx is 1.2; in parts of the photo it lies between 0 and 1"),
+        ("0 1.2 .5 .1 .1", "line 2: cx is 1.2; in parts of the image it lies between 0 and 1"),
         ("0 .5 .5 -.1 .1", "line 2: w is -.1; in parts"),
         ("0 30 20 10 10", "line 2: cx is 30; in parts"),
         ("0 .1 .5 .5 .1 .9 1.5", "line 2: y of point 3 is 1.5; in parts"),
@@ -128,7 +128,7 @@ def test_layouts(tmp_path):
     other = tmp_path / "other"
     for folder in ("images", "labels"):
         (other / "train" / folder).mkdir(parents=True)
-    photo(other / "train" / "images" / "c.jpg")
+    random_image(other / "train" / "images" / "c.jpg")
     (other / "train" / "labels" / "c.txt").write_text("0 .5 .5 1 1")
     assert read(other).record(0).boxes.tolist() == [[0, 0, 60, 40]]
     (other / "data.yaml").write_text("train: ../train/images\nnames: [x]\n")
@@ -139,14 +139,14 @@ def test_layouts(tmp_path):
 def test_label_names():
     assert label_name("images/train/a.b.jpg") == "labels/train/a.b.txt"
     assert label_name("images/images/a.jpg") == "images/labels/a.txt"
-    assert label_name("photos/a.jpg") == "photos/a.txt"
+    assert label_name("images/a.jpg") == "images/a.txt"
     assert label_name("train/images/a.jpg") == "train/labels/a.txt"
 
 
 def test_no_label_file_at_all_is_a_mistake(tmp_path):
-    refused(write(tmp_path, {"train/a": None}), "labels/train/a.txt: no photo of train has a label file")
+    refused(write(tmp_path, {"train/a": None}), "labels/train/a.txt: no image of train has a label file")
     (tmp_path / "images" / "val").mkdir()
-    refused(tmp_path, "the split val is empty; images/val holds no photo", "val")
+    refused(tmp_path, "the split val is empty; images/val holds no image", "val")
 
 
 def test_labels_without_a_photo(tmp_path):
@@ -154,13 +154,13 @@ def test_labels_without_a_photo(tmp_path):
     (tmp_path / "labels" / "train" / "A.txt").write_text("0 .5 .5 1 1")
     (tmp_path / "labels" / "train" / "classes.txt").write_text("cat")
     (problem,) = check_root(tmp_path).problems
-    assert str(problem) == "labels/train/A.txt: there is no photo A in images/train"
+    assert str(problem) == "labels/train/A.txt: there is no image A in images/train"
 
 
 def test_missing_and_broken_photos(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .5 1 1", "train/b": ""})
     (tmp_path / "images" / "train" / "a.jpg").write_text("text")
-    refused(tmp_path, "labels/train/a.txt: its photo is missing or broken")
+    refused(tmp_path, "labels/train/a.txt: its image is missing or broken")
     assert {p.kind for p in check_root(tmp_path).problems} == {"broken file", "unreadable image"}
 
 
@@ -197,7 +197,7 @@ def test_the_index_follows_labels_and_photos(tmp_path):
     assert len(read(tmp_path).areas) == 1
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 1 1\n1 .5 .5 .5 .5\n")
     assert len(read(tmp_path).areas) == 2
-    photo(tmp_path / "images" / "train" / "a.jpg", (30, 40))
+    random_image(tmp_path / "images" / "train" / "a.jpg", (30, 40))
     assert read(tmp_path).record(0).boxes[0].tolist() == [0, 0, 30, 40]
 
 

@@ -76,7 +76,7 @@ class Toy(Detector):
 
 
 def draw_toys(root: Path) -> None:
-    """Write a VOC-layout data set of 24 + 9 + 9 pictures of 40 x 36 with 0 to 2 coloured squares.
+    """Write a VOC-layout data set of 24 + 9 + 9 images of 40 x 36 with 0 to 2 coloured squares.
 
     The split `one` is one of them, with two objects.
     """

@@ -126,7 +126,7 @@ def test_names_that_comp4_cannot_hold(tmp_path: Path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [ROWS, []])
 def test_detections_json_keeps_every_bit(rows, dtype: torch.dtype, tmp_path: Path):
-    found = detection_set(rows, ("a", 'photo "ü" \\ 1', "b"), ("cat", "dog"), dtype)
+    found = detection_set(rows, ("a", 'image "ü" \\ 1', "b"), ("cat", "dog"), dtype)
     path = tmp_path / "out" / "detections.json"
     write_detections(path, found)
     assert_same(read_detections(path), found)

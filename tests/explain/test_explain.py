@@ -13,7 +13,7 @@ from detkit.explain.trace import Explanation, RegionTrace, SSDTrace, YOLOTrace, 
 from detkit.models import Detector
 from detkit.ops import box_iou, match_ssd
 from tests import zoo
-from tests.builders import photo
+from tests.builders import random_image
 
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "yolov1")
 BOXES = ((8.0, 10.0, 60.0, 70.0), (50.0, 20.0, 110.0, 90.0))
@@ -22,7 +22,7 @@ SCORES = {"ssd": 0.34, "torchvision_ssd": 0.35}
 
 
 def image() -> np.ndarray:
-    return np.ascontiguousarray(photo(100, 130)[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(random_image(100, 130)[0].permute(1, 2, 0).numpy())
 
 
 def build(name: str, **keys: Any) -> tuple[Any, Config]:
@@ -68,7 +68,7 @@ def test_who_removed_whom(name: str) -> None:
     assert (work.by[winners] == winners).all()
     assert (winners < removed).all()
     assert (work.labels[winners] == work.labels[removed]).all()
-    # rescaled to the photo after they were compared
+    # rescaled to the image after they were compared
     assert (overlap[winners, removed] > work.iou - 1e-3).all()
     assert sum(len(work.removed(int(row))) for row in np.unique(winners)) == len(removed)
 

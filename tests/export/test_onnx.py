@@ -19,7 +19,7 @@ from detkit.models.sppnet import Pyramid
 from detkit.ops import crop_warp
 from detkit.structures import Images
 from tests import zoo
-from tests.builders import photo
+from tests.builders import random_image
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -80,12 +80,12 @@ def exported(detector: Detector, folder: Path) -> dict[str, File]:
 
 
 def padded(*sides: tuple[int, int]) -> Images:
-    """Photos of these heights and widths in one batch, with noise, not black, for padding."""
+    """Images of these heights and widths in one batch, with noise, not black, for padding."""
     sizes = torch.tensor(sides)
     height, width = sizes.amax(0).tolist()
     pixels = torch.randint(256, (len(sides), 3, height, width), dtype=torch.uint8)
     for row, (high, wide) in enumerate(sides):
-        pixels[row, :, :high, :wide] = photo(high, wide, row)[0]
+        pixels[row, :, :high, :wide] = random_image(high, wide, row)[0]
     return Images(pixels, sizes, sizes, tuple(map(str, range(len(sides)))))
 
 
@@ -96,7 +96,7 @@ def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> No
     detector = trained(name, **keys)
     (file,) = exported(detector, tmp_path).values()
     for batch in (1, 2, 5):
-        images = zoo.pictures(detector, batch)
+        images = zoo.sample_images(detector, batch)
         found = file(pixels=images.pixels)
         with torch.inference_mode():
             wanted = detector.predict(images)
@@ -160,10 +160,10 @@ def decode(coder: dict[str, Any], deltas: Tensor, regions: Tensor) -> Tensor:
 
 
 def test_given_regions(tmp_path: Path) -> None:
-    """Fast R-CNN, SPPNet and R-CNN: a photo's file, torch's pooling, and the regions' file are the whole detector."""
+    """Fast R-CNN, SPPNet and R-CNN: an image's file, torch's pooling, and the regions' file are the whole detector."""
     for name in ("fast_rcnn", "sppnet", "rcnn"):
         detector: Any = trained(name)
-        images = zoo.pictures(detector, 2)
+        images = zoo.sample_images(detector, 2)
         assert images.proposals is not None
         regions = images.proposals.boxes
         (tmp_path / name).mkdir()
@@ -180,7 +180,7 @@ def test_given_regions(tmp_path: Path) -> None:
                 x = files["-map"](pixels=pixels, sizes=images.sizes)["map"]
                 if name == "fast_rcnn":
                     pooled = detector.region_features([x], regions)
-                else:  # photos whose short side is that of the only scale
+                else:  # images whose short side is that of the only scale
                     pooled = detector.pool(Pyramid([(x, torch.ones(2))], images.sizes), regions)
                 found = files["-head"](pooled=pooled)
         scores = found["logits"].softmax(-1)[:, :-1] if name == "fast_rcnn" else found["scores"]

@@ -18,14 +18,14 @@ from detkit.inference.predict import Found, Unreadable, detect_images
 from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
 from detkit.models import Detector, build_detector
 from detkit.structures import DetectionSet
-from tests.builders import photo, tiny_ssd_config
+from tests.builders import random_image, tiny_ssd_config
 
 CLASSES = ("ace", "king", "queen")
 SIZES = ((60, 90), (131, 77), (96, 96), (40, 200), (75, 50))
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.ascontiguousarray(photo(height, width, seed)[0].permute(1, 2, 0).numpy())
+def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.ascontiguousarray(random_image(height, width, seed)[0].permute(1, 2, 0).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def detector(config: Config) -> Detector:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("all") / "photos"
+    root = tmp_path_factory.mktemp("all") / "images"
     root.mkdir()
     for number, size in enumerate(SIZES):
-        Image.fromarray(picture(*size, seed=number)).save(root / f"{number}.png")
+        Image.fromarray(sample_image(*size, seed=number)).save(root / f"{number}.png")
     return root
 
 
@@ -94,7 +94,7 @@ def test_batch_equals_single(detector: Detector, config: Config, folder: Path, b
 
 
 def test_equals_evaluation_of_the_same_photos(detector: Detector, config: Config, tmp_path: Path) -> None:
-    """JPEG photos, one of them turned by EXIF, in a VOC root: the test loader's path gives the same detections."""
+    """JPEG images, one of them turned by EXIF, in a VOC root: the test loader's path gives the same detections."""
     from detkit.data import open_dataset
     from detkit.data.loader import test_loader
     from detkit.inference.evaluate import detect_dataset
@@ -105,7 +105,7 @@ def test_equals_evaluation_of_the_same_photos(detector: Detector, config: Config
     turned[0x0112] = 6
     for number, size in enumerate(SIZES):
         keys = {"exif": turned} if number == 1 else {}
-        Image.fromarray(picture(*size, seed=number)).save(tmp_path / f"JPEGImages/{number}.jpg", **keys)
+        Image.fromarray(sample_image(*size, seed=number)).save(tmp_path / f"JPEGImages/{number}.jpg", **keys)
         height, width = size[::-1] if number == 1 else size
         box = "<bndbox><xmin>3</xmin><ymin>3</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
         (tmp_path / f"Annotations/{number}.xml").write_text(
@@ -146,7 +146,7 @@ def test_reads_no_further_than_two_batches_ahead(detector: Detector, config: Con
         nonlocal taken
         while True:
             taken += 1
-            yield picture(50, 50)
+            yield sample_image(50, 50)
 
     with closing(detect_images(detector, endless(), config, batch=3)) as results:
         for _ in range(4):
@@ -156,7 +156,7 @@ def test_reads_no_further_than_two_batches_ahead(detector: Detector, config: Con
 
 def test_error_while_reading_comes_out(detector: Detector, config: Config) -> None:
     def failing() -> Iterator[np.ndarray]:
-        yield picture(50, 50)
+        yield sample_image(50, 50)
         raise UserError("the cable came off")
 
     with pytest.raises(UserError, match="cable"):
@@ -165,9 +165,9 @@ def test_error_while_reading_comes_out(detector: Detector, config: Config) -> No
 
 def test_training_mode_is_left_as_it_was(detector: Detector, config: Config) -> None:
     before = {name: value.clone() for name, value in detector.state_dict().items()}
-    evaluated = found(detect_images(detector, [picture(50, 50)], config))
+    evaluated = found(detect_images(detector, [sample_image(50, 50)], config))
     detector.train()
-    trained = found(detect_images(detector, [picture(50, 50)], config))
+    trained = found(detect_images(detector, [sample_image(50, 50)], config))
     assert detector.training
     detector.eval()
     assert_same(evaluated[0].detections, trained[0].detections)
@@ -178,7 +178,7 @@ def test_training_mode_is_left_as_it_was(detector: Detector, config: Config) -> 
 
 
 def test_detect_takes_paths_arrays_tensors_and_lists(detector: Detector, folder: Path, video: Path) -> None:
-    array = picture(*SIZES[0])
+    array = sample_image(*SIZES[0])
     expected = detector.detect(array, score=0.3)
     assert len(expected) == 1
     assert expected[0].labels.numel() > 0
@@ -205,7 +205,7 @@ def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:
     assert detector.detect([]) == []
 
 
-# photos
+# images
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:
     ],
 )
 def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: float) -> None:
-    image = Image.fromarray(picture(48, 64)).filter(ImageFilter.GaussianBlur(4))  # or lossy formats lose its noise
+    image = Image.fromarray(sample_image(48, 64)).filter(ImageFilter.GaussianBlur(4))  # or lossy formats lose its noise
     if mode == "I;16":
         grey = np.asarray(image.convert("L"))
         expected = np.repeat(grey[..., None], 3, 2)
@@ -235,7 +235,7 @@ def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: flo
     else:
         image = image.convert(mode)
         expected = np.asarray(image.convert("RGB"))
-    path = tmp_path / f"photo{suffix}"
+    path = tmp_path / f"image{suffix}"
     image.save(path, **({"quality": 95} if suffix in (".jpg", ".webp") else {}))
     pixels = decode_image(path)
     assert pixels.dtype == np.uint8
@@ -244,7 +244,7 @@ def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: flo
 
 
 def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:
-    colour = picture(40, 60)
+    colour = sample_image(40, 60)
     alpha = np.zeros((40, 60), np.uint8)
     alpha[:, 20:] = 128
     alpha[:, 40:] = 255
@@ -261,17 +261,17 @@ def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:
 
 
 def test_find_sources(folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos = [folder / f"{number}.png" for number in range(len(SIZES))]
-    assert find_sources([folder]) == photos
-    assert find_sources([str(folder / "[0-2].png")]) == photos[:3]
-    assert find_sources([folder / "3.png", folder]) == [photos[3], *photos[:3], photos[4]]  # each once
-    assert find_sources([str(folder.parent / "**" / "4.png")]) == [photos[4]]
+    image_files = [folder / f"{number}.png" for number in range(len(SIZES))]
+    assert find_sources([folder]) == image_files
+    assert find_sources([str(folder / "[0-2].png")]) == image_files[:3]
+    assert find_sources([folder / "3.png", folder]) == [image_files[3], *image_files[:3], image_files[4]]  # each once
+    assert find_sources([str(folder.parent / "**" / "4.png")]) == [image_files[4]]
     assert find_sources([video, "0", 1]) == [Video(video), Video(0), Video(1)]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "7").mkdir()
-    Image.fromarray(picture(8, 8)).save("7/odd[1].JPG")
-    (tmp_path / "7" / "notes.txt").write_text("no photo")
-    (tmp_path / "7" / "._odd.jpg").write_text("no photo")
+    Image.fromarray(sample_image(8, 8)).save("7/odd[1].JPG")
+    (tmp_path / "7" / "notes.txt").write_text("no image")
+    (tmp_path / "7" / "._odd.jpg").write_text("no image")
     assert find_sources(["7"]) == [Path("7/odd[1].JPG")]  # a folder called 7 is no camera
     assert find_sources(["7/odd[1].JPG"]) == [Path("7/odd[1].JPG")]  # nor is a file with brackets a glob
     Path("7/odd[1].JPG").rename("7/without_suffix")

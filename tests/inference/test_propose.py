@@ -1,4 +1,4 @@
-"""A store of a Faster R-CNN's proposals: the boxes of its RPN, in pixels of the photos, also when interrupted."""
+"""A store of a Faster R-CNN's proposals: the boxes of its RPN, in pixels of the images, also when interrupted."""
 
 from pathlib import Path
 
@@ -57,9 +57,9 @@ def test_boxes_are_those_of_the_rpn_on_the_photo(best: Path, tmp_path: Path) -> 
     }
     spread = set()
     for i, name in enumerate(dataset.ids):
-        photo = dataset.image(i)
-        assert photo.shape == (36, 40, 3)
-        pixels = torch.from_numpy(resize(photo, (64, 71))).permute(2, 0, 1)[None]
+        random_image = dataset.image(i)
+        assert random_image.shape == (36, 40, 3)
+        pixels = torch.from_numpy(resize(random_image, (64, 71))).permute(2, 0, 1)[None]
         with torch.inference_mode():
             images = Images(pixels, torch.tensor([[64, 71]]), torch.tensor([[36, 40]]), (name,))
             wanted = detector.propose(images)
@@ -76,7 +76,7 @@ def test_boxes_are_those_of_the_rpn_on_the_photo(best: Path, tmp_path: Path) -> 
         assert (np.diff(scores) <= 0).all()
         spread |= set(scores.tolist())
     assert 0 < min(spread) < max(spread) < 1
-    StoredProposals([store], dataset)  # inside of the photos
+    StoredProposals([store], dataset)  # inside of the images
     fewer = make_rpn_store(tmp_path / "b.npz", dataset, *load_proposer(best, count=3), best)
     assert fewer.counts.tolist() == [3] * 9
     np.testing.assert_array_equal(fewer.boxes_at(2), store.boxes_at(2, 3))

@@ -14,7 +14,7 @@ from detkit.inference.evaluate import detect_batch
 from detkit.inference.tta import mirror, predict_views, resize_views
 from detkit.models import Detector, build_detector
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals
-from tests.builders import images_of, photo, tiny_ssd_config
+from tests.builders import images_of, random_image, tiny_ssd_config
 
 SETTINGS = DetectConfig(score_threshold=0.3, detections_per_image=30)
 
@@ -25,8 +25,8 @@ def detector() -> Detector:
     return build_detector(tiny_ssd_config(), ("ace", "king", "queen")).eval()
 
 
-def pictures() -> Images:
-    return images_of(torch.cat([photo(96, 96, seed) for seed in range(2)]))
+def sample_images() -> Images:
+    return images_of(torch.cat([random_image(96, 96, seed) for seed in range(2)]))
 
 
 def run(detector: Detector, images: Images, **settings: object) -> Detections:
@@ -35,7 +35,7 @@ def run(detector: Detector, images: Images, **settings: object) -> Detections:
 
 
 class Blocks(Detector):
-    """Finds the bounding box of what is bright, wherever it is, at any size of picture; its score is its width."""
+    """Finds the bounding box of what is bright, wherever it is, at any size of image; its score is its width."""
 
     def __init__(self, resize: str = "shortest") -> None:
         super().__init__(None, ("block",), InputSpec((40, 80), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resize=resize))  # pyright: ignore[reportArgumentType]
@@ -59,14 +59,14 @@ def block(width: int, left: int, top: int, right: int, bottom: int) -> Tensor:
 
 
 def padded() -> Images:
-    """Two pictures, 80 and 60 pixels wide."""
+    """Two images, 80 and 60 pixels wide."""
     pixels = torch.stack((block(80, 4, 8, 36, 24), block(60, 40, 0, 60, 40)))
     sizes = torch.tensor([[40, 80], [40, 60]])
     return Images(pixels, sizes, sizes, ("a", "b"))
 
 
 def test_identity_is_no_augmentation(detector: Detector) -> None:
-    images = pictures()
+    images = sample_images()
     with torch.inference_mode():
         plain, same = detector.predict(images), predict_views(detector, images, replace(SETTINGS, scales=[1.0]))
     assert torch.equal(plain.boxes, same.boxes)
@@ -74,8 +74,8 @@ def test_identity_is_no_augmentation(detector: Detector) -> None:
 
 
 def test_a_flip_of_a_flipped_picture_agrees(detector: Detector) -> None:
-    """With both views joined, the mirrored picture gives the mirrored detections."""
-    images = pictures()
+    """With both views joined, the mirrored image gives the mirrored detections."""
+    images = sample_images()
     for nms in ("hard", "gaussian"):
         found = run(detector, images, flip=True, nms=nms)
         other = run(detector, mirror(images), flip=True, nms=nms)
@@ -88,7 +88,7 @@ def test_a_flip_of_a_flipped_picture_agrees(detector: Detector) -> None:
 
 
 def test_joined_before_nms_so_scores_are_the_network_s(detector: Detector) -> None:
-    images = pictures()
+    images = sample_images()
     with torch.inference_mode():
         plain, flipped = detector.predict(images), detector.predict(mirror(images))
     found = run(detector, images, flip=True)
@@ -126,7 +126,7 @@ def test_boxes_come_back_to_the_picture(flip: bool, scales: list[float]) -> None
 
 
 def test_a_fixed_input_gets_a_smaller_picture_and_no_larger_one(detector: Detector) -> None:
-    images = pictures()
+    images = sample_images()
     seen, factors = resize_views(detector, images, 0.5)
     assert seen.pixels.shape == images.pixels.shape
     assert factors.tolist() == [[0.5, 0.5]] * 2
@@ -139,7 +139,7 @@ def test_a_fixed_input_gets_a_smaller_picture_and_no_larger_one(detector: Detect
     outside = (centre >= 96).any(-1)
     assert outside.any()
     assert (found.scores[outside] == -torch.inf).all()
-    with pytest.raises(UserError, match=r"scale 1\.5 is above 1, but this network takes pictures of 96x96 alone"):
+    with pytest.raises(UserError, match=r"scale 1\.5 is above 1, but this network takes images of 96x96 alone"):
         run(detector, images, scales=[1.0, 1.5])
 
 
@@ -159,13 +159,13 @@ def test_wrong_settings(keys: dict, words: str) -> None:
 
 
 def test_soft_nms_and_thresholds_through_the_post_processing(detector: Detector) -> None:
-    images = pictures()
+    images = sample_images()
     for nms in ("linear", "gaussian"):
         hard, soft = run(detector, images), run(detector, images, nms=nms)
         # the best of all is nobody's overlap, and soft-NMS drops less
         torch.testing.assert_close(hard.scores[:, 0], soft.scores[:, 0])
         assert (soft.scores.diff() <= 0).all()
-    array = photo(96, 96)[0]
+    array = random_image(96, 96)[0]
     whole = detector.detect(array, score=0.3)[0]
     assert len(whole.labels[0].unique()) > 1
     label = int(whole.labels[0, 0])

@@ -14,7 +14,7 @@ from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN, FastRCNNConfig
 from detkit.models.region import CODER
 from detkit.ops import box_iou
 from detkit.structures import Images, Proposals, Targets
-from tests.builders import few_regions, photo
+from tests.builders import few_regions, random_image
 from tests.engine.toy import draw_toys
 
 SIZES = torch.tensor([[64, 80]] * 2)
@@ -44,7 +44,7 @@ def batch(count: int = 40) -> tuple[Images, Targets]:
     boxes = torch.cat((low, low + 10 + torch.rand(2, count, 2, generator=generator) * 20), -1)
     boxes[0, : count // 2] = targets.boxes[0, [0, 1] * (count // 4)] + torch.randn(count // 2, 4, generator=generator)
     given = Proposals.pad([boxes[0], boxes[1, : count // 2]])
-    return Images(photo(64, 80).repeat(2, 1, 1, 1), SIZES, SIZES, ("a", "b"), given), targets
+    return Images(random_image(64, 80).repeat(2, 1, 1, 1), SIZES, SIZES, ("a", "b"), given), targets
 
 
 def test_it_learns_and_detects() -> None:
@@ -91,7 +91,7 @@ def test_training_draws_a_scale_for_each_photo(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(12):
         losses = detector.train()(images, targets)
         assert torch.stack(list(losses.values())).isfinite().all()
-    # the batch is as large as the larger of its two photos; at 96 the longest side, 120, is cut to 100
+    # the batch is as large as the larger of its two images; at 96 the longest side, 120, is cut to 100
     assert {shape[2:] for shape in shapes} == {(32, 40), (64, 80), (80, 100)}
     shapes.clear()
     with torch.no_grad():
@@ -184,6 +184,9 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
         assert cli.main(["proposals", "make", "fast.yaml", *options]) in (0, None)
     assert cli.main(["train", "fast.yaml", "--out", "run"]) in (0, None)
     assert (tmp_path / "run" / "metrics.json").is_file()
-    photos = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
-    assert cli.main(["detect", "run/best.pt", str(photos), "--score", "0.01", "--out", "found", "--json"]) in (0, None)
+    image_files = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
+    assert cli.main(["detect", "run/best.pt", str(image_files), "--score", "0.01", "--out", "found", "--json"]) in (
+        0,
+        None,
+    )
     assert (tmp_path / "found" / "detections.json").is_file()

@@ -21,7 +21,7 @@ from detkit.models import build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detkit.models.region import CODER, MapFeatures, sample_regions
 from detkit.structures import Images, Targets
-from tests.builders import images_of, photo
+from tests.builders import images_of, random_image
 from tests.engine.toy import draw_toys
 
 
@@ -52,7 +52,7 @@ def targets(*objects: list[list[float]], ignore: bool = False) -> Targets:
     return Targets.pad(rows)
 
 
-PICTURES = images_of(photo(64, 80).repeat(2, 1, 1, 1))
+SAMPLE_IMAGES = images_of(random_image(64, 80).repeat(2, 1, 1, 1))
 TWO = targets([[10.0, 20, 40, 50], [30, 5, 70, 40]], [])
 
 
@@ -65,7 +65,7 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
     scales = [2.0] if neck == "fpn" else [1.0, 2.0]
     keys = {"backbone": BackboneConfig(backbone), "neck": neck, "scales": scales, "pool_size": size, **extra}
     detector = build_detector(config(**keys), ("a", "b"))
-    losses = detector(PICTURES, TWO)
+    losses = detector(SAMPLE_IMAGES, TWO)
     assert set(losses) == {"objectness", "rpn_box", "classification", "box"}
     sum(losses.values()).backward()
     for name, parameter in detector.named_parameters():
@@ -74,7 +74,7 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
     detector.eval()
     with torch.inference_mode():
         found = postprocess(
-            detector.predict(PICTURES), PICTURES, DetectConfig(score_threshold=0.0, detections_per_image=9)
+            detector.predict(SAMPLE_IMAGES), SAMPLE_IMAGES, DetectConfig(score_threshold=0.0, detections_per_image=9)
         )
     assert found.boxes.shape == (2, 9, 4)
 
@@ -83,7 +83,7 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
 def test_batches_without_objects_have_finite_losses(ignore: bool) -> None:
     detector = build_detector(config(), ("a", "b"))
     batch = targets([[10.0, 20, 40, 50]], [[1.0, 1, 2, 2]], ignore=True) if ignore else targets([], [])
-    losses = detector(PICTURES, batch)
+    losses = detector(SAMPLE_IMAGES, batch)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["rpn_box"] == losses["box"] == 0
@@ -92,7 +92,7 @@ def test_batches_without_objects_have_finite_losses(ignore: bool) -> None:
 def test_a_batch_equals_its_images_one_by_one() -> None:
     torch.manual_seed(0)
     detector = build_detector(config(), ("a", "b")).eval()
-    pixels = torch.cat([photo(64, 96, seed) for seed in range(2)])
+    pixels = torch.cat([random_image(64, 96, seed) for seed in range(2)])
     sizes = torch.tensor([[64, 96], [64, 72]])
     both = detector.predict(Images(pixels, sizes, sizes, ("a", "b")))
     second = detector.predict(Images(pixels[1:, ..., :72].contiguous(), sizes[1:], sizes[1:], ("b",)))
@@ -158,7 +158,7 @@ def test_frozen_layers_stay_as_they_are() -> None:
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
     detector.train()
-    sum(detector(PICTURES, TWO).values()).backward()
+    sum(detector(SAMPLE_IMAGES, TWO).values()).backward()
     optimizer.step()
     moved = {name for name, tensor in detector.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any(name.startswith(("backbone.stem", "backbone.stage3.0")) for name in moved)

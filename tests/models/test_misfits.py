@@ -98,7 +98,7 @@ def test_a_head_that_does_not_fit(model: str, keys: dict[str, Any], words: str) 
 def test_a_size_that_the_stride_does_not_divide() -> None:
     """YOLOv1's cells share the image out, whatever its size."""
     detector: Any = zoo.build("yolov1", "tiny", size=100, head="conv")
-    found = detector.eval().predict(zoo.pictures(detector))
+    found = detector.eval().predict(zoo.sample_images(detector))
     assert found.boxes.shape[1] == detector.grid**2 * 2
 
 

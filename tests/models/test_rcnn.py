@@ -78,7 +78,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_regions_at_once_are_bounded() -> None:
-    """2000 regions of one photo, and of many, are 32 MiB of crops at once."""
+    """2000 regions of one image, and of many, are 32 MiB of crops at once."""
     detector = build_detector(config(crop=227), ("a", "b"))
     assert isinstance(detector, RCNN)
     for images in (1, 8):
@@ -167,7 +167,7 @@ def test_an_interrupted_pass_goes_on(
     monkeypatch.setattr(RCNN, "describe", interrupt)
     cut = f"cut{call}"
     assert cli.main(["train", "rcnn.yaml", "--out", cut]) == 128 + signal.SIGTERM
-    assert f"SIGTERM: {cut}/last.pt saved after photo" in capsys.readouterr().err
+    assert f"SIGTERM: {cut}/last.pt saved after image" in capsys.readouterr().err
     stage = checkpoint.load(Path(cut) / "last.pt")["training"]["stage"]
     assert stage == ("svm" if call < 20 else "box_regression")
     assert cli.main(["train", "--resume", cut]) in (0, None)

@@ -14,7 +14,7 @@ from detkit.models.sppnet import SHRINK, SPPNet, SPPNetConfig
 from detkit.ops import sppnet_scale
 from detkit.ops.roi import spp_pool
 from detkit.structures import Images, Proposals
-from tests.builders import photo
+from tests.builders import random_image
 from tests.models.test_fast_rcnn import batch
 
 
@@ -48,11 +48,11 @@ def test_it_learns_and_detects(frozen: bool) -> None:
 
 
 def test_each_region_is_pooled_at_its_own_scale() -> None:
-    """By a slow loop: the photo resized as a whole, one map, one region."""
+    """By a slow loop: the image resized as a whole, one map, one region."""
     scales = [150, 256, 400]
     detector = build_detector(config(scales=scales, pyramid=[3, 1]), ("a", "b")).eval()
     assert isinstance(detector, SPPNet)
-    pixels = photo(200, 240)
+    pixels = random_image(200, 240)
     size = torch.tensor([[200, 240]])
     boxes = torch.tensor(
         [[[0.0, 0, 240, 200], [5, 5, 180, 180], [10, 9, 40, 130], [133, 20, 141, 29], [210, 80, 240, 200]]]
@@ -72,7 +72,7 @@ def test_each_region_is_pooled_at_its_own_scale() -> None:
 
 def test_a_padded_batch_is_its_photos_one_by_one() -> None:
     detector = build_detector(config(scales=[64, 200, 300]), ("a", "b")).eval()
-    one, other = photo(60, 90), photo(96, 50, seed=1)
+    one, other = random_image(60, 90), random_image(96, 50, seed=1)
     pixels = torch.zeros(2, 3, 96, 90, dtype=torch.uint8)
     pixels[0, :, :60], pixels[1, :, :, :50] = one[0], other[0]
     sizes = torch.tensor([[60, 90], [96, 50]])

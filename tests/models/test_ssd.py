@@ -14,7 +14,7 @@ from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps
 from detkit.ops import default_boxes
 from detkit.structures import Targets
-from tests.builders import images_of, photo, tiny_ssd_config
+from tests.builders import images_of, random_image, tiny_ssd_config
 from tests.ops.test_anchors import SSD300, SSD512
 
 COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
@@ -75,7 +75,7 @@ def pair() -> tuple[torch.nn.Module, SSD]:
 @torch.no_grad()
 def test_raw_outputs_equal_torchvision(pair):
     theirs, ours = pair
-    pixels = photo(300, 300)
+    pixels = random_image(300, 300)
     images, _ = theirs.transform([pixels[0] / 255])
     features = list(theirs.backbone(images.tensors).values())
     raw = theirs.head(features)
@@ -90,7 +90,7 @@ def test_raw_outputs_equal_torchvision(pair):
 @torch.no_grad()
 def test_detections_equal_torchvision(pair):
     theirs, ours = pair
-    pixels = photo(300, 300)
+    pixels = random_image(300, 300)
     expected = theirs([pixels[0] / 255])[0]
     settings = DetectConfig(score_threshold=theirs.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200)
     images = images_of(pixels)
@@ -142,7 +142,7 @@ def test_the_same_head_on_other_backbones(backbone):
     torch.manual_seed(0)
     config = replace(tiny_ssd_config(), backbone=BackboneConfig(backbone))
     detector = build_detector(config, ("a", "b"))
-    images = images_of(photo(96, 96).repeat(2, 1, 1, 1))
+    images = images_of(random_image(96, 96).repeat(2, 1, 1, 1))
     box = torch.tensor([[[10.0, 20, 60, 80]], [[0.0, 0, 0, 0]]])
     targets = Targets(box, torch.tensor([[1], [-1]]), torch.zeros(2, 1, dtype=torch.bool))
     losses = detector(images, targets)
@@ -156,7 +156,7 @@ def test_the_same_head_on_other_backbones(backbone):
 
 def test_losses_without_objects_are_zero_and_connected():
     detector = build_detector(tiny_ssd_config(), ("a", "b"))
-    images = images_of(photo(96, 96))
+    images = images_of(random_image(96, 96))
     none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
     ignored = Targets(torch.tensor([[[10.0, 20, 60, 80]]]), torch.tensor([[0]]), torch.tensor([[True]]))
     for targets in (none, ignored):
@@ -175,9 +175,9 @@ def test_one_image_and_a_norm_of_one_cell_do_not_go_together():
     config = SSDConfig(backbone=BackboneConfig("tiny"), size=64)
     none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
     with pytest.raises(UserError, match=r"train\.batch: one image a step"):
-        build_detector(config, ("a",))(images_of(photo(64, 64)), none)
-    build_detector(replace(config, batch_norm=False), ("a",))(images_of(photo(64, 64)), none)
-    assert build_detector(config, ("a",)).eval().predict(images_of(photo(64, 64))).scores.shape[0] == 1
+        build_detector(config, ("a",))(images_of(random_image(64, 64)), none)
+    build_detector(replace(config, batch_norm=False), ("a",))(images_of(random_image(64, 64)), none)
+    assert build_detector(config, ("a",)).eval().predict(images_of(random_image(64, 64))).scores.shape[0] == 1
 
 
 def test_a_misfit_is_named():

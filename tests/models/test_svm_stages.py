@@ -17,7 +17,7 @@ from detkit.structures import Images, Proposals, Targets
 from tests.ops.reference import iou_matrix, random_boxes
 
 CLASSES, DIM = 3, 12
-STAGE = SVMs(C=0.01, positive=2.0, bias=10.0, negative=0.3, photos=0)
+STAGE = SVMs(C=0.01, positive=2.0, bias=10.0, negative=0.3, image_files=0)
 
 
 class Linear:
@@ -59,7 +59,7 @@ class Run:
 
 
 def batches(count: int = 6, seed: int = 0) -> list[tuple[Images, Targets]]:
-    """Photos in pairs, with 3 objects, one of them ignored, and 25 proposals, many of them near an object."""
+    """Images in pairs, with 3 objects, one of them ignored, and 25 proposals, many of them near an object."""
     torch.manual_seed(seed)
     made = []
     for number in range(count):
@@ -185,15 +185,15 @@ def test_regions_are_objects_and_proposals() -> None:
     assert real[:, :3].tolist() == [[True, True, False], [True, False, False]]
 
 
-@pytest.mark.parametrize(("count", "photos", "expected"), [(5, 0, [0, 1, 2, 3, 4]), (5, 9, [0, 1, 2, 3, 4])])
-def test_spread(count: int, photos: int, expected: list[int]) -> None:
-    assert spread(count, photos) == expected
+@pytest.mark.parametrize(("count", "images", "expected"), [(5, 0, [0, 1, 2, 3, 4]), (5, 9, [0, 1, 2, 3, 4])])
+def test_spread(count: int, image_files: int, expected: list[int]) -> None:
+    assert spread(count, image_files) == expected
     assert spread(1000, 3) == [0, 333, 666]
 
 
 def test_regression_is_sklearns_ridge() -> None:
     detector, data = Linear(), batches()
-    stage = BoxRegression(CODER, ridge=50.0, match_iou=0.6, photos=0)
+    stage = BoxRegression(CODER, ridge=50.0, match_iou=0.6, image_files=0)
     run = Run(data)
     stage.run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.concluded == 1

@@ -6,7 +6,7 @@ from detkit.config import BackboneConfig, DetectConfig
 from detkit.models import build_detector, postprocess
 from detkit.models.torchvision_ssd import TorchvisionSSD, TorchvisionSSDConfig
 from detkit.structures import Targets
-from tests.builders import images_of, photo
+from tests.builders import images_of, random_image
 
 
 def peer() -> TorchvisionSSD:
@@ -19,7 +19,7 @@ def test_losses_are_those_of_its_own_forward():
     detector = peer()
     # its transform keeps the size and normalises as detkit does
     detector.ssd.transform.fixed_size = (300, 300)
-    pixels = photo(300, 300)
+    pixels = random_image(300, 300)
     box = torch.tensor([[[20.0, 30, 100, 120], [5, 5, 60, 40], [0, 0, 0, 0]]])
     targets = Targets(box, torch.tensor([[1, 0, -1]]), torch.zeros(1, 3, dtype=torch.bool))
     detector.train()
@@ -35,7 +35,7 @@ def test_losses_are_those_of_its_own_forward():
 @torch.no_grad()
 def test_detections_are_those_of_its_own_forward():
     detector = peer().eval()
-    pixels = photo(300, 300)
+    pixels = random_image(300, 300)
     images = images_of(pixels)
     settings = DetectConfig(
         score_threshold=detector.ssd.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200
@@ -48,4 +48,4 @@ def test_detections_are_those_of_its_own_forward():
 def test_an_image_without_objects_is_finite():
     detector = peer()
     none = Targets(torch.zeros(1, 1, 4), torch.full((1, 1), -1), torch.zeros(1, 1, dtype=torch.bool))
-    assert all(loss.isfinite() for loss in detector.losses(images_of(photo(300, 300)), none).values())
+    assert all(loss.isfinite() for loss in detector.losses(images_of(random_image(300, 300)), none).values())

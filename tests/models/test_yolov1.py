@@ -13,7 +13,7 @@ from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.yolov1 import YOLOv1, YOLOv1Config, published_convolutions
 from detkit.structures import Images, Targets
-from tests.builders import images_of, photo
+from tests.builders import images_of, random_image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONV = YOLOv1Config(
@@ -31,7 +31,7 @@ def build(config: YOLOv1Config, classes: tuple[str, ...] = ("a", "b")) -> YOLOv1
 
 
 def objects() -> tuple[Images, Targets]:
-    images = images_of(photo(96, 96).repeat(2, 1, 1, 1))
+    images = images_of(random_image(96, 96).repeat(2, 1, 1, 1))
     box = torch.tensor([[[10.0, 20, 60, 80], [50, 10, 90, 40]], [[0.0, 0, 0, 0], [0, 0, 0, 0]]])
     labels = torch.tensor([[1, 0], [-1, -1]])
     return images, Targets(box, labels, torch.zeros(2, 2, dtype=torch.bool))
@@ -121,7 +121,7 @@ def test_an_output_set_by_hand_is_the_detection_that_it_says(config: YOLOv1Confi
             last.bias[36 * 2 + cell * 2 + 1] = 0.9
             start = 36 * 4 + (cell * 2 + 1) * 4
             last.bias[start : start + 4] = box
-    predictions = detector.predict(images_of(photo(96, 96)))
+    predictions = detector.predict(images_of(random_image(96, 96)))
     index = cell * 2 + 1
     x, y, w, h = 24.0, 68.0, 24.0, 34.56
     wanted = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
@@ -135,12 +135,12 @@ def test_two_negative_numbers_are_no_detection() -> None:
     assert isinstance(detector.head, nn.Conv2d)
     nn.init.zeros_(detector.head.weight)
     nn.init.constant_(detector.head.bias, -0.9)  # pyright: ignore[reportArgumentType]
-    assert (detector.predict(images_of(photo(96, 96))).scores == 0).all()
+    assert (detector.predict(images_of(random_image(96, 96))).scores == 0).all()
 
 
 def test_images_without_objects_teach_only_that_nothing_is_there() -> None:
     detector = build(CONV)
-    images = images_of(photo(96, 96))
+    images = images_of(random_image(96, 96))
     none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
     losses = detector(images, none)
     assert losses["no_object"] > 0
@@ -167,7 +167,7 @@ def test_objects_that_share_a_cell_take_turns() -> None:
     detector = build(replace(CONV, size=32)).eval()
     box = torch.tensor([[[2.0, 2, 14, 14], [4, 4, 12, 12]]])
     targets = Targets(box, torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.bool))
-    images = images_of(photo(32, 32))
+    images = images_of(random_image(32, 32))
     seen = {round(detector.losses(images, targets)["side"].item(), 6) for _ in range(20)}
     assert len(seen) == 2
 
@@ -190,7 +190,7 @@ def test_it_learns_an_image_by_heart() -> None:
 
 def test_a_single_cell_and_one_image_do_not_go_together() -> None:
     config = replace(CONV, size=16)
-    images, none = images_of(photo(16, 16)), torch.zeros(1, 0, dtype=torch.int64)
+    images, none = images_of(random_image(16, 16)), torch.zeros(1, 0, dtype=torch.int64)
     targets = Targets(torch.zeros(1, 0, 4), none, none.bool())
     with pytest.raises(UserError, match=r"train\.batch: one image a step"):
         build(config)(images, targets)

@@ -22,8 +22,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> VOCDataset:
-    """Return three photos of 60x40."""
-    root = make_root(tmp_path / "d", {name: xml([]) for name in "abc"}, {"test": list("abc")}, photos=False)
+    """Return three images of 60x40."""
+    root = make_root(tmp_path / "d", {name: xml([]) for name in "abc"}, {"test": list("abc")}, image_files=False)
     return VOCDataset([(root, "test")])
 
 
@@ -43,7 +43,7 @@ def mat(path: Path, boxes: list[np.ndarray], names: list[str] | None = None) -> 
     return path
 
 
-# y1 x1 y2 x2, 1-based inclusive: the whole photo, its first pixel, pixels 11..20 x 6..8
+# y1 x1 y2 x2, 1-based inclusive: the whole image, its first pixel, pixels 11..20 x 6..8
 PUBLISHED = np.array([[1, 1, 40, 60], [1, 1, 1, 1], [6, 11, 8, 20]])
 OURS = [[0, 0, 60, 40], [0, 0, 1, 1], [10, 5, 20, 8]]
 
@@ -163,7 +163,7 @@ def test_a_data_set_checks_names_and_places(tmp_path, dataset):
         to_store(path, tmp_path / "a.npz", dataset)
     for box in ([10, 30, 20, 55], [-5, 0, 3, 3], [0, 0, 62, 3]):
         path.write_text(json.dumps({"a": [], "b": [[0, 0, 1, 1], box], "c": []}))
-        with pytest.raises(UserError, match=r"image b: the box .* reaches beyond the photo of 60x40; are x and y exch"):
+        with pytest.raises(UserError, match=r"image b: the box .* reaches beyond the image of 60x40; are x and y exch"):
             to_store(path, tmp_path / "a.npz", dataset)
     path.write_text(json.dumps({"a": [[-1, 0, 61, 40.5]], "b": [], "c": [], "other": [[0, 0, 900, 900]]}))
     to_store(path, tmp_path / "a.npz", dataset)

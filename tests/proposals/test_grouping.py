@@ -9,7 +9,7 @@ from detkit.proposals.grouping import group
 from detkit.proposals.regions import Regions, describe, texture_codes
 from detkit.proposals.segmentation import segment, smooth, sorted_edges
 from tests.proposals import reference
-from tests.proposals.pictures import noise, picture
+from tests.proposals.sample_images import noise, sample_image
 
 
 def regions_of(image: np.ndarray, k: int) -> Regions:
@@ -19,7 +19,7 @@ def regions_of(image: np.ndarray, k: int) -> Regions:
 @pytest.mark.parametrize("similarity", ["CTSF", "TSF", "C", "T", "S", "F"])
 @pytest.mark.parametrize("seed", range(4))
 def test_merge_order_equals_the_paper(similarity: str, seed: int) -> None:
-    image = picture(48, 60, seed)
+    image = sample_image(48, 60, seed)
     regions = regions_of(np.clip(image.astype(int) * 2 - 128, 0, 255).astype(np.uint8), 10)
     assert len(regions.size) > 20
     found = group(regions, similarity)
@@ -50,7 +50,7 @@ def test_equal_similarities_go_to_the_lowest_numbers() -> None:
 
 
 def test_grouping_leaves_the_regions_alone() -> None:
-    regions = regions_of(picture(40, 50), 10)
+    regions = regions_of(sample_image(40, 50), 10)
     before = regions.histograms.copy()
     first = group(regions, "CTSF").merged
     assert np.array_equal(regions.histograms, before)

@@ -5,12 +5,12 @@ import pytest
 
 from detkit.proposals.segmentation import gaussian, segment, smooth, sorted_edges
 from tests.proposals import reference
-from tests.proposals.pictures import noise, picture
+from tests.proposals.sample_images import noise, sample_image
 
 IMAGES = {
     "noise": noise(9, 13),
     "few levels": noise(12, 11, 1, levels=3),
-    "picture": picture(14, 17),
+    "image": sample_image(14, 17),
     "constant": np.full((6, 7, 3), 90, np.uint8),
     "row": noise(1, 30),
     "column": noise(30, 1),
@@ -39,7 +39,7 @@ def test_edges_are_sorted_and_in_order() -> None:
 
 
 def test_small_regions_are_gone() -> None:
-    image = picture(90, 120)
+    image = sample_image(90, 120)
     for k in (20, 100):
         assert np.bincount(segment(sorted_edges(smooth(image)), k, k).ravel()).min() >= k
 

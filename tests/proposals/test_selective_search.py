@@ -18,10 +18,10 @@ from detkit.proposals.grouping import group
 from detkit.proposals.regions import describe, texture_codes
 from detkit.proposals.segmentation import segment, smooth, sorted_edges
 from detkit.proposals.selective_search import MODES, hierarchies, selective_search
-from tests.proposals.pictures import noise, picture
+from tests.proposals.sample_images import noise, sample_image
 
 DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
-PHOTOS = DATA / "voc2012_sample"
+IMAGES = DATA / "voc2012_sample"
 
 
 def check(boxes: np.ndarray, height: int, width: int, smallest: int) -> None:
@@ -39,13 +39,15 @@ def check(boxes: np.ndarray, height: int, width: int, smallest: int) -> None:
 @given(
     st.integers(1, 70),
     st.integers(1, 70),
-    st.sampled_from(["picture", "noise", "constant", "halves"]),
+    st.sampled_from(["image", "noise", "constant", "halves"]),
     st.sampled_from(list(MODES)),
     st.integers(1, 30),
     st.integers(0, 3),
 )
 def test_properties(height: int, width: int, kind: str, mode: str, smallest: int, seed: int) -> None:
-    image = {"picture": picture, "noise": noise}.get(kind, lambda h, w: np.full((h, w, 3), 77, np.uint8))(height, width)
+    image = {"image": sample_image, "noise": noise}.get(kind, lambda h, w: np.full((h, w, 3), 77, np.uint8))(
+        height, width
+    )
     if kind == "halves":
         image[:, width // 2 :] = 0
     boxes = selective_search(image, mode, seed, smallest)
@@ -88,7 +90,7 @@ def test_modes_have_the_papers_strategies() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_strategy_enters_with_its_places(mode: str) -> None:
-    image = picture(80, 100)
+    image = sample_image(80, 100)
     wanted = []
     for colour in MODES[mode].colours:
         converted = COLOURS[colour](image)
@@ -106,7 +108,7 @@ def test_every_strategy_enters_with_its_places(mode: str) -> None:
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_rank_is_a_random_number_times_the_place(seed: int) -> None:
-    image = picture(90, 120)
+    image = sample_image(90, 120)
     boxes, places = hierarchies(image, MODES["fast"])
     random = np.random.default_rng(seed).random(len(boxes))
     ranked = sorted(range(len(boxes)), key=lambda n: random[n] * places[n])
@@ -120,14 +122,14 @@ def test_rank_is_a_random_number_times_the_place(seed: int) -> None:
 
 
 def test_seeds_differ_in_order_alone() -> None:
-    image = picture(90, 120)
+    image = sample_image(90, 120)
     first, second = (selective_search(image, "fast", seed) for seed in (0, 1))
     assert not np.array_equal(first, second)
     assert sorted(first.tolist()) == sorted(second.tolist())
 
 
 def test_strided_images() -> None:
-    image = picture(60, 80)
+    image = sample_image(60, 80)
     flipped = image[:, ::-1]
     assert np.array_equal(selective_search(flipped), selective_search(np.ascontiguousarray(flipped)))
 
@@ -142,7 +144,7 @@ def test_strided_images() -> None:
 )
 def test_says_what_is_wrong(keys: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        selective_search(picture(40, 40), **keys)
+        selective_search(sample_image(40, 40), **keys)
 
 
 @pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
@@ -156,15 +158,15 @@ def test_importing_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photos")
+@pytest.mark.skipif(not IMAGES.is_dir(), reason="no images")
 def test_photos() -> None:
-    """The objects of 12 real photos are found about as well as the paper has it (table 3: .98 recall, .80 MABO)."""
-    photos = VOCDataset([(PHOTOS, "all")])
-    truth = photos.truth()
+    """The objects of 12 real images are found about as well as the paper has it (table 3: .98 recall, .80 MABO)."""
+    image_files = VOCDataset([(IMAGES, "all")])
+    truth = image_files.truth()
     few = truth.image < 12
     columns = (truth.boxes[few], truth.labels[few], truth.ignore[few], truth.image[few])
     truth = type(truth)(*columns, truth.ids[:12], truth.classes)
-    boxes = [selective_search(photos.image(i), "fast") for i in range(12)]
+    boxes = [selective_search(image_files.image(i), "fast") for i in range(12)]
     result = proposal_recall([torch.from_numpy(b) for b in boxes], truth, (300, None))
     assert 500 < result.boxes[1] < 4000
     assert result.recall[1, 0] >= 0.9

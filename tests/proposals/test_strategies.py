@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.data.shapes import CLASSES, draw_picture
+from detkit.data.shapes import CLASSES, draw_image
 from detkit.data.voc import VOCDataset
 from detkit.evaluation.recall import ProposalRecall, proposal_recall
 from detkit.proposals.colours import COLOURS
@@ -17,11 +17,11 @@ from detkit.proposals.selective_search import MODES, Mode, hierarchies, selectiv
 from detkit.structures import TruthSet
 
 DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
-PHOTOS = DATA / "voc2012_sample"
+IMAGES = DATA / "voc2012_sample"
 KS = (50, 100, 150, 300)
 DRAWN, REAL = 40, 20
 
-# boxes and MABO of the pictures that `drawn` has, measured; no paper has them
+# boxes and MABO of the images that `drawn` has, measured; no paper has them
 DRAWN_COLOURS = {"HSV": (37, 0.89), "Lab": (30, 0.89), "rgI": (29, 0.88), "H": (29, 0.90), "I": (35, 0.86)}
 DRAWN_KS = {50: (37, 0.89), 100: (20, 0.88), 150: (15, 0.86), 300: (10, 0.83)}
 # Table 3, VOC2007 trainval: of k = 50; and, in RGB, the share that is left of the boxes of k = 50
@@ -33,8 +33,8 @@ Photos = tuple[Sequence[np.ndarray], TruthSet]
 
 @pytest.fixture(scope="module")
 def drawn() -> Photos:
-    """Pictures of the shapes data set, about 150 pixels a side."""
-    pictures, objects = zip(*(draw_picture((0, i)) for i in range(DRAWN)))
+    """Images of the shapes data set, about 150 pixels a side."""
+    sample_images, objects = zip(*(draw_image((0, i)) for i in range(DRAWN)))
     flat = [(i, item) for i, own in enumerate(objects) for item in own]
     corners = torch.tensor([item.corners for _, item in flat], dtype=torch.float32)
     truth = TruthSet(
@@ -45,16 +45,16 @@ def drawn() -> Photos:
         tuple(str(i) for i in range(DRAWN)),
         CLASSES,
     )
-    return [np.ascontiguousarray(picture) for picture in pictures], truth
+    return [np.ascontiguousarray(sample_image) for sample_image in sample_images], truth
 
 
 @pytest.fixture(scope="module")
 def real() -> Photos:
-    """The first photos of VOC2012."""
-    if not PHOTOS.is_dir():
-        pytest.skip("no photos")
-    photos = VOCDataset([(PHOTOS, "all")])
-    return [photos.image(i) for i in range(REAL)], first(photos.truth(), REAL)
+    """The first images of VOC2012."""
+    if not IMAGES.is_dir():
+        pytest.skip("no images")
+    image_files = VOCDataset([(IMAGES, "all")])
+    return [image_files.image(i) for i in range(REAL)], first(image_files.truth(), REAL)
 
 
 def first(truth: TruthSet, images: int) -> TruthSet:
@@ -63,10 +63,10 @@ def first(truth: TruthSet, images: int) -> TruthSet:
     return TruthSet(*columns, truth.ids[:images], truth.classes)
 
 
-def measure(photos: Photos, colour: str, k: int) -> tuple[float, float]:
-    """Mean boxes a photo, and MABO, of one strategy with all similarities."""
-    boxes = [distinct(hierarchies(image, Mode((colour,), (k,), ("CTSF",)))[0]) for image in photos[0]]
-    return figures(proposal_recall(boxes, photos[1], (None,)))
+def measure(image_files: Photos, colour: str, k: int) -> tuple[float, float]:
+    """Mean boxes an image, and MABO, of one strategy with all similarities."""
+    boxes = [distinct(hierarchies(image, Mode((colour,), (k,), ("CTSF",)))[0]) for image in image_files[0]]
+    return figures(proposal_recall(boxes, image_files[1], (None,)))
 
 
 def distinct(boxes: np.ndarray) -> np.ndarray:
@@ -99,9 +99,9 @@ def test_a_larger_k_has_fewer_boxes_that_fit_worse(drawn: Photos, colour: str) -
     assert mabo[0] > mabo[-1] + 0.02
 
 
-def check_modes(photos: Photos) -> None:
+def check_modes(image_files: Photos) -> None:
     found = [
-        figures(proposal_recall([selective_search(image, mode) for image in photos[0]], photos[1], (None,)))
+        figures(proposal_recall([selective_search(image, mode) for image in image_files[0]], image_files[1], (None,)))
         for mode in ("single", "fast", "quality")
     ]
     for (few, worse), (many, better) in pairwise(found):

@@ -72,7 +72,7 @@ def root(tmp_path: Path) -> Path:
         "2": xml([("&lt;b&gt;\"'&amp;&lt;/script&gt;&lt;!--", (10, 10, 30, 30)), ("owl", (1, 60, 30, 90))], (100, 100)),
         "3": xml([("owl", (1, 1, 9, 9), 1, 0)]),
     }
-    return make_root(tmp_path / "an<i>mals", annotations, {"test": list(IDS)}, photos=False)
+    return make_root(tmp_path / "an<i>mals", annotations, {"test": list(IDS)}, image_files=False)
 
 
 @pytest.fixture
@@ -131,18 +131,18 @@ def test_galleries(report: Path):
     shown = {kind: [tuple(entry) for entry in entries] for kind, entries in data["kinds"].items()}
     assert {kind: len(entries) for kind, entries in shown.items()} == COUNTS
     number, place = shown["class"][0]
-    picture = data["pictures"][number]
-    assert (picture["id"], picture["photo"]) == ("1", None)
-    assert picture["detections"][place][:3] == [1, 0.8, data["states"].index("class")]
+    sample_image = data["images"][number]
+    assert (sample_image["id"], sample_image["image"]) == ("1", None)
+    assert sample_image["detections"][place][:3] == [1, 0.8, data["states"].index("class")]
     number, place = shown["missed"][0]
-    assert data["pictures"][number]["objects"][place] == [2, 2, 0, 59, 30, 90]
-    assert "2 of 2 photos are not there" in report.read_text()
+    assert data["images"][number]["objects"][place] == [2, 2, 0, 59, 30, 90]
+    assert "2 of 2 images are not there" in report.read_text()
 
 
 def test_the_worst_of_distinct_images(tmp_path: Path):
     ids = [f"{k:02}" for k in range(30)]
     root = make_root(
-        tmp_path / "many", {name: xml([("cat", (1, 1, 20, 20))]) for name in ids}, {"test": ids}, photos=False
+        tmp_path / "many", {name: xml([("cat", (1, 1, 20, 20))]) for name in ids}, {"test": ids}, image_files=False
     )
     rows = [
         (name, "cat", k / 40 + part / 1000, (40.0, 40.0, 60.0, 60.0 + part))
@@ -153,12 +153,12 @@ def test_the_worst_of_distinct_images(tmp_path: Path):
     path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
     data = data_of(path)
     shown = [
-        (data["pictures"][number]["id"], data["pictures"][number]["detections"][place])
+        (data["images"][number]["id"], data["images"][number]["detections"][place])
         for number, place in data["kinds"]["background"]
     ]
-    assert [name for name, _ in shown] == ids[::-1][: gallery.PICTURES]
+    assert [name for name, _ in shown] == ids[::-1][: gallery.SAMPLE_IMAGES]
     assert [row[1] for _, row in shown] == pytest.approx(
-        [(29 - k) / 40 + 0.002 for k in range(gallery.PICTURES)], abs=1e-4
+        [(29 - k) / 40 + 0.002 for k in range(gallery.SAMPLE_IMAGES)], abs=1e-4
     )
 
 
@@ -169,14 +169,14 @@ def test_photos_become_small_jpegs(tmp_path: Path):
     assert head == "data:image/jpeg;base64"
     content = base64.b64decode(data)
     assert len(content) <= gallery.BYTES
-    with Image.open(io.BytesIO(content)) as picture:
-        assert abs(picture.width / picture.height - 1400 / 900) < 0.02
-    # the bound of the page: all kinds, all pictures, base64
-    assert (1 + len(KINDS)) * gallery.PICTURES * gallery.BYTES * 4 / 3 < 5e6
+    with Image.open(io.BytesIO(content)) as sample_image:
+        assert abs(sample_image.width / sample_image.height - 1400 / 900) < 0.02
+    # the bound of the page: all kinds, all images, base64
+    assert (1 + len(KINDS)) * gallery.SAMPLE_IMAGES * gallery.BYTES * 4 / 3 < 5e6
 
 
 def test_a_report_of_nothing(tmp_path: Path):
-    root = make_root(tmp_path / "none", {"1": xml([("cat", (1, 1, 9, 9), 1, 0)])}, {"test": ["1"]}, photos=False)
+    root = make_root(tmp_path / "none", {"1": xml([("cat", (1, 1, 9, 9), 1, 0)])}, {"test": ["1"]}, image_files=False)
     dataset = open_root(root, ["test"])
     for metric in ("voc07", "coco"):
         found = detection_set([], ("1",), ("cat",))
@@ -245,7 +245,7 @@ document.body.dataset.seen = JSON.stringify(seen);
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
-    """Switches, slider, enlarged picture and sorting, in a window as narrow as headless Chromium has."""
+    """Switches, slider, enlarged image and sorting, in a window as narrow as headless Chromium has."""
     page = tmp_path / "page.html"
     page.write_text(report.read_text().replace("</body>", f"<script>{SCRIPT}</script></body>"))
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -261,7 +261,7 @@ def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
         "without_right": 2,
         "without_objects": 1,
         "high": 3,
-        "highest": 2,  # the object, and what the picture is about
+        "highest": 2,  # the object, and what the image is about
         "without_class": 0,
         "open": True,
         "caption": f"1 of 1: {NASTY} 0.800, class, 1, best IoU with its class 0.00",

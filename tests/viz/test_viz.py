@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where, at any size, and that nothing else changes."""
+"""Images: what is drawn where, at any size, and that nothing else changes."""
 
 import math
 import subprocess
@@ -23,12 +23,12 @@ def blank(height: int = 200, width: int = 300) -> np.ndarray:
     return np.full((height, width, 3), GREY, np.uint8)
 
 
-def changed(picture: np.ndarray) -> np.ndarray:
-    return (picture != GREY).any(2)
+def changed(sample_image: np.ndarray) -> np.ndarray:
+    return (sample_image != GREY).any(2)
 
 
-def coloured(picture: np.ndarray, index: int) -> np.ndarray:
-    return (picture == viz.colour(index)).all(2)
+def coloured(sample_image: np.ndarray, index: int) -> np.ndarray:
+    return (sample_image == viz.colour(index)).all(2)
 
 
 def test_colours_are_distinct_and_stable():
@@ -40,20 +40,20 @@ def test_colours_are_distinct_and_stable():
 
 def test_the_outline_lies_on_the_box_and_its_name_above():
     image = blank()
-    picture = viz.draw(image, [[100, 80, 180, 160]], [3], CLASSES)
+    sample_image = viz.draw(image, [[100, 80, 180, 160]], [3], CLASSES)
     assert changed(image).sum() == 0
-    assert (picture.shape, picture.dtype) == (image.shape, np.uint8)
-    assert picture.flags.writeable
-    drawn = coloured(picture, 3)
+    assert (sample_image.shape, sample_image.dtype) == (image.shape, np.uint8)
+    assert sample_image.flags.writeable
+    drawn = coloured(sample_image, 3)
     rows, columns = np.nonzero(drawn)
     # pixels 100 to 179 and 80 to 159 are inside [100, 180) x [80, 160)
     assert (columns.min(), rows.max()) == (100, 159)
     assert drawn[159, 100:180].all()
     assert drawn[80:160, 179].all()
-    assert not changed(picture)[85:155, 105:175].any()
+    assert not changed(sample_image)[85:155, 105:175].any()
     assert drawn[68:80, 100].all()
-    assert not changed(picture)[:60].any()
-    assert not changed(picture)[:, :100].any()
+    assert not changed(sample_image)[:60].any()
+    assert not changed(sample_image)[:, :100].any()
 
 
 def test_scores_labels_and_padding():
@@ -89,16 +89,16 @@ def test_the_best_score_is_on_top():
 def test_any_size(height: int, width: int):
     far = [-1e6, -50, 1e6, 1e6]
     boxes = [[0, 0, width, height], far, [width + 9, 9, width + 20, 20], [5, 5, 5, 5], [2, 2, 1, 1], [math.nan] * 4]
-    picture = viz.draw(blank(height, width), boxes, range(6), CLASSES, scores=[0.5] * 6, ignore=[0, 1, 0, 1, 0, 1])
-    assert picture.shape == (height, width, 3)
-    assert changed(picture).any()
+    sample_image = viz.draw(blank(height, width), boxes, range(6), CLASSES, scores=[0.5] * 6, ignore=[0, 1, 0, 1, 0, 1])
+    assert sample_image.shape == (height, width, 3)
+    assert changed(sample_image).any()
 
 
 def test_letters_grow_with_the_picture():
     heights = []
     for size in (200, 1000, 3000):
-        picture = viz.draw(blank(size, size), [[10, size // 2, size - 10, size - 10]], [1], CLASSES)
-        heights.append(coloured(picture, 1)[: size // 2, 11].sum())
+        sample_image = viz.draw(blank(size, size), [[10, size // 2, size - 10, size - 10]], [1], CLASSES)
+        heights.append(coloured(sample_image, 1)[: size // 2, 11].sum())
     assert heights[0] >= 12
     assert heights[1] > 1.5 * heights[0]
     assert heights[2] > 2.5 * heights[1]
@@ -106,9 +106,9 @@ def test_letters_grow_with_the_picture():
 
 def test_names_do_not_cover_each_other():
     boxes = [[100, 80, 200, 150], [101, 80, 201, 150], [100, 82, 200, 150]]
-    picture = viz.draw(blank(), boxes, [4, 12, 19], CLASSES)
+    sample_image = viz.draw(blank(), boxes, [4, 12, 19], CLASSES)
     for label in (4, 12, 19):  # each name's background is there, less its letters
-        assert coloured(picture, label)[np.r_[62:80, 150:170]].sum() > 300
+        assert coloured(sample_image, label)[np.r_[62:80, 150:170]].sum() > 300
 
 
 def test_mosaic():
@@ -132,12 +132,12 @@ def test_mosaic():
 def test_pair_is_enlarged_and_side_by_side():
     truth = {"boxes": [[5, 10, 25, 30]], "labels": [0], "ignore": [False]}
     found = {"boxes": torch.tensor([[5.0, 10, 25, 30]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
-    picture = viz.draw_pair(blank(40, 40), truth, found, CLASSES)
-    assert picture.shape[1] > 2 * sheet.READABLE
-    middle = picture.shape[1] // 2
-    assert coloured(picture, 0)[:, :middle].any()
-    assert not coloured(picture, 0)[:, middle:].any()
-    assert coloured(picture, 1)[:, middle:].any()
+    sample_image = viz.draw_pair(blank(40, 40), truth, found, CLASSES)
+    assert sample_image.shape[1] > 2 * sheet.READABLE
+    middle = sample_image.shape[1] // 2
+    assert coloured(sample_image, 0)[:, :middle].any()
+    assert not coloured(sample_image, 0)[:, middle:].any()
+    assert coloured(sample_image, 1)[:, middle:].any()
     assert viz.draw_pair(blank(40, 40), {"boxes": [], "labels": []}, {"boxes": [], "labels": []}, CLASSES).any()
 
 
@@ -160,9 +160,9 @@ def training(count: int) -> list[dict]:
 )
 def test_loss_plot(records: list[dict], tmp_path: Path):
     viz.loss_plot(records, tmp_path / "plots" / "loss.png")
-    with Image.open(tmp_path / "plots" / "loss.png") as picture:
-        assert picture.width > 600
-        assert np.asarray(picture.convert("L")).std() > 1
+    with Image.open(tmp_path / "plots" / "loss.png") as sample_image:
+        assert sample_image.width > 600
+        assert np.asarray(sample_image.convert("L")).std() > 1
 
 
 def test_parts_of_the_loss():
@@ -207,8 +207,8 @@ def test_pr_plots(result, tmp_path: Path):
     # a class without objects has no curve; a class that was never found has an empty one
     assert {path.name for path in paths} == {"all.png", "cat.png", "dog_wolf.png", "owl.png"}
     for path in paths:
-        with Image.open(path) as picture:
-            assert np.asarray(picture.convert("L")).std() > 1
+        with Image.open(path) as sample_image:
+            assert np.asarray(sample_image.convert("L")).std() > 1
     viz.pr_plot(voc_ap(detection_set([]), truth_set([])), tmp_path / "none.png")
     assert (tmp_path / "none.png").is_file()
 

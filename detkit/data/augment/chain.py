@@ -182,7 +182,7 @@ def _construct(name: str, kind: type, values: dict[str, Any]) -> Any:
 
 
 def _try(transform: Any) -> None:
-    """Run a transform once on a made-up photo, so that one that cannot work fails before training starts."""
+    """Run a transform once on a made-up image, so that one that cannot work fails before training starts."""
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     boxes = np.array([(0.1, 0.1, 0.6, 0.6, 0.0), (0.4, 0.3, 0.9, 0.9, 1.0)])
     transform.set_random_state(np.random.default_rng(0), random.Random(0))

@@ -23,8 +23,8 @@ class Sample(A.DualTransform):
     """PhotometricDistort, Expand, IoUCrop and RandomInterpolationResize, or some of them, in one quick step.
 
     The draws are those of the transforms one after the other, but the canvas is never built, and only what the crop
-    leaves of the photo is recoloured and resized. Without fill in the crop, or without a resize, the result is the very
-    same. With both, the photo's edges are rounded to whole pixels of the output, and the boxes with them.
+    leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the very
+    same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
     """
 
     _targets = (Targets.IMAGE, Targets.BBOXES)
@@ -62,7 +62,7 @@ class Sample(A.DualTransform):
         window = self.crop.sample(canvas, only_objects(boxes)[:, :4]) if crops else (0, 0, *canvas[::-1])
         method = self.resize.get_params()["method"] if self.resize else None
         (top, left), (x0, y0, x1, y1) = place, window
-        # what is left of the photo, in pixels of the window
+        # what is left of the image, in pixels of the window
         seen = (
             *(max(left - x0, 0), max(top - y0, 0)),
             *(min(left + size[1], x1) - x0, min(top + size[0], y1) - y0),
@@ -70,7 +70,7 @@ class Sample(A.DualTransform):
         return {"colour": colour, "place": place, "window": window, "boxes": boxes, "method": method, "seen": seen}
 
     def _spans(self, params: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Columns and rows of the output that the photo fills, at least one of each."""
+        """Columns and rows of the output that the image fills, at least one of each."""
         assert self.resize is not None
         (x0, y0, x1, y1), seen = params["window"], params["seen"]
         spans = []
@@ -87,7 +87,7 @@ class Sample(A.DualTransform):
         seen = params["seen"]
         width, height = seen[2] - seen[0], seen[3] - seen[1]
         out = (y1 - y0, x1 - x0) if self.resize is None else self.resize.spec.size
-        if width <= 0 or height <= 0:  # the window holds nothing of the photo
+        if width <= 0 or height <= 0:  # the window holds nothing of the image
             assert self.expand is not None
             return np.full((*out, 3), self.expand.colour, dtype=np.uint8)
         above, before = max(y0 - top, 0), max(x0 - left, 0)
@@ -109,7 +109,7 @@ class Sample(A.DualTransform):
         if self.resize is None or seen[2] <= seen[0] or seen[3] <= seen[1]:
             return boxes
         for axis, span in enumerate(self._spans(params)):
-            # from the window's fractions to pixels, from the photo's edges to those of its span, to fractions again
+            # from the window's fractions to pixels, from the image's edges to those of its span, to fractions again
             low, high = seen[axis], seen[axis + 2]
             pixels = boxes[:, axis:4:2] * (window[axis + 2] - window[axis])
             moved = span[0] + (pixels - low) * ((span[1] - span[0]) / (high - low))

@@ -95,7 +95,7 @@ def distort(
 
 
 class Expand(A.DualTransform):
-    """SSD's zoom out: the photo somewhere on a canvas, `ratio` times as wide and high, of one colour.
+    """SSD's zoom out: the image somewhere on a canvas, `ratio` times as wide and high, of one colour.
 
     fill: RGB; by default the mean that the network subtracts.
     """
@@ -117,7 +117,7 @@ class Expand(A.DualTransform):
             self.colour = tuple(float(min(255, max(0, round(mean * spec.divisor)))) for mean in spec.mean)
 
     def sample(self, size: Size) -> tuple[Size, Size]:
-        """Draw the canvas (height, width) and where on it (top, left) a photo of `size` lies."""
+        """Draw the canvas (height, width) and where on it (top, left) an image of `size` lies."""
         height, width = size
         ratio = self.py_random.uniform(*self.ratio)
         canvas = (int(height * ratio), int(width * ratio))
@@ -138,7 +138,7 @@ class Expand(A.DualTransform):
         bottom, right = top + image.shape[0], left + image.shape[1]
         edges = (max(top - y0, 0), max(y1 - bottom, 0), max(left - x0, 0), max(x1 - right, 0))
         if edges[0] >= y1 - y0 or edges[1] >= y1 - y0 or edges[2] >= x1 - x0 or edges[3] >= x1 - x0:
-            return np.full((y1 - y0, x1 - x0, 3), self.colour, dtype=np.uint8)  # nothing of the photo is there
+            return np.full((y1 - y0, x1 - x0, 3), self.colour, dtype=np.uint8)  # nothing of the image is there
         part = image[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
         # an isolated border: else cv2 would look at the pixels around the view `part` for its border
         kind = cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED

@@ -1,13 +1,13 @@
-"""Small pictures with regions in them."""
+"""Small images with regions in them."""
 
 import numpy as np
 
-from tests.builders import photo
+from tests.builders import random_image
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Return (height, width, 3) uint8 with structure of every size."""
-    return np.ascontiguousarray(photo(height, width, seed)[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(random_image(height, width, seed)[0].permute(1, 2, 0).numpy())
 
 
 def noise(height: int, width: int, seed: int = 0, levels: int = 256) -> np.ndarray:
