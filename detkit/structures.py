@@ -7,7 +7,7 @@ Boxes are float32 continuous `xyxy` in pixels (a pixel spans [x, x + 1)); labels
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -155,10 +155,15 @@ class Targets(_Movable):
 
 @dataclass(frozen=True)
 class Predictions(_Movable):
-    """Decoded, before NMS. boxes: (B, A, 4) or (B, A, C, 4), network-input pixels; scores: (B, A, C), no background."""
+    """Decoded, before NMS.
+
+    boxes: (B, A, 4) or (B, A, C, 4), in pixels of the network's input. scores: (B, A, C), no background. features:
+    whatever the detector's `refine` reads of these predictions' images, such as feature maps.
+    """
 
     boxes: Tensor
     scores: Tensor
+    features: Any = None
 
     def __post_init__(self) -> None:
         _expect(self, "scores", (None, None, None))

@@ -184,9 +184,9 @@ def _convert_ssd(state: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]
         elif key.startswith("head.classification_head."):
             boxes = (4, 6, 6, 6, 4, 4)[int(parts[3])]
             rows = tensor.unflatten(0, (boxes, -1))
-            converted[f"classifiers.{parts[3]}.{parts[4]}"] = rows[:, [*kept, 0]].flatten(0, 1)
+            converted[f"head.classifiers.{parts[3]}.{parts[4]}"] = rows[:, [*kept, 0]].flatten(0, 1)
         elif key.startswith("head.regression_head."):
-            converted[f"regressors.{parts[3]}.{parts[4]}"] = _uncut(tensor, int(parts[3]), parts[4], config)
+            converted[f"head.regressors.{parts[3]}.{parts[4]}"] = _uncut(tensor, int(parts[3]), parts[4], config)
         else:
             converted[key] = tensor
     return converted

@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from detkit.checkpoints.checkpoint import load_detector
-    from detkit.inference.thresholds import least_scores
+    from detkit.inference.thresholds import score_thresholds
     from detkit.inference.tta import check_scales
     from detkit.runtime import memory
     from detkit.runtime.device import choose_device, to_device
@@ -181,7 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
     given = {key: value for key, value in given.items() if value is not None}
     config = replace(config, detect=replace(config.detect, score_threshold=score, **given))
-    least = least_scores(detector, score, arguments.classes, own)
+    limits = score_thresholds(detector, score, arguments.classes, own)
     check_scales(detector, config.detect)
     print(_protocol(arguments, detector, config, device))
 
@@ -191,7 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with Interrupt() as stop, _closing(listings):
             options = {"alone": len(sources) == 1, "crops": arguments.crops, "window": window}
-            job = Job(detector, config, least, arguments.batch, arguments.out, listings, stop, **options)
+            job = Job(detector, config, limits, arguments.batch, arguments.out, listings, stop, **options)
             pairs = zip(sources, drawn_names(sources))
             # images that follow each other share batches
             for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):

@@ -37,7 +37,7 @@ class Job:
         self,
         detector: "Detector",
         config: "Config",
-        least: "Tensor",
+        limits: "Tensor",
         batch: int,
         out: Path,
         listings: Sequence[Listing],
@@ -47,7 +47,7 @@ class Job:
         crops: Path | None = None,
         window: "Window | None" = None,
     ) -> None:
-        self.detector, self.config, self.least, self.batch = detector, config, least, batch
+        self.detector, self.config, self.limits, self.batch = detector, config, limits, batch
         self.out, self.listings, self.stop, self.alone = out, listings, stop, alone
         self.crops, self.window = crops, window
         self.sources = self.failures = self.damaged = self.done = 0
@@ -154,7 +154,7 @@ class Job:
     def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[Found | Unreadable]":
         from detkit.inference.predict import detect_images
 
-        return detect_images(self.detector, images, self.config, batch=batch, least=self.least)
+        return detect_images(self.detector, images, self.config, batch=batch, limits=self.limits)
 
     def is_over(self) -> bool:
         """Whether the user has ended it."""

@@ -31,8 +31,7 @@ from detkit.structures import Images, InputSpec, Proposals, Targets
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
-    from detkit.models import Detector
-    from detkit.models.faster_rcnn import FasterRCNN
+    from detkit.models import SGD, Detector
 
 
 Batch = tuple[Images, Targets]
@@ -87,7 +86,18 @@ class Run:
         rank, world = distributed.rank(), distributed.world_size()
         return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
 
-    def propose(self, detector: "FasterRCNN", store: str) -> None:
+    def train_count(self) -> int:
+        """Return how many training images there are."""
+        return len(self.train)
+
+    def fit(self, detector: "Detector", stage: "SGD") -> None:
+        """Train by gradient descent; see `fit`."""
+        from detkit.engine.train import fit
+
+        self.store = stage.store
+        fit(detector, self, stage)
+
+    def propose(self, detector: "Detector", store: str) -> None:
         """Write the detector's proposals of the training images to a store in the run's folder."""
         from detkit.inference.propose import make_rpn_store
 

@@ -55,11 +55,9 @@ def load_compressible(path: str | Path) -> tuple["Detector", "Config", int]:
 
     Raises UserError, in one line, unless the file is the checkpoint of a detector with a region head.
     """
-    from detkit.models.region import RegionDetector
-
     content = checkpoint.load(path)
     detector, config = checkpoint.build(content, path)
-    if not isinstance(detector, RegionDetector):
+    if not detector.supports_svd:
         raise UserError(f"{path}: {config.model.name} has no region head; --svd is for detectors that have one")
     return detector.eval(), config, content["iteration"]
 

@@ -95,15 +95,16 @@ def detect_batch(
     device: torch.device,
     amp: str,
     channels_last: bool,
-    least: Tensor | None = None,
+    score_thresholds: Tensor | None = None,
 ) -> Detections:
-    """Move a batch to the device, predict, post-process; least: (C,), on the device, see `postprocess`."""
+    """Move a batch to the device, predict, post-process; score_thresholds: (C,), on the device, see `postprocess`."""
     from detkit.models import postprocess
 
     images = images_to_device(images, device, channels_last)
     with autocast(device, amp):
         predictions = predict_views(detector, images, settings)
-    return postprocess(predictions, images, settings, least)
+        detections, _ = postprocess(predictions, images, settings, score_thresholds)
+        return detector.refine(images, detections, predictions.features)
 
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:

@@ -68,15 +68,15 @@ def detect_images(
     config: Config,
     *,
     batch: int = BATCH,
-    least: Tensor | None = None,
+    limits: Tensor | None = None,
 ) -> Generator[Found | Unreadable]:
     """Detect on each image or image file, in order, `batch` at once, on the detector's device.
 
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
-    number format and memory layout that evaluation uses too. least: (C,) a threshold for each class instead, see
-    `least_scores`. Close the iterator if you leave it early.
+    number format and memory layout that evaluation uses too. limits: (C,) a threshold for each class instead, see
+    `score_thresholds`. Close the iterator if you leave it early.
     """
-    least = None if least is None else least.to(next(detector.parameters()).device)
+    limits = None if limits is None else limits.to(next(detector.parameters()).device)
     transform = build_test(detector.input)
     propose = proposal_method(config) if detector.takes_proposals else None
 
@@ -86,7 +86,7 @@ def detect_images(
     with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
         for prepared in batches:
             usable = [item for item in prepared if isinstance(item, _Prepared)]
-            found = iter(_detect(detector, usable, config, least) if usable else ())
+            found = iter(_detect(detector, usable, config, limits) if usable else ())
             for item in prepared:
                 yield Found(item.image, next(found)) if isinstance(item, _Prepared) else item
 
@@ -95,13 +95,13 @@ def detect(
     detector: "Detector",
     source: Source | Iterable[Source],
     config: Config,
-    least: Tensor,
+    limits: Tensor,
     batch: int = BATCH,
 ) -> list[Detections]:
-    """See `Detector.detect`; least: as in `detect_images`."""
+    """See `Detector.detect`; limits: as in `detect_images`."""
     sources: list[Source] = [source] if isinstance(source, Source) else [*source]
     found = []
-    with closing(detect_images(detector, _images(sources), config, batch=batch, least=least)) as results:
+    with closing(detect_images(detector, _images(sources), config, batch=batch, limits=limits)) as results:
         for result in results:
             if isinstance(result, Unreadable):
                 raise result.error
@@ -170,7 +170,9 @@ def _as_array(source: ImageArray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _detect(detector: "Detector", items: list[_Prepared], config: Config, least: Tensor | None) -> Iterator[Detections]:
+def _detect(
+    detector: "Detector", items: list[_Prepared], config: Config, limits: Tensor | None
+) -> Iterator[Detections]:
     """The network on one batch."""
     original = torch.tensor([item.image.shape[:2] for item in items])
     regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]
@@ -181,7 +183,7 @@ def _detect(detector: "Detector", items: list[_Prepared], config: Config, least:
     with torch.inference_mode():
         device = next(detector.parameters()).device
         amp, channels_last = config.train.amp, config.train.channels_last
-        found = detect_batch(detector, images, config.detect, device, amp, channels_last, least)
+        found = detect_batch(detector, images, config.detect, device, amp, channels_last, limits)
     detector.train(training)
     # waits for the device, once a batch: its readers draw and print next
     boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()

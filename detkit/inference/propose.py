@@ -18,30 +18,30 @@ from detkit.structures import Images, Proposals
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
-    from detkit.models.faster_rcnn import FasterRCNN
+    from detkit.models import Detector
 
 
 def load_proposer(
     checkpoint: str | Path, overrides: list[str] | None = None, count: int | None = None
-) -> tuple["FasterRCNN", Config]:
-    """Read the checkpoint of a Faster R-CNN, to propose at most `count` regions an image, by default `test_after`.
+) -> tuple["Detector", Config]:
+    """Read the checkpoint of a detector that proposes regions, such as Faster R-CNN.
+
+    count: most regions of an image, by default as many as its config says.
 
     overrides: `key=value` arguments. Raises UserError, in one line, for a checkpoint that is missing or another's.
     """
-    from detkit.models.faster_rcnn import FasterRCNN
-
     detector, config = load_detector(checkpoint, overrides=overrides)
-    if not isinstance(detector, FasterRCNN):
+    if detector.proposal_settings() is None:
         raise UserError(f"{checkpoint}: {config.model.name} proposes no regions; name a checkpoint of faster_rcnn")
     if count is not None:
-        detector.config.test_post_nms_top_n = count
+        detector.limit_proposals(count)
     return detector, config
 
 
 def make_rpn_store(
     path: str | Path,
     dataset: "DetectionDataset",
-    detector: "FasterRCNN",
+    detector: "Detector",
     config: Config,
     checkpoint: str | Path,
     progress: Callable[[int, int], None] | None = None,
@@ -63,18 +63,12 @@ def make_rpn_store(
     return fill_store(path, dataset.ids, manifest, make, progress)
 
 
-def _parameters(detector: "FasterRCNN", checkpoint: Path) -> dict[str, Any]:
+def _parameters(detector: "Detector", checkpoint: Path) -> dict[str, Any]:
     """What the proposals depend on. The checkpoint's folder tells one best.pt from another."""
-    model = detector.config
-    return {
-        "checkpoint": "/".join(checkpoint.resolve().parts[-2:]),
-        "weights": _hash(detector.state_dict()),
-        "size": list(model.size),
-        "pre_nms_top_n": detector.counts[0],
-        "post_nms_top_n": detector.counts[1],
-        "nms_iou": model.rpn_nms_iou,
-        "min_size": model.min_size,
-    }
+    settings = detector.proposal_settings()
+    assert settings is not None
+    folder_and_name = "/".join(checkpoint.resolve().parts[-2:])
+    return {"checkpoint": folder_and_name, "weights": _hash(detector.state_dict()), **settings}
 
 
 def _hash(weights: dict[str, torch.Tensor]) -> str:
@@ -87,7 +81,7 @@ def _hash(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _propose(
-    detector: "FasterRCNN", config: Config, dataset: "DetectionDataset", device: torch.device, images: list[int]
+    detector: "Detector", config: Config, dataset: "DetectionDataset", device: torch.device, images: list[int]
 ) -> Generator[Made]:
     """Yield what is proposed for `images`, in their order."""
     from detkit.data.loader import test_loader
@@ -99,7 +93,7 @@ def _propose(
         given = images_to_device(given, device, config.train.channels_last)
         with torch.inference_mode(), autocast(device, config.train.amp):
             # waits for the device, once a batch: the store is written on the host
-            found = detector.propose(given)
+            found = detector.propose_regions(given)
             boxes, scores, valid = (part.cpu().numpy() for part in _of_image(found, given))
         for row, name in enumerate(given.ids):
             if name in place_of:

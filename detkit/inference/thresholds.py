@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 
-def least_scores(
+def score_thresholds(
     detector: "Detector",
     score: float,
     classes: Collection[str] | None = None,

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1
-from detkit.models.base import SGD, Detector
+from detkit.models.base import SGD, Detector, Stage, StageRun
 from detkit.models.compress import restructure
+from detkit.models.dense import DenseDetector
 from detkit.models.postprocess import postprocess
 from detkit.models.region import RegionDetector
 from detkit.models.registry import MODELS
@@ -13,7 +14,11 @@ from detkit.models.registry import MODELS
 __all__ = [
     "MODELS",
     "SGD",
+    "DenseDetector",
     "Detector",
+    "RegionDetector",
+    "Stage",
+    "StageRun",
     "build_detector",
     "list_models",
     "model_config_type",
@@ -32,7 +37,7 @@ def model_config_type(name: str) -> type:
 def build_detector(config: Any, classes: tuple[str, ...]) -> Detector:
     build: Callable[[Any, tuple[str, ...]], Detector] = MODELS.get(config.name)  # pyright: ignore[reportAssignmentType]
     detector = build(config, classes)
-    if isinstance(detector, RegionDetector) and detector.config.svd:
+    if detector.supports_svd and detector.config.svd:
         restructure(detector, detector.config.svd)
     return detector
 

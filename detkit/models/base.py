@@ -1,14 +1,18 @@
-"""What a detector is."""
+"""What a detector is, and what its training consists of."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from detkit.config import Config
-from detkit.structures import Detections, Images, InputSpec, Predictions, Targets, TruthSet
+from detkit.models.parts import ExportPart
+from detkit.models.trace import Trace
+from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets, TruthSet
 
 
 class Paper(NamedTuple):
@@ -18,12 +22,102 @@ class Paper(NamedTuple):
     year: int
 
 
+class Flops(NamedTuple):
+    """Operations of one image, a multiply-add counted as two.
+
+    image: of what is computed once an image. region: of what is computed for each region, None for dense detectors.
+    """
+
+    image: int
+    region: int | None = None
+
+
+class StageRun(Protocol):
+    """The training run as a stage sees it; `engine/run.py` has the real one.
+
+    config: the whole experiment. device: where the stage computes. last: the checkpoint that a resume begins from.
+    """
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def last(self) -> Path: ...
+
+    def train_count(self) -> int:
+        """Return how many training images there are."""
+        ...
+
+    def begin(self) -> None:
+        """Note in the run's folder that this stage works from here on: a resume that fails has changed nothing."""
+        ...
+
+    def restore(self, detector: "Detector") -> dict[str, Any]:
+        """Give the detector the weights of an interrupted stage; return what the stage had saved, or {}."""
+        ...
+
+    def save_last(self, detector: "Detector", state: dict[str, Any]) -> None:
+        """Save the detector, and `state`, which a resumed stage gets from `restore`."""
+        ...
+
+    def conclude(self, detector: "Detector") -> None:
+        """Evaluate the detector, and keep it as the run's best."""
+        ...
+
+    def fit(self, detector: "Detector", stage: "SGD") -> None:
+        """Train by gradient descent."""
+        ...
+
+    def dataset_pass(
+        self, detector: "Detector", rows: Sequence[int], text: str, *, done: int = 0, save: Any
+    ) -> Iterator[tuple[Images, Targets]]:
+        """Yield training images, by their numbers, without augmentation and on the device; see `dataset_pass`."""
+        ...
+
+    def regions(self) -> Iterator[tuple[Targets, Proposals]]:
+        """Yield the objects and stored proposals of the training images, in pixels of the images."""
+        ...
+
+    def propose(self, detector: "Detector", store: str) -> None:
+        """Write the detector's proposals on the training images to a store in the run's folder."""
+        ...
+
+    def inference(self) -> AbstractContextManager[None]:
+        """Compute without gradients, in the number format of the network."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        ...
+
+
+class Stage(Protocol):
+    """A stage of a detector's training, such as gradient descent, or fitting SVMs on frozen features.
+
+    iterations_factor: its steps of gradient descent, and their milestones, in units of `train.iterations`; 0 for none.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def iterations_factor(self) -> int: ...
+
+    def run(self, detector: Any, run: StageRun) -> None:
+        """Change the detector in place.
+
+        A stage that may be interrupted begins with `run.restore(detector)`, calls `run.begin()` once it is ready, saves
+        with `run.save_last(detector, state)`, and ends with `run.conclude(detector)`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class SGD:
-    """A stage of a detector's training: gradient descent on its losses, by the config's `train` section.
+    """A stage of gradient descent on the detector's losses, by the config's `train` section.
 
-    iterations_factor: its iterations and milestones are that many times those of the config. can_evaluate: whether the
-    detector can detect at its end. store: of the run's folder, the proposals that come with its images.
+    can_evaluate: whether the detector can detect at its end. store: of the run's folder, the proposals that come with
+    the images.
     """
 
     name: str = "sgd"
@@ -31,27 +125,35 @@ class SGD:
     can_evaluate: bool = True
     store: str | None = None
 
+    def run(self, detector: "Detector", run: StageRun) -> None:
+        run.fit(detector, self)
+
 
 class Detector(nn.Module):
     """A network with its losses and its decoding; every detector trains, evaluates and detects through these methods.
 
-    config_type: the dataclass of its config. paper: where it was published, None for one that was not.
-    classes: the names behind labels 0..C-1. input: how images must arrive.
-    takes_proposals: whether it classifies regions that come with the images.
+    Two contracts below fill most of them in: `DenseDetector` and `RegionDetector`.
+
+    config_type: the dataclass of its config. paper: where it was published, None for one that was not. kind: `dense`
+    detectors classify fixed places of an image, `region` detectors classify regions. takes_proposals: whether these
+    come with the images. supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`).
     class_layers: how the names begin of the weights whose meaning depends on the classes.
+    classes: the names behind labels 0..C-1. input: how images must arrive.
     experiment: the whole config of the checkpoint that it was loaded from, if it was.
     """
 
     config_type: ClassVar[type]
     paper: ClassVar[Paper | None] = None
+    kind: ClassVar[str] = "dense"
     takes_proposals: ClassVar[bool] = False
+    supports_svd: ClassVar[bool] = False
     class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]
     input: InputSpec
     backbone: nn.Module
+    experiment: Config | None = None
     _shift: Tensor
     _scale: Tensor
-    experiment: Config | None = None
 
     def __init__(self, config: Any, classes: tuple[str, ...], spec: InputSpec) -> None:
         super().__init__()
@@ -63,22 +165,18 @@ class Detector(nn.Module):
         self.register_buffer("_shift", mean * spec.divisor, persistent=False)
         self.register_buffer("_scale", 1 / (std * spec.divisor), persistent=False)
 
-    @property
-    def margins(self) -> bool:
-        """Whether scores are margins, which may be any number, and not between 0 and 1."""
-        return False
+    # network, losses, decoding
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the pretrained network, whose rate `train.backbone_lr` changes."""
-        return self.backbone.parameters()
+    def normalise(self, pixels: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W), 0 to 255 -> float32: (value / divisor - mean) / std.
 
-    def normalise(self, images: Images) -> Tensor:
-        """(B, 3, H, W) uint8 -> float32: (value / divisor - mean) / std, and 0 where an image is padded."""
-        pixels = (images.pixels - self._shift) * self._scale
-        if self.input.resize == "stretch":
+        sizes: (B, 2), height and width of each image's valid part; outside it pixels become 0.
+        """
+        pixels = (pixels - self._shift) * self._scale
+        if sizes is None or self.input.resize == "stretch":
             return pixels
         row, column = (torch.arange(side, device=pixels.device) for side in pixels.shape[-2:])
-        inside = (row < images.sizes[:, :1]).unsqueeze(2) & (column < images.sizes[:, 1:]).unsqueeze(1)
+        inside = (row < sizes[:, :1]).unsqueeze(2) & (column < sizes[:, 1:]).unsqueeze(1)
         return pixels * inside.unsqueeze(1)
 
     def forward(self, images: Images, targets: Targets | None = None) -> dict[str, Tensor] | Predictions:
@@ -87,11 +185,70 @@ class Detector(nn.Module):
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """Return named scalar losses, weighted; their sum is what training minimises."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.losses")
 
     def predict(self, images: Images) -> Predictions:
         """Return decoded boxes and scores, before NMS."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.predict")
+
+    def refine(self, images: Images, detections: Detections, features: Any) -> Detections:
+        """Return the detections with what is computed of them after NMS, such as masks; by default as they are.
+
+        features: what `predict` left in `Predictions.features`.
+        """
+        return detections
+
+    def propose_regions(self, images: Images) -> Proposals:
+        """Return the regions that the detector itself finds, in pixels of the input; see `proposal_settings`."""
+        raise NotImplementedError(f"{type(self).__name__}.propose_regions")
+
+    def proposal_settings(self) -> dict[str, Any] | None:
+        """Return what the regions of `propose_regions` depend on, beside the weights; None where there are none."""
+        return None
+
+    def limit_proposals(self, count: int) -> None:
+        """Let `propose_regions` return at most `count` regions of an image."""
+
+    @property
+    def margins(self) -> bool:
+        """Whether scores are margins, which may be any number, and not between 0 and 1."""
+        return False
+
+    # training
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the pretrained network, whose rate `train.backbone_lr` changes."""
+        return self.backbone.parameters()
+
+    def check(self, truth: TruthSet) -> None:
+        """Raise UserError where these objects of the training split cannot train it."""
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the training stages in order."""
+        return [SGD()]
+
+    def begin_stage(self, stage: str) -> None:
+        """Get ready for a stage: which losses, and which layers stay as they are. A resumed one reads weights after."""
+
+    # what the detector tells of itself
+
+    def raw_outputs(self, images: Images) -> list[Tensor]:
+        """Return what the network gives for these images before decoding, as a flat list."""
+        raise NotImplementedError(f"{type(self).__name__}.raw_outputs")
+
+    def flops(self, height: int, width: int) -> Flops | None:
+        """Return the operations for an image of this size, computed on the meta device; None where not known."""
+        return None
+
+    def export_parts(self) -> dict[str, ExportPart]:
+        """Return the networks that become files for other programs, by the end of the file's name; {} for none."""
+        return {}
+
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        """Predict on a batch of one image; return what each step did, with targets also what training would learn."""
+        return Trace(self.predict(images), [])
+
+    # detection
 
     def detect(
         self,
@@ -108,30 +265,21 @@ class Detector(nn.Module):
         """Detect on images, folders, globs, videos and images in memory; one Detections for each image, in order.
 
         source: a path or pattern, an RGB uint8 array (H, W, 3) or tensor (3, H, W), or a list of these; a video gives
-        one for each frame. score: least score. classes: those wanted, all by default. thresholds: another least score
-        for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales: test-time augmentation; all three as the
-        checkpoint's `detect` section says where they are None, see DetectConfig. batch: images at once.
+        one for each frame. score: the score threshold. classes: those that are kept, all by default. thresholds:
+        another score threshold for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales: test-time
+        augmentation; all three as the checkpoint's `detect` section says where they are None, see DetectConfig. batch:
+        images at once.
         Each Detections is of one image, on the CPU, without padding: boxes (1, D, 4) in pixels of the original, best
         first; `.image(0)` takes the 1 away.
         Raises detkit.errors.UserError, naming the source, where one can't be read, and for an unknown class, a score
         that cannot be, or a setting that the detector cannot follow.
         """
-        # The engine runs detectors, and nothing here needs it at import; this call alone goes up, for convenience.
+        # The one import that goes up, for convenience: inference runs detectors, nothing here needs it at import.
         from detkit.inference.predict import detect
-        from detkit.inference.thresholds import least_scores
+        from detkit.inference.thresholds import score_thresholds
 
         config = self.experiment or Config(model=self.config)
         given = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
         settings = replace(config.detect, **{key: value for key, value in given.items() if value is not None})
-        least = least_scores(self, score, classes, thresholds)
-        return detect(self, source, replace(config, detect=settings), least, batch)
-
-    def check(self, truth: TruthSet) -> None:
-        """Raise UserError where these objects of the training split cannot train it."""
-
-    def begin_stage(self, stage: str) -> None:
-        """Get ready for a stage: which losses, and which layers stay as they are. A resumed one reads weights after."""
-
-    def stages(self) -> Sequence[Any]:
-        """Return the training stages in order: SGD, or others with a `run` of their own, see engine/stages.py."""
-        return [SGD()]
+        limits = score_thresholds(self, score, classes, thresholds)
+        return detect(self, source, replace(config, detect=settings), limits, batch)

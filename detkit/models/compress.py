@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.errors import UserError
-from detkit.models.region import RegionDetector
+from detkit.models.base import Detector
 from detkit.ops import truncated_svd
 
 TAIL = "head.tail."
@@ -89,7 +89,7 @@ def describe_layers(detector: nn.Module) -> str:
     return ", ".join(told) or "none"
 
 
-def restructure(detector: RegionDetector, ranks: Mapping[str, int]) -> None:
+def restructure(detector: Detector, ranks: Mapping[str, int]) -> None:
     """Replace layers by pairs, untrained, in place, as `model.svd` says; a checkpoint's weights fit them.
 
     Raises UserError, in one line, for an unknown layer or a rank that it cannot have, and where pretrained weights
@@ -109,7 +109,7 @@ def restructure(detector: RegionDetector, ranks: Mapping[str, int]) -> None:
 
 
 @torch.no_grad()
-def compress(detector: RegionDetector, ranks: Mapping[str, int]) -> list[Compressed]:
+def compress(detector: Detector, ranks: Mapping[str, int]) -> list[Compressed]:
     """Replace layers by the truncated SVD of their weights, in place; one entry a layer, in the order of `ranks`.
 
     ranks: layer (see `find_layer`): rank. Raises UserError, in one line, for an unknown layer, one that is a pair

@@ -8,42 +8,35 @@ Where the paper and its code differ, and what detkit does:
 - Boxes are continuous: no "+ 1". Regions are not deduplicated on the map's grid, which changes no result.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from detkit.backbones import create_backbone
-from detkit.models.base import SGD, Paper
-from detkit.models.image_pyramid import check_scales, image_pyramid, pool_from
-from detkit.models.region import (
-    CODER,
-    MapFeatures,
-    PooledConfig,
-    RegionDetector,
-    RegionHead,
-    proposals_of,
-    sample_regions,
-)
+from detkit.models.base import SGD, Paper, Stage, StageRun
+from detkit.models.image_pyramid import check_scales
+from detkit.models.region import PooledConfig, RegionDetector
+from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling
+from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
-from detkit.ops import match_regions, region_loss
-from detkit.structures import Images, InputSpec, Predictions, Targets
+from detkit.ops import gather_boxes, match_regions
+from detkit.structures import InputSpec
 
 
 @dataclass
 class FastRCNNConfig(PooledConfig):
-    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code); keys: see PooledConfig, too.
-
-    scales: short sides of an image pyramid in pixels, with `longest` for the long side, in place of `size` (section 3).
-    Training draws one of them for each image; testing pools each region at the one that suits its size.
-    """
+    """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code)."""
 
     name: str = "fast_rcnn"
     scales: list[int] = field(default_factory=list)
+    """Short sides of an image pyramid, pixels, in place of `size` (section 3). Training draws one for each image."""
     longest: int = 2000
+    """With `scales`: most pixels of the long side."""
     batch_size_per_image: int = 64
+    """Regions of an image that training samples."""
     bg_iou: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    """IoU [low, high) of the regions that are background."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,20 +53,21 @@ class DeltaStatistics:
 
     fg_iou: float
     name: str = "delta_statistics"
+    iterations_factor: int = 0
 
-    def run(self, detector: RegionDetector, run: Any) -> None:
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
         """Set the buffers of the region head; a class without proposals keeps mean 0 and deviation 1."""
-        run.take_resumed()
-        head = detector.head
-        assert isinstance(head, RegionHead)
+        run.restore(detector)
+        head: RegionHead = detector.head
         sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
-        for targets, given in run.regions():
-            match = match_regions(targets.boxes, targets.valid, targets.ignore, given.boxes, given.valid, self.fg_iou)
-            inside = match.index >= 0
-            owner = match.index.clamp(min=0)
-            truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-            deltas = CODER.encode(truth, given.boxes)[inside].double()
-            label = targets.labels.gather(1, owner)[inside]
+        for targets, proposals in run.regions():
+            objects = (targets.boxes, targets.valid, targets.ignore)
+            match = match_regions(*objects, proposals.boxes, proposals.valid, self.fg_iou)
+            positive = match.index >= 0
+            matched = match.index.clamp(min=0)
+            gt_boxes = gather_boxes(targets.boxes, matched)
+            deltas = head.coder.encode(gt_boxes, proposals.boxes)[positive].double()
+            label = targets.labels.gather(1, matched)[positive]
             for row, values in enumerate((torch.ones_like(deltas), deltas, deltas.square())):
                 sums[row].index_add_(0, label, values)
         count, total, squares = sums
@@ -86,11 +80,10 @@ class DeltaStatistics:
 
 @MODELS.register("fast_rcnn")
 class FastRCNN(RegionDetector):
-    """Backbone once an image, RoI pooling of given proposals, and the backbone's tail with two siblings on top."""
+    """Backbone once an image, RoI pooling of stored proposals, and the backbone's tail with two siblings on top."""
 
     config_type = FastRCNNConfig
     paper = Paper("Fast R-CNN", 2015)
-    takes_proposals = True
     head: RegionHead
 
     def __init__(self, config: FastRCNNConfig, classes: tuple[str, ...]) -> None:
@@ -102,46 +95,14 @@ class FastRCNN(RegionDetector):
         # 2.1, 2.2: the last pooling layer of an ImageNet network becomes RoI pooling, its classifier two layers
         self.backbone = create_backbone(c.backbone, tail=True)
         tail = self.take_tail(c.pool_size)
-        self.map = self.backbone.info[-1]
-        self.region_features = MapFeatures([self.map], c.pool, c.pool_size)
-        self.head = RegionHead(tail, self.map.channels, c.pool_size, len(classes))
+        conv5 = self.backbone.info[-1]
+        if c.scales:  # 2.4 and 3: scale invariance by an image pyramid
+            pooling = RoIPooling(c.pool, c.pool_size, conv5.stride)
+            self.features = PyramidFeatures(conv5, pooling, c.scales, c.longest, random_scale=True)
+        else:
+            self.features = MapFeatures([conv5], c.pool, c.pool_size)
+        self.head = RegionHead(tail, conv5.channels, c.pool_size, len(classes))
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 
-    def stages(self) -> list[DeltaStatistics | SGD]:
+    def stages(self) -> Sequence[Stage]:
         return [DeltaStatistics(self.config.fg_iou), SGD()]
-
-    def regions(self, images: Images, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions (B, R, 4) -> logits (B, R, C + 1), background last, and normalised deltas (B, R, C, 4)."""
-        if self.config.scales:
-            pooled = self.pyramid_features(images, boxes)
-        else:
-            pooled = self.region_features([self.backbone(self.normalise(images))[self.map.name]], boxes)
-        return self.head(pooled, len(boxes))
-
-    def pyramid_features(self, images: Images, boxes: Tensor) -> Tensor:
-        """2.4 and 3: regions (B, R, 4) of images at one scale each, in training, or all -> (B * R, C, size, size)."""
-        scales: list[float] | list[Tensor] = [float(short) for short in self.config.scales]
-        if self.training:
-            drawn = torch.randint(len(scales), (len(images),), device=boxes.device)
-            scales = [torch.tensor(scales, device=boxes.device)[drawn]]
-        pixels = self.normalise(images)
-        pyramid = image_pyramid(
-            lambda x: self.backbone(x)[self.map.name], pixels, images.sizes, scales, self.config.longest
-        )
-        return pool_from(pyramid, boxes, self.config.scales, self.region_features.pool).flatten(0, 1)
-
-    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        """2.3: hierarchical sampling and the multi-task loss."""
-        given = proposals_of(images)
-        sampled = sample_regions(given.boxes, given.valid, targets, len(self.classes), self.config)
-        logits, deltas = self.regions(images, sampled.boxes)
-        wanted = self.head.normalise(sampled.wanted, sampled.target)
-        return region_loss(logits, deltas, sampled.target, wanted, sampled.valid)
-
-    def predict(self, images: Images) -> Predictions:
-        """2.4: scores and boxes of every class for each proposal."""
-        given = proposals_of(images)
-        logits, deltas = self.regions(images, given.boxes)
-        scores = logits.float().softmax(-1)[..., :-1]
-        boxes = self.head.decode(deltas.float(), given.boxes)
-        return Predictions(boxes, torch.where(given.valid.unsqueeze(-1), scores, -torch.inf))

@@ -1,4 +1,4 @@
-"""Necks: what lies between a backbone's maps and a head."""
+"""Feature pyramids: a neck between a backbone's maps and the heads, and the region head's layers above it."""
 
 from typing import cast
 
@@ -6,23 +6,48 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from detkit.backbones import FeatureInfo
+from detkit.backbones import FeatureInfo, fully_connected
+
+MAX_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, narrower than those of VGG
 
 
 class FPN(nn.Module):
     """Feature pyramid (Lin et al., CVPR 2017): torchvision's, over the maps of strides 4 to 32, and one of stride 64.
 
-    info: the maps p2, p3, ... that it gives, all with `channels`. norms: batch norm behind each convolution.
+    info: the maps p2, p3, ... that it gives, all with `channels`. norm: batch norm behind each convolution.
     """
 
-    def __init__(self, info: tuple[FeatureInfo, ...], channels: int, norms: bool = False) -> None:
+    def __init__(self, info: tuple[FeatureInfo, ...], channels: int, norm: bool = False) -> None:
         super().__init__()
         self.names = [feature.name for feature in info]
-        inputs, norm = [feature.channels for feature in info], nn.BatchNorm2d if norms else None
-        self.pyramid = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool(), norm)
+        inputs = [feature.channels for feature in info]
+        norm_layer = nn.BatchNorm2d if norm else None
+        self.pyramid = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool(), norm_layer)
         strides = [*(feature.stride for feature in info), info[-1].stride * 2]
         self.info = tuple(FeatureInfo(f"p{stride.bit_length() - 1}", channels, stride) for stride in strides)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         maps = self.pyramid({name: features[name] for name in self.names})
         return dict(zip((feature.name for feature in self.info), cast("dict[str, Tensor]", maps).values()))
+
+
+def fpn_tail(channels: int, pool_size: int, width: int, convs: int = 0) -> nn.Sequential:
+    """Return the layers of a region head above a pyramid (section 4.2): two fully connected ones, or `convs`
+    convolutions and one fully connected one. width: of a backbone's own; a wider one is cut to MAX_WIDTH."""
+    width = min(width, MAX_WIDTH)
+    if convs:
+        return _convolutional(channels, convs, pool_size, width)
+    return fully_connected(channels * pool_size**2, width)
+
+
+def _convolutional(channels: int, depth: int, size: int, width: int) -> nn.Sequential:
+    """Return `depth` 3x3 convolutions with batch norm, then one fully connected layer.
+
+    It takes (R, channels, size, size) to (R, width). The region head of Group Normalization (Wu and He, 2018, section
+    4.2), there with group norm.
+    """
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        nn.init.kaiming_normal_(layers[-3].weight, mode="fan_out", nonlinearity="relu")  # pyright: ignore
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size**2, width), nn.ReLU())

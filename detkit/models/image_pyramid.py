@@ -10,7 +10,7 @@ from detkit.errors import UserError
 from detkit.ops import rescale, short_side_scale, sppnet_scale
 
 
-class Pyramid(NamedTuple):
+class ImagePyramid(NamedTuple):
     """maps: of each scale its map (B, C, h, w), and its factor for each image, (B,); sizes: (B, 2) of the images."""
 
     maps: list[tuple[Tensor, Tensor]]
@@ -23,7 +23,7 @@ def image_pyramid(
     sizes: Tensor,
     scales: Sequence[float] | Sequence[Tensor],
     longest: float = float("inf"),
-) -> Pyramid:
+) -> ImagePyramid:
     """Run `network` on images at each of `scales`.
 
     pixels: (B, 3, H, W), normalised; sizes: (B, 2), height and width of each image in it; scales: short sides in
@@ -33,11 +33,11 @@ def image_pyramid(
     for short in scales:  # no batch: the levels of a pyramid differ in size
         factor = short_side_scale(sizes, short, longest)
         maps.append((network(rescale(pixels, sizes, factor)), factor))
-    return Pyramid(maps, sizes)
+    return ImagePyramid(maps, sizes)
 
 
 def pool_from(
-    pyramid: Pyramid,
+    pyramid: ImagePyramid,
     boxes: Tensor,
     scales: Sequence[float],
     pool: Callable[[Tensor, Tensor, Tensor | None], Tensor],

@@ -11,41 +11,37 @@ Where the paper and its code differ, and what detkit does:
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
-
-import torch
-from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
 from detkit.models.region import at_least_one
+from detkit.models.region_features import CropFeatures
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels, tail_width
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
-from detkit.ops import crop_warp, crops_per_chunk
-from detkit.structures import Images, InputSpec
+from detkit.structures import InputSpec
 
-PIECE = 32 << 20  # bytes of crops that pass the network at once: its maps take some twenty times as much
+CHUNK_BYTES = 32 << 20  # of crops that pass the network at once
 
 
 @dataclass
 class RCNNConfig(SVMDetectorConfig):
-    """The defaults are R-CNN with AlexNet for VOC (sections 2 and 3, appendices A to C); see SVMDetectorConfig, too.
-
-    crop: pixels a side of a warped region; context: how many of them show its surroundings. pool_size: cells a side of
-    what the backbone's tail reads. number counts the windows of an image.
-    """
+    """The defaults are R-CNN with AlexNet for VOC (sections 2 and 3, appendices A to C)."""
 
     name: str = "rcnn"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("alexnet"))
     crop: int = 227
+    """Side of a warped region, pixels."""
     context: int = 16
+    """Pixels of a warped region's border that show its surroundings."""
     pool_size: int = 6
+    """Cells a side of what the backbone's tail reads."""
     batch_size_per_image: int = 4
+    """Regions of an image that fine-tuning samples."""
     bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    """IoU [low, high) of the regions that are background."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,43 +63,10 @@ class RCNN(SVMDetector):
         # 2.3 domain-specific fine-tuning: the ImageNet classifier gives way to one of N + 1 classes
         self.backbone = create_backbone(c.backbone, tail=True)
         tail = self.take_tail(c.pool_size)
-        self.map = self.backbone.info[-1]
+        pool5 = self.backbone.info[-1]
         check_pixels(self.backbone, "crop", c.crop)
-        tail_width(tail, self.map.channels, c.pool_size)
-        self.head = SVMHead(tail, (self.map.channels, c.pool_size, c.pool_size), len(classes))
-
-    def prepare(self, images: Images) -> Images:
-        return images
-
-    def crops(self, images: Images, boxes: Tensor) -> Tensor:
-        """2.1: regions (B, R, 4) -> what the network sees of them, (B, R, 3, crop, crop) float32, RGB from 0 to 255."""
-        c = self.config
+        tail_width(tail, pool5.channels, c.pool_size)
+        # 2.1 feature extraction
         mean = [value * self.input.divisor for value in c.mean]
-        return crop_warp(images.pixels, boxes, c.crop, c.context, mean, images.sizes)
-
-    def pool(self, prepared: Images, boxes: Tensor) -> Tensor:
-        """2.1 feature extraction: regions (B, R, 4) -> pool5 (B * R, C, pool_size, pool_size)."""
-        return self.features(self.crops(prepared, boxes).flatten(0, 1))
-
-    def features(self, crops: Tensor) -> Tensor:
-        """Warped regions (N, 3, crop, crop), 0 to 255 -> pool5 (N, C, pool_size, pool_size)."""
-        crops = ((crops - self._shift) * self._scale).contiguous(memory_format=torch.channels_last)
-        return pool_to(self.backbone(crops)[self.map.name], self.config.pool_size)
-
-    def chunk_size(self, images: int) -> int:
-        return max(1, crops_per_chunk(self.config.crop, PIECE) // max(1, images))
-
-
-def pool_to(x: Tensor, size: int) -> Tensor:
-    """Adaptive max pooling of square maps (N, C, side, side) to (N, C, size, size).
-
-    At the published sizes its bins are those of the ImageNet network's last pooling layer; where they are all alike
-    they are pooled as such a layer does, which unlike adaptive bins can be exported.
-    """
-    side = x.shape[-1]
-    starts = [cell * side // size for cell in range(size)]
-    lengths = {-(-(cell + 1) * side // size) - start for cell, start in enumerate(starts)}
-    strides = {after - start for start, after in pairwise(starts)} or {1}
-    if len(lengths) == len(strides) == 1 and 0 not in strides:
-        return max_pool2d(x, lengths.pop(), strides.pop())
-    return adaptive_max_pool2d(x, size)
+        self.features = CropFeatures(pool5, c.crop, c.context, mean, c.pool_size, CHUNK_BYTES)
+        self.head = SVMHead(tail, self.features.shape, len(classes), c.scoring)

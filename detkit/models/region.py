@@ -1,44 +1,48 @@
-"""What the region detectors share: proposals x region features x region head."""
+"""What the region detectors share: proposals x region features x region head.
 
-import math
-from collections.abc import Iterator, Sequence
+Each detector's file shows how it fills the three: where its proposals come from, what is computed of each region, and
+which head classifies and moves it.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from detkit.backbones import Backbone, FeatureInfo
+from detkit.backbones.describe import count_flops
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector
+from detkit.models.base import Detector, Flops
 from detkit.models.freezing import freeze, norm_layers
-from detkit.models.shape_checks import tail_width
-from detkit.ops import BACKGROUND, BoxCoder, match_regions, pyramid_pool, roi_align, roi_pool, sample
-from detkit.structures import Images, Proposals, Targets
-
-CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
-POOLS = ("pool", "align", "align_v1")
-REFERENCE_LEVEL = 4  # FPN, equation 1: the level of stride 16 has regions of `canonical` pixels
+from detkit.models.parts import ExportPart, coder_facts, regions_input, resized_images
+from detkit.models.region_features import POOLS, CropFeatures, RegionFeatures
+from detkit.models.trace import PooledStep, ProposalStep, RegressionStep, SampleStep, Step, Trace
+from detkit.ops import BACKGROUND, BoxCoder, gather_boxes, match_regions, sample
+from detkit.structures import Images, Predictions, Proposals, Targets
 
 
 @dataclass
 class RegionConfig:
-    """What the region detectors' configs share.
-
-    mean, std: of the input's channels, in units of `divisor` 255. number, fraction: regions drawn an image, and most
-    foreground; foreground: least IoU; background: [low, high).
-    svd: rank of each fully connected layer that is a pair of thinner ones, as `detkit export` writes, see compress.py.
-    """
+    """What the region detectors' configs share."""
 
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of the input's channels, RGB, in units of 255."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of the input's channels, RGB, in units of 255."""
     batch_size_per_image: int = 128
+    """Regions of an image that training samples."""
     positive_fraction: float = 0.25
+    """Of these, most that are positive."""
     fg_iou: float = 0.5
+    """IoU with an object from which a region is positive."""
     bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    """IoU [low, high) of the regions that are background."""
     svd: dict[str, int] = field(default_factory=dict)
+    """Rank of each fully connected layer that is a pair of thinner ones, as `detkit export --svd` writes."""
 
     def __post_init__(self) -> None:
         if len(self.bg_iou) != 2 or not 0 <= self.bg_iou[0] < self.bg_iou[1]:
@@ -50,18 +54,18 @@ class RegionConfig:
 
 @dataclass
 class PooledConfig(RegionConfig):
-    """What the configs of Fast and Faster R-CNN share.
-
-    size: shortest side and largest longest side of the input, pixels. stages, norms: how many first stages of the
-    backbone, and whether its batch norms, stay as they are. pool: `pool`, `align`, or `align_v1`, as align was first
-    published: half a cell off; pool_size: cells a side.
-    """
+    """What the configs of Fast and Faster R-CNN share."""
 
     size: list[int] = field(default_factory=lambda: [600, 1000])
+    """Shortest side and largest longest side of the input, pixels."""
     freeze_stages: int = 2
+    """How many first layer groups of the backbone stay as they are."""
     freeze_norms: bool = True
+    """Whether the backbone's batch norms stay as they are."""
     pool: str = "pool"
+    """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
     pool_size: int = 7
+    """Cells a side of a pooled region."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +76,7 @@ class PooledConfig(RegionConfig):
         at_least_one(self, "pool_size")
 
 
-def at_least_one(config: RegionConfig, *keys: str) -> None:
+def at_least_one(config: Any, *keys: str) -> None:
     """Raise UserError where a value of a model's config is less than 1."""
     for key in keys:
         if getattr(config, key) < 1:
@@ -80,165 +84,299 @@ def at_least_one(config: RegionConfig, *keys: str) -> None:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Regions drawn for training.
+class SampledRegions:
+    """Regions sampled for training.
 
-    boxes: (B, K, 4). target: (B, K) int64, the class, C for background. wanted: (B, K, 4), deltas to learn. valid:
-    (B, K) bool, False where an image had too few. owner: (B, K) int64, the object of each, negative for background.
+    boxes: (B, K, 4). labels: (B, K) int64, the class, C for background. gt_boxes: (B, K, 4), the matched object's.
+    matched_gt_index: (B, K) int64, the object of each, negative for background. valid: (B, K) bool, False where an
+    image had too few.
     """
 
     boxes: Tensor
-    target: Tensor
-    wanted: Tensor
+    labels: Tensor
+    gt_boxes: Tensor
+    matched_gt_index: Tensor
     valid: Tensor
-    owner: Tensor
+
+    def target_deltas(self, coder: BoxCoder) -> Tensor:
+        """Return the deltas (B, K, 4) that take each positive region to its object, 0 for background."""
+        positive = self.valid & (self.matched_gt_index >= 0)
+        return torch.where(positive.unsqueeze(-1), coder.encode(self.gt_boxes, self.boxes), 0)
 
 
 @torch.no_grad()
-def sample_regions(regions: Tensor, valid: Tensor, targets: Targets, classes: int, config: RegionConfig) -> Sampled:
+def sample_regions(proposals: Proposals, targets: Targets, classes: int, config: RegionConfig) -> SampledRegions:
     """Sample regions for training (Fast R-CNN, section 2.3).
 
-    `config.batch_size_per_image` of each image, at most `config.positive_fraction` of them positive.
-
-    regions: (B, R, 4) with valid (B, R) bool; the objects themselves are drawn from, too.
+    `config.batch_size_per_image` of each image, at most `config.positive_fraction` of them positive. The objects
+    themselves are among the regions that are sampled from.
     """
     used = targets.valid & ~targets.ignore
-    regions = torch.cat((regions, targets.boxes), 1)
-    valid = torch.cat((valid, used), 1)
+    regions = torch.cat((proposals.boxes, targets.boxes), 1)
+    valid = torch.cat((proposals.valid, used), 1)
     low, high = config.bg_iou
     objects = (targets.boxes, targets.valid, targets.ignore)
     match = match_regions(*objects, regions, valid, config.fg_iou, (low, high))
-    index, drawn = sample(
-        match.index >= 0, match.index == BACKGROUND, config.batch_size_per_image, config.positive_fraction
-    )
-    found = match.index.gather(1, index)
-    inside = drawn & (found >= 0)
-    owner = found.clamp(min=0)
-    boxes = regions.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    wanted = CODER.encode(targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4)), boxes)
-    target = torch.where(inside, targets.labels.gather(1, owner), classes)
-    return Sampled(boxes, target, torch.where(inside.unsqueeze(-1), wanted, 0), drawn, found)
+    positive, negative = match.index >= 0, match.index == BACKGROUND
+    index, sampled = sample(positive, negative, config.batch_size_per_image, config.positive_fraction)
+    matched_gt_index = match.index.gather(1, index)
+    matched = matched_gt_index.clamp(min=0)
+    labels = targets.labels.gather(1, matched) if targets.labels.shape[1] else matched
+    labels = torch.where(sampled & (matched_gt_index >= 0), labels, classes)
+    boxes, gt_boxes = gather_boxes(regions, index), gather_boxes(targets.boxes, matched)
+    return SampledRegions(boxes, labels, gt_boxes, matched_gt_index, sampled)
 
 
-class MapFeatures(nn.Module):
-    """A fixed-size map of each region, pooled from the image's maps (Fast R-CNN, section 2.1).
+class Head(Protocol):
+    """What scores and moves regions, of the features that `RegionFeatures` gives of each, (B, R, ...)."""
 
-    info: the maps, finest first. Of several, each region is pooled from one, by its size (FPN, equation 1): regions of
-    `canonical` pixels a side from the map of stride 16, those half as large from that of stride 8, and so on.
-    """
+    coder: BoxCoder
 
-    def __init__(self, info: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0) -> None:
-        super().__init__()
-        self.strides, self.channels = [feature.stride for feature in info], info[0].channels
-        self.align, self.aligned, self.size, self.canonical_scale = (
-            kind != "pool",
-            kind == "align",
-            size,
-            canonical_scale,
-        )
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Return the logits (B, R, C + 1), background last, that training's softmax reads."""
+        ...
 
-    def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
-        """Maps (B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B * R, C, size, size)."""
-        if len(maps) == 1:
-            return self.pool(maps[0], boxes).flatten(0, 1)
-        side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
-        level = (REFERENCE_LEVEL + torch.log2(side / self.canonical_scale + 1e-6)).floor()
-        level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
-        pooled = pyramid_pool(maps, boxes, level, self.size, self.strides, self.align, self.aligned)
-        return pooled.flatten(0, 1)
+    def losses(self, pooled: Tensor, sampled: SampledRegions) -> dict[str, Tensor]:
+        """Return the losses of sampled regions."""
+        ...
 
-    def pool(self, x: Tensor, boxes: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """One map -> (B, R, C, size, size), 0 for boxes that are not wanted, (B, R) bool."""
-        if self.align:
-            return roi_align(x, boxes, self.size, self.strides[0], aligned=self.aligned, valid=wanted)
-        return roi_pool(x, boxes, self.size, self.strides[0], wanted)
+    def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores (B, R, C), and deltas (B, R, C, 4) for `coder`."""
+        ...
 
-
-class RegionHead(nn.Module):
-    """The tail of the backbone, then scores of C classes and background, and four deltas a class (section 2.1).
-
-    channels: of the pooled map, size: its side.
-    """
-
-    delta_mean: Tensor
-    delta_std: Tensor
-
-    def __init__(self, tail: nn.Module, channels: int, size: int, classes: int) -> None:
-        super().__init__()
-        self.tail, self.classes = tail, classes
-        width = tail_width(tail, channels, size)
-        self.classifier = nn.Linear(width, classes + 1)
-        self.regressor = nn.Linear(width, classes * 4)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.normal_(self.regressor.weight, std=0.001)
-        nn.init.zeros_(self.classifier.bias)
-        nn.init.zeros_(self.regressor.bias)
-        # of the deltas of each class, which are learnt normalised; set by DeltaStatistics where they are not fixed
-        self.register_buffer("delta_mean", torch.zeros(classes, 4))
-        self.register_buffer("delta_std", torch.ones(classes, 4))
-
-    def forward(self, pooled: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """(B * R, C, size, size) -> logits (B, R, classes + 1), background last, and deltas (B, R, classes, 4)."""
-        x = self.tail(pooled)
-        regions = x.shape[0] // max(batch, 1)
-        return (
-            self.classifier(x).view(batch, regions, self.classes + 1),
-            self.regressor(x).view(batch, regions, self.classes, 4),
-        )
-
-    def normalise(self, wanted: Tensor, target: Tensor) -> Tensor:
-        """Deltas (B, R, 4) of regions whose class is target (B, R), C for background, as they are learnt."""
-        own = target.clamp(max=self.classes - 1)
-        return (wanted - self.delta_mean[own]) / self.delta_std[own]
-
-    def decode(self, deltas: Tensor, regions: Tensor) -> Tensor:
-        """Learnt deltas (B, R, C, 4) and regions (B, R, 4) -> boxes (B, R, C, 4)."""
-        return CODER.decode(deltas * self.delta_std + self.delta_mean, regions.unsqueeze(2))
+    def exported(self) -> tuple[nn.Module, dict[str, str]]:
+        """Return the network (regions, ...) -> outputs that is exported, and what these are, by name."""
+        ...
 
 
 class RegionDetector(Detector):
-    """Keeps frozen layers frozen, see `freeze_layers`, and knows whose layers the head's tail is made of."""
+    """Proposals x region features x region head. Losses and predictions are written once, here.
 
-    class_layers = ("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted")
+    features: see RegionFeatures. head: see Head.
+    """
+
+    kind: ClassVar[str] = "region"
+    takes_proposals: ClassVar[bool] = True
+    supports_svd: ClassVar[bool] = True
+    class_layers: ClassVar[tuple[str, ...]] = (
+        *("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted"),
+    )
     backbone: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
-    head: Any
-    _still: list[nn.Module]
-    _own_tail = False
+    features: RegionFeatures
+    head: Any  # a Head, which is an nn.Module
+    _frozen_norms: list[nn.Module]
+    _tail_of_backbone = False
+
+    # network
+
+    def backbone_maps(self, x: Tensor) -> list[Tensor]:
+        """Normalised pixels -> the maps that regions are pooled from, finest first; by default the backbone's last."""
+        return [self.backbone(x)[self.backbone.info[-1].name]]
+
+    def maps(self, pixels: Tensor, sizes: Tensor) -> list[Tensor]:
+        """Pixels (B, 3, H, W), 0 to 255, of images of `sizes` (B, 2) -> `backbone_maps`."""
+        return self.backbone_maps(self.normalise(pixels, sizes))
+
+    def propose(self, images: Images, prepared: Any) -> Proposals:
+        """Return the regions that are classified, in pixels of the input; by default those that came with the images.
+
+        prepared: of `features.prepare`.
+        """
+        return stored_proposals(images)
+
+    # losses and predictions
+
+    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        prepared = self.features.prepare(images, self)
+        return self.region_losses(prepared, self.propose(images, prepared), targets)
+
+    def region_losses(self, prepared: Any, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+        """Return the head's losses of regions sampled from the proposals, which are constants."""
+        sampled = sample_regions(proposals, targets, len(self.classes), self.config)
+        return self.head.losses(self.features.pool(prepared, sampled.boxes), sampled)
+
+    def predict(self, images: Images) -> Predictions:
+        prepared = self.features.prepare(images, self)
+        return self.predict_regions(prepared, self.propose(images, prepared))
+
+    def predict_regions(self, prepared: Any, proposals: Proposals) -> Predictions:
+        """Scores and boxes of every class for each proposal."""
+        scores, boxes = [], []
+        # chunks, since what a region needs on its way may be large: of R-CNN's, a whole network's maps
+        for regions in self.chunks(proposals.boxes):
+            region_scores, deltas = self.head.predict(self.features.pool(prepared, regions))
+            scores.append(region_scores)
+            boxes.append(self.head.coder.decode(deltas, regions.unsqueeze(2)))
+        # padding is detected as nothing
+        valid = proposals.valid.unsqueeze(-1)
+        return Predictions(torch.cat(boxes, 1), torch.where(valid, torch.cat(scores, 1), -torch.inf))
+
+    def chunks(self, boxes: Tensor) -> tuple[Tensor, ...]:
+        """Cut regions (B, R, 4) into as many as fit in memory at once."""
+        size = self.features.chunk_size(len(boxes))
+        return (boxes,) if size is None else boxes.split(size, 1)
+
+    def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
+        """Return the features (B, R, D) float32 of boxes (B, R, 4), before or after the tail."""
+        prepared = self.features.prepare(images, self)
+        chunks = []
+        for regions in self.chunks(boxes):
+            pooled = self.features.pool(prepared, regions).flatten(0, 1)
+            features = self.head.tail(pooled) if tail else pooled.flatten(1)
+            chunks.append(features.float().unflatten(0, regions.shape[:2]))
+        return torch.cat(chunks, 1)
+
+    # layers
+
+    def choose_map(self, name: str | None = None) -> FeatureInfo:
+        """Leave out the backbone's layers behind the map `name`, by default its `region`; return that map."""
+        self.backbone.truncate(name or self.backbone.region)
+        return self.backbone.info[-1]
 
     def take_tail(self, size: int) -> nn.Module:
         """Return the backbone's tail for regions' maps of `size` cells a side, see Backbone.tail."""
-        own = {id(parameter): parameter for parameter in self.backbone.parameters()}  # kept, lest an id is taken anew
+        # kept, so that no id is given to another parameter meanwhile
+        before = {id(parameter): parameter for parameter in self.backbone.parameters()}
         tail = self.backbone.tail(size)
-        self._own_tail = any(id(parameter) in own for parameter in tail.parameters())
+        self._tail_of_backbone = any(id(parameter) in before for parameter in tail.parameters())
         return tail
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         # ResNet's layer4 and VGG's fc6 come with the same pretrained weights, wherever they are put
         yield from self.backbone.parameters()
-        if self._own_tail:
+        if self._tail_of_backbone:
             yield from self.head.tail.parameters()
 
     def freeze_layers(self, stages: int, norms: bool) -> None:
-        """Fix the first `stages` of the backbone, and all of its batch norms where `norms` says so."""
+        """Freeze the first `stages` layer groups of the backbone, and all of its batch norms where `norms` says so."""
         if norms:
             for layer in norm_layers(self):
                 layer.requires_grad_(False)
-        self._still = norm_layers(self) if norms else []
+        self._frozen_norms = norm_layers(self) if norms else []
         if stages:  # which not every backbone has
-            self.freeze(*self.backbone.layer_groups()[:stages])  # pyright: ignore[reportCallIssue]
+            self.freeze(*self.backbone.layer_groups()[:stages])
 
     def freeze(self, *modules: nn.Module) -> None:
-        """Fix modules, their batch norms' statistics included."""
-        self._still += freeze(modules)
+        """Freeze modules, their batch norms' statistics included."""
+        self._frozen_norms += freeze(modules)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
-        for layer in getattr(self, "_still", ()):
+        for layer in getattr(self, "_frozen_norms", ()):
             layer.eval()
         return self
 
+    # what it tells of itself
 
-def proposals_of(images: Images) -> Proposals:
+    def raw_outputs(self, images: Images) -> list[Tensor]:
+        prepared = self.features.prepare(images, self)
+        pooled = self.features.pool(prepared, self.propose(images, prepared).boxes)
+        return [self.head.logits(pooled), self.head.predict(pooled)[1]]
+
+    def flops(self, height: int, width: int) -> Flops | None:
+        device = next(self.parameters()).device
+        image = 0
+        for size in self.features.input_sizes(height, width, self.input):
+            pixels = torch.empty(1, 3, *size, device=device)
+            image += count_flops(lambda pixels=pixels: self.image_network(pixels))
+        pooled = torch.empty(1, 1, *self.features.shape, device=device)
+        region = count_flops(lambda: self.head.predict(pooled))
+        if isinstance(self.features, CropFeatures):
+            crop = torch.empty(1, 3, self.features.side, self.features.side, device=device)
+            region += count_flops(lambda: self.backbone(crop))
+        return Flops(image, region)
+
+    def image_network(self, pixels: Tensor) -> Any:
+        """What is computed once an image, of normalised pixels; for `flops`."""
+        return self.backbone_maps(pixels)
+
+    def export_parts(self) -> dict[str, ExportPart]:
+        head, outputs = self.head.exported()
+        facts = {"coder": coder_facts(self.head.coder)}
+        if isinstance(self.features, CropFeatures):
+            side = self.features.side
+            text = "regions warped to RGB squares, 0 to 255, see crops"
+            inputs = {"crops": regions_input((3, side, side), text, 255)}
+            return {"": ExportPart(_CropNetwork(self, head), inputs, outputs, facts | self.features.facts())}
+        pooled = regions_input(self.features.shape, "pooled from the map, see pooling")
+        head_part = ExportPart(head, {"pooled": pooled}, outputs, facts)
+        return {**self.export_image_parts(), "-head": head_part}
+
+    def export_image_parts(self) -> dict[str, ExportPart]:
+        """Return the part that is computed once an image."""
+        channels = self.backbone.info[-1].channels
+        outputs = {"map": f"(batch, {channels}, rows, columns) float32, pooled from, see pooling"}
+        inputs = resized_images(self.input)
+        return {"-map": ExportPart(_MapNetwork(self), inputs, outputs, self.features.facts())}
+
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        prepared = self.features.prepare(images, self)
+        proposals, steps = self.trace_proposals(images, prepared, targets)
+        predictions = self.predict_regions(prepared, proposals)
+        regions = proposals.boxes[0]
+        if targets is not None:
+            steps.append(self.sample_step(proposals, targets))
+        # all of a region's channels would be too many to keep and to see
+        means = [self.features.pool(prepared, some).float().mean(2) for some in self.chunks(proposals.boxes)]
+        pooled = self.features.squares(torch.cat(means, 1)[0])
+        scales = self.features.short_sides(proposals.boxes, images.sizes)
+
+        def crop(rows: Tensor) -> Tensor:
+            crops = self.features.crops(prepared, proposals.boxes[:, rows])
+            assert crops is not None
+            return crops[0].permute(0, 2, 3, 1)
+
+        cropped = crop if isinstance(self.features, CropFeatures) else None
+        steps.append(PooledStep(regions, pooled, None if scales is None else scales[0], cropped))
+        return Trace(predictions, [*steps, RegressionStep(regions)])
+
+    def trace_proposals(self, images: Images, prepared: Any, targets: Targets | None) -> tuple[Proposals, list[Step]]:
+        """Return the regions that are classified, and the steps that led to them."""
+        proposals = self.propose(images, prepared)
+        return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]])]
+
+    def sample_step(self, proposals: Proposals, targets: Targets) -> SampleStep:
+        """The regions of one image that training would learn from."""
+        sampled = sample_regions(proposals, targets, len(self.classes), self.config)
+        valid = sampled.valid[0]
+        return SampleStep(
+            sampled.boxes[0][valid],
+            sampled.matched_gt_index[0][valid],
+            None,
+            name="regions",
+            title="Sampled regions (training)",
+            text="What training would learn from this image: {samples} regions are sampled at random, {positive} that "
+            "overlap an object enough, with the object's class, and {negative} of background.",
+            positive="of objects",
+            negative="of background",
+            noun="region of",
+        )
+
+
+class _MapNetwork(nn.Module):
+    """pixels (B, 3, H, W), sizes (B, 2) -> the map that regions are pooled from."""
+
+    def __init__(self, detector: RegionDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        return self.detector.maps(pixels, sizes)[0]
+
+
+class _CropNetwork(nn.Module):
+    """crops (R, 3, side, side) -> the head's outputs."""
+
+    def __init__(self, detector: RegionDetector, head: nn.Module) -> None:
+        super().__init__()
+        self.detector, self.head = detector, head
+
+    def forward(self, crops: Tensor) -> Any:
+        assert isinstance(self.detector.features, CropFeatures)
+        return self.head(self.detector.features.of_crops(crops, self.detector))
+
+
+def stored_proposals(images: Images) -> Proposals:
     """Return the proposals that came with a batch; UserError where there are none."""
     if images.proposals is None:
         raise UserError(

@@ -1,16 +1,14 @@
 """R-CNN's bounding-box regression (appendix C, and the authors' code)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from detkit.models.base import StageRun
+from detkit.models.region import RegionDetector
 from detkit.models.svm_stage import measure_scale, spread
-from detkit.ops import BoxCoder, fit_ridge, match_regions
-
-if TYPE_CHECKING:
-    from detkit.models.svm_detector import SVMDetector
+from detkit.ops import BoxCoder, fit_ridge, gather_boxes, match_regions
 
 
 @dataclass(frozen=True)
@@ -18,20 +16,21 @@ class BoxRegression:
     """A stage: for each class a ridge regression from a proposal's features before the tail to its object's deltas.
 
     ridge: lambda, for features of mean norm 20. match_iou: proposals of at least that IoU with the object that they
-    overlap most are learnt from. images: how many images; 0 = all.
+    overlap most are learnt from. fit_images: how many images; 0 = all.
     """
 
     coder: BoxCoder
     ridge: float
     match_iou: float
-    images: int
+    fit_images: int
     name: str = "box_regression"
+    iterations_factor: int = 0
 
-    def run(self, detector: "SVMDetector", run: Any) -> None:
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
         """Fit `detector.head.regressor`; an interrupted pass over the images goes on where it was."""
         state = run.restore(detector)
         run.begin()
-        rows = spread(len(run.train), self.images)
+        rows = spread(run.train_count(), self.fit_images)
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         scale: Tensor | None = state.get("scale")
 
@@ -45,21 +44,21 @@ class BoxRegression:
             pairs.append(tuple(state["pairs"]))
         for images, targets in run.dataset_pass(detector, rows, "regression", done=state.get("done", 0), save=save):
             assert images.proposals is not None
-            given = images.proposals
+            proposals = images.proposals
             objects = (targets.boxes, targets.valid, targets.ignore)
-            match = match_regions(*objects, given.boxes, given.valid, self.match_iou)
-            learnt = match.index >= 0
-            # the learnt ones first, cut to the most in an image (host sync): the others need no features
-            most = max(1, int(learnt.sum(1).max()))
-            order = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-            boxes = given.boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
-            owner, learnt = match.index.gather(1, order).clamp(min=0), learnt.gather(1, order)
-            truth = targets.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
+            match = match_regions(*objects, proposals.boxes, proposals.valid, self.match_iou)
+            positive = match.index >= 0
+            # positives first, cut to the most in an image (host sync): the others need no features
+            count = max(1, int(positive.sum(1).max()))
+            order = positive.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            boxes, positive = gather_boxes(proposals.boxes, order), positive.gather(1, order)
+            matched = match.index.gather(1, order).clamp(min=0)
+            gt_boxes = gather_boxes(targets.boxes, matched)
             with run.inference():
                 features = detector.extract_features(images, boxes, tail=False)
-            deltas, labels = self.coder.encode(truth, boxes), targets.labels.gather(1, owner)
+            deltas, labels = self.coder.encode(gt_boxes, boxes), targets.labels.gather(1, matched)
             # in main memory (host sync, an image batch): VOC07 has gigabytes of them
-            pairs.append((features[learnt].cpu(), deltas[learnt].cpu(), labels[learnt].cpu()))
+            pairs.append((features[positive].cpu(), deltas[positive].cpu(), labels[positive].cpu()))
         features, deltas, labels = (torch.cat(part) for part in zip(*pairs))
         scale = scale.cpu()  # host sync: once, beside features that are there
         weight, offset = fit_ridge(features * scale, deltas, labels, len(detector.classes), self.ridge)

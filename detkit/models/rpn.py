@@ -1,44 +1,87 @@
-"""Region proposal network (Ren et al., NIPS 2015): Faster R-CNN, section 3.1."""
+"""Region proposal network (Ren et al., NIPS 2015), Faster R-CNN, section 3.1: anchors, matching, sampling, losses,
+proposals."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detkit.ops import BoxCoder, clip, nms
-from detkit.structures import Proposals
+from detkit.backbones import FeatureInfo
+from detkit.errors import UserError
+from detkit.models.trace import AnchorStep, MapShape, ObjectnessStep, ProposalNMSStep, SampleStep, Step
+from detkit.ops import (
+    BACKGROUND,
+    BoxCoder,
+    Match,
+    clip,
+    gather_boxes,
+    grid_anchors,
+    match_rpn,
+    nms,
+    rpn_anchors,
+    rpn_loss,
+    sample,
+    torchvision_anchors,
+)
+from detkit.structures import Images, Proposals, Targets
 
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # section 3.1.2, equation 2: deltas are not scaled
+ANCHORS_OF_CELL = {"py_faster_rcnn": rpn_anchors, "torchvision": torchvision_anchors}
 
 
-class RPNHead(nn.Module):
-    """A 3x3 convolution, then for each anchor of a cell one logit (object or not) and four deltas (section 3.1).
+@dataclass
+class RPNConfig:
+    """The region proposal network; the defaults are those of section 3.1 to 3.3, and of the authors' code."""
 
-    One head serves all maps of a pyramid. Weights are drawn from N(0, .01). depth: how many 3x3 convolutions; the
-    paper has one, Li et al. (2021, Benchmarking Detection Transfer Learning, section 3) two.
-    """
+    anchors: str = "py_faster_rcnn"
+    """How anchors are laid out: as `py_faster_rcnn` does, or as `torchvision`, see ops/anchors.py."""
+    ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    """Height / width of the anchors."""
+    scales: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0])
+    """Sizes of the anchors, times the map's stride."""
+    rpn_width: int = 512
+    """Channels of the RPN's convolution."""
+    rpn_convs: int = 1
+    """How many 3x3 convolutions the RPN has; Li et al. (2021, Benchmarking Detection Transfer Learning) have two."""
+    allow_border: bool = False
+    """Whether anchors that cross the image's border are trained on, as in FPN (section 5.1)."""
+    rpn_fg_iou: float = 0.7
+    """IoU with an object from which an anchor is positive."""
+    rpn_bg_iou: float = 0.3
+    """IoU below which an anchor is background."""
+    rpn_batch_size_per_image: int = 256
+    """Anchors of an image that training samples."""
+    rpn_positive_fraction: float = 0.5
+    """Of these, most that are positive."""
+    rpn_nms_iou: float = 0.7
+    """IoU above which the worse of two proposals goes."""
+    pre_nms_top_n: int = 12000
+    """Training: best candidates of each map that NMS looks at."""
+    post_nms_top_n: int = 2000
+    """Training: proposals of an image."""
+    test_pre_nms_top_n: int = 6000
+    """Testing: best candidates of each map that NMS looks at."""
+    test_post_nms_top_n: int = 300
+    """Testing: proposals of an image."""
+    min_size: float = 16.0
+    """Least side of a proposal, pixels of the original image."""
 
-    def __init__(self, channels: int, width: int, anchors: int, depth: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, width, 3, padding=1)
-        self.deeper = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth - 1))
-        self.objectness = nn.Conv2d(width, anchors, 1)
-        self.deltas = nn.Conv2d(width, anchors * 4, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+    def check_rpn(self) -> None:
+        """Raise UserError for values that cannot be."""
+        if self.anchors not in ANCHORS_OF_CELL:
+            raise UserError(f"model.anchors: {self.anchors!r} is not one of {', '.join(ANCHORS_OF_CELL)}")
+        if self.rpn_convs < 1:
+            raise UserError(f"model.rpn_convs: {self.rpn_convs} is less than 1")
 
-    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps (B, C, H, W) -> for each, logits (B, H * W * A) and deltas (B, H * W * A, 4), cell by cell."""
-        logits, deltas = [], []
-        for x in maps:
-            x = self.conv(x).relu_()
-            for layer in self.deeper:
-                x = layer(x).relu_()
-            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
-        return logits, deltas
+
+class RPNOutput(NamedTuple):
+    """One entry a map. logits: (B, A); deltas: (B, A, 4); anchors: (A, 4), all cell by cell."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    anchors: list[Tensor]
 
 
 class RPNCandidates(NamedTuple):
@@ -54,21 +97,144 @@ class RPNCandidates(NamedTuple):
     valid: Tensor
 
 
+class RPN(nn.Module):
+    """A 3x3 convolution, then for each anchor of a cell one logit (object or not) and four deltas (section 3.1).
+
+    One network serves all maps of a pyramid. Weights are drawn from N(0, .01).
+    """
+
+    def __init__(self, maps: Sequence[FeatureInfo], config: RPNConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, anchors = config.rpn_width, len(config.ratios) * len(config.scales)
+        self.conv = nn.Conv2d(maps[0].channels, width, 3, padding=1)
+        self.deeper = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.rpn_convs - 1))
+        self.objectness = nn.Conv2d(width, anchors, 1)
+        self.deltas = nn.Conv2d(width, anchors * 4, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        self.strides = [info.stride for info in maps]
+        for number, stride in enumerate(self.strides):
+            cell = ANCHORS_OF_CELL[config.anchors](stride, config.ratios, config.scales)
+            self.register_buffer(f"cell{number}", cell, persistent=False)
+
+    def forward(self, maps: list[Tensor]) -> RPNOutput:
+        logits, deltas = [], []
+        for x in maps:
+            x = self.conv(x).relu_()
+            for layer in self.deeper:
+                x = layer(x).relu_()
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
+        return RPNOutput(logits, deltas, self.anchors(maps))
+
+    def anchors(self, maps: list[Tensor]) -> list[Tensor]:
+        """3.1.1: the anchors (A, 4) of each map, in pixels of the input."""
+        cells = [self.get_buffer(f"cell{number}") for number in range(len(maps))]
+        steps = self.steps(maps)
+        return [grid_anchors(x.shape[-2], x.shape[-1], step, cell) for x, step, cell in zip(maps, steps, cells)]
+
+    def steps(self, maps: list[Tensor]) -> list[int | tuple[int, int]]:
+        """Return the pixels between the cells of each map."""
+        if self.config.anchors != "torchvision":
+            return list(self.strides)
+        # torchvision shares the input out among a map's cells, which on the coarsest map is less than its stride
+        height, width = (side * self.strides[0] for side in maps[0].shape[-2:])
+        return [(height // x.shape[-2], width // x.shape[-1]) for x in maps]
+
+    # training
+
+    def match(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> Match:
+        """3.1.2: which object each anchor (A, 4) learns; sizes: (B, 2) of the images."""
+        c = self.config
+        inside = (anchors[:, :2] >= 0).all(-1) & (anchors[:, 2:] <= sizes.flip(-1).unsqueeze(1)).all(-1)
+        inside |= c.allow_border
+        objects = (targets.boxes, targets.valid, targets.ignore)
+        return match_rpn(*objects, anchors, inside, c.rpn_fg_iou, c.rpn_bg_iou)
+
+    def sample(self, match: Match) -> tuple[Tensor, Tensor]:
+        """3.1.3: the anchors that are learnt from, see `sample`."""
+        c = self.config
+        positive, negative = match.index >= 0, match.index == BACKGROUND
+        return sample(positive, negative, c.rpn_batch_size_per_image, c.rpn_positive_fraction)
+
+    def losses(self, output: RPNOutput, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """3.1.2, 3.1.3: the RPN learns from anchors inside the image."""
+        anchors = torch.cat(output.anchors)
+        match = self.match(anchors, sizes, targets)
+        index, sampled = self.sample(match)
+        logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
+        return rpn_loss(logits, deltas, match, index, sampled, targets.boxes, anchors, CODER)
+
+    # proposals
+
+    def top_n(self, training: bool) -> tuple[int, int]:
+        """Return pre_nms_top_n and post_nms_top_n."""
+        c = self.config
+        return (c.pre_nms_top_n, c.post_nms_top_n) if training else (c.test_pre_nms_top_n, c.test_post_nms_top_n)
+
+    def min_size(self, images: Images) -> Tensor:
+        """3.3 (code): the least side of a proposal (B,), in pixels of the input."""
+        return self.config.min_size * (images.sizes / images.original).amin(1)
+
+    def propose(self, output: RPNOutput, images: Images, training: bool) -> Proposals:
+        """3.3: the best boxes of the RPN."""
+        pre_nms_top_n, post_nms_top_n = self.top_n(training)
+        return propose(
+            output,
+            images.sizes,
+            self.min_size(images),
+            pre_nms_top_n=pre_nms_top_n,
+            post_nms_top_n=post_nms_top_n,
+            nms_iou=self.config.rpn_nms_iou,
+        )
+
+    def trace(
+        self, maps: list[Tensor], output: RPNOutput, images: Images, targets: Targets | None, training: bool
+    ) -> list[Step]:
+        """Return what the RPN did with one image."""
+        steps = [step if isinstance(step, tuple) else (step, step) for step in self.steps(maps)]
+        shapes = [MapShape(x.shape[-2], x.shape[-1], *step) for x, step in zip(maps, steps)]
+        trace: list[Step] = [AnchorStep(output.anchors, shapes, "anchors")]
+        if targets is not None:
+            trace.append(self.sample_step(torch.cat(output.anchors), images.sizes, targets))
+        trace.append(ObjectnessStep([logits[0].float().sigmoid() for logits in output.logits], shapes))
+        pre_nms_top_n, post_nms_top_n = self.top_n(training)
+        found = rpn_candidates(output, images.sizes, self.min_size(images), pre_nms_top_n)
+        large = found.valid[0]
+        candidates = (found.boxes[0][large], found.logits[0][large], found.levels[0][large])
+        trace.append(ProposalNMSStep(*candidates, self.config.rpn_nms_iou, pre_nms_top_n, post_nms_top_n))
+        return trace
+
+    def sample_step(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampleStep:
+        """The anchors of one image that training would learn from."""
+        match = self.match(anchors, sizes, targets)
+        index, sampled = self.sample(match)
+        rows = index[0][sampled[0]]
+        return SampleStep(
+            anchors[rows],
+            match.index[0][rows],
+            None,
+            name="anchor-matching",
+            title="Sampled anchors (training)",
+            text="What the proposal network would learn from this image: {samples} anchors are sampled at random, "
+            "{positive} that fit an object, the rest background. Anchors in between are left out.",
+            positive="of objects",
+            negative="of background",
+            noun="anchor of",
+        )
+
+
 @torch.no_grad()
-def rpn_candidates(
-    logits: list[Tensor],
-    deltas: list[Tensor],
-    anchors: list[Tensor],
-    sizes: Tensor,
-    min_size: Tensor,
-    pre_nms_top_n: int,
-) -> RPNCandidates:
+def rpn_candidates(output: RPNOutput, sizes: Tensor, min_size: Tensor, pre_nms_top_n: int) -> RPNCandidates:
     """Return the best `pre_nms_top_n` boxes of each map; arguments as in `propose`."""
     boxes, scores, levels = [], [], []
-    for level, (score, delta, refs) in enumerate(zip(logits, deltas, anchors)):  # over maps
-        score, index = score.float().topk(min(pre_nms_top_n, score.shape[1]), dim=1)
-        delta = delta.float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-        boxes.append(clip(CODER.decode(delta, refs[index]), sizes))
+    for level, (logits, deltas, anchors) in enumerate(zip(*output)):  # over maps
+        score, index = logits.float().topk(min(pre_nms_top_n, logits.shape[1]), dim=1)
+        delta = gather_boxes(deltas.float(), index)
+        boxes.append(clip(CODER.decode(delta, anchors[index]), sizes))
         scores.append(score)
         levels.append(torch.full_like(index, level))
     box = torch.cat(boxes, 1)
@@ -78,9 +244,7 @@ def rpn_candidates(
 
 @torch.no_grad()
 def propose(
-    logits: list[Tensor],
-    deltas: list[Tensor],
-    anchors: list[Tensor],
+    output: RPNOutput,
     sizes: Tensor,
     min_size: Tensor,
     *,
@@ -90,13 +254,12 @@ def propose(
 ) -> Proposals:
     """Return `post_nms_top_n` proposals an image, best first, with their probability of being an object (section 3.3).
 
-    One entry a map: logits (B, A), deltas (B, A, 4), anchors (A, 4). sizes: (B, 2), height and width of each image.
-    min_size: (B,), pixels that both sides of a proposal have. Boxes are clipped, the best
-    `pre_nms_top_n` of each map are suppressed at `nms_iou` among themselves, and the best `post_nms_top_n` of all maps
-    stay. Proposals carry no gradient.
+    sizes: (B, 2), height and width of each image. min_size: (B,), pixels that both sides of a proposal have. Boxes are
+    clipped, the best `pre_nms_top_n` of each map are suppressed at `nms_iou` among themselves, and the best
+    `post_nms_top_n` of all maps stay. Proposals carry no gradient.
     """
-    box, score, level, large = rpn_candidates(logits, deltas, anchors, sizes, min_size, pre_nms_top_n)
-    index = nms(box, score, level, iou=nms_iou, top_k=pre_nms_top_n, max_out=post_nms_top_n, valid=large)
-    there = index >= 0
-    chosen = box.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
-    return Proposals(chosen * there.unsqueeze(-1), there, score.gather(1, index.clamp(min=0)).sigmoid() * there)
+    box, logits, level, large = rpn_candidates(output, sizes, min_size, pre_nms_top_n)
+    index = nms(box, logits, level, iou=nms_iou, top_k=pre_nms_top_n, max_out=post_nms_top_n, valid=large)
+    valid, index = index >= 0, index.clamp(min=0)
+    boxes = gather_boxes(box, index) * valid.unsqueeze(-1)
+    return Proposals(boxes, valid, logits.gather(1, index).sigmoid() * valid)

@@ -11,18 +11,16 @@ Where the paper and its code differ, and what detkit does:
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.image_pyramid import Pyramid, check_scales, image_pyramid, pool_from
+from detkit.models.image_pyramid import check_scales
+from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
-from detkit.ops import spp_pool
-from detkit.structures import Images, InputSpec
+from detkit.structures import InputSpec
 
 DROPOUT = 0.5  # after fc6 and fc7
 SHRINK = 6.5 / 16  # strides that a cell's middle may lie outside a region (the code's offset)
@@ -30,21 +28,24 @@ SHRINK = 6.5 / 16  # strides that a cell's middle may lie outside a region (the 
 
 @dataclass
 class SPPNetConfig(SVMDetectorConfig):
-    """The defaults are SPPNet with ZF-5 for VOC (section 4 and the authors' code); see SVMDetectorConfig, too.
-
-    scales: short sides of the image pyramid, pixels. pyramid: bins a side of its levels. frozen: whether the
-    convolutions stay as they are, and only fc6, fc7 and the classifier are tuned.
-    """
+    """The defaults are SPPNet with ZF-5 for VOC (section 4 and the authors' code)."""
 
     name: str = "sppnet"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("zfnet"))
     scales: list[int] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
+    """Short sides of the image pyramid, pixels."""
     pyramid: list[int] = field(default_factory=lambda: [6, 3, 2, 1])
+    """Bins a side of the levels of spatial pyramid pooling."""
     frozen: bool = True
+    """Whether the convolutions stay as they are, and only fc6, fc7 and the classifier are fine-tuned."""
     bg_iou: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    """IoU [low, high) of the regions that are background."""
     batch_size_per_image: int = 64
+    """Regions of an image that fine-tuning samples."""
     ridge: float = 4000.0
+    """Lambda of the box regression."""
     ridge_match_iou: float = 0.5
+    """Least IoU with its object of a proposal that the box regression learns from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,30 +64,16 @@ class SPPNet(SVMDetector):
     def __init__(self, config: SPPNetConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))
         c = self.config = config
-        self.backbone = backbone = create_backbone(c.backbone)
-        backbone.truncate(backbone.region)
-        self.map, self.centre = backbone.info[-1], backbone.first_cell_centre
-        check_pixels(backbone, "scales", min(c.scales))
-        bins = sum(level**2 for level in c.pyramid)
+        self.backbone = create_backbone(c.backbone)
+        conv5 = self.choose_map()
+        check_pixels(self.backbone, "scales", min(c.scales))
+        # 4.1: each region pooled from the map of the scale that suits its size
+        centre, shrink = self.backbone.first_cell_centre, SHRINK * conv5.stride
+        pooling = SpatialPyramidPooling(tuple(c.pyramid), conv5.stride, centre, shrink)
+        self.features = PyramidFeatures(conv5, pooling, c.scales)
         # 4.1: fc6 and fc7 on the pyramid's vector
-        tail = fully_connected(self.map.channels * bins, backbone.width, DROPOUT)
-        self.head = SVMHead(tail, (self.map.channels, bins), len(classes))
+        channels, bins = self.features.shape
+        tail = fully_connected(channels * bins, self.backbone.width, DROPOUT)
+        self.head = SVMHead(tail, self.features.shape, len(classes), c.scoring)
         if c.frozen:
             self.freeze_layers(len(self.backbone.layer_groups()), True)
-
-    def prepare(self, images: Images) -> Pyramid:
-        """4.1: the map of the whole image, at each scale."""
-        pixels = self.normalise(images)
-        return image_pyramid(lambda x: self.backbone(x)[self.map.name], pixels, images.sizes, self.config.scales)
-
-    def pool(self, prepared: Pyramid, boxes: Tensor) -> Tensor:
-        """4.1: regions (B, R, 4) -> (B * R, C, bins), each from the scale that suits its size."""
-        c, stride = self.config, self.map.stride
-
-        def pool(x: Tensor, boxes: Tensor, wanted: Tensor | None) -> Tensor:
-            return spp_pool(x, boxes, c.pyramid, stride, self.centre, SHRINK * stride, wanted)
-
-        return pool_from(prepared, boxes, c.scales, pool).flatten(0, 1)
-
-    def chunk_size(self, images: int) -> int:
-        return max(1, 4096 // max(1, images))

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones import create_backbone
+from detkit.backbones import FeatureInfo, create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector, Paper
+from detkit.models.base import Paper
+from detkit.models.dense import DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
-from detkit.ops import BoxCoder, Match, default_boxes, match_ssd, multibox_loss
+from detkit.models.trace import AnchorStep, MapShape, MapStep, SampleStep, Step, Trace
+from detkit.ops import BoxCoder, Match, default_boxes, hard_negatives, match_ssd, multibox_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1, .2, .2
@@ -27,33 +29,36 @@ CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1
 
 @dataclass
 class SSDConfig:
-    """The defaults are SSD300 for VOC (section 3, and the authors' code); null follows the paper for any backbone.
-
-    size: side of the stretched input, pixels. features: the backbone's maps that are used, null = stride 8 and up.
-    l2norm: those maps that are L2-normalised, null = those that the backbone says need it (VGG's conv4_3).
-    extras: added layers, each [channels of the 1x1, channels, kernel, stride, padding], null = as `published_extras`;
-    batch_norm: whether these have batch norm, null = if the backbone has.
-    min_sizes, max_sizes: pixels, one a map, null = as `published_sizes`. aspect_ratios: beside 1, one list a map, null
-    = 2 and 3, but only 2 on the first map and the last two. steps: pixels between default boxes, null = as
-    `published_steps`. overlap: IoU from which a default box is matched. negatives: for each positive, most negatives
-    an image.
-    """
+    """The defaults are SSD300 for VOC (section 3, and the authors' code); null follows the paper for any backbone."""
 
     name: str = "ssd"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16_reduced"))
     size: int = 300
+    """Side of the stretched input, pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of the input's channels, RGB, in units of 255."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of the input's channels, RGB, in units of 255."""
     features: list[str] | None = None
+    """The backbone's maps that are used; null: all of stride 8 and up."""
     l2norm: list[str] | None = None
+    """Those maps that are L2-normalised; null: those that the backbone says need it (VGG's conv4_3)."""
     extras: list[list[int]] | None = None
+    """Added layers, each [channels of the 1x1, channels, kernel, stride, padding]; null: as `published_extras`."""
     batch_norm: bool | None = None
+    """Whether the added layers have batch norm; null: if the backbone has."""
     min_sizes: list[float] | None = None
+    """Smaller square of each map, pixels; null: as `published_sizes`."""
     max_sizes: list[float] | None = None
+    """The larger square of a map has side sqrt(min_size * max_size), pixels; null: as `published_sizes`."""
     aspect_ratios: list[list[float]] | None = None
+    """Of each map, beside 1; null: 2 and 3, but only 2 on the first map and the last two."""
     steps: list[float] | None = None
+    """Pixels between the default boxes of each map; null: as `published_steps`."""
     match_iou: float = 0.5
+    """IoU from which a default box is matched to an object."""
     neg_pos_ratio: float = 3.0
+    """Hard negatives of an image for each of its positives, at most."""
 
 
 def published_extras(side: int) -> list[list[int]]:
@@ -95,6 +100,26 @@ def published_steps(size: int, strides: list[int], sides: list[int]) -> list[flo
     ]
 
 
+def default_box_layout(config: SSDConfig, strides: list[int], sides: list[int]) -> dict[str, list]:
+    """Return steps, min_sizes, max_sizes and aspect_ratios, one entry a map, as `default_boxes` takes them.
+
+    strides: of the maps; sides: their cells a side. UserError where the config has another number of entries.
+    """
+    count = len(sides)
+    min_sizes, max_sizes = published_sizes(config.size, count)
+    ratios = [[2.0] if number in (0, count - 2, count - 1) else [2.0, 3.0] for number in range(count)]
+    layout = {
+        "steps": config.steps or published_steps(config.size, strides, sides),
+        "min_sizes": config.min_sizes or min_sizes,
+        "max_sizes": config.max_sizes or max_sizes,
+        "aspect_ratios": config.aspect_ratios or ratios,
+    }
+    for key, values in layout.items():
+        if len(values) != count:
+            raise UserError(f"model.{key}: {len(values)} entries for {count} feature maps, of {sides} cells a side")
+    return layout
+
+
 class L2Norm(nn.Module):
     """Scale each position's feature vector to length `scale`, learned per channel (section 3.1)."""
 
@@ -117,94 +142,89 @@ def extra_layer(inputs: int, spec: list[int], batch_norm: bool) -> nn.Sequential
     return nn.Sequential(reduce, *first, nn.ReLU(inplace=True), shrink, *second, nn.ReLU(inplace=True))
 
 
+class SSDHead(nn.Module):
+    """On each map a 3x3 classifier and a 3x3 box regressor (section 2.1).
+
+    channels: of each map; boxes: default boxes of a cell of each map; classes: without background.
+    """
+
+    def __init__(self, channels: list[int], boxes: list[int], classes: int) -> None:
+        super().__init__()
+        self.columns = classes + 1
+        shapes = list(zip(channels, boxes))
+        self.classifiers = nn.ModuleList(nn.Conv2d(size, count * self.columns, 3, padding=1) for size, count in shapes)
+        self.regressors = nn.ModuleList(nn.Conv2d(size, count * 4, 3, padding=1) for size, count in shapes)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps -> logits (B, A, classes + 1), background last, and deltas (B, A, 4), in the default boxes' order."""
+        logits = [by_box(layer(x), self.columns) for layer, x in zip(self.classifiers, maps)]
+        deltas = [by_box(layer(x), 4) for layer, x in zip(self.regressors, maps)]
+        return torch.cat(logits, 1), torch.cat(deltas, 1)
+
+
 @MODELS.register("ssd")
-class SSD(Detector):
-    """Backbone, extra feature layers, and on each map a 3x3 classifier and a 3x3 box regressor (section 2.1)."""
+class SSD(DenseDetector):
+    """Backbone, extra feature layers, and a head on each map (section 2.1)."""
 
     config_type = SSDConfig
     paper = Paper("SSD: Single Shot MultiBox Detector", 2016)
-    class_layers = ("classifiers.", "regressors.")
+    class_layers = ("head.",)
+    assigns_before_network = True
     anchors: Tensor
 
     def __init__(self, config: SSDConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
-        self.match_iou, self.neg_pos_ratio = config.match_iou, config.neg_pos_ratio
         self.backbone = create_backbone(config.backbone)
         check_pixels(self.backbone, "size", config.size)
 
         # 2.1 multi-scale feature maps
-        known = {info.name: info for info in self.backbone.info}
-        self.features = config.features or [info.name for info in self.backbone.info if info.stride >= 8]
+        maps = self.choose_maps(config.features, "features", min_stride=8)
+        self.features = [info.name for info in maps]
         normed = config.l2norm
         if normed is None:
             normed = [name for name in self.features if name in self.backbone.l2norm_features]
-        for name in [*self.features, *normed]:
-            if name not in self.features or name not in known:
-                raise UserError(f"model: {config.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
-        self.l2norm = nn.ModuleDict({name: L2Norm(known[name].channels) for name in normed})
+        channels = {info.name: info.channels for info in maps}
+        for name in normed:
+            if name not in channels:
+                raise UserError(f"model.l2norm: {name!r} is not one of the maps {', '.join(channels)}")
+        self.l2norm = nn.ModuleDict({name: L2Norm(channels[name]) for name in normed})
         self.extras = nn.ModuleList()
-        side = self.map_sides()[-1]
-        extras = published_extras(side) if config.extras is None else config.extras
-        batch_norm = config.batch_norm
-        if batch_norm is None:
-            batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.backbone.modules())
-        channels, strides = ([getattr(known[name], key) for name in self.features] for key in ("channels", "stride"))
-        for spec in extras:
+        batch_norm = has_batch_norm(self.backbone) if config.batch_norm is None else config.batch_norm
+        maps += self.add_extras(config, maps[-1], batch_norm)
+        self.sides = self.dry_run()
+        self.single_cell_norm = batch_norm and len(self.extras) > 0 and self.sides[-1] == 1
+
+        # 2.2 default boxes
+        layout = default_box_layout(config, [info.stride for info in maps], self.sides)
+        boxes = default_boxes([(side, side) for side in self.sides], **layout)
+        self.register_buffer("anchors", boxes, persistent=False)
+
+        # 2.1 convolutional predictors
+        self.boxes_per_cell = [2 + 2 * len(ratios) for ratios in layout["aspect_ratios"]]
+        self.head = SSDHead([info.channels for info in maps], self.boxes_per_cell, len(classes))
+        initialise(self.extras)
+        initialise(self.head)
+
+    def add_extras(self, config: SSDConfig, last: FeatureInfo, batch_norm: bool) -> list[FeatureInfo]:
+        """Append the added layers behind the map `last`; return what they give."""
+        side = self.dry_run()[-1]
+        added: list[FeatureInfo] = []
+        for spec in published_extras(side) if config.extras is None else config.extras:
             if len(spec) != 5:
                 raise UserError(f"model.extras: {spec} is not [1x1 channels, channels, kernel, stride, padding]")
-            if side + 2 * spec[4] < spec[2]:
+            _, channels, kernel, stride, padding = spec
+            if side + 2 * padding < kernel:
                 raise UserError(
                     f"model.extras: a map of {side} cells a side is too small for {spec}, "
                     "[1x1 channels, channels, kernel, stride, padding]"
                 )
-            side = (side + 2 * spec[4] - spec[2]) // spec[3] + 1
-            self.extras.append(extra_layer(channels[-1], spec, batch_norm))
-            channels.append(spec[1])
-            strides.append(strides[-1] * spec[3])
-        sides = self.map_sides()
-        self.single_cell_norm = batch_norm and len(extras) > 0 and sides[-1] == 1
+            side = (side + 2 * padding - kernel) // stride + 1
+            self.extras.append(extra_layer(last.channels, spec, batch_norm))
+            last = FeatureInfo(f"extra{len(self.extras)}", channels, last.stride * stride)
+            added.append(last)
+        return added
 
-        # 2.2 default boxes
-        count = len(sides)
-        smallest, largest = published_sizes(config.size, count)
-        layout = {
-            "steps": config.steps or published_steps(config.size, strides, sides),
-            "min_sizes": config.min_sizes or smallest,
-            "max_sizes": config.max_sizes or largest,
-            "aspect_ratios": config.aspect_ratios
-            or [[2.0] if number in (0, count - 2, count - 1) else [2.0, 3.0] for number in range(count)],
-        }
-        for key, values in layout.items():
-            if len(values) != count:
-                raise UserError(
-                    f"model.{key}: {len(values)} entries for {count} feature maps "
-                    f"({len(self.features)} of the backbone, {len(self.extras)} extras)"
-                )
-        self.register_buffer("anchors", default_boxes([(side, side) for side in sides], **layout), persistent=False)
-
-        # 2.1 convolutional predictors: one score a class and background, four deltas, for each default box of a cell
-        boxes_a_cell = [2 + 2 * len(ratios) for ratios in layout["aspect_ratios"]]
-        columns = len(classes) + 1
-        self.classifiers = nn.ModuleList(
-            nn.Conv2d(size, boxes * columns, 3, padding=1) for size, boxes in zip(channels, boxes_a_cell)
-        )
-        self.regressors = nn.ModuleList(
-            nn.Conv2d(size, boxes * 4, 3, padding=1) for size, boxes in zip(channels, boxes_a_cell)
-        )
-        for module in (self.extras, self.classifiers, self.regressors):
-            initialise(module)
-
-    @torch.no_grad()
-    def map_sides(self) -> list[int]:
-        """Return the cells along a side of each feature map so far, by a pass through the network."""
-        training = self.training
-        self.eval()
-        maps = self.maps(torch.zeros(1, 3, *self.input.size))
-        self.train(training)
-        return [x.shape[-1] for x in maps]
-
-    def maps(self, pixels: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) -> feature maps, finest first."""
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
         features = self.backbone(pixels)
         x = features[self.features[-1]]
         maps = [self.l2norm[name](features[name]) if name in self.l2norm else features[name] for name in self.features]
@@ -215,37 +235,55 @@ class SSD(Detector):
 
     def network(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images -> logits (B, A, C + 1), background last, and deltas (B, A, 4), in the anchors' order."""
-        maps = self.maps(pixels)
-        columns = len(self.classes) + 1
-        logits = [rows(head(x), columns) for head, x in zip(self.classifiers, maps)]
-        deltas = [rows(head(x), 4) for head, x in zip(self.regressors, maps)]
-        return torch.cat(logits, 1), torch.cat(deltas, 1)
+        return self.head(self.feature_maps(pixels))
 
-    def match(self, targets: Targets) -> Match:
+    def assign(self, raw: None, targets: Targets) -> Match:
         """2.2 matching: which object each default box learns."""
-        return match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.match_iou)
+        return match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, self.config.match_iou)
 
-    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        """Matching (2.2), hard negative mining and the multibox loss, equation 1, with alpha = 1."""
-        if self.training and self.single_cell_norm and len(images) == 1:
-            raise UserError(
-                "train.batch: one image a step (of a process and micro-batch) gives the batch norm of the single cell "
-                "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
-            )
-        # before the network: matching waits for a GPU a few times, which is short while nothing is queued there
-        match = self.match(targets)
-        logits, deltas = self.network(self.normalise(images))
-        return multibox_loss(
-            logits, deltas, match, targets.boxes, targets.labels, self.anchors, CODER, ratio=self.neg_pos_ratio
-        )
+    def loss(self, raw: tuple[Tensor, Tensor], assignment: Match, targets: Targets) -> dict[str, Tensor]:
+        """2.2: hard negative mining and the multibox loss, equation 1, with alpha = 1."""
+        objects = (targets.boxes, targets.labels)
+        return multibox_loss(*raw, assignment, *objects, self.anchors, CODER, ratio=self.config.neg_pos_ratio)
 
-    def predict(self, images: Images) -> Predictions:
-        logits, deltas = self.network(self.normalise(images))
+    def decode(self, raw: tuple[Tensor, Tensor]) -> Predictions:
+        logits, deltas = raw
         scores = logits.float().softmax(-1)[..., :-1]
         return Predictions(CODER.decode(deltas.float(), self.anchors), scores)
 
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        raw = self.network(self.normalise(images.pixels))
+        cells = self.input.size[0]
+        maps = [MapShape(side, side, cells / side, cells / side) for side in self.sides]
+        counts = [side**2 * boxes for side, boxes in zip(self.sides, self.boxes_per_cell)]
+        number = torch.arange(len(counts), device=self.anchors.device)
+        level = number.repeat_interleave(torch.tensor(counts, device=number.device))
+        steps: list[Step] = [AnchorStep(list(self.anchors.split(counts)), maps, "default boxes")]
+        if targets is not None:
+            steps.append(self.sample_step(raw[0], targets, level))
+        return Trace(self.decode(raw), [*steps, MapStep(level, maps)])
 
-def rows(x: Tensor, columns: int) -> Tensor:
+    def sample_step(self, logits: Tensor, targets: Targets, level: Tensor) -> SampleStep:
+        """The matched default boxes and the hard negatives of one image."""
+        match = self.assign(None, targets)
+        _, negative = hard_negatives(logits, match, targets.labels, self.config.neg_pos_ratio)
+        chosen = (match.index[0] >= 0) | negative[0]
+        return SampleStep(
+            self.anchors[chosen],
+            match.index[0][chosen],
+            level[chosen],
+            name="matching",
+            title="Matches to the objects (training)",
+            text="What training would learn from this image: each object gets the default box it overlaps most, and "
+            "all that overlap it enough ({levels}). Of the others the {negative} hardest are negatives: background "
+            "that the network, as it is now, is least sure of.",
+            positive="matched",
+            negative="hard negatives",
+            noun="matched to",
+        )
+
+
+def by_box(x: Tensor, columns: int) -> Tensor:
     """(B, boxes * columns, H, W) -> (B, H * W * boxes, columns): cells row by row, then the boxes of a cell."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
 

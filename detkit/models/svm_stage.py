@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from detkit.models.base import StageRun
+from detkit.models.region import RegionDetector
 from detkit.ops import box_iou, feature_scale, fit_svm
 from detkit.structures import Images, Targets
-
-if TYPE_CHECKING:
-    from detkit.models.svm_detector import SVMDetector
 
 HARD = -1.0001  # margin from which on a negative is hard
 EASY = -1.2  # margin below which it is dropped again
@@ -24,21 +22,22 @@ class SVMs:
     """A stage: one linear SVM a class, fitted while the training images stream by.
 
     C, positive, bias: see `fit_svm`. negative: a region of less IoU with all objects of a class is its negative; the
-    objects are its positives, and all other regions are not used. images: how many images; 0 = all.
+    objects are its positives, and all other regions are not used. fit_images: how many images; 0 = all.
     """
 
     C: float
     positive: float
     bias: float
     negative: float
-    images: int
+    fit_images: int
     name: str = "svm"
+    iterations_factor: int = 0
 
-    def run(self, detector: "SVMDetector", run: Any) -> None:
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
         """Fit `detector.head.svm`; an interrupted pass over the images goes on where it was."""
         state = run.restore(detector)
         run.begin()
-        rows = spread(len(run.train), self.images)
+        rows = spread(run.train_count(), self.fit_images)
 
         def save(done: int) -> None:
             run.save_last(detector, {"done": done, "miner": None if miner is None else miner.state()})
@@ -66,7 +65,7 @@ class SVMs:
         run.conclude(detector)
 
     def positives(
-        self, detector: "SVMDetector", run: Any, rows: list[int], scale: Tensor, save: Callable[[], None]
+        self, detector: RegionDetector, run: StageRun, rows: list[int], scale: Tensor, save: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
         """Return the scaled features (P, D) of all objects that are trained on, and their labels (P,)."""
         features, labels = [], []
@@ -175,7 +174,7 @@ def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
 
 
 def measure_scale(
-    detector: "SVMDetector", run: Any, rows: list[int], save: Callable[[], None], *, tail: bool
+    detector: RegionDetector, run: StageRun, rows: list[int], save: Callable[[], None], *, tail: bool
 ) -> Tensor:
     """Return the factor for features before or after the tail (see `feature_scale`), of some images' regions."""
     norms = []

@@ -6,6 +6,7 @@ post-processing and evaluation are detkit's. So two runs of one recipe compare t
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from torchvision.ops import box_iou
 from detkit.backbones import Backbone, create_backbone
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector, Paper
+from detkit.models.base import Flops, Paper
+from detkit.models.dense import DenseDetector
+from detkit.models.parts import ExportPart
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.structures import Images, InputSpec, Predictions, Targets
@@ -29,13 +32,23 @@ MAPS = 6
 
 @dataclass
 class TorchvisionSSDConfig:
-    """size: side of the stretched input, pixels. The six maps are the backbone's of stride 8 and up, then extras."""
+    """The six maps are the backbone's of stride 8 and up, then added layers."""
 
     name: str = "torchvision_ssd"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     size: int = 300
+    """Side of the stretched input, pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of the input's channels, RGB, in units of 255."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of the input's channels, RGB, in units of 255."""
+
+
+class Raw(NamedTuple):
+    """outputs: of torchvision's head. anchors: the default boxes (A, 4) of each image."""
+
+    outputs: dict[str, Tensor]
+    anchors: list[Tensor]
 
 
 class Pyramid(nn.Module):
@@ -84,8 +97,8 @@ class Pyramid(nn.Module):
 
 
 @MODELS.register("torchvision_ssd")
-class TorchvisionSSD(Detector):
-    """Loops over images, as torchvision does."""
+class TorchvisionSSD(DenseDetector):
+    """Loops over images, as torchvision does, and so is no network that could be exported."""
 
     config_type = TorchvisionSSDConfig
     paper = Paper("SSD: Single Shot MultiBox Detector", 2016)
@@ -97,45 +110,58 @@ class TorchvisionSSD(Detector):
         pyramid = Pyramid(backbone)
         check_pixels(backbone, "size", config.size, pyramid.fits)
         ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
-        self.ssd = SSD(
-            pyramid,
-            DefaultBoxGenerator(ratios),
-            self.input.size,
-            num_classes=len(classes) + 1,
-        )
+        self.ssd = SSD(pyramid, DefaultBoxGenerator(ratios), self.input.size, num_classes=len(classes) + 1)
 
     @property
-    def backbone(self) -> nn.Module:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.ssd.backbone.backbone  # pyright: ignore[reportReturnType]
 
-    def network(self, pixels: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Normalised images -> raw outputs and, for each image, the default boxes."""
-        features = list(self.ssd.backbone(pixels).values())
-        sizes = [self.input.size] * len(pixels)
-        return self.ssd.head(features), self.ssd.anchor_generator(ImageList(pixels, sizes), features)
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        return list(self.ssd.backbone(pixels).values())
 
-    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        outputs, anchors = self.network(self.normalise(images))
-        # torchvision wants ragged lists, with background as class 0
-        used = targets.valid & ~targets.ignore
-        ragged = [
-            {"boxes": box[keep], "labels": label[keep] + 1}
-            for box, label, keep in zip(targets.boxes, targets.labels, used)
-        ]
+    def network(self, pixels: Tensor) -> Raw:
+        features = self.feature_maps(pixels)
+        sizes = [self.input.size] * len(pixels)
+        return Raw(self.ssd.head(features), self.ssd.anchor_generator(ImageList(pixels, sizes), features))
+
+    def assign(self, raw: Raw, targets: Targets) -> list[Tensor]:
+        """Return the object of each default box, (A,), for each image."""
         matched = []
-        for truth, boxes in zip(ragged, anchors):
-            if len(truth["boxes"]):
-                matched.append(self.ssd.proposal_matcher(box_iou(truth["boxes"], boxes)))
+        for ground_truth, boxes in zip(ragged(targets), raw.anchors):
+            if len(ground_truth["boxes"]):
+                matched.append(self.ssd.proposal_matcher(box_iou(ground_truth["boxes"], boxes)))
             else:
-                matched.append(truth["labels"].new_full((len(boxes),), -1))
-        losses = self.ssd.compute_loss(ragged, outputs, anchors, matched)
+                matched.append(ground_truth["labels"].new_full((len(boxes),), -1))
+        return matched
+
+    def loss(self, raw: Raw, assignment: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        losses = self.ssd.compute_loss(ragged(targets), raw.outputs, raw.anchors, assignment)
         return {"classification": losses["classification"], "box": losses["bbox_regression"]}
 
-    def predict(self, images: Images) -> Predictions:
-        outputs, anchors = self.network(self.normalise(images))
-        scores = outputs["cls_logits"].float().softmax(-1)[..., 1:]
+    def decode(self, raw: Raw) -> Predictions:
+        scores = raw.outputs["cls_logits"].float().softmax(-1)[..., 1:]
         boxes = [
-            self.ssd.box_coder.decode_single(deltas.float(), refs)
-            for deltas, refs in zip(outputs["bbox_regression"], anchors)
+            self.ssd.box_coder.decode_single(deltas.float(), anchors)
+            for deltas, anchors in zip(raw.outputs["bbox_regression"], raw.anchors)
         ]
         return Predictions(torch.stack(boxes), scores)
+
+    def raw_outputs(self, images: Images) -> list[Tensor]:
+        # without torchvision's default boxes, which stay on the CPU
+        maps = self.feature_maps(self.normalise(images.pixels, images.sizes))
+        return list(self.ssd.head(maps).values())
+
+    def flops(self, height: int, width: int) -> Flops | None:
+        return None
+
+    def export_parts(self) -> dict[str, ExportPart]:
+        return {}
+
+
+def ragged(targets: Targets) -> list[dict[str, Tensor]]:
+    """Return targets as torchvision wants them: a list of images, with background as class 0."""
+    used = targets.valid & ~targets.ignore
+    return [
+        {"boxes": boxes[keep], "labels": labels[keep] + 1}
+        for boxes, labels, keep in zip(targets.boxes, targets.labels, used)
+    ]

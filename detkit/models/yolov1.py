@@ -21,10 +21,12 @@ from detkit.backbones import create_backbone
 from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models.base import Detector, Paper
+from detkit.models.base import Paper
+from detkit.models.dense import DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
-from detkit.ops import Cells, assign_cells, decode_cells, yolo_loss
+from detkit.models.trace import GridStep, ResponsibleStep, Step, Trace
+from detkit.ops import Cells, assign_cells, decode_cells, responsible_boxes, yolo_loss
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -36,33 +38,38 @@ START = 0.5  # what boxes are predicted at first: the cell's centre, a quarter o
 
 @dataclass
 class YOLOv1Config:
-    """The defaults are YOLO for VOC (sections 2.1 and 2.2).
-
-    size: side of the stretched input, pixels; mean, std: null = 0 and 1 for darknet's backbones, else ImageNet's.
-    feature: the backbone's map, null = the last. convolutions: of the head, each [channels, kernel, stride], null = as
-    `published_convolutions`; batch_norm: whether they have it, null = if the backbone has.
-    head: `fc`, fully connected layers, or `conv`, a 1x1 convolution. local: channels of a locally connected 3x3 layer
-    in front of the fully connected ones, 0 = none. hidden: units of these but the last. dropout: before the last.
-    grid: cells a side, S; null = the side of the head's last map, which `conv` always has. boxes: a cell, B.
-    coord, noobj: the weights lambda of the loss.
-    """
+    """The defaults are YOLO for VOC (sections 2.1 and 2.2)."""
 
     name: str = "yolov1"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("darknet_yolov1"))
     size: int = 448
+    """Side of the stretched input, pixels."""
     mean: tuple[float, float, float] | None = None
+    """Of the input's channels, RGB, in units of 255; null: 0 for darknet's backbones, else ImageNet's."""
     std: tuple[float, float, float] | None = None
+    """Of the input's channels, RGB, in units of 255; null: 1 for darknet's backbones, else ImageNet's."""
     feature: str | None = None
+    """The backbone's map; null: the last."""
     convolutions: list[list[int]] | None = None
+    """Of the head, each [channels, kernel, stride]; null: as `published_convolutions`."""
     batch_norm: bool | None = None
+    """Whether these have batch norm; null: if the backbone has."""
     head: str = "fc"
+    """`fc`: fully connected layers; `conv`: a 1x1 convolution."""
     local: int = 0
+    """Channels of a locally connected 3x3 layer in front of the fully connected ones; 0: none."""
     hidden: list[int] = field(default_factory=lambda: [4096])
+    """Units of the fully connected layers but the last."""
     dropout: float = 0.5
+    """Before the last fully connected layer."""
     grid: int | None = None
+    """Cells a side, S; null: the side of the head's last map, which `conv` always has."""
     boxes: int = 2
+    """Boxes of a cell, B."""
     coord: float = 5.0
+    """Weight of the box errors in the loss, lambda_coord."""
     noobj: float = 0.5
+    """Weight of the confidence of boxes without an object, lambda_noobj."""
 
     def __post_init__(self) -> None:
         if self.head not in ("fc", "conv"):
@@ -116,7 +123,7 @@ class FullyConnectedHead(nn.Sequential):
 
 
 @MODELS.register("yolov1")
-class YOLOv1(Detector):
+class YOLOv1(DenseDetector):
     """Backbone, four convolutions, and a fully connected or convolutional output for S x S cells."""
 
     config_type = YOLOv1Config
@@ -132,22 +139,18 @@ class YOLOv1(Detector):
         self.backbone = backbone
 
         # 2.1 network design
-        known = {info.name: info for info in backbone.info}
-        self.feature = c.feature or backbone.info[-1].name
-        if self.feature not in known:
-            raise UserError(f"model.feature: {c.backbone.name} gives the maps {', '.join(known)}, not {c.feature!r}")
+        (info,) = self.choose_maps(None if c.feature is None else [c.feature], "feature")[-1:]
+        self.feature = info.name
         backbone.truncate(self.feature)
         check_pixels(backbone, "size", c.size)
-        batch_norm = c.batch_norm
-        if batch_norm is None:
-            batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
-        channels = known[self.feature].channels
+        batch_norm = has_batch_norm(backbone) if c.batch_norm is None else c.batch_norm
+        channels = info.channels
         self.convolutions = nn.Sequential()
-        layers = c.convolutions
-        for outputs, kernel, stride in published_convolutions(self.map_side()) if layers is None else layers:
+        layers = published_convolutions(self.dry_run()[0]) if c.convolutions is None else c.convolutions
+        for outputs, kernel, stride in layers:
             self.convolutions.append(convolution(channels, outputs, kernel, stride, batch_norm))
             channels = outputs
-        side = self.map_side()
+        (side,) = self.dry_run()
         self.single_cell_norm = batch_norm and len(self.convolutions) > 0 and side == 1
 
         # 2 unified detection: in each cell B boxes with a confidence, and C class scores
@@ -174,24 +177,13 @@ class YOLOv1(Detector):
         last.bias.zero_()
         last.bias[-count:] = START
 
-    @torch.no_grad()
-    def map_side(self) -> int:
-        """Return the cells along a side of the head's map so far, by a pass through the network."""
-        training = self.training
-        self.eval()
-        x = self.map(torch.zeros(1, 3, *self.input.size))
-        self.train(training)
-        if x.shape[-1] < 1:
-            raise UserError(f"model.size: {self.input.size[0]} pixels leave no cell of the backbone's map")
-        return x.shape[-1]
-
-    def map(self, pixels: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> the map that the output is computed from."""
-        return self.convolutions(self.backbone(pixels)[self.feature])
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        return [self.convolutions(self.backbone(pixels)[self.feature])]
 
     def network(self, pixels: Tensor) -> Cells:
         """Normalised images -> raw outputs for each cell."""
-        x = self.head(self.map(pixels))
+        (x,) = self.feature_maps(pixels)
+        x = self.head(x)
         batch, cells = x.shape[0], self.grid**2
         if x.ndim == 4:
             parts = x.permute(0, 2, 3, 1).split(self.parts, -1)
@@ -202,26 +194,33 @@ class YOLOv1(Detector):
             boxes.reshape(batch, cells, -1, 4), confidence.reshape(batch, cells, -1), classes.reshape(batch, cells, -1)
         )
 
-    def assign(self, targets: Targets, priority: Tensor | None = None) -> Tensor:
-        """2: which object each cell answers for, see `assign_cells`."""
+    def assign(self, raw: Cells, targets: Targets) -> Tensor:
+        """2: which object each cell answers for; of several in a cell one at random, drawn anew at every visit."""
+        priority = torch.rand(targets.labels.shape, device=targets.labels.device)
+        return self.assign_by(targets, priority)
+
+    def assign_by(self, targets: Targets, priority: Tensor | None = None) -> Tensor:
+        """2: which object each cell answers for, (B, S * S), see `assign_cells`."""
         return assign_cells(targets.boxes, targets.valid, targets.ignore, self.grid, self.input.size, priority)
 
-    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        """Which object a cell answers for, and the five terms of the loss (2.2, equation 3)."""
-        if self.training and self.single_cell_norm and len(images) == 1:
-            raise UserError(
-                "train.batch: one image a step (of a process and micro-batch) gives the batch norm of the single cell "
-                "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
-            )
-        cells = self.network(self.normalise(images))
-        index = self.assign(targets, torch.rand(targets.labels.shape, device=targets.labels.device))
-        return yolo_loss(
-            cells, index, targets.boxes, targets.labels, self.input.size, self.config.coord, self.config.noobj
-        )
+    def loss(self, raw: Cells, assignment: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The five terms of the loss (2.2, equation 3)."""
+        weights = (self.config.coord, self.config.noobj)
+        return yolo_loss(raw, assignment, targets.boxes, targets.labels, self.input.size, *weights)
 
-    def predict(self, images: Images) -> Predictions:
+    def decode(self, raw: Cells) -> Predictions:
         """Boxes of all cells; a box's score for a class is its confidence times the cell's class score (equation 1)."""
-        cells = self.network(self.normalise(images))
-        confidence, classes = cells.confidence.float().clamp(min=0), cells.classes.float().clamp(min=0)
+        confidence, classes = raw.confidence.float().clamp(min=0), raw.classes.float().clamp(min=0)
         scores = confidence.unsqueeze(-1) * classes.unsqueeze(2)
-        return Predictions(decode_cells(cells.boxes, self.input.size).flatten(1, 2), scores.flatten(1, 2))
+        return Predictions(decode_cells(raw.boxes, self.input.size).flatten(1, 2), scores.flatten(1, 2))
+
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        cells = self.network(self.normalise(images.pixels))
+        boxes = decode_cells(cells.boxes[0], self.input.size)
+        confidence, classes = (part[0].float().clamp(min=0) for part in (cells.confidence, cells.classes))
+        steps: list[Step] = [GridStep(self.grid, boxes, confidence, classes)]
+        if targets is not None:
+            matched = self.assign_by(targets)
+            responsible, iou = responsible_boxes(cells, matched, targets.boxes, self.input.size)
+            steps.append(ResponsibleStep(self.grid, boxes, matched[0], responsible[0], iou[0]))
+        return Trace(self.decode(cells), steps)

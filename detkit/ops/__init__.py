@@ -1,7 +1,7 @@
 """Batched, padded tensor functions: boxes, anchors, coding, matching, losses, suppression, regions and linear fits."""
 
 from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors, torchvision_anchors
-from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, scale, xyxy_to_cxcywh
+from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, gather_boxes, scale, xyxy_to_cxcywh
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_per_chunk
 from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
@@ -43,6 +43,7 @@ __all__ = [
     "fit_ridge",
     "fit_svm",
     "flip",
+    "gather_boxes",
     "grid_anchors",
     "hard_negative_mask",
     "hard_negatives",

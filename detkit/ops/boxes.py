@@ -64,6 +64,16 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
+def gather_boxes(boxes: Tensor, index: Tensor) -> Tensor:
+    """Return the boxes (B, K, 4) at `index` (B, K) int64 of boxes (B, N, 4).
+
+    Of images without boxes (N = 0) they are 0, so that padded indices may point anywhere.
+    """
+    if boxes.shape[1] == 0:
+        return boxes.new_zeros(*index.shape, 4)
+    return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+
+
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Corners (x1, y1, x2, y2) -> centre and sides (cx, cy, w, h), (..., 4)."""
     low, high = _real(boxes).split(2, -1)

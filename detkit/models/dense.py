@@ -1,0 +1,130 @@
+"""What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from detkit.backbones import Backbone, FeatureInfo
+from detkit.backbones.describe import count_flops
+from detkit.errors import UserError
+from detkit.models.base import Detector, Flops
+from detkit.models.parts import ExportPart, stretched_images
+from detkit.structures import Images, Predictions, Targets
+
+
+class DenseDetector(Detector):
+    """A detector in four parts: network, assign, loss, decode. Losses and predictions are these, one after the other.
+
+    Raw, Assignment: whatever the network gives, and whatever `assign` gives; only the detector's own parts read them.
+    assigns_before_network: whether `assign` reads no raw outputs. Then it comes first: its host syncs are short while
+    nothing is queued on the GPU.
+    """
+
+    kind: ClassVar[str] = "dense"
+    assigns_before_network: ClassVar[bool] = False
+    backbone: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def network(self, pixels: Tensor) -> Any:
+        """Normalised images (B, 3, H, W) -> raw outputs, tensors or tuples of them: what is compiled and exported."""
+        raise NotImplementedError(f"{type(self).__name__}.network")
+
+    def assign(self, raw: Any, targets: Targets) -> Any:
+        """Return which object each place learns. raw: None where `assigns_before_network`."""
+        raise NotImplementedError(f"{type(self).__name__}.assign")
+
+    def loss(self, raw: Any, assignment: Any, targets: Targets) -> dict[str, Tensor]:
+        """Return named scalar losses, weighted."""
+        raise NotImplementedError(f"{type(self).__name__}.loss")
+
+    def decode(self, raw: Any) -> Predictions:
+        """Raw outputs -> boxes in pixels of the input, and scores."""
+        raise NotImplementedError(f"{type(self).__name__}.decode")
+
+    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        self.check_batch(len(images))
+        assignment = self.assign(None, targets) if self.assigns_before_network else None
+        raw = self.network(self.normalise(images.pixels, images.sizes))
+        if not self.assigns_before_network:
+            assignment = self.assign(raw, targets)
+        return self.loss(raw, assignment, targets)
+
+    def predict(self, images: Images) -> Predictions:
+        return self.decode(self.network(self.normalise(images.pixels, images.sizes)))
+
+    # what the constructors need
+
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        """Normalised images -> the feature maps that the output is computed from, finest first."""
+        raise NotImplementedError(f"{type(self).__name__}.feature_maps")
+
+    def choose_maps(self, names: Sequence[str] | None, key: str, min_stride: int = 1) -> list[FeatureInfo]:
+        """Return the backbone's maps of these names, by default all of `min_stride` and up.
+
+        key: of the config, beneath `model`, for the UserError about an unknown name.
+        """
+        known = {info.name: info for info in self.backbone.info}
+        if names is None:
+            return [info for info in self.backbone.info if info.stride >= min_stride]
+        for name in names:
+            if name not in known:
+                kind = self.config.backbone.name
+                raise UserError(f"model.{key}: {kind} gives the maps {', '.join(known)}, not {name!r}")
+        return [known[name] for name in names]
+
+    @torch.no_grad()
+    def dry_run(self) -> list[int]:
+        """Return the cells along a side of each of `feature_maps` so far, by a pass through the network."""
+        training = self.training
+        self.eval()
+        maps = self.feature_maps(torch.zeros(1, 3, *self.input.size))
+        self.train(training)
+        sides = [x.shape[-1] for x in maps]
+        if min(sides) < 1:
+            raise UserError(f"model.size: {self.input.size[0]} pixels leave no cell of the backbone's map")
+        return sides
+
+    def check_batch(self, images: int) -> None:
+        """Raise UserError where a batch norm in training would see a single value of each channel."""
+        if self.training and images == 1 and self.single_cell_norm:
+            raise UserError(
+                "train.batch: one image a step (of a process and micro-batch) gives the batch norm of the single cell "
+                "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
+            )
+
+    single_cell_norm = False  # whether a map of one cell goes through batch norm; the constructor knows
+
+    # what it tells of itself
+
+    def raw_outputs(self, images: Images) -> list[Tensor]:
+        raw = self.network(self.normalise(images.pixels, images.sizes))
+        return [raw] if isinstance(raw, Tensor) else list(raw)
+
+    def flops(self, height: int, width: int) -> Flops | None:
+        pixels = torch.empty(1, 3, *self.input.fit(height, width), device="meta")
+        return Flops(count_flops(lambda: self.network(pixels)))
+
+    def export_parts(self) -> dict[str, ExportPart]:
+        outputs = {
+            "boxes": "(batch, boxes, 4) float32, x1, y1, x2, y2 in pixels of the input, neither clipped nor suppressed",
+            "scores": f"(batch, boxes, {len(self.classes)}) float32, of each class",
+        }
+        return {"": ExportPart(_Exported(self), stretched_images(self.input), outputs)}
+
+
+class _Exported(nn.Module):
+    """uint8 pixels -> boxes and scores before NMS."""
+
+    def __init__(self, detector: DenseDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        predictions = self.detector.decode(self.detector.network(self.detector.normalise(pixels)))
+        return predictions.boxes, predictions.scores
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a module contains batch norm: layers that are added to it then have it, too, by default."""
+    return any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())

@@ -1,0 +1,84 @@
+"""The networks of a detector that become files for other programs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detkit.ops import BoxCoder
+from detkit.ops.coders import MAX_LOG_SCALE
+from detkit.structures import InputSpec
+
+SEED = 0
+
+
+class PartInput(NamedTuple):
+    """What a network takes.
+
+    example: the input that it is traced with. probe: one of another size, that outputs are compared on. axes: names of
+    the dimensions that may vary. text: what it is, for people.
+    """
+
+    example: Tensor
+    probe: Tensor
+    axes: dict[int, str]
+    text: str
+
+
+@dataclass(frozen=True)
+class ExportPart:
+    """One network that becomes a file.
+
+    inputs: by the names of the network's arguments. outputs: what they are, by name, in their order. facts: what else
+    it takes to go on from the outputs, for the file's metadata.
+    """
+
+    network: nn.Module
+    inputs: Mapping[str, PartInput]
+    outputs: Mapping[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def stretched_images(spec: InputSpec) -> dict[str, PartInput]:
+    """Return the input of a network that takes images of one size."""
+    height, width = spec.size
+    text = f"(batch, 3, {height}, {width}) uint8, RGB images, each stretched to this size"
+    example, probe = (_pixels(batch, height, width) for batch in (2, 3))
+    return {"pixels": PartInput(example, probe, {0: "batch"}, text)}
+
+
+def resized_images(spec: InputSpec) -> dict[str, PartInput]:
+    """Return the inputs of a network that takes images of any size, padded to one, and their sizes."""
+    # where the detector, and so whoever runs the file, rescales images, values are no whole numbers
+    dtype, kind = (torch.uint8, "uint8") if spec.resize == "shortest" else (torch.float32, "float32")
+    shapes = (2, *spec.fit(300, 400)), (1, *spec.fit(400, 300))
+    example, probe = (_pixels(*shape).to(dtype) for shape in shapes)
+    sizes = [torch.tensor([sides] * batch) for batch, *sides in shapes]
+    sizes[1] -= torch.tensor([0, 5])  # a padded image, too
+    axes = {0: "batch", 2: "height", 3: "width"}
+    text = f"(batch, 3, height, width) {kind}, RGB images, 0 to 255, at the upper left, padded with anything"
+    return {
+        "pixels": PartInput(example, probe, axes, text),
+        "sizes": PartInput(sizes[0], sizes[1], {0: "batch"}, "(batch, 2) int64, height and width of each image"),
+    }
+
+
+def regions_input(shape: tuple[int, ...], text: str, scale: float = 1.0) -> PartInput:
+    """Return the input of a network that takes what was pooled or cut out of regions, (regions, *shape)."""
+    example, probe = (torch.rand(count, *shape, generator=_random()) * scale for count in (2, 5))
+    return PartInput(example, probe, {0: "regions"}, f"(regions, {', '.join(map(str, shape))}) float32, {text}")
+
+
+def coder_facts(coder: BoxCoder) -> dict[str, Any]:
+    """Return what decodes a box: weights of the deltas (dx, dy, dw, dh), and the largest logarithm of dw and dh."""
+    return {"weights": coder.weights, "largest": MAX_LOG_SCALE}
+
+
+def _pixels(batch: int, height: int, width: int) -> Tensor:
+    return torch.randint(256, (batch, 3, height, width), generator=_random(), dtype=torch.uint8)
+
+
+def _random() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)

@@ -1,0 +1,247 @@
+"""Features of regions: what a region head reads of each, (B, R, ...).
+
+The history of the R-CNN family is here: a crop of the image for each region (R-CNN), the maps of the image at several
+scales (SPPNet), one map that all regions share (Fast R-CNN), a pyramid of maps (FPN).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from detkit.backbones import FeatureInfo
+from detkit.models.image_pyramid import ImagePyramid, image_pyramid, pool_from
+from detkit.models.pooling import adaptive_pool
+from detkit.ops import crop_warp, crops_per_chunk, pyramid_pool, roi_align, roi_pool, spp_pool, sppnet_scale
+from detkit.structures import Images, InputSpec
+
+POOLS = ("pool", "align", "align_v1")
+REFERENCE_LEVEL = 4  # FPN, equation 1: regions of `canonical_scale` pixels belong to the level of stride 16
+
+
+class ImageNetwork(Protocol):
+    """What of a detector sees whole images, or crops of them; see RegionDetector."""
+
+    training: bool
+
+    def normalise(self, pixels: Tensor, sizes: Tensor | None = None) -> Tensor: ...
+    def backbone_maps(self, x: Tensor) -> list[Tensor]: ...
+    def maps(self, pixels: Tensor, sizes: Tensor) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class RoIPooling:
+    """RoI pooling (Fast R-CNN, section 2.1) or RoIAlign of one map to size x size cells.
+
+    kind: `pool`, `align`, or `align_v1`, as RoIAlign was first published: half a cell off.
+    """
+
+    kind: str
+    size: int
+    stride: float
+
+    def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, size, size), 0 where not valid (B, R)."""
+        if self.kind == "pool":
+            return roi_pool(x, boxes, self.size, self.stride, valid)
+        return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align", valid=valid)
+
+
+@dataclass(frozen=True)
+class SpatialPyramidPooling:
+    """SPPNet, section 2.2 and 4.1: the maxima in the bins of a pyramid. See `spp_pool`."""
+
+    levels: tuple[int, ...]
+    stride: float
+    centre: float
+    shrink: float
+
+    def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, bins), 0 where not valid (B, R)."""
+        return spp_pool(x, boxes, self.levels, self.stride, self.centre, self.shrink, valid)
+
+
+class RegionFeatures:
+    """What a region head reads of each region.
+
+    shape: of one region's features. scales: the short sides that images are resized to; empty where they have one size.
+    """
+
+    shape: tuple[int, ...]
+    scales: tuple[int, ...] = ()
+
+    def prepare(self, images: Images, network: ImageNetwork) -> Any:
+        """Compute what all regions of the images share, for `pool`."""
+        raise NotImplementedError(f"{type(self).__name__}.prepare")
+
+    def pool(self, prepared: Any, boxes: Tensor) -> Tensor:
+        """Regions (B, R, 4) in pixels of the images -> (B, R, *shape)."""
+        raise NotImplementedError(f"{type(self).__name__}.pool")
+
+    def chunk_size(self, images: int) -> int | None:
+        """Return how many regions of each of so many images fit in memory at once; None: all."""
+        return None
+
+    def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
+        """Return the sizes at which the whole image passes the backbone."""
+        return [spec.fit(height, width)]
+
+    def facts(self) -> dict[str, Any]:
+        """Return how regions are pooled, for the metadata of an exported network."""
+        raise NotImplementedError(f"{type(self).__name__}.facts")
+
+    def squares(self, means: Tensor) -> list[Tensor]:
+        """Means over channels (R, ...) -> the levels of pooling, (R, n, n) each, for people to see."""
+        return [means]
+
+    def short_sides(self, boxes: Tensor, sizes: Tensor) -> Tensor | None:
+        """Return the short side (B, R) of the image that each region is pooled at; None where there is one."""
+        if not self.scales:
+            return None
+        return torch.tensor(self.scales, device=boxes.device)[sppnet_scale(boxes, sizes, self.scales)]
+
+    def crops(self, prepared: Any, boxes: Tensor) -> Tensor | None:
+        """Return what the network sees of regions (B, R, 4), (B, R, 3, side, side), 0 to 255; None: the image."""
+        return None
+
+
+class MapFeatures(RegionFeatures):
+    """A fixed-size map of each region, pooled from the image's maps (Fast R-CNN, section 2.1).
+
+    maps: finest first. Of several, each region is pooled from one, by its size (FPN, equation 1): regions of
+    `canonical_scale` pixels a side from the map of stride 16, those half as large from that of stride 8, and so on.
+    """
+
+    def __init__(self, maps: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0) -> None:
+        self.strides = [info.stride for info in maps]
+        self.channels = maps[0].channels
+        self.kind, self.size, self.canonical_scale = kind, size, canonical_scale
+        self.pooling = RoIPooling(kind, size, self.strides[0])
+        self.shape = (self.channels, size, size)
+
+    def prepare(self, images: Images, network: ImageNetwork) -> list[Tensor]:
+        return network.maps(images.pixels, images.sizes)
+
+    def pool(self, prepared: list[Tensor], boxes: Tensor) -> Tensor:
+        maps = prepared[: len(self.strides)]
+        if len(maps) == 1:
+            return self.pooling(maps[0], boxes)
+        side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
+        level = (REFERENCE_LEVEL + torch.log2(side / self.canonical_scale + 1e-6)).floor()
+        level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
+        align, aligned = self.kind != "pool", self.kind == "align"
+        return pyramid_pool(maps, boxes, level, self.size, self.strides, align, aligned)
+
+    def facts(self) -> dict[str, Any]:
+        pooling: dict[str, Any] = {"kind": self.kind, "size": self.size, "strides": self.strides}
+        if len(self.strides) > 1:  # a region's map is chosen by its size
+            pooling["canonical_scale"] = self.canonical_scale
+        return {"pooling": pooling}
+
+
+class PyramidFeatures(RegionFeatures):
+    """Features of each region from the image at the scale that suits the region's size (SPPNet, section 4.1).
+
+    pooling: of one map. scales: short sides, pixels; longest: most pixels of the long side. random_scale: whether
+    training draws one scale for each image (Fast R-CNN, section 2.4).
+    """
+
+    def __init__(
+        self,
+        map_info: FeatureInfo,
+        pooling: RoIPooling | SpatialPyramidPooling,
+        scales: Sequence[int],
+        longest: float = float("inf"),
+        random_scale: bool = False,
+    ) -> None:
+        self.map, self.pooling, self.longest, self.random_scale = map_info, pooling, longest, random_scale
+        self.scales = tuple(scales)
+        if isinstance(pooling, SpatialPyramidPooling):
+            self.shape = (map_info.channels, sum(level**2 for level in pooling.levels))
+        else:
+            self.shape = (map_info.channels, pooling.size, pooling.size)
+
+    def prepare(self, images: Images, network: ImageNetwork) -> ImagePyramid:
+        scales: list[float] | list[Tensor] = [float(short) for short in self.scales]
+        if self.random_scale and network.training:
+            device = images.pixels.device
+            drawn = torch.randint(len(scales), (len(images),), device=device)
+            scales = [torch.tensor(scales, device=device)[drawn]]
+        pixels = network.normalise(images.pixels, images.sizes)
+        return image_pyramid(lambda x: network.backbone_maps(x)[0], pixels, images.sizes, scales, self.longest)
+
+    def pool(self, prepared: ImagePyramid, boxes: Tensor) -> Tensor:
+        return pool_from(prepared, boxes, self.scales, self.pooling)
+
+    def chunk_size(self, images: int) -> int | None:
+        # spp_pool takes some times the memory of its result
+        return max(1, 4096 // max(1, images)) if isinstance(self.pooling, SpatialPyramidPooling) else None
+
+    def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
+        longest = 10_000 if math.isinf(self.longest) else round(self.longest)
+        return [InputSpec((short, longest), resize="shortest").fit(height, width) for short in self.scales]
+
+    def facts(self) -> dict[str, Any]:
+        if isinstance(self.pooling, SpatialPyramidPooling):
+            p = self.pooling
+            pooling = {"pyramid": list(p.levels), "stride": p.stride, "centre": p.centre}
+            return {"pooling": pooling, "scales": list(self.scales)}
+        pooling = {"kind": self.pooling.kind, "size": self.pooling.size, "strides": [self.pooling.stride]}
+        return {"pooling": pooling, "scales": list(self.scales), "longest": self.longest}
+
+    def squares(self, means: Tensor) -> list[Tensor]:
+        if not isinstance(self.pooling, SpatialPyramidPooling):
+            return [means]
+        bins = means.split([level**2 for level in self.pooling.levels], 1)
+        return [part.unflatten(1, (level, level)) for part, level in zip(bins, self.pooling.levels)]
+
+
+class Crops(NamedTuple):
+    """Images, and the network that sees crops of them."""
+
+    images: Images
+    network: ImageNetwork
+
+
+class CropFeatures(RegionFeatures):
+    """Each region cut out of the image, warped to a square and sent through the network (R-CNN, section 2.1).
+
+    side: of the crop, pixels; context: how many of them show the region's surroundings. mean: of the input's channels,
+    0 to 255, which what lies outside the image becomes. pool_size: cells a side of what the backbone's tail reads.
+    chunk_bytes: of crops that pass the network at once: its maps take some twenty times as much.
+    """
+
+    def __init__(
+        self, map_info: FeatureInfo, side: int, context: int, mean: Sequence[float], pool_size: int, chunk_bytes: int
+    ) -> None:
+        self.side, self.context, self.mean, self.pool_size = side, context, list(mean), pool_size
+        self.chunk_bytes = chunk_bytes
+        self.shape = (map_info.channels, pool_size, pool_size)
+
+    def prepare(self, images: Images, network: ImageNetwork) -> Crops:
+        return Crops(images, network)
+
+    def pool(self, prepared: Crops, boxes: Tensor) -> Tensor:
+        crops = self.crops(prepared, boxes).flatten(0, 1)
+        return self.of_crops(crops, prepared.network).unflatten(0, boxes.shape[:2])
+
+    def of_crops(self, crops: Tensor, network: ImageNetwork) -> Tensor:
+        """Warped regions (N, 3, side, side), 0 to 255 -> pool5 (N, C, pool_size, pool_size)."""
+        crops = network.normalise(crops).contiguous(memory_format=torch.channels_last)
+        return adaptive_pool(network.backbone_maps(crops)[0], self.pool_size)
+
+    def crops(self, prepared: Crops, boxes: Tensor) -> Tensor:
+        images = prepared.images
+        return crop_warp(images.pixels, boxes, self.side, self.context, self.mean, images.sizes)
+
+    def chunk_size(self, images: int) -> int | None:
+        return max(1, crops_per_chunk(self.side, self.chunk_bytes) // max(1, images))
+
+    def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        return {"crops": {"side": self.side, "context": self.context}}

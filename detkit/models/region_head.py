@@ -1,0 +1,81 @@
+"""The head of Fast and Faster R-CNN: scores and deltas of each region (Fast R-CNN, section 2.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from detkit.models.region import SampledRegions
+from detkit.models.shape_checks import tail_width
+from detkit.ops import BoxCoder, region_loss
+
+CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
+
+
+class RegionHead(nn.Module):
+    """The tail of the backbone, then scores of C classes and background, and four deltas a class.
+
+    channels: of the pooled map, size: its side. beta: where the smooth L1 of the deltas turns from a
+    square into a line.
+    """
+
+    coder = CODER
+    delta_mean: Tensor
+    delta_std: Tensor
+
+    def __init__(self, tail: nn.Module, channels: int, size: int, classes: int, beta: float = 1.0) -> None:
+        super().__init__()
+        self.tail, self.classes, self.beta = tail, classes, beta
+        width = tail_width(tail, channels, size)
+        self.classifier = nn.Linear(width, classes + 1)
+        self.regressor = nn.Linear(width, classes * 4)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.normal_(self.regressor.weight, std=0.001)
+        nn.init.zeros_(self.classifier.bias)
+        nn.init.zeros_(self.regressor.bias)
+        # of the deltas of each class, which are learnt normalised; set by DeltaStatistics where they are not fixed
+        self.register_buffer("delta_mean", torch.zeros(classes, 4))
+        self.register_buffer("delta_std", torch.ones(classes, 4))
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, R, C, size, size) -> logits (B, R, classes + 1), background last, and deltas (B, R, classes, 4)."""
+        x = self.tail(pooled.flatten(0, 1))
+        logits, deltas = self.classifier(x), self.regressor(x)
+        shape = pooled.shape[:2]
+        return logits.view(*shape, self.classes + 1), deltas.view(*shape, self.classes, 4)
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        return self(pooled)[0]
+
+    def losses(self, pooled: Tensor, sampled: SampledRegions) -> dict[str, Tensor]:
+        """The multi-task loss (Fast R-CNN, equation 1)."""
+        logits, deltas = self(pooled)
+        target_deltas = self.normalise(sampled.target_deltas(self.coder), sampled.labels)
+        return region_loss(logits, deltas, sampled.labels, target_deltas, sampled.valid, self.beta)
+
+    def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = self(pooled)
+        return logits.float().softmax(-1)[..., :-1], deltas.float() * self.delta_std + self.delta_mean
+
+    def normalise(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        """Deltas (B, R, 4) of regions of classes (B, R), C for background, as they are learnt."""
+        label = labels.clamp(max=self.classes - 1)
+        return (deltas - self.delta_mean[label]) / self.delta_std[label]
+
+    def exported(self) -> tuple[nn.Module, dict[str, str]]:
+        outputs = {
+            "logits": f"(regions, {self.classes + 1}) float32, of each class and, last, background; a softmax makes "
+            "them scores",
+            "deltas": f"(regions, {self.classes}, 4) float32, of each class, from the regions, see coder",
+        }
+        return _ExportedHead(self), outputs
+
+
+class _ExportedHead(nn.Module):
+    """pooled (R, C, size, size) -> logits (R, classes + 1), and deltas (R, classes, 4), no longer normalised."""
+
+    def __init__(self, head: RegionHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = self.head(pooled.unsqueeze(0))
+        return logits[0], deltas[0] * self.head.delta_std + self.head.delta_mean

@@ -1,0 +1,146 @@
+"""What the steps of a detector did with one image, as data: `Detector.trace` returns it, `detkit.explain` draws it.
+
+All boxes are xyxy in pixels of the network's input. A detector puts together the steps that it has; a step of a new
+kind needs a drawing of its own, see `detkit/explain/drawing.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from detkit.structures import Predictions
+
+
+class MapShape(NamedTuple):
+    """A feature map: its cells down and across, and the pixels of the input that one cell stands for."""
+
+    rows: int
+    columns: int
+    cell_height: float
+    cell_width: float
+
+
+class Step:
+    """One step of a detector."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """predictions: of the image, before NMS. steps: in the order in which the detector goes through them."""
+
+    predictions: Predictions
+    steps: list[Step]
+
+
+@dataclass(frozen=True)
+class AnchorStep(Step):
+    """Boxes that are laid over the image. boxes: (A, 4) of each map, cell by cell. noun: what the paper calls them."""
+
+    boxes: list[Tensor]
+    maps: list[MapShape]
+    noun: str
+
+
+@dataclass(frozen=True)
+class SampleStep(Step):
+    """What training would learn from the image.
+
+    boxes: (K, 4); matched_gt_index: (K,) the object of each, negative for background; level: (K,) the map of each, None
+    where there is one. name, title, text: of the step, for people; text may hold {samples}, {positive}, {negative} and,
+    with levels, {levels}. positive, negative: what the two kinds of boxes are called; noun: of one box.
+    """
+
+    boxes: Tensor
+    matched_gt_index: Tensor
+    level: Tensor | None
+    name: str
+    title: str
+    text: str
+    positive: str
+    negative: str
+    noun: str
+
+
+@dataclass(frozen=True)
+class MapStep(Step):
+    """Which map each prediction came from. level: (A,) of each row of the predictions."""
+
+    level: Tensor
+    maps: list[MapShape]
+
+
+@dataclass(frozen=True)
+class GridStep(Step):
+    """Predictions of a grid's cells. boxes: (S * S, K, 4); confidence: (S * S, K); classes: (S * S, C)."""
+
+    grid: int
+    boxes: Tensor
+    confidence: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
+class ResponsibleStep(Step):
+    """What training would learn from a grid.
+
+    boxes: as in `GridStep`. matched_gt_index: (S * S,) the object of each cell, or negative. responsible: (S * S, K)
+    bool. iou: (S * S, K) of each box with its cell's object.
+    """
+
+    grid: int
+    boxes: Tensor
+    matched_gt_index: Tensor
+    responsible: Tensor
+    iou: Tensor
+
+
+@dataclass(frozen=True)
+class ObjectnessStep(Step):
+    """How likely each anchor holds an object. scores: (A,) of each map, probabilities, cell by cell."""
+
+    scores: list[Tensor]
+    maps: list[MapShape]
+
+
+@dataclass(frozen=True)
+class ProposalNMSStep(Step):
+    """From candidates to proposals. boxes: (M, 4); logits: (M,); levels: (M,), which NMS keeps apart."""
+
+    boxes: Tensor
+    logits: Tensor
+    levels: Tensor
+    nms_iou: float
+    pre_nms_top_n: int
+    post_nms_top_n: int
+
+
+@dataclass(frozen=True)
+class ProposalStep(Step):
+    """Proposals that came with the image. boxes: (R, 4)."""
+
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class PooledStep(Step):
+    """What the head reads of each region.
+
+    regions: (R, 4), of the rows of the predictions. pooled: of each level of pooling (R, n, n), means over channels.
+    scales: (R,) the short side of the image that each was pooled at, None where there is one. crop: takes numbers of
+    regions (P,) and returns what the network saw of them, (P, side, side, 3) from 0 to 255; None where that is the
+    image.
+    """
+
+    regions: Tensor
+    pooled: list[Tensor]
+    scales: Tensor | None = None
+    crop: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class RegressionStep(Step):
+    """Regions (R, 4), of the rows of the predictions, before the head moved them."""
+
+    regions: Tensor
