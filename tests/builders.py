@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detkit.config import BackboneConfig
+from detkit.models.faster_rcnn import FasterRCNNConfig
 from detkit.models.ssd import SSDConfig
 from detkit.structures import Images
 
@@ -33,6 +34,25 @@ def tiny_ssd_config() -> SSDConfig:
         min_sizes=[12.0, 24.0, 48.0, 72.0],
         max_sizes=[24.0, 48.0, 72.0, 90.0],
         aspect_ratios=[[2.0]] * 4,
+    )
+
+
+def tiny_faster_rcnn_config() -> FasterRCNNConfig:
+    """Return a Faster R-CNN whose images are 64 pixels at their shorter side, with few regions."""
+    return FasterRCNNConfig(
+        backbone=BackboneConfig("tiny"),
+        size=[64, 96],
+        scales=[2.0, 4.0],
+        rpn_width=16,
+        before=100,
+        after=30,
+        test_before=60,
+        test_after=12,
+        smallest=2.0,
+        number=16,
+        pool_size=3,
+        stages=0,
+        norms=False,
     )
 
 

@@ -7,8 +7,9 @@ from hypothesis import settings
 
 # The same examples in every run, so that a failure is the change's; `explore` draws new ones:
 #   HYPOTHESIS_PROFILE=explore python -m pytest
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore")
+# No deadline: how long an example takes is the machine's.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would only stand in each other's way

@@ -57,7 +57,7 @@ def test_shapes_and_gradients(model: str, every: str, no_values: None) -> None:
     with torch.device("meta"):
         detector = zoo.build(model, every).eval()
         images = zoo.sample_images(detector)
-        outputs = zoo.raw(detector, images)
+        outputs = detector.raw_outputs(images)
         wanted = trainable(detector)
         grads = torch.autograd.grad([x.sum() for x in outputs], list(wanted.values()), allow_unused=True)
         assert not [name for name, grad in zip(wanted, grads) if grad is None]
@@ -120,7 +120,7 @@ def test_predictions(model: str, backbone: str) -> None:
         assert found.boxes.isfinite().all()
         assert found.scores.shape[::2] == (2, 2)
         assert found.boxes.dtype == found.scores.dtype == torch.float32
-        detections = postprocess(found, images, DetectConfig(score_threshold=-1e9, detections_per_image=5))
+        detections, _ = postprocess(found, images, DetectConfig(score_threshold=-1e9, detections_per_image=5))
     assert detections.boxes.shape == (2, 5, 4)
     assert (detections.boxes >= 0).all()
     assert (detections.boxes <= images.original.flip(-1).repeat(1, 2).unsqueeze(1) + 1e-3).all()
@@ -131,10 +131,16 @@ def test_predictions(model: str, backbone: str) -> None:
         count = None if one.proposals is None else int(one.proposals.valid.sum())
         cut = None if one.proposals is None else one.proposals._map(lambda tensor, count=count: tensor[:, :count])
         alone = Images(one.pixels, one.sizes, one.original, one.ids, cut)
-        with torch.inference_mode():
-            expected = detector.predict(alone)
         # sums in another order; a hundred random layers with shortcuts make the logits of SSD large, and the error too
         slack = 10 if backbone in ("resnet101", "resnet152") else 1
+        if model == "faster_rcnn":  # up to its own proposals, since rounding may decide which anchors become one
+            with torch.inference_mode():
+                pairs = list(zip(detector.raw_outputs(images), detector.raw_outputs(alone), strict=True))
+            for together, single in pairs:
+                torch.testing.assert_close(together[number], single[0], rtol=1e-3, atol=slack * 1e-4)
+            continue
+        with torch.inference_mode():
+            expected = detector.predict(alone)
         scores, boxes = found.scores[number, :count], found.boxes[number, :count]
         torch.testing.assert_close(scores, expected.scores[0], rtol=1e-3, atol=slack * 1e-4)
         torch.testing.assert_close(boxes, expected.boxes[0], rtol=slack * 1e-3, atol=slack * 1e-2)
@@ -197,7 +203,7 @@ def test_cpu_is_cuda(model: str, backbone: str) -> None:
     detector = zoo.build(model, backbone).eval()
     images = zoo.sample_images(detector)
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        outputs = zoo.raw(detector, images)
-        theirs = zoo.raw(detector.cuda(), images.to("cuda"))
+        outputs = detector.raw_outputs(images)
+        theirs = detector.cuda().raw_outputs(images.to("cuda"))
     for one, other in zip(outputs, theirs):
         torch.testing.assert_close(one, other.cpu(), rtol=1e-3, atol=1e-4 * float(one.abs().max()))

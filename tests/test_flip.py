@@ -26,13 +26,23 @@ from detkit.models import Detector, postprocess
 from detkit.structures import Images, Predictions, Proposals
 from tests import zoo
 from tests.builders import random_image
+from tests.matching import Found, assert_same_detections
 
 BACKBONES = ("darknet_yolov1_tiny", "darknet19", "vgg11", "vgg16_reduced")
 HEIGHT, WIDTH = 128, 192
 KEYS: dict[str, dict[str, Any]] = {
     "fast_rcnn": {"size": [HEIGHT, WIDTH], "pool": "align"},
     "fast_rcnn pool": {"size": [HEIGHT, WIDTH], "pool": "pool"},
-    "faster_rcnn": {"size": [HEIGHT, WIDTH], "pool": "align", "scales": [2.0, 4.0], "min_size": 4.0},
+    # all anchors are proposals, since rounding would decide of some
+    "faster_rcnn": {
+        "size": [HEIGHT, WIDTH],
+        "pool": "align",
+        "scales": [2.0, 4.0],
+        "min_size": 0.0,
+        "rpn_nms_iou": 1.0,
+        "test_pre_nms_top_n": 10_000,
+        "test_post_nms_top_n": 10_000,
+    },
     "rcnn": {"crop": 64, "context": 4},
     "sppnet": {"scales": [HEIGHT], "pyramid": [3, 2, 1]},
     "ssd": {"size": 128, "extras": [[16, 32, 4, 2, 1]]},
@@ -137,6 +147,14 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack((width - right, top, width - left, bottom), -1)
 
 
+def flat(predictions: Predictions, row: int) -> Found:
+    """All boxes of an image, each with its score for each class; without padding."""
+    scores = predictions.scores[row].flatten()
+    labels = torch.arange(predictions.scores.shape[2]).repeat(predictions.scores.shape[1])
+    real = scores > -torch.inf
+    return predictions.boxes[row].flatten(0, 1)[real], scores[real], labels[real]
+
+
 def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
     """Where a mirrored image's predictions stand of what the image's are, box by box."""
     if model == "yolov1":
@@ -175,20 +193,34 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
     found, again = detector.predict(one), detector.predict(other)
     places = order(model, detector, detector.normalise(one))
     expected = Predictions(mirror(found.boxes, axis)[:, places], found.scores[:, places])
-    spread = float(found.scores.std())
+    spread = float(found.scores[found.scores > -torch.inf].std())
     assert spread > 1e-4
-    torch.testing.assert_close(again.scores, expected.scores, rtol=1e-3, atol=0.01 * spread)
-    torch.testing.assert_close(again.boxes, expected.boxes, rtol=1e-3, atol=0.05)
+    if model == "faster_rcnn":  # proposals of nearly equal scores may change places
+        for row in range(2):
+            every = [flat(x, row) for x in (again, expected)]
+            count = len(every[0][2])
+            assert count > 100
+            assert_same_detections(*every, score=-1, iou=None, keep=count, score_atol=0.01 * spread)
+    else:
+        torch.testing.assert_close(again.scores, expected.scores, rtol=1e-3, atol=0.01 * spread)
+        torch.testing.assert_close(again.boxes, expected.boxes, rtol=1e-3, atol=0.05)
     if axis == width:
         settings = DetectConfig(
             score_threshold=1e-3 if case == "yolov1" else -1e9, detections_per_image=20
         )  # YOLO's scores below 0 are 0 alike
         detections, mirrored = postprocess(found, one, settings), postprocess(again, other, settings)
-        torch.testing.assert_close(mirrored.scores, detections.scores, rtol=1e-3, atol=0.01 * spread)
-        assert torch.equal(mirrored.labels, detections.labels)
-        real = detections.labels >= 0
-        assert real.sum() >= 4
-        torch.testing.assert_close(mirrored.boxes[real], mirror(detections.boxes, width)[real], rtol=1e-3, atol=0.05)
+        for row in range(2):
+            boxes, scores, labels = detections.image(row)
+            wanted = (mirror(boxes, width), scores, labels)
+            assert len(labels) >= 2
+            assert_same_detections(
+                mirrored.image(row),
+                wanted,
+                score=settings.score_threshold,
+                iou=settings.nms_iou,
+                keep=20,
+                score_atol=0.01 * spread,
+            )
 
 
 def test_every_model_is_mirrored() -> None:

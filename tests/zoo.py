@@ -9,7 +9,6 @@ import detkit
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.models import Detector
-from detkit.models.sppnet import Pyramid
 from detkit.structures import Images, Proposals, Targets
 from tests.builders import random_image
 
@@ -98,29 +97,3 @@ def some_objects(detector: Detector) -> Targets:
     share = torch.tensor([width - 14, height] * 2)
     boxes = ([[0.1, 0.2, 0.5, 0.7], [0.4, 0.1, 0.9, 0.9]], [[0.3, 0.3, 0.8, 0.6]])
     return objects(*((torch.tensor(own) * share).tolist() for own in boxes))
-
-
-def raw(detector: Any, images: Images) -> list[Tensor]:
-    """What the network gives for these images, and for their proposals where it is given such."""
-    name = detector.config.name
-    if name == "ssd":
-        return list(detector.network(detector.normalise(images)))
-    if name == "torchvision_ssd":
-        # without torchvision's default boxes, which stay on the CPU
-        maps = detector.ssd.backbone(detector.normalise(images))
-        return list(detector.ssd.head(list(maps.values())).values())
-    if name == "yolov1":
-        return list(detector.network(detector.normalise(images)))
-    boxes = images.proposals.boxes if images.proposals is not None else torch.rand(len(images), 5, 4) * 90
-    if name == "fast_rcnn":
-        return list(detector.regions(images, boxes))
-    if name == "faster_rcnn":
-        maps = detector.maps(images)
-        logits, deltas = detector.rpn(maps)
-        return [*logits, *deltas, *detector.regions(maps, boxes)]
-    if name == "sppnet":
-        # its own sizes of images are numbers that a tensor without values has not
-        x = detector.backbone(detector.normalise(images))[detector.map.name]
-        pooled = detector.pool(Pyramid([(x, torch.ones(len(images)))], images.sizes), boxes)
-        return [detector.head(pooled)]
-    return [detector.head(detector.pool(detector.prepare(images), boxes))]

@@ -1,6 +1,5 @@
 """detkit detect: what it writes, what it says, and how it ends."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,78 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from detkit import viz
-from detkit.checkpoints import checkpoint
-from detkit.cli import run_command
 from detkit.cli.detect import drawn_names
-from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.inference import predict
 from detkit.inference.sources import Video
-from detkit.models import build_detector
-from tests.builders import random_image, tiny_ssd_config
-
-CLASSES = ("ace", "king", "queen")
-
-
-def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.ascontiguousarray(random_image(height, width, seed)[0].permute(1, 2, 0).numpy())
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the checkpoint of an untrained detector, in which some boxes pass .3 on every image."""
-    torch.manual_seed(0)
-    config = Config(
-        tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(detections_per_image=15)
-    )
-    path = tmp_path_factory.mktemp("run") / "best.pt"
-    checkpoint.save(path, build_detector(config.model, CLASSES), config)
-    return str(path)
-
-
-@pytest.fixture
-def image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder `images`, of which the parent is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    folder = Path("images")
-    folder.mkdir()
-    for number, size in enumerate(((60, 90), (131, 77), (96, 96))):
-        Image.fromarray(sample_image(*size, seed=number)).save(folder / f"{number}.jpg")
-    return folder
-
-
-@pytest.fixture
-def clip(image_files: Path) -> Path:
-    """Return a video of seven frames 64x48 at 12.5 a second."""
-    path = Path("clip.avi")
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
-    for number in range(7):
-        writer.write(sample_image(48, 64, seed=number))
-    writer.release()
-    return path
-
-
-def detect(*arguments: object) -> int:
-    return run_command("detect", [*map(str, arguments)])
-
-
-def report(out: str = "detections") -> dict:
-    return json.loads(Path(out, "detections.json").read_text())
-
-
-def files(folder: str = "detections") -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).exists() else []
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line on stderr."""
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
+from tests.cli.detecting import CLASSES, detect, files, one_error, report
+from tests.proposals.sample_images import sample_image
 
 
 def test_folder(weights: str, image_files: Path, capsys: pytest.CaptureFixture[str]) -> None:

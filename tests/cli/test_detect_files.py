@@ -12,10 +12,8 @@ import pytest
 from PIL import Image
 
 from detkit.data.image_file import decode_image
-from tests.cli.test_detect import clip, detect, image_files, report, sample_image, weights
-from tests.cli.test_detect_outputs import opened
-
-__all__ = ["clip", "image_files", "weights"]
+from tests.cli.detecting import detect, opened, report
+from tests.proposals.sample_images import sample_image
 
 
 def black_png(width: int, height: int) -> bytes:

@@ -11,13 +11,9 @@ from PIL import Image
 
 from detkit.cli import detect as command
 from detkit.cli.detect_report import COLUMNS
-from detkit.config import DataConfig
-from detkit.data import open_dataset
-from detkit.data.dataset import DetectionDataset
 from detkit.data.image_file import decode_image
-from tests.cli.test_detect import CLASSES, clip, detect, files, image_files, one_error, report, sample_image, weights
-
-__all__ = ["clip", "image_files", "weights"]
+from tests.cli.detecting import CLASSES, detect, files, one_error, opened, report
+from tests.proposals.sample_images import sample_image
 
 
 def found(out: str = "detections") -> dict[str, list[tuple[int, float, list[float]]]]:
@@ -28,11 +24,6 @@ def found(out: str = "detections") -> dict[str, list[tuple[int, float, list[floa
         ]
         for entry in report(out)["images"]
     }
-
-
-def opened(kind: str) -> DetectionDataset:
-    """Open the data set that was written, by the data sets' own reader."""
-    return open_dataset(DataConfig(root=f"detections/{kind}", format=kind, test=["detected"]), "test", CLASSES)
 
 
 # formats

@@ -16,11 +16,8 @@ from detkit import viz
 from detkit.errors import UserError
 from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.viz.window import Window
-from tests.cli.test_detect import clip, detect, image_files, report, sample_image, weights
-from tests.cli.test_detect_outputs import opened
-
-__all__ = ["clip", "image_files", "weights"]
-
+from tests.cli.detecting import detect, opened, report
+from tests.proposals.sample_images import sample_image
 
 # videos
 

@@ -1,17 +1,13 @@
 """detkit detect --explain: images, the page, and what it refuses."""
 
-import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from tests.engine.test_explain import TRUTH, build, image
 
 from detkit.checkpoints import checkpoint
 from detkit.cli import run_command
@@ -22,8 +18,9 @@ from detkit.explain.stages import draw_stages
 from detkit.explain.trace import explain
 from tests import zoo
 from tests.data.roots import make_root, xml
+from tests.engine.test_explain import TRUTH, build, image
+from tests.pages import Page, data_of, needs_browser, run_in_browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LAST = ["candidates", "nms", "detections"]
 GIVEN = ["proposals", "regions", "pooled", "regression", *LAST]
 STAGES = {
@@ -36,19 +33,6 @@ STAGES = {
     "torchvision_ssd": LAST,
 }
 TRAINING = {"matching", "responsible", "anchor-matching", "regions"}
-
-
-class Page(HTMLParser):
-    """Collects elements and their attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +90,7 @@ def test_the_page_stands_alone_and_is_safe_against_any_name() -> None:
     assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
     assert "default-src 'none'" in text
     assert not re.search(r"https?://(?!www\.w3\.org)", text)
-    raw = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert raw is not None
-    data = json.loads(raw[1])
+    data = data_of(text)
     assert data["classes"] == ["</script><b>", "<!--"]
     assert data["by"] == found.work.by.tolist()
     assert data["final"] == found.work.final.tolist()
@@ -134,19 +116,12 @@ document.body.dataset.seen = JSON.stringify(seen);
 }"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@needs_browser
 def test_it_lives_in_a_browser(tmp_path: Path) -> None:
     detector, config = build("ssd")
     found = explain(detector, image(), config, TRUTH)
-    page = tmp_path / "page.html"
     text = explain_page(found, draw_stages(found), "title", "protocol")
-    page.write_text(text.replace("</body>", f"<script>{SCRIPT}</script></body>"))
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
-    command += ["--window-size=400,800", "--dump-dom", page.as_uri()]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    seen = next(attributes["data-seen"] for _, attributes in Page(output).elements if "data-seen" in attributes)
-    assert json.loads(seen or "") == {
+    assert run_in_browser(text, SCRIPT, tmp_path) == {
         "open": True,
         "first": [1, len(found.work.removed(int(found.work.final[0])))],
         "second": [2, "2"],

@@ -16,10 +16,9 @@ from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.proposal_store import make_manifest, open_store, write_store
 from detkit.models import build_detector
-from tests.builders import tiny_ssd_config
+from tests.builders import tiny_faster_rcnn_config, tiny_ssd_config
 from tests.data.roots import make_root, xml
-from tests.models import test_faster_rcnn
-from tests.proposals.test_convert import PUBLISHED, mat
+from tests.proposals.matlab import PUBLISHED, mat
 
 TOOL = Path(__file__).parents[2] / "tools" / "proposals.py"
 CONFIG = "model: {name: ssd}\ndata: {root: ROOT, train: [train], test: [test]}\ntrain: {iterations: 10}\n"
@@ -147,7 +146,7 @@ def test_refusals_of_rpn(root, tmp_path, capsys):
 
 
 def test_rpn(root, tmp_path, capsys):
-    model = test_faster_rcnn.config()
+    model = tiny_faster_rcnn_config()
     whole = Config(model, DataConfig(root=str(root), test=["test"]), TrainConfig(iterations=1, workers=0))
     (tmp_path / "run").mkdir()
     checkpoint.save("run/best.pt", build_detector(model, ("cat", "dog")), whole)

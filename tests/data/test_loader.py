@@ -1,9 +1,6 @@
 """The stream: exact whatever the workers, the resume point and the processes; and what leaves it on errors."""
 
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,9 @@ from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 from detkit.structures import InputSpec
 from tests.data.roots import make_root, xml
+from tests.data.streams import AUGMENT, assert_equal
 
 SPEC = InputSpec((24, 32))
-AUGMENT = ["PhotometricDistort", "Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]
 
 
 def stream(root: Path, start: int, stop: int, *, workers=0, rank=0, world=1, batch=4, seed=5, **data):
@@ -26,16 +23,6 @@ def stream(root: Path, start: int, stop: int, *, workers=0, rank=0, world=1, bat
     recipe = TrainConfig(iterations=100, batch=batch, workers=workers, seed=seed)
     config = DataConfig(root=str(root), augment=AUGMENT, **data)
     return list(loader.train_loader(dataset, SPEC, config, recipe, start=start, stop=stop, rank=rank, world=world))
-
-
-def assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for (images, targets), (images2, targets2) in zip(ours, theirs):
-        assert images.ids == images2.ids
-        for field in ("pixels", "sizes", "original"):
-            assert torch.equal(getattr(images, field), getattr(images2, field))
-        for field in ("boxes", "labels", "ignore"):
-            assert torch.equal(getattr(targets, field), getattr(targets2, field))
 
 
 def test_shapes_and_types(small_root):
@@ -154,33 +141,3 @@ def test_cache_larger_than_the_memory_is_refused(small_root, monkeypatch):
     monkeypatch.setattr(loader.os, "sysconf", lambda _: 10)
     with pytest.raises(UserError, match=r"set data\.cache=false"):
         stream(small_root, 0, 1, cache=True)
-
-
-SCRIPT = """
-import os, signal, sys, time
-from detkit.config import DataConfig, TrainConfig
-from detkit.data import loader
-from detkit.data.voc import VOCDataset
-from detkit.structures import InputSpec
-if __name__ == "__main__":
-    dataset = VOCDataset([(sys.argv[1], "trainval")])
-    recipe = TrainConfig(iterations=10**6, batch=4, workers=2)
-    batches = loader.train_loader(dataset, InputSpec((24, 32)), DataConfig(root="x"), recipe, start=0, stop=10**6)
-    for step, _ in enumerate(batches):
-        if step == 3:
-            print(*[w.pid for w in __import__("multiprocessing").active_children()], flush=True)
-            os.killpg(0, signal.SIGINT)  # as a terminal does on Ctrl-C: to all processes
-"""
-
-
-def test_ctrl_c_leaves_no_workers_and_no_noise(small_root):
-    command = [sys.executable, "-c", SCRIPT, str(small_root)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
-    assert result.stderr.strip().endswith("KeyboardInterrupt")
-    assert result.stderr.count("Traceback") == 1
-    workers = result.stdout.split()
-    assert len(workers) == 2
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

@@ -6,8 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from detkit.errors import UserError
 from detkit.proposals import make as module
 from detkit.proposals.make import make_store
 from tests.data.roots import make_root, xml
+from tests.proposals.making import corners
 
 HERE = Path(__file__).resolve()
 
@@ -53,7 +52,7 @@ def write(path: Path, ids: list[str], counts: list[int], scored: bool = False, *
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.booleans())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_read(tmp_path, counts, scored):
     ids = [f"é{'x' * i}/{i}" for i in range(len(counts))]
     boxes = write(tmp_path / "a.npz", ids, counts, scored, mode="fast")
@@ -233,12 +232,6 @@ def stub(monkeypatch: pytest.MonkeyPatch, function) -> None:
     monkeypatch.setattr(module, "find_method", lambda name, parameters: lambda image: function(image, **parameters))
 
 
-def corners(image: np.ndarray, mode: str = "fast", seed: int = 0) -> np.ndarray:
-    """Boxes that tell which image they were made of."""
-    value = image[:4, 0, 0].astype(np.float32)
-    return np.stack([value * 0, value * 0, value + 1, value + (2 if mode == "fast" else 3)], 1)
-
-
 def image_files(tmp_path: Path, count: int = 9) -> VOCDataset:
     names = [f"{i:03d}" for i in range(count)]
     root = make_root(tmp_path / "images", {name: xml([]) for name in names}, {"all": names, "few": names[:3]})
@@ -319,62 +312,28 @@ def test_an_unknown_method_or_file_is_refused_before_any_work(tmp_path):
         make_store(tmp_path / "a.npz", VOCDataset([(tmp_path / "images", "all")]), "selectiv_search", {}, workers=1)
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from detkit.data.voc import VOCDataset
-from detkit.proposals import make
-from tests.proposals.test_store import corners
-def slow(image):
-    time.sleep(0.1)
-    return corners(image)
-make.find_method = lambda name, parameters: slow
-if __name__ == "__main__":
-    dataset = VOCDataset([(Path(sys.argv[1]), "all")])
-    show = lambda done, total: print(done, flush=True)
-    make.make_store(sys.argv[2], dataset, "corners", {}, workers=2, progress=show)
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_what_is_done_and_leaves_no_processes(tmp_path, number):
     image_files(tmp_path, 60)
     out = tmp_path / "a.npz"
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "images"), str(out)],
+    command = [sys.executable, "-m", "tests.proposals.making", tmp_path / "images", out, str(int(number))]
+    # its output ends when the last process that could write to it has ended
+    with subprocess.Popen(
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         cwd=HERE.parents[2],
-    )
-    assert process.stdout is not None
-    while process.stdout.readline().strip() != "5":
-        pass
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to all processes
-    else:
-        process.send_signal(number)
-    _, noise = process.communicate(timeout=120)
+    ) as process:
+        try:
+            said, noise = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert said == "5\n"
     assert noise.strip().endswith("KeyboardInterrupt")
     assert noise.count("Traceback") == 1
     assert not out.exists()
-    done = sum(len(open_store(path)) for path in tmp_path.glob("a.npz.parts-*/*.npz"))
-    assert 5 <= done < 60
-    deadline = time.monotonic() + 10
-    while members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert members(process.pid) == []
-
-
-def members(group: int) -> list[str]:
-    """Living processes of a process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(path.parent.name)
-    return found
+    (part,) = tmp_path.glob("a.npz.parts-*/*.npz")
+    assert len(open_store(part)) == 5

@@ -17,7 +17,7 @@ from detkit.data.transforms import build_test, build_train
 from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 from detkit.structures import InputSpec
-from tests.data.test_loader import AUGMENT, assert_equal
+from tests.data.streams import AUGMENT, assert_equal
 from tests.data.test_transforms import NAMES, SSD, found, marked, noise, unfused
 
 SPEC = InputSpec((90, 120), mean=(0.6, 0.4, 0.2))
@@ -57,7 +57,7 @@ def test_images_and_objects_are_the_same_with_and_without(build, parts):
     st.integers(0, 2**32),
     st.permutations(["Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_proposals_follow_the_pixels_until_none_are_left(height, width, seed, order):
     """A centre outside of the crop loses an object, but not a proposal."""
     draw = np.random.default_rng(seed)

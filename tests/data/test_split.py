@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from detkit.cli import run_command
@@ -28,7 +28,7 @@ def test_classes_are_shared_out_alike():
 
 
 @given(st.integers(0, 30), st.integers(0, 4), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_image_has_a_part(images, classes, seed):
     presence = np.random.default_rng(seed).random((images, classes)) < 0.4
     part = stratify(presence, [0.5, 0.5], seed)
@@ -36,6 +36,33 @@ def test_every_image_has_a_part(images, classes, seed):
     assert set(part.tolist()) <= {0, 1}
     if not classes:
         assert abs((part == 0).sum() - (part == 1).sum()) <= 1
+
+
+def most_off(part, presence, share):
+    """Return how far the number of images of a class in part 0 is from its share, for the class that is worst off."""
+    return np.abs(presence[part == 0].sum(0) - share * presence.sum(0)).max(initial=0)
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.floats(0.05, 0.95), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_classes_that_share_no_image_are_divided_exactly(images, classes, share, seed):
+    """An image goes to the part that lacks more of the class, so that in the end each is within half an image."""
+    labels = np.random.default_rng(seed).integers(0, classes + 1, images)  # the last of them for no object
+    presence = labels[:, None] == np.arange(classes)
+    part = stratify(presence, [share, 1 - share], seed)
+    assert most_off(part, presence, share) <= 0.5 + 1e-6
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.floats(0.05, 0.95), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_the_rarest_class_is_divided_exactly(images, classes, share, seed):
+    """Its images are the first to be assigned, so that nothing is decided about them yet."""
+    presence = np.random.default_rng(seed).random((images, classes)) < 0.4
+    counts = presence.sum(0)
+    assume(counts.any())
+    rarest = np.where(counts > 0, counts, images + 1).argmin()
+    part = stratify(presence, [share, 1 - share], seed)
+    assert most_off(part, presence[:, [rarest]], share) <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("kind", ["voc", "coco", "yolo"])

@@ -48,7 +48,7 @@ def with_state(transform, seed: int):
     st.integers(0, 2**32),
     st.permutations(["Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_boxes_follow_the_pixels(height, width, seed, order):
     draw = np.random.default_rng(seed)
     low = draw.integers(0, (width - 20, height - 20), (2, 2))
@@ -223,7 +223,7 @@ class Ordered:
 
 
 @given(st.integers(0, 2**32), st.integers(20, 300), st.integers(20, 300))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_iou_crop_binds(seed, height, width):
     draw = np.random.default_rng(seed)
     low = draw.uniform(0, (width * 0.7, height * 0.7), (3, 2))
@@ -293,7 +293,7 @@ def test_crop_without_objects_is_whole_or_free():
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_distortion_follows_its_definition(seed):
     draw = np.random.default_rng(seed)
     image = noise(13, 17, seed)

@@ -17,8 +17,7 @@ from detkit.models.torchvision_ssd import TorchvisionSSDConfig
 from detkit.runtime.device import autocast, choose_device, images_to_device, resolve_amp, to_device
 from detkit.runtime.memory import tune
 from detkit.structures import Images
-
-from .toy import Toy, ToyConfig
+from tests.toys.toy import Toy, ToyConfig
 
 
 def test_steps() -> None:

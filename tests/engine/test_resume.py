@@ -14,9 +14,8 @@ import torch
 from detkit.checkpoints import checkpoint
 from detkit.cli import run_command
 from detkit.engine.log import truncate
-from tests.engine.toy import Toy
-
-from .conftest import Train
+from tests.toys.fixtures import Train
+from tests.toys.toy import Toy
 
 FLAGS = ("train.ema=0.9", "model.dropout=0.2", "model.norm=true")
 TIMES = ("images_per_second", "data_share", "seconds")
@@ -57,13 +56,13 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def run_toy(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.engine.train_toy", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.toys.train_toy", *map(str, arguments)]
     root = Path(__file__).parents[2]
     return subprocess.run(command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-def test_killed_at_a_random_step(trained: Path, config: Path, train: Train, tmp_path: Path) -> None:
-    step = random.SystemRandom().randrange(2, 24)
+def test_killed_at_a_random_step(rng: random.Random, trained: Path, config: Path, train: Train, tmp_path: Path) -> None:
+    step = rng.randrange(2, 24)
     folder = tmp_path / "killed"
     print(f"killed in step {step}")
     killed = run_toy(config, *FLAGS, "train.save_every=5", "train.workers=1", "--out", folder, TOY_KILL_AT=str(step))
@@ -75,9 +74,14 @@ def test_killed_at_a_random_step(trained: Path, config: Path, train: Train, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_finishes_the_step_and_saves(
-    number: signal.Signals, trained: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    rng: random.Random,
+    trained: Path,
+    train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step = random.SystemRandom().randrange(1, 24)
+    step = rng.randrange(1, 24)
     folder = tmp_path / "stopped"
     Toy.signal_at = (step, number)
     handler = signal.getsignal(number)
@@ -90,6 +94,18 @@ def test_signal_finishes_the_step_and_saves(
     assert checkpoint.load(folder / "last.pt")["iteration"] == step
     assert train("--resume", folder) == 0
     assert_same_run(trained, folder)
+
+
+def test_the_loss_scale_is_resumed(train: Train, tmp_path: Path) -> None:
+    fp16 = (*FLAGS, "train.amp=fp16", "train.save_every=0")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(*fp16, "--out", whole) == 0
+    Toy.signal_at = (Toy.calls + 13, signal.SIGTERM)
+    assert train(*fp16, "--out", cut) == 128 + signal.SIGTERM
+    # it is no longer what a new scaler begins with, and has counted the steps since it last changed
+    assert checkpoint.load(cut / "last.pt")["training"]["scaler"]["scale"] < 65536
+    assert train("--resume", cut) == 0
+    assert_same_run(whole, cut)
 
 
 def test_what_was_logged_after_the_last_save_is_not_doubled(trained: Path, train: Train, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,11 @@ from torch import Tensor, nn
 
 from detkit.checkpoints import checkpoint
 from detkit.engine.meter import LOG_EVERY, Meter
-from detkit.engine.run import Run
 from detkit.engine.train import due, split, step_seed, total
 from detkit.inference.evaluate import Evaluation, evaluate
-from detkit.models import SGD
 from detkit.structures import Images, Targets
-
-from .conftest import Train
-from .toy import CLASSES, Toy
+from tests.toys.fixtures import Train
+from tests.toys.toy import CLASSES, Toy
 
 
 def test_it_learns_and_the_folder_is_complete(trained: Path) -> None:
@@ -98,23 +95,6 @@ def test_without_val_the_last_is_the_best(train: Train, tmp_path: Path) -> None:
     assert all(torch.equal(best["model"][name], last["model"][name]) for name in last["model"])
     assert best["metrics"] == {}
     assert not (folder / "metrics.json").exists()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ("train.amp=bf16", "train.channels_last=false"),
-        ("train.amp=fp16", "train.clip=5", "train.ema=0.9"),
-        ("train.optimizer=adamw", "train.lr=0.01", "train.accumulate=2"),
-    ],
-    ids=["bf16", "fp16", "adamw"],
-)
-def test_every_recipe_learns(changes: tuple[str, ...], train: Train, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(*changes, "model.norm=true", "train.iterations=60", "train.evaluate_every=0", "--out", folder) == 0
-    losses = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in losses if "loss" in line]
-    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_default_folders_are_numbered(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,75 +182,6 @@ def test_evaluate_leaves_the_mode_and_can_be_repeated(trained: Path) -> None:
     assert detector.training
     assert results[0].result.mAP == results[1].result.mAP == checkpoint.load(trained / "best.pt")["metrics"]["mAP"]
     assert results[0].detections.ids == tuple(val.ids)
-
-
-@dataclass(frozen=True)
-class Shift:
-    """A stage of another kind: adds to the biases, 3 times, saving each time."""
-
-    name: str = "shift"
-    fail_at: int | None = None
-
-    def run(self, detector: Toy, run: Run) -> None:
-        done = run.restore(detector).get("iteration", 0)
-        run.begin()
-        for step in range(done, 3):
-            if step == self.fail_at:
-                raise KeyboardInterrupt
-            with torch.no_grad():
-                detector.out.get_parameter("bias").add_(1.0)
-            run.save_last(detector, {"iteration": step + 1}, step + 1)
-
-
-def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_path: Path, monkeypatch) -> None:
-    biases: list[Tensor] = []
-
-    def run(*arguments: str | Path, fail_at: int | None = None) -> int:
-        monkeypatch.setattr(Toy, "stages", lambda _: [SGD(), Shift(fail_at=fail_at)])
-        return train(*arguments)
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    short = ("train.iterations=4", "data.val=[]", "data.test=[]")
-    assert run(*short, "--out", whole) == 0
-    assert run(*short, "--out", cut, fail_at=1) == 130
-    content = checkpoint.load(cut / "last.pt")
-    assert content["training"]["stage"] == "shift"
-    assert content["iteration"] == 1
-    calls = Toy.calls
-    assert run("--resume", cut) == 0
-    assert Toy.calls == calls, "the finished stage ran again"
-    for folder in (whole, cut):
-        biases.append(checkpoint.load(folder / "last.pt")["model"]["out.bias"])
-        before = checkpoint.load(folder / "best.pt")["model"]["out.bias"]
-        torch.testing.assert_close(biases[-1], before + 3)
-    assert torch.equal(*biases)
-
-
-@dataclass(frozen=True)
-class Conclude:
-    """A stage that adds to the biases, once."""
-
-    name: str
-
-    def run(self, detector: Toy, run: Run) -> None:
-        run.restore(detector)
-        run.begin()
-        with torch.no_grad():
-            detector.out.get_parameter("bias").add_(1.0)
-        run.conclude(detector)
-
-
-def test_a_finished_stage_is_passed_by(train: Train, tmp_path: Path, monkeypatch) -> None:
-    stages = [SGD(), Conclude("first"), Shift("second", fail_at=0)]
-    monkeypatch.setattr(Toy, "stages", lambda _: stages)
-    short = ("train.iterations=4", "data.val=[]", "data.test=[]", "--out", tmp_path / "run")
-    assert train(*short) == 130
-    saved = checkpoint.load(tmp_path / "run" / "last.pt")
-    assert saved["training"]["stage"] == "first"
-    stages[2] = Shift("second")
-    assert train("--resume", tmp_path / "run") == 0
-    bias = checkpoint.load(tmp_path / "run" / "last.pt")["model"]["out.bias"]
-    torch.testing.assert_close(bias, saved["model"]["out.bias"] + 3)
 
 
 def test_compile_trains_the_same_network(train: Train, tmp_path: Path, monkeypatch) -> None:

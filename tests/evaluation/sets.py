@@ -1,7 +1,8 @@
-"""Small data sets for tests, written as one line an object."""
+"""Small data sets for tests: written as one line an object, or random."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from detkit.structures import DetectionSet, TruthSet
@@ -40,3 +41,33 @@ def detection_set(
         ids=tuple(ids),
         classes=tuple(classes),
     )
+
+
+def random_sets(random: np.random.Generator) -> tuple[DetectionSet, TruthSet]:
+    """Few places, sizes and scores, so that ties, exact halves, duplicates and hits are common."""
+    images, classes = int(random.integers(1, 5)), int(random.integers(1, 4))
+    ids, names = [f"i{k}" for k in range(images)], [f"c{k}" for k in range(classes)]
+
+    def boxes(count: int) -> np.ndarray:
+        corner = random.integers(0, 4, (count, 2)) * random.choice([1, 2])
+        return np.concatenate([corner, corner + random.integers(1, 6, (count, 2))], 1).astype(np.float32)
+
+    count = int(random.choice([0, 1, 5, 20]))
+    truth = TruthSet(
+        torch.from_numpy(boxes(count)),
+        torch.from_numpy(random.integers(0, classes, count)),
+        torch.from_numpy(random.random(count) < random.choice([0, 0.3, 1], p=[0.4, 0.5, 0.1])),
+        torch.from_numpy(random.integers(0, images, count)),
+        tuple(ids),
+        tuple(names),
+    )
+    count = int(random.choice([0, 1, 8, 60]))
+    found = DetectionSet(
+        torch.from_numpy(boxes(count)),
+        torch.from_numpy(random.choice([0.1, 0.25, 0.5, 0.7, 0.9, -1.0], count)).float(),
+        torch.from_numpy(random.integers(0, classes, count)),
+        torch.from_numpy(random.integers(0, images, count)),
+        tuple(random.permutation(ids).tolist()),
+        tuple(random.permutation(names).tolist()),
+    )
+    return found, truth

@@ -254,7 +254,7 @@ def random_sets(random: np.random.Generator) -> tuple[DetectionSet, TruthSet]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), pairs=st.sampled_from([7, 1 << 17]))
 @example(seed=0, pairs=1)
 def test_equals_pycocotools(device: str, seed: int, pairs: int):
@@ -266,7 +266,7 @@ def test_equals_pycocotools(device: str, seed: int, pairs: int):
     assert_same(result, found, truth)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_order_between_classes_and_images_means_nothing(seed: int):
     random = np.random.default_rng(seed)

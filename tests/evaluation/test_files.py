@@ -57,7 +57,7 @@ def test_comp4_without_detections(tmp_path: Path):
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_was_written_scores_the_same(seed: int, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("files")
     random = torch.Generator().manual_seed(seed)

@@ -43,7 +43,7 @@ def random_boxes(generator: torch.Generator, count: int) -> Tensor:
     return torch.cat((corner, corner + torch.randint(1, 30, (count, 2), generator=generator)), 1).float()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(0, 5), st.integers(0, 12), st.integers(0, 40))
 def test_equals_loops(seed: int, images: int, objects: int, most: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from detkit.errors import UserError
 from detkit.evaluation import flat, voc_ap
-from detkit.structures import DetectionSet, TruthSet
 from tests.evaluation.reference import voc_ap_loops
-from tests.evaluation.sets import detection_set, truth_set
+from tests.evaluation.sets import detection_set, random_sets, truth_set
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 FAR = (50.0, 50.0, 60.0, 60.0)
@@ -189,39 +188,9 @@ def test_unknown_names_and_settings():
         voc_ap(found, dataclasses.replace(truth, image=torch.tensor([2])))
 
 
-def random_sets(random: np.random.Generator) -> tuple[DetectionSet, TruthSet]:
-    """Few places, sizes and scores, so that ties, exact halves, duplicates and hits are common."""
-    images, classes = int(random.integers(1, 5)), int(random.integers(1, 4))
-    ids, names = [f"i{k}" for k in range(images)], [f"c{k}" for k in range(classes)]
-
-    def boxes(count: int) -> np.ndarray:
-        corner = random.integers(0, 4, (count, 2)) * random.choice([1, 2])
-        return np.concatenate([corner, corner + random.integers(1, 6, (count, 2))], 1).astype(np.float32)
-
-    count = int(random.choice([0, 1, 5, 20]))
-    truth = TruthSet(
-        torch.from_numpy(boxes(count)),
-        torch.from_numpy(random.integers(0, classes, count)),
-        torch.from_numpy(random.random(count) < random.choice([0, 0.3, 1], p=[0.4, 0.5, 0.1])),
-        torch.from_numpy(random.integers(0, images, count)),
-        tuple(ids),
-        tuple(names),
-    )
-    count = int(random.choice([0, 1, 8, 60]))
-    found = DetectionSet(
-        torch.from_numpy(boxes(count)),
-        torch.from_numpy(random.choice([0.1, 0.25, 0.5, 0.7, 0.9, -1.0], count)).float(),
-        torch.from_numpy(random.integers(0, classes, count)),
-        torch.from_numpy(random.integers(0, images, count)),
-        tuple(random.permutation(ids).tolist()),
-        tuple(random.permutation(names).tolist()),
-    )
-    return found, truth
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("metric", ["voc07", "voc"])
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     seed=st.integers(0, 2**32), iou=st.sampled_from([0.5, 0.5, 0.3, 0.75, 1.0]), pairs=st.sampled_from([1, 7, 1 << 17])
 )
@@ -235,7 +204,7 @@ def test_equals_the_kit_as_slow_loops(device: str, metric: str, seed: int, iou: 
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_between_classes_and_images_means_nothing(seed: int):
     random = np.random.default_rng(seed)
     found, truth = random_sets(random)

@@ -15,8 +15,9 @@ from detkit.errors import UserError
 from detkit.inference.propose import load_proposer, make_rpn_store
 from detkit.models import build_detector
 from detkit.structures import Images
-from tests.engine.toy import CLASSES, draw_toys
+from tests.matching import assert_same_detections
 from tests.models import test_faster_rcnn
+from tests.toys.toy import CLASSES, draw_toys
 
 
 @pytest.fixture
@@ -67,12 +68,11 @@ def test_boxes_are_those_of_the_rpn_on_the_photo(best: Path, tmp_path: Path) -> 
         boxes, scores = store.boxes(name), store.scores(name)
         assert scores is not None
         assert 10 <= len(boxes) <= 20
-        np.testing.assert_allclose(
-            boxes,
-            wanted.boxes[0][wanted.valid[0]] * (torch.tensor([40, 36] * 2) / torch.tensor([71, 64] * 2)),
-            atol=1e-3,
-        )
-        np.testing.assert_allclose(scores, wanted.scores[0][wanted.valid[0]], atol=1e-5)
+        there = wanted.valid[0]
+        scale = torch.tensor([40, 36] * 2) / torch.tensor([71, 64] * 2)
+        own = (torch.tensor(boxes), torch.tensor(scores), torch.zeros(len(boxes)))
+        alone = (wanted.boxes[0][there] * scale, wanted.scores[0][there], torch.zeros(int(there.sum())))
+        assert_same_detections(own, alone, score=0, iou=0.7, keep=20, score_atol=1e-5, box_atol=1e-3, box_rtol=0)
         assert (np.diff(scores) <= 0).all()
         spread |= set(scores.tolist())
     assert 0 < min(spread) < max(spread) < 1

@@ -1,21 +1,24 @@
 """Fast R-CNN: the statistics of its deltas, and the whole path from proposals to detections."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import detkit
 from detkit import cli
 from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN, FastRCNNConfig
-from detkit.models.region import CODER
+from detkit.models.region_head import CODER
 from detkit.ops import box_iou
-from detkit.structures import Images, Proposals, Targets
+from detkit.structures import Detections, Images, Predictions, Proposals, Targets
 from tests.builders import few_regions, random_image
-from tests.engine.toy import draw_toys
+from tests.toys.toy import CLASSES as TOYS
+from tests.toys.toy import draw_toys
 
 SIZES = torch.tensor([[64, 80]] * 2)
 
@@ -60,10 +63,31 @@ def test_it_learns_and_detects() -> None:
     detector.eval()
     with torch.inference_mode():
         predictions = detector.predict(images)
-        found = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
+        found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
+        logits, deltas = detector.regions(images, images.proposals.boxes)
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
+    given = images.proposals
+    torch.testing.assert_close(predictions.scores[given.valid], logits.softmax(-1)[given.valid][:, :2])
+    wanted = CODER.decode(deltas, given.boxes.unsqueeze(2))  # without statistics, as built
+    torch.testing.assert_close(predictions.boxes, wanted)
+    check_detections(found, predictions, images)
+
+
+def check_detections(found: Detections, predictions: Predictions, images: Images) -> None:
+    """Detections of `keep` 9 are predictions of their class, best first, and the best prediction is among them."""
     assert found.boxes.shape == (2, 9, 4)
+    for row in range(2):
+        boxes, scores, labels = found.image(row)
+        assert len(labels) == 9
+        assert (scores.diff() <= 0).all()
+        assert scores[0] == predictions.scores[row].max()
+        for box, score, label in zip(boxes, scores, labels):
+            rows = (predictions.scores[row, :, label] == score).nonzero().flatten()
+            height, width = images.sizes[row].tolist()
+            limit = torch.tensor([width, height, width, height])
+            own = predictions.boxes[row, rows, label].clamp(min=0).minimum(limit)
+            assert (own - box).abs().amax(1).min() <= 1e-3
 
 
 def test_without_proposals_it_says_so() -> None:
@@ -134,6 +158,25 @@ def test_statistics_are_those_of_a_loop() -> None:
     assert detector.head.delta_std[2].tolist() == [1] * 4
 
 
+def test_statistics_leave_out_ignored_objects() -> None:
+    images, targets = batch(80)
+    assert images.proposals is not None
+    ignore = torch.tensor([[False, True], [False, False]])
+    # as if it were not there; its proposals overlap the other object by less than they need to be that one's
+    alone = Targets.pad([(targets.boxes[row, :1], targets.labels[row, :1], ignore[row, :1]) for row in range(2)])
+    heads = []
+    for objects in (replace(targets, ignore=ignore), alone):
+        detector = build_detector(config(), ("a", "b"))
+        stage = detector.stages()[0]
+        stage.run(detector, Regions((objects, images.proposals)))
+        heads.append(detector.head)
+    assert torch.equal(heads[0].delta_mean, heads[1].delta_mean)
+    assert torch.equal(heads[0].delta_std, heads[1].delta_std)
+    assert heads[0].delta_mean[0].all()
+    assert heads[0].delta_mean[1].tolist() == [0] * 4
+    assert heads[0].delta_std[1].tolist() == [1] * 4
+
+
 def test_normalised_deltas_are_decoded_again() -> None:
     detector = build_detector(config(), ("a", "b"))
     assert isinstance(detector, FastRCNN)
@@ -183,10 +226,28 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
         options = ["--split", split, "--out", f"{split}.npz", "--workers", "1"]
         assert cli.main(["proposals", "make", "fast.yaml", *options]) in (0, None)
     assert cli.main(["train", "fast.yaml", "--out", "run"]) in (0, None)
-    assert (tmp_path / "run" / "metrics.json").is_file()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["split"] == "test"
+    assert metrics["checkpoint"] == "run/best.pt"
+    assert set(metrics["AP"]) == set(TOYS)
+    assert metrics["mAP"] == pytest.approx(sum(metrics["AP"].values()) / len(TOYS))
     image_files = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
     assert cli.main(["detect", "run/best.pt", str(image_files), "--score", "0.01", "--out", "found", "--json"]) in (
         0,
         None,
     )
-    assert (tmp_path / "found" / "detections.json").is_file()
+    check_file(tmp_path / "found" / "detections.json", "run/best.pt", score=0.01)
+
+
+def check_file(path: Path, checkpoint: str, score: float) -> None:
+    """A file of detections of the toys' test images has what the loaded detector finds, image by image."""
+    images = json.loads(path.read_text())["images"]
+    assert [Path(entry["file"]).name for entry in images] == [f"test{number:03}.jpg" for number in range(9)]
+    found = detkit.load(checkpoint, device="cpu").detect([entry["file"] for entry in images], score=score)
+    for entry, one in zip(images, found, strict=True):
+        boxes, scores, labels = one.image(0)
+        assert len(labels) > 5
+        assert [own["class"] for own in entry["detections"]] == [TOYS[label] for label in labels.tolist()]
+        assert [own["score"] for own in entry["detections"]] == pytest.approx(scores.tolist(), abs=1e-4)
+        listed = torch.tensor([own["box"] for own in entry["detections"]])
+        torch.testing.assert_close(listed, boxes, atol=0.01, rtol=0)

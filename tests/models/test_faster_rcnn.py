@@ -19,10 +19,10 @@ from detkit.data.proposal_store import open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
-from detkit.models.region import CODER, MapFeatures, sample_regions
+from detkit.models.region_head import CODER, MapFeatures, sample_regions
 from detkit.structures import Images, Targets
 from tests.builders import images_of, random_image
-from tests.engine.toy import draw_toys
+from tests.toys.toy import draw_toys
 
 
 def config(**keys) -> FasterRCNNConfig:
@@ -73,7 +73,7 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
         assert parameter.grad.isfinite().all(), name
     detector.eval()
     with torch.inference_mode():
-        found = postprocess(
+        found, _ = postprocess(
             detector.predict(SAMPLE_IMAGES), SAMPLE_IMAGES, DetectConfig(score_threshold=0.0, detections_per_image=9)
         )
     assert found.boxes.shape == (2, 9, 4)
@@ -96,13 +96,34 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
     sizes = torch.tensor([[64, 96], [64, 72]])
     both = detector.predict(Images(pixels, sizes, sizes, ("a", "b")))
     second = detector.predict(Images(pixels[1:, ..., :72].contiguous(), sizes[1:], sizes[1:], ("b",)))
-    found = postprocess(
+    found, _ = postprocess(
         both, Images(pixels, sizes, sizes, ("a", "b")), DetectConfig(score_threshold=0.0, detections_per_image=5)
     )
     boxes, _, _ = found.image(1)
     assert (boxes[:, 2] <= 72).all()
     # what lies outside of an image is 0 to the network, as its own padding is, up to the depth of the convolutions
     assert both.boxes[1].shape == second.boxes[0].shape
+
+
+def test_the_least_side_of_a_proposal_is_in_pixels_of_the_photo() -> None:
+    """Two images of other sizes than the network sees: twice as large, and smaller."""
+    torch.manual_seed(0)
+    pixels = random_image(64, 80).repeat(2, 1, 1, 1)
+    sizes = torch.tensor([[64, 80]] * 2)
+    keys = {"test_post_nms_top_n": 1000, "test_pre_nms_top_n": 1000, "rpn_nms_iou": 1.0, "scales": [1.0, 2.0, 4.0]}
+
+    def sides(smallest: float, original: Tensor) -> list[Tensor]:
+        detector = build_detector(config(min_size=smallest, **keys), ("a", "b")).eval()
+        detector.load_state_dict(state)
+        found = detector.propose(Images(pixels, sizes, original, ("a", "b")))
+        return [(boxes[:, 2:] - boxes[:, :2]).amin(1)[there] for boxes, there in zip(found.boxes, found.valid)]
+
+    state = build_detector(config(**keys), ("a", "b")).state_dict()
+    every = sides(0.0, sizes)
+    found = sides(18.0, torch.tensor([[128, 160], [48, 60]]))
+    for least, own, all_of_it in zip((9.0, 24.0), found, every):
+        assert 0 < len(own) < len(all_of_it)
+        assert torch.equal(own, all_of_it[all_of_it >= least])
 
 
 def test_padding_is_zero_after_normalising() -> None:
@@ -165,8 +186,7 @@ def test_frozen_layers_stay_as_they_are() -> None:
     norms = [name for name, module in detector.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms
     assert not any(name.startswith(norm) for name in moved for norm in norms)
-    assert any(name.startswith("head.") for name in moved)
-    assert any(name.startswith("rpn.") for name in moved)
+    assert moved == {name for name in before if name.startswith(("head.", "rpn.")) and ".delta_" not in f".{name}"}
 
 
 def test_a_misfit_is_named() -> None:
@@ -218,7 +238,7 @@ def test_it_finds_what_it_has_learnt() -> None:
     overfit(detector.train(), images, objects, 100)
     detector.eval()
     with torch.inference_mode():
-        found = postprocess(detector.predict(images), images, DetectConfig(score_threshold=0.5, nms_iou=0.3))
+        found, _ = postprocess(detector.predict(images), images, DetectConfig(score_threshold=0.5, nms_iou=0.3))
     for image in range(2):
         real = objects.labels[image] >= 0
         boxes, _, labels = found.image(image)

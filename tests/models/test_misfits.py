@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import detkit
 from detkit.backbones import BACKBONES, Backbone, FeatureInfo
 from detkit.checkpoints import checkpoint
-from detkit.config import Config, DataConfig, TrainConfig
+from detkit.config import Config, DataConfig, TrainConfig, load_config
 from detkit.errors import UserError
-from detkit.experiment import load_config
 from tests import zoo
 
 

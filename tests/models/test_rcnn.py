@@ -19,8 +19,8 @@ from detkit.models.rcnn import RCNN, RCNNConfig, pool_to
 from detkit.ops import crop_warp
 from detkit.structures import TruthSet
 from tests.builders import few_regions
-from tests.engine.toy import draw_toys
-from tests.models.test_fast_rcnn import batch
+from tests.models.test_fast_rcnn import batch, check_detections, check_file
+from tests.toys.toy import draw_toys
 
 
 def config(**keys) -> RCNNConfig:
@@ -40,10 +40,18 @@ def test_it_learns_and_detects() -> None:
     detector.eval()
     with torch.inference_mode():
         predictions = detector.predict(images)
-        found = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
+        found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
-    assert found.boxes.shape == (2, 9, 4)
+    check_detections(found, predictions, images)
+    # neither SVMs nor a regression yet: the softmax scores, and boxes are the proposals
+    given = images.proposals
+    assert given is not None
+    with torch.inference_mode():
+        logits = detector.head(detector.pool(detector.prepare(images), given.boxes)).unflatten(0, (2, 40))
+    torch.testing.assert_close(predictions.scores[given.valid], logits.softmax(-1)[given.valid][:, :2])
+    assert logits.std() > 1e-4
+    torch.testing.assert_close(predictions.boxes, given.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
 
 
 def test_alexnets_features_are_those_of_the_imagenet_network() -> None:
@@ -185,7 +193,7 @@ def test_what_is_trained_detects(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         assert cli.main(["train", "rcnn.yaml", "--out", "whole"]) in (0, None)
     arguments = ["detect", "whole/best.pt", "toys/JPEGImages/test*.jpg", "--score", "-9", "--out", "found", "--json"]
     assert cli.main(arguments) in (0, None)
-    assert (folder / "found" / "detections.json").is_file()
+    check_file(folder / "found" / "detections.json", "whole/best.pt", score=-9)
 
 
 @pytest.mark.parametrize(("side", "size"), [(13, 6), (12, 4), (7, 7), (5, 1), (8, 3), (14, 6), (4, 6), (1, 3)])

@@ -15,7 +15,7 @@ from detkit.ops import sppnet_scale
 from detkit.ops.roi import spp_pool
 from detkit.structures import Images, Proposals
 from tests.builders import random_image
-from tests.models.test_fast_rcnn import batch
+from tests.models.test_fast_rcnn import batch, check_detections
 
 
 def config(**keys: Any) -> SPPNetConfig:
@@ -41,10 +41,18 @@ def test_it_learns_and_detects(frozen: bool) -> None:
     detector.eval()
     with torch.inference_mode():
         predictions = detector.predict(images)
-        found = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
+        found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
-    assert found.boxes.shape == (2, 9, 4)
+    check_detections(found, predictions, images)
+    # neither SVMs nor a regression yet: the softmax scores, and boxes are the proposals
+    given = images.proposals
+    assert given is not None
+    with torch.inference_mode():
+        logits = detector.head(detector.pool(detector.prepare(images), given.boxes)).unflatten(0, (2, 40))
+    torch.testing.assert_close(predictions.scores[given.valid], logits.softmax(-1)[given.valid][:, :2])
+    assert logits.std() > 1e-4
+    torch.testing.assert_close(predictions.boxes, given.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
 
 
 def test_each_region_is_pooled_at_its_own_scale() -> None:
@@ -64,7 +72,7 @@ def test_each_region_is_pooled_at_its_own_scale() -> None:
         found = detector.pool(detector.prepare(images), boxes)
         for row, box in enumerate(boxes[0]):
             factor = scales[int(level[row])] / 200
-            resized = interpolate(detector.normalise(images), scale_factor=factor, mode="bilinear")
+            resized = interpolate(detector.normalise(images.pixels, images.sizes), scale_factor=factor, mode="bilinear")
             maps = detector.backbone(resized)["c3"]
             alone = spp_pool(maps, (box * factor).view(1, 1, 4), [3, 1], 8, detector.centre, SHRINK * 8)
             torch.testing.assert_close(found[row], alone[0, 0], atol=1e-3, rtol=1e-3)

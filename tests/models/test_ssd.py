@@ -7,14 +7,14 @@ import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16
 
-from detkit.config import BackboneConfig, DetectConfig
+from detkit.config import BackboneConfig, DetectConfig, load_config
 from detkit.errors import UserError
-from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps
 from detkit.ops import default_boxes
 from detkit.structures import Targets
 from tests.builders import images_of, random_image, tiny_ssd_config
+from tests.matching import assert_same_detections
 from tests.ops.test_anchors import SSD300, SSD512
 
 COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
@@ -94,16 +94,13 @@ def test_detections_equal_torchvision(pair):
     expected = theirs([pixels[0] / 255])[0]
     settings = DetectConfig(score_threshold=theirs.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200)
     images = images_of(pixels)
-    boxes, scores, labels = postprocess(ours.predict(images), images, settings).image(0)
-    assert len(labels) == len(expected["labels"]) > 20
-    torch.testing.assert_close(scores, expected["scores"], rtol=1e-4, atol=1e-5)
-    # nearly equal scores may change places between two roundings
-    order, wanted = [
-        torch.tensor(sorted(range(len(x)), key=lambda i: (x[i].item(), *box[i].round().tolist())))
-        for x, box in ((labels + 1, boxes), (expected["labels"], expected["boxes"]))
-    ]
-    assert (labels + 1)[order].tolist() == expected["labels"][wanted].tolist()
-    torch.testing.assert_close(boxes[order], expected["boxes"][wanted], rtol=1e-4, atol=1e-2)
+    found, _ = postprocess(ours.predict(images), images, settings)[0].image(0)
+    assert len(found[2]) > 20
+    wanted = (expected["boxes"], expected["scores"], expected["labels"] - 1)
+    close = {"score_atol": 1e-5, "box_atol": 1e-2, "box_rtol": 1e-4}
+    assert_same_detections(
+        found, wanted, score=settings.score_threshold, iou=settings.nms_iou, keep=settings.detections_per_image, **close
+    )
 
 
 def test_ssd300_and_ssd512_have_the_papers_boxes():
@@ -152,6 +149,24 @@ def test_the_same_head_on_other_backbones(backbone):
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_new_layers_begin_with_xaviers_weights_and_no_bias():
+    """As in the authors' code: uniform up to sqrt(6 / (inputs + outputs)) of a kernel."""
+    torch.manual_seed(0)
+    detector = build_detector(tiny_ssd_config(), ("a", "b"))
+    new = {
+        name: layer
+        for name, layer in detector.named_modules()
+        if isinstance(layer, torch.nn.Conv2d) and not name.startswith("backbone.")
+    }
+    assert {name.split(".")[0] for name in new} == {"extras", "classifiers", "regressors"}
+    for name, layer in new.items():
+        assert layer.bias is not None
+        assert not layer.bias.any(), name
+        bound = (6 / (layer.weight[0].numel() + layer.weight[:, 0].numel())) ** 0.5
+        assert 0.95 * bound < layer.weight.abs().max() <= bound, name
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05), name
 
 
 def test_losses_without_objects_are_zero_and_connected():

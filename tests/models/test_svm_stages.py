@@ -14,6 +14,7 @@ from detkit.models.svm_detector import CODER, SVMHead
 from detkit.models.svm_stage import HardNegatives, SVMs, overlap_by_class, regions, spread
 from detkit.ops import box_iou, fit_svm
 from detkit.structures import Images, Proposals, Targets
+from tests import zoo
 from tests.ops.reference import iou_matrix, random_boxes
 
 CLASSES, DIM = 3, 12
@@ -193,7 +194,7 @@ def test_spread(count: int, image_files: int, expected: list[int]) -> None:
 
 def test_regression_is_sklearns_ridge() -> None:
     detector, data = Linear(), batches()
-    stage = BoxRegression(CODER, ridge=50.0, match_iou=0.6, image_files=0)
+    stage = BoxRegression(CODER, ridge=50.0, overlap=0.6, image_files=0)
     run = Run(data)
     stage.run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.concluded == 1
@@ -246,3 +247,23 @@ def test_until_it_is_fitted_the_softmax_scores() -> None:
         "classifier.weight",
         "classifier.bias",
     }
+
+
+@pytest.mark.parametrize("model", ["rcnn", "sppnet"])
+def test_stages_are_what_the_config_says(model: str) -> None:
+    keys = {
+        "svm_c": 0.02,
+        "svm_positive_weight": 3.0,
+        "svm_bias": 7.0,
+        "svm_negative_iou": 0.4,
+        "ridge": 20.0,
+        "ridge_match_iou": 0.8,
+        "fit_images": 5,
+    }
+    _, svms, regression = zoo.build(model, **keys).stages()
+    assert svms == SVMs(0.02, 3.0, 7.0, 0.4, 5)
+    assert regression == BoxRegression(CODER, 20.0, 0.8, 5)
+    (_, only) = zoo.build(model, scoring="softmax", **keys).stages()
+    assert only == regression
+    (_, only) = zoo.build(model, regression=False, **keys).stages()
+    assert only == svms

@@ -57,7 +57,7 @@ def slow_crops(images: Tensor, boxes: Tensor, size: int, context: int, sizes: Te
 
 
 @given(st.integers(0, 10**6), st.sampled_from([(24, 0), (31, 4), (65, 5)]), st.sampled_from([2.0, 30.0, 150.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equals_the_slow_crop(seed: int, shape: tuple[int, int], side: float) -> None:
     """Tiny and large boxes, within the image, across its border and beyond it, halves in the rounding."""
     torch.manual_seed(seed)

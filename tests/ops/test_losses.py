@@ -18,7 +18,7 @@ CODER = ops.BoxCoder((10, 10, 5, 5))
 
 
 @given(st.integers(0, 10**6), st.integers(0, 20), st.sampled_from([0.0, 1.0, 2.5, 3.0]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hard_negatives_equal_the_loop(seed: int, anchors: int, ratio: float, tied: bool) -> None:
     torch.manual_seed(seed)
     loss = torch.rand(3, anchors)

@@ -22,7 +22,7 @@ def check(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, thresho
 
 
 @given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 30), st.sampled_from([None, 1.0, 20.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_the_greedy_loop(seed: int, count: int, anchors: int, grid: float | None) -> None:
     torch.manual_seed(seed)
     boxes, refs = random_boxes(3, count, grid=grid), random_boxes(anchors, grid=grid)
@@ -115,7 +115,7 @@ def test_padding_alone_is_background() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_batch_equals_singles_and_padding_changes_nothing(seed: int) -> None:
     torch.manual_seed(seed)
     boxes, anchors = random_boxes(4, 6, grid=5), random_boxes(50, grid=5)

@@ -60,7 +60,7 @@ def test_equals_torchvision_without_labels_over_several_blocks() -> None:
     st.booleans(),
     st.sampled_from([2, 5, 64]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_equals_the_greedy_loop(
     seed: int, count: int, iou: float, top_k: int, max_out: int, labelled: bool, masked: bool, block: int
 ) -> None:
@@ -85,7 +85,7 @@ def test_equals_the_greedy_loop(
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 4, ALL]), st.booleans(), st.sampled_from([-math.inf, 0.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_dense_equals_flat(seed: int, top_k: int, per_class: bool, score: float) -> None:
     torch.manual_seed(seed)
     boxes = random_boxes(2, 30, 4, grid=10) if per_class else random_boxes(2, 30, grid=10)
@@ -119,7 +119,7 @@ def test_dense_on_a_device_with_crowded_and_empty_classes(device: torch.device) 
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batch_equals_singles_and_order_does_not_matter(seed: int) -> None:
     torch.manual_seed(seed)
     boxes, scores, labels = random_boxes(4, 30), torch.rand(4, 30), torch.randint(0, 2, (4, 30))

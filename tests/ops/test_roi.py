@@ -74,7 +74,7 @@ def slow_spp_pool(
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 6, 7]), st.sampled_from([4, 16]), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_roi_pool_equals_the_slow_loop(seed: int, size: int, stride: int, halves: bool) -> None:
     """Also where edges fall halfway between cells, and where boxes leave the map."""
     torch.manual_seed(seed)
@@ -152,7 +152,7 @@ def test_roi_align_defaults_are_two_samples_aligned() -> None:
     st.sampled_from([(21.0, 6.5, 16.0), (8.5, 0.0, 16.0), (1.0, 5.0, 8.0)]),
     st.sampled_from([(9, 13), (1, 1), (2, 31)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_spp_pool_equals_the_slow_loop(seed: int, levels: tuple, geometry: tuple, cells: tuple) -> None:
     """Tiny boxes whose edges cross, boxes outside the map, windows of one cell, and exact halves."""
     torch.manual_seed(seed)

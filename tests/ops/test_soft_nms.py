@@ -65,7 +65,7 @@ def assert_equal(found: list[tuple[int, int, float]], expected: list[tuple[int, 
     st.booleans(),
     st.sampled_from([-0.5, 0.01, 0.3]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_equals_the_loop(
     seed: int,
     count: int,
@@ -111,7 +111,7 @@ def test_the_paper_s_horses() -> None:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["linear", "gaussian"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batch_equals_singles(seed: int, method: str) -> None:
     torch.manual_seed(seed)
     boxes, scores = random_boxes(4, 30), torch.rand(4, 30, 2)

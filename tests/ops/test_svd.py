@@ -18,7 +18,7 @@ def matrix(rows: int, columns: int, seed: int = 0, decay: float = 0.0) -> torch.
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([0, 0.02, 0.1, 0.4, 1]), st.integers(0, 99), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_it_is_the_best_approximation_of_its_rank(rows, columns, decay, seed, data):
     weight = matrix(rows, columns, seed, decay)
     rank = data.draw(st.integers(1, min(rows, columns)))

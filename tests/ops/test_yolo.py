@@ -54,7 +54,7 @@ def slow_cells(s: dict, image: int) -> list[int]:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4, 7]), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cells_equal_the_loop(seed: int, grid: int, count: int) -> None:
     s = scene(seed, count=count, grid=grid)
     assert assigned(s).tolist() == [slow_cells(s, image) for image in range(3)]
@@ -82,7 +82,7 @@ def test_boxes_of_a_known_grid() -> None:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 3, 7]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_encoding_undoes_decoding(seed: int, grid: int) -> None:
     torch.manual_seed(seed)
     raw = torch.rand(2, grid * grid, 3, 4) * 0.9 + 0.1  # the root of a small side has few digits
@@ -145,7 +145,7 @@ def slow_loss(s: dict, index: Tensor, coord: float, noobj: float) -> dict[str, f
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3]), st.sampled_from([(5.0, 0.5), (1.0, 2.0)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_loss_equals_the_papers_equation(seed: int, each: int, weights: tuple[float, float]) -> None:
     s = scene(seed, each=each)
     index = assigned(s)

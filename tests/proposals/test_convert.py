@@ -13,6 +13,7 @@ from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 from detkit.proposals.convert import read_boxes, to_store, write_json
 from tests.data.roots import make_root, xml
+from tests.proposals.matlab import PUBLISHED, cells, mat
 
 
 @pytest.fixture(autouse=True)
@@ -27,24 +28,6 @@ def dataset(tmp_path: Path) -> VOCDataset:
     return VOCDataset([(root, "test")])
 
 
-def cells(values: list) -> np.ndarray:
-    """A MATLAB cell array."""
-    array = np.empty((1, len(values)), dtype=object)
-    array[0] = values
-    return array
-
-
-def mat(path: Path, boxes: list[np.ndarray], names: list[str] | None = None) -> Path:
-    """A file like voc_2007_test.mat: `boxes` {1 x n}, `images` {n x 1}."""
-    content = {"boxes": cells(boxes)}
-    if names is not None:
-        content["images"] = cells([np.array([name]) for name in names]).T
-    savemat(path, content)
-    return path
-
-
-# y1 x1 y2 x2, 1-based inclusive: the whole image, its first pixel, pixels 11..20 x 6..8
-PUBLISHED = np.array([[1, 1, 40, 60], [1, 1, 1, 1], [6, 11, 8, 20]])
 OURS = [[0, 0, 60, 40], [0, 0, 1, 1], [10, 5, 20, 8]]
 
 

@@ -35,7 +35,7 @@ def check(boxes: np.ndarray, height: int, width: int, smallest: int) -> None:
     assert (whole in boxes.tolist()) == (min(height, width) >= smallest)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),

@@ -3,10 +3,6 @@
 import base64
 import io
 import json
-import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +14,10 @@ from detkit.data.formats import open_root
 from detkit.evaluation import score, write_detections
 from detkit.evaluation.errors import KINDS
 from detkit.report import gallery, write_report
-from detkit.report.plots import speed_plot
-from detkit.viz.speed import SpeedPoint
 from tests.data.roots import make_root, xml
 from tests.evaluation.sets import detection_set
+from tests.pages import Page, check_alone, data_of, needs_browser, run_in_browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NASTY = "<b>\"'&</script><!--"
 IDS, CLASSES = ("1", "2", "3"), ("cat", NASTY, "owl")
 ROWS = [
@@ -34,35 +28,6 @@ ROWS = [
     ("2", NASTY, 0.5, (9.0, 9.0, 30.0, 80.0)),
 ]
 COUNTS = {"right": 2, "localisation": 1, "class": 1, "both": 0, "duplicate": 0, "background": 1, "missed": 1}
-VOID = {"meta", "input", "br", "img", "link", "hr"}
-
-
-class Strict(HTMLParser):
-    """Checks that every element is closed in turn; collects elements, their attributes and visible text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.stack[-1:] not in (["script"], ["style"]):
-            self.text += data
 
 
 @pytest.fixture
@@ -83,30 +48,14 @@ def report(root: Path, tmp_path: Path) -> Path:
     return tmp_path / "out" / "report.html"
 
 
-def data_of(path: Path) -> dict:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
-    assert found
-    return json.loads(found[1])
-
-
 def test_the_page_is_whole_safe_and_alone(report: Path):
-    text = report.read_text()
-    page = Strict(text)
-    tags = {tag for tag, _ in page.elements}
-    assert not tags & {"b", "i", "link", "iframe", "img"}
-    assert "http:" not in text.replace("http-equiv", "")
-    assert "https:" not in text
-    assert not any("src" in attributes for _, attributes in page.elements)
+    page = check_alone(report.read_text())
+    assert not {tag for tag, _ in page.elements} & {"b", "i"}
     policy = next(attributes for tag, attributes in page.elements if "http-equiv" in attributes)
     assert "default-src 'none'" in (policy["content"] or "")
     assert NASTY in page.text  # in the tables, as text
     assert "an<i>mals/test" in page.text
-    assert data_of(report)["classes"] == list(CLASSES)
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
-    assert {str(link).lstrip("#") for link in links} <= set(ids)
-    assert "{{" not in text
+    assert data_of(report.read_text())["classes"] == list(CLASSES)
 
 
 def test_what_it_says(report: Path):
@@ -118,7 +67,7 @@ def test_what_it_says(report: Path):
         "ignored": 0,
     }
     assert errors["dataset"] == metrics["dataset"]
-    page = Strict(report.read_text())
+    page = Page(report.read_text())
     assert f"mAP {metrics['mAP']:.4f}" in page.text
     for name, cost in errors["mAP_cost"].items():
         assert name in page.text
@@ -126,7 +75,7 @@ def test_what_it_says(report: Path):
 
 
 def test_galleries(report: Path):
-    data = data_of(report)
+    data = data_of(report.read_text())
     assert list(data["kinds"]) == ["right", *KINDS]
     shown = {kind: [tuple(entry) for entry in entries] for kind, entries in data["kinds"].items()}
     assert {kind: len(entries) for kind, entries in shown.items()} == COUNTS
@@ -137,6 +86,37 @@ def test_galleries(report: Path):
     number, place = shown["missed"][0]
     assert data["images"][number]["objects"][place] == [2, 2, 0, 59, 30, 90]
     assert "2 of 2 images are not there" in report.read_text()
+
+
+def test_the_best_right_detection_of_an_image(tmp_path: Path):
+    """Class after class, each image once: by its best detection, wherever in the file that is."""
+    cats = [("cat", (1, 1, 20, 20)), ("cat", (31, 31, 50, 50))]
+    root = make_root(tmp_path / "cats", {name: xml(cats) for name in "ab"}, {"test": list("ab")}, image_files=False)
+    left, right = (0.0, 0.0, 20.0, 20.0), (30.0, 30.0, 50.0, 50.0)
+    rows = [("a", "cat", 0.6, left), ("a", "cat", 0.9, right), ("b", "cat", 0.8, left), ("b", "cat", 0.7, right)]
+    dataset, found = open_root(root, ["test"]), detection_set(rows, ("a", "b"), ("cat",))
+    path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    data = data_of(path.read_text())
+    shown = [data["images"][number]["detections"][place] for number, place in data["kinds"]["right"]]
+    assert [row[1] for row in shown] == [0.9, 0.8]
+    assert [row[3:7] for row in shown] == [list(right), list(left)]
+
+
+def test_the_histogram_of_ious_leaves_out_what_is_below_the_best_f1(root: Path, tmp_path: Path):
+    # F1 = 2/3 at .9, 2/4 with the second, whose IoU with the cat is .5
+    rows = [*ROWS[:1], ("1", "cat", 0.1, (0.0, 0.0, 20.0, 40.0))]
+    dataset, found = open_root(root, ["test"]), detection_set(rows, IDS, CLASSES)
+    write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert errors["best_F1_score"] == pytest.approx(0.9)
+    assert errors["best_iou_histogram"]["detections"] == [0] * 19 + [1]
+
+
+def test_the_legend_has_the_colours_of_the_curves(report: Path):
+    drawn = [own for _, own in Page(report.read_text()).elements if own.get("class") == "curve"]
+    assert len(drawn) == 2 * len(CLASSES)  # each a line and an entry
+    styles = {(own["data-class"], own["style"]) for own in drawn}
+    assert len(styles) == len({style for _, style in styles}) == len(CLASSES)
 
 
 def test_the_worst_of_distinct_images(tmp_path: Path):
@@ -151,7 +131,7 @@ def test_the_worst_of_distinct_images(tmp_path: Path):
     ]
     dataset, found = open_root(root, ["test"]), detection_set(rows, ids, ("cat",))
     path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
-    data = data_of(path)
+    data = data_of(path.read_text())
     shown = [
         (data["images"][number]["id"], data["images"][number]["detections"][place])
         for number, place in data["kinds"]["background"]
@@ -182,7 +162,7 @@ def test_a_report_of_nothing(tmp_path: Path):
         found = detection_set([], ("1",), ("cat",))
         result = score(found, dataset.truth(), metric)
         path = write_report(tmp_path, result, found, dataset.truth(), dataset, protocol={})
-        Strict(path.read_text())
+        Page(path.read_text())
         assert "NaN" not in (tmp_path / "errors.json").read_text()
         assert "NaN" not in path.read_text().replace("isNaN", "")
 
@@ -243,17 +223,10 @@ document.body.dataset.seen = JSON.stringify(seen);
 """
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@needs_browser
 def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
-    """Switches, slider, enlarged image and sorting, in a window as narrow as headless Chromium has."""
-    page = tmp_path / "page.html"
-    page.write_text(report.read_text().replace("</body>", f"<script>{SCRIPT}</script></body>"))
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
-    command += ["--window-size=400,800", "--dump-dom", page.as_uri()]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = next(attributes for tag, attributes in Strict(output).elements if "data-seen" in attributes)
-    assert json.loads(found["data-seen"] or "") == {
+    """Switches, slider, enlarged image and sorting."""
+    assert run_in_browser(report.read_text(), SCRIPT, tmp_path) == {
         "kind": "localisation",
         "cards": 1,
         "text": f"{NASTY} 0.80{NASTY} 0.800, class1, best IoU with its class 0.00",  # on the box, and beneath
@@ -270,12 +243,3 @@ def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
         "wide": True,
         "nameless": 0,
     }
-
-
-@pytest.mark.parametrize("values", [(0.868, 0.987), (1.0, 1.0), (0.0, 0.02), (0.1, 0.99), (0.83, 0.91)], ids=str)
-def test_no_map_above_1_is_on_the_axis(values: tuple[float, ...]) -> None:
-    drawn = speed_plot([SpeedPoint(f"d{number}", value, 10.0 + number) for number, value in enumerate(values)])
-    upright = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', drawn)]
-    assert len(upright) >= 3
-    assert 0 <= min(upright) <= min(values)
-    assert max(values) <= max(upright) <= 1

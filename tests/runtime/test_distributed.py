@@ -15,13 +15,12 @@ from detkit.engine.session import check_batch
 from detkit.errors import UserError
 from detkit.inference.evaluate import join
 from detkit.structures import DetectionSet
-
-from .conftest import Train
+from tests.toys.fixtures import Train
 
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.engine.train_toy", *map(str, arguments)]
+    command += ["-m", "tests.toys.train_toy", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
 

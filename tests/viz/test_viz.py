@@ -1,19 +1,13 @@
 """Images: what is drawn where, at any size, and that nothing else changes."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from detkit import viz
-from detkit.evaluation import voc_ap
-from detkit.viz import plots, sheet
-from tests.evaluation.sets import detection_set, truth_set
+from detkit.viz import sheet
 
 GREY = 120
 CLASSES = [f"class {k}" for k in range(200)]
@@ -139,83 +133,3 @@ def test_pair_is_enlarged_and_side_by_side():
     assert not coloured(sample_image, 0)[:, middle:].any()
     assert coloured(sample_image, 1)[:, middle:].any()
     assert viz.draw_pair(blank(40, 40), {"boxes": [], "labels": []}, {"boxes": [], "labels": []}, CLASSES).any()
-
-
-def training(count: int) -> list[dict]:
-    return [
-        {"iteration": k, "loss": 3 / k, "classification": 2 / k, "box": 1 / k, "lr": 0.01, "images_per_second": 9.0}
-        for k in range(1, count + 1)
-    ]
-
-
-@pytest.mark.parametrize(
-    "records",
-    [
-        [],
-        training(1),
-        [*training(300), {"iteration": 300, "mAP": 0.5, "metric": "voc07"}],
-        [{"iteration": 5, "mAP": None}, {"iteration": 5, "mAP": 0.5}],
-        [{"iteration": 1, "loss": math.nan, "lr": 0.1}, {"iteration": 2, "loss": 1.0, "lr": 0.1}],
-    ],
-)
-def test_loss_plot(records: list[dict], tmp_path: Path):
-    viz.loss_plot(records, tmp_path / "plots" / "loss.png")
-    with Image.open(tmp_path / "plots" / "loss.png") as sample_image:
-        assert sample_image.width > 600
-        assert np.asarray(sample_image.convert("L")).std() > 1
-
-
-def test_parts_of_the_loss():
-    assert plots._parts(training(2)) == ["classification", "box"]
-    assert plots._parts([]) == []
-
-
-def test_smoothing_has_no_lag_and_passes_over_gaps():
-    np.testing.assert_allclose(plots._smooth(np.full(200, 3.0)), 3)
-    line = np.arange(200.0)
-    np.testing.assert_allclose(plots._smooth(line)[10:-10], line[10:-10])
-    line[50] = np.nan
-    assert np.isfinite(plots._smooth(line)).all()
-
-
-BOX = (0.0, 0.0, 10.0, 10.0)
-
-
-@pytest.fixture
-def result():
-    random = np.random.default_rng(0)
-    ids = [str(k) for k in range(40)]
-    classes = ("cat", "dog/wolf", "owl", "emu")
-    objects = [(name, classes[k % 3], BOX) for k, name in enumerate(ids)]
-    rows = [(name, label, s, BOX) for (name, label, _), s in zip(objects, random.random(40)) if s > 0.3]
-    rows += [(random.choice(ids), "cat", s, (30, 30, 40, 40)) for s in random.random(15)]
-    rows = [row for row in rows if row[1] != "owl"]
-    return voc_ap(detection_set(rows, ids, classes), truth_set(objects, ids, classes), metric="voc")
-
-
-def test_the_envelope_encloses_ap(result):
-    for index in range(3):
-        recall, precision = plots._envelope(result, index)
-        assert (np.diff(recall) >= 0).all()
-        assert (np.diff(precision) <= 0).all()
-        assert precision[-1] == 0
-        assert np.trapezoid(precision, recall) == pytest.approx(float(result.ap[index]))
-
-
-def test_pr_plots(result, tmp_path: Path):
-    paths = viz.pr_plots(result, tmp_path / "pr")
-    # a class without objects has no curve; a class that was never found has an empty one
-    assert {path.name for path in paths} == {"all.png", "cat.png", "dog_wolf.png", "owl.png"}
-    for path in paths:
-        with Image.open(path) as sample_image:
-            assert np.asarray(sample_image.convert("L")).std() > 1
-    viz.pr_plot(voc_ap(detection_set([]), truth_set([])), tmp_path / "none.png")
-    assert (tmp_path / "none.png").is_file()
-
-
-def test_without_pyplot_and_without_matplotlib_until_it_is_needed(tmp_path: Path):
-    script = (
-        "import sys, detkit.viz as viz; assert not {'matplotlib', 'PIL', 'torch'} & set(sys.modules); "
-        "viz.loss_plot([], sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "loss.png")], check=True)

@@ -60,7 +60,7 @@ class Toy(Detector):
         time.sleep(Toy.pause)
         if Toy.signal_at is not None and Toy.calls == Toy.signal_at[0]:
             os.kill(os.getpid(), Toy.signal_at[1])
-        raw = self.network(self.normalise(images))
+        raw = self.network(self.normalise(images.pixels, images.sizes))
         match = match_ssd(targets.boxes, targets.valid, targets.ignore, self.anchors, 0.3)
         losses = multibox_loss(
             raw[..., :-4], raw[..., -4:], match, targets.boxes, targets.labels, self.anchors, CODER, ratio=3.0
@@ -70,7 +70,7 @@ class Toy(Detector):
         return losses
 
     def predict(self, images: Images) -> Predictions:
-        raw = self.network(self.normalise(images))
+        raw = self.network(self.normalise(images.pixels, images.sizes))
         boxes = CODER.decode(raw[..., -4:].float(), self.anchors)
         return Predictions(boxes, raw[..., :-4].float().softmax(-1)[..., :-1])
 

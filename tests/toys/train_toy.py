@@ -10,7 +10,7 @@ import sys
 import torch
 
 from detkit.cli import run_command
-from tests.engine.toy import Toy
+from tests.toys.toy import Toy
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as in the tests, so that sums are the same

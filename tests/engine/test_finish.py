@@ -1,0 +1,39 @@
+"""The sample images at the end of a training run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.config import DataConfig
+from detkit.data import open_dataset
+from detkit.data.dataset import DetectionDataset
+from detkit.engine.finish import save_samples
+from detkit.structures import DetectionSet
+
+
+@pytest.fixture
+def dataset(toys: Path) -> DetectionDataset:
+    return open_dataset(DataConfig(root=str(toys), train=["train"]), "train")
+
+
+def save(dataset: DetectionDataset, folder: Path, *found: tuple[int, float, float]) -> dict[str, bytes]:
+    """Return what `save_samples` writes, by name, for boxes given as (image, left edge, score)."""
+    image, left, score = torch.tensor(found).reshape(-1, 3).unbind(1)
+    boxes = torch.stack((left, left, left + 15, left + 9), 1)
+    labels = torch.zeros(len(found), dtype=torch.int64)
+    save_samples(dataset, DetectionSet(boxes, score, labels, image.long(), dataset.ids, dataset.classes), folder)
+    return {path.stem: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_samples_show_detections_from_a_score_on(dataset: DetectionDataset, tmp_path: Path) -> None:
+    all_of_them = save(dataset, tmp_path / "all", (0, 0, 0.9), (0, 8, 0.29), (0, 16, 0.31), (23, 4, 0.1))
+    confident = save(dataset, tmp_path / "confident", (0, 0, 0.9), (0, 16, 0.31))
+    best = save(dataset, tmp_path / "best", (0, 0, 0.9))
+    assert all_of_them == confident
+    assert [name for name in best if best[name] != confident[name]] == [dataset.ids[0]]
+
+
+def test_samples_are_spread_over_the_data_set(dataset: DetectionDataset, tmp_path: Path) -> None:
+    assert len(dataset) == 24
+    assert sorted(save(dataset, tmp_path)) == [dataset.ids[i] for i in (0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23)]

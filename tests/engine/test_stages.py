@@ -1,0 +1,121 @@
+"""Stages: what one hands over to the next, and where a resumed run goes on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from detkit.checkpoints import checkpoint
+from detkit.config import load_config
+from detkit.engine.run import Run
+from detkit.models import SGD
+from tests.engine.reference import copy_state, descend
+from tests.toys.fixtures import Train
+from tests.toys.toy import Toy
+
+SHORT = ("train.iterations=4", "data.val=[]", "data.test=[]")
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A stage of another kind: adds to the biases, 3 times, saving each time."""
+
+    name: str = "shift"
+    fail_at: int | None = None
+
+    def run(self, detector: Toy, run: Run) -> None:
+        done = run.restore(detector).get("iteration", 0)
+        run.begin()
+        for step in range(done, 3):
+            if step == self.fail_at:
+                raise KeyboardInterrupt
+            with torch.no_grad():
+                detector.out.get_parameter("bias").add_(1.0)
+            run.save_last(detector, {"iteration": step + 1}, step + 1)
+
+
+def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_path: Path, monkeypatch) -> None:
+    biases: list[Tensor] = []
+
+    def run(*arguments: str | Path, fail_at: int | None = None) -> int:
+        monkeypatch.setattr(Toy, "stages", lambda _: [SGD(), Shift(fail_at=fail_at)])
+        return train(*arguments)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(*SHORT, "--out", whole) == 0
+    assert run(*SHORT, "--out", cut, fail_at=1) == 130
+    content = checkpoint.load(cut / "last.pt")
+    assert content["training"]["stage"] == "shift"
+    assert content["iteration"] == 1
+    calls = Toy.calls
+    assert run("--resume", cut) == 0
+    assert Toy.calls == calls, "the finished stage ran again"
+    for folder in (whole, cut):
+        biases.append(checkpoint.load(folder / "last.pt")["model"]["out.bias"])
+        before = checkpoint.load(folder / "best.pt")["model"]["out.bias"]
+        torch.testing.assert_close(biases[-1], before + 3)
+    assert torch.equal(*biases)
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """A stage that adds to the biases, once."""
+
+    name: str
+
+    def run(self, detector: Toy, run: Run) -> None:
+        run.restore(detector)
+        run.begin()
+        with torch.no_grad():
+            detector.out.get_parameter("bias").add_(1.0)
+        run.conclude(detector)
+
+
+def test_a_finished_stage_is_passed_by(train: Train, tmp_path: Path, monkeypatch) -> None:
+    stages = [SGD(), Conclude("first"), Shift("second", fail_at=0)]
+    monkeypatch.setattr(Toy, "stages", lambda _: stages)
+    assert train(*SHORT, "--out", tmp_path / "run") == 130
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert saved["training"]["stage"] == "first"
+    stages[2] = Shift("second")
+    assert train("--resume", tmp_path / "run") == 0
+    bias = checkpoint.load(tmp_path / "run" / "last.pt")["model"]["out.bias"]
+    torch.testing.assert_close(bias, saved["model"]["out.bias"] + 3)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A stage that notes the weights that it begins with."""
+
+    seen: dict[str, Tensor]
+    name: str = "look"
+
+    def run(self, detector: Toy, run: Run) -> None:
+        run.begin()
+        self.seen.update(copy_state(detector))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_next_stage_begins_with_the_average(
+    ema: float, train: Train, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Tensor] = {}
+    monkeypatch.setattr(Toy, "stages", lambda _: [SGD(), Look(seen)])
+    changes = (*SHORT, "model.norm=true", f"train.ema={ema}")
+    assert train(*changes, "--out", tmp_path / "run") == 0
+    end = descend(load_config(config, list(changes)))
+    torch.testing.assert_close(seen, end.weights if end.average is None else end.average, rtol=1e-4, atol=1e-6)
+
+
+def test_a_longer_stage_lowers_the_rate_later(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toy, "stages", lambda _: [SGD("long", iterations_factor=2), SGD("short")])
+    schedule = ("train.schedule=steps", "train.milestones=[15]", "train.gamma=0.1", "train.lr=0.01", "train.warmup=0")
+    folder = tmp_path / "run"
+    assert train(*SHORT, *schedule, "train.iterations=20", "--out", folder) == 0
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    rates = {line["iteration"]: line["lr"] for line in lines}
+    # the long stage's milestone is at 30 of its 40 steps, the short one's at 15 of 20
+    assert rates == {20: 0.01, 40: pytest.approx(0.001), 60: pytest.approx(0.001)}
