@@ -31,7 +31,7 @@ class RegionHead(nn.Module):
         nn.init.normal_(self.regressor.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
         nn.init.zeros_(self.regressor.bias)
-        # of each class's deltas: the network predicts normalised ones; DeltaStatistics sets them where they are not fixed
+        # of the deltas of each class: the network predicts normalised ones; DeltaStatistics sets what is not fixed
         self.register_buffer("delta_mean", torch.zeros(classes, 4))
         self.register_buffer("delta_std", torch.ones(classes, 4))
 
