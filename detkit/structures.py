@@ -137,6 +137,10 @@ class Targets(_Movable):
         """(B, N) bool: True for objects, False for padding."""
         return self.labels >= 0
 
+    def part(self, rows: slice) -> "Targets":
+        """Return the objects of some images of the batch."""
+        return Targets(self.boxes[rows], self.labels[rows], self.ignore[rows])
+
     @classmethod
     def pad(cls, objects: Iterable[tuple[Tensor, Tensor, Tensor]]) -> "Targets":
         """Stack per-image (boxes (n, 4), labels (n,), ignore (n,)), padded to the largest n (at least 1)."""

@@ -44,15 +44,15 @@ def tiny_faster_rcnn_config() -> FasterRCNNConfig:
         size=[64, 96],
         scales=[2.0, 4.0],
         rpn_width=16,
-        before=100,
-        after=30,
-        test_before=60,
-        test_after=12,
-        smallest=2.0,
-        number=16,
+        pre_nms_top_n=100,
+        post_nms_top_n=30,
+        test_pre_nms_top_n=60,
+        test_post_nms_top_n=12,
+        min_size=2.0,
+        batch_size_per_image=16,
         pool_size=3,
-        stages=0,
-        norms=False,
+        freeze_stages=0,
+        freeze_norms=False,
     )
 
 

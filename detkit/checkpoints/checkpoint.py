@@ -1,7 +1,7 @@
 """Checkpoints: plain tensors and data, written whole or not at all, read with `weights_only=True`.
 
 A checkpoint is a dict with
-    format       "detkit 1"
+    format       "detkit 2"
     model        the state dict that inference uses (the average's where EMA is on)
     config       the resolved config, as plain dicts
     classes      names, in the order of the labels
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from detkit.checkpoints.torchvision_files import Published
     from detkit.models import Detector
 
-FORMAT = "detkit 1"
+FORMAT = "detkit 2"
 KEYS = ("model", "config", "classes", "iteration", "metrics")
 
 
@@ -121,7 +121,10 @@ def _checked(content: Any, path: str | Path) -> dict[str, Any]:
             f"{path}: not a detkit checkpoint ({found}); weights of a backbone go to model.backbone.weights"
         )
     if content["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r}")
+        raise UserError(
+            f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r} alone; train again, or use "
+            "the detkit that wrote it"
+        )
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise UserError(f"{path}: damaged checkpoint, no {' and no '.join(missing)} in it")

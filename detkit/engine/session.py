@@ -1,22 +1,24 @@
 """A whole training session: config, folder, data, detector, stages, and the test at the end."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, TrainConfig
+from detkit.data import open_dataset, split_names
+from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import open_proposals
 from detkit.engine.finish import finish
-from detkit.engine.run import Run, check_folder, create_folder
+from detkit.engine.run import Run
+from detkit.engine.run_folder import check_folder, create_folder
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
 from detkit.experiment import load_config, to_plain
+from detkit.models import MODELS, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 
 def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
@@ -24,9 +26,6 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
 
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
-    from detkit.data import open_dataset, split_names
-    from detkit.models import build_detector
-
     settings = load_config(str(config), overrides) if resume is None else resumed_config(resume, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)
@@ -81,11 +80,8 @@ def difference(one: Any, other: Any, key: str = "") -> str:
     return "" if one == other else f"{key}: {one!r}, not {other!r}"
 
 
-def check_proposals(settings: Config, datasets: "list[DetectionDataset]") -> None:
+def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
     """Raise UserError where the detector classifies given regions and a data set has none."""
-    from detkit.data.loader import open_proposals
-    from detkit.models import MODELS
-
     if MODELS.get(settings.model.name).takes_proposals and not settings.data.proposals:
         raise UserError(
             f"data.proposals is empty, but {settings.model.name} classifies given regions; make them with "

@@ -3,28 +3,27 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.config import Config, DetectConfig
+from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import open_proposals, test_loader
+from detkit.evaluation import Result, score
 from detkit.inference.tta import predict_views
+from detkit.models import Detector, postprocess
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Detections, DetectionSet, Images, Targets
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
-    from detkit.evaluation import Result
-    from detkit.models import Detector
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found. seconds: of reading, network and post-processing, all images, without the metric."""
 
-    result: "Result"
+    result: Result
     detections: DetectionSet
     seconds: float
 
@@ -34,8 +33,8 @@ class Evaluation:
 
 
 def evaluate(
-    detector: "Detector",
-    dataset: "DetectionDataset",
+    detector: Detector,
+    dataset: DetectionDataset,
     config: Config,
     device: torch.device | None = None,
 ) -> Evaluation:
@@ -44,9 +43,6 @@ def evaluate(
     The detector stays in the mode (train or eval) that it was in. Under torchrun each process takes a share of the
     images and all return the same result. device: where the detector is; by default that of its parameters.
     """
-    from detkit.data.loader import open_proposals, test_loader
-    from detkit.evaluation import score
-
     device = device or next(detector.parameters()).device
     loader = test_loader(
         dataset,
@@ -69,7 +65,7 @@ def evaluate(
 
 
 def detect_dataset(
-    detector: "Detector",
+    detector: Detector,
     loader: Iterable[tuple[Images, Targets]],
     settings: DetectConfig,
     *,
@@ -89,7 +85,7 @@ def detect_dataset(
 
 
 def detect_batch(
-    detector: "Detector",
+    detector: Detector,
     images: Images,
     settings: DetectConfig,
     device: torch.device,
@@ -97,9 +93,10 @@ def detect_batch(
     channels_last: bool,
     score_thresholds: Tensor | None = None,
 ) -> Detections:
-    """Move a batch to the device, predict, post-process; score_thresholds: (C,), on the device, see `postprocess`."""
-    from detkit.models import postprocess
+    """Move a batch to the device, predict, post-process, refine.
 
+    score_thresholds: (C,), on the device, see `postprocess`.
+    """
     images = images_to_device(images, device, channels_last)
     with autocast(device, amp):
         predictions = predict_views(detector, images, settings)

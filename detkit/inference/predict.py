@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from detkit.data.transforms import Transform, build_test, pad
 from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.sources import Video, VideoReader, find_sources
+from detkit.models import Detector
 from detkit.proposals.methods import Method, find_method
 from detkit.structures import Detections, Images, Proposals
-
-if TYPE_CHECKING:
-    from detkit.models import Detector
 
 T = TypeVar("T")
 ImageArray = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
@@ -63,7 +61,7 @@ class _Prepared:
 
 
 def detect_images(
-    detector: "Detector",
+    detector: Detector,
     images: Iterable[ImageArray | Path],
     config: Config,
     *,
@@ -92,7 +90,7 @@ def detect_images(
 
 
 def detect(
-    detector: "Detector",
+    detector: Detector,
     source: Source | Iterable[Source],
     config: Config,
     limits: Tensor,
@@ -170,9 +168,7 @@ def _as_array(source: ImageArray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _detect(
-    detector: "Detector", items: list[_Prepared], config: Config, limits: Tensor | None
-) -> Iterator[Detections]:
+def _detect(detector: Detector, items: list[_Prepared], config: Config, limits: Tensor | None) -> Iterator[Detections]:
     """The network on one batch."""
     original = torch.tensor([item.image.shape[:2] for item in items])
     regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]

@@ -3,27 +3,26 @@
 import hashlib
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from detkit.checkpoints.checkpoint import load_detector
 from detkit.config import Config
+from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import test_loader
 from detkit.data.proposal_store import ProposalStore, make_manifest
 from detkit.errors import UserError
+from detkit.models import Detector
 from detkit.ops import clip
 from detkit.proposals.make import Made, fill_store
 from detkit.runtime.device import autocast, choose_device, images_to_device, to_device
 from detkit.structures import Images, Proposals
 
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
-    from detkit.models import Detector
-
 
 def load_proposer(
     checkpoint: str | Path, overrides: list[str] | None = None, count: int | None = None
-) -> tuple["Detector", Config]:
+) -> tuple[Detector, Config]:
     """Read the checkpoint of a detector that proposes regions, such as Faster R-CNN.
 
     count: most regions of an image, by default as many as its config says.
@@ -40,8 +39,8 @@ def load_proposer(
 
 def make_rpn_store(
     path: str | Path,
-    dataset: "DetectionDataset",
-    detector: "Detector",
+    dataset: DetectionDataset,
+    detector: Detector,
     config: Config,
     checkpoint: str | Path,
     progress: Callable[[int, int], None] | None = None,
@@ -63,7 +62,7 @@ def make_rpn_store(
     return fill_store(path, dataset.ids, manifest, make, progress)
 
 
-def _parameters(detector: "Detector", checkpoint: Path) -> dict[str, Any]:
+def _parameters(detector: Detector, checkpoint: Path) -> dict[str, Any]:
     """What the proposals depend on. The checkpoint's folder tells one best.pt from another."""
     settings = detector.proposal_settings()
     assert settings is not None
@@ -81,11 +80,9 @@ def _hash(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _propose(
-    detector: "Detector", config: Config, dataset: "DetectionDataset", device: torch.device, images: list[int]
+    detector: Detector, config: Config, dataset: DetectionDataset, device: torch.device, images: list[int]
 ) -> Generator[Made]:
     """Yield what is proposed for `images`, in their order."""
-    from detkit.data.loader import test_loader
-
     place_of = {dataset.ids[i]: i for i in images}
     skip = frozenset(range(len(dataset))).difference(images)
     batch, workers = config.evaluate.batch, config.train.workers

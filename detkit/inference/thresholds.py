@@ -1,19 +1,16 @@
 """Which classes a user wants, and from which score on."""
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from detkit.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from detkit.models import Detector
+from detkit.models import Detector
 
 
 def score_thresholds(
-    detector: "Detector",
+    detector: Detector,
     score: float,
     classes: Collection[str] | None = None,
     thresholds: Mapping[str, float] | None = None,

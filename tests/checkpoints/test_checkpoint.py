@@ -7,8 +7,8 @@ import torch
 
 import detkit.files
 from detkit.checkpoints import checkpoint
-from detkit.config import from_plain
 from detkit.errors import UserError
+from detkit.experiment import from_plain
 from detkit.models import build_detector
 from tests.toys.fixtures import Train
 

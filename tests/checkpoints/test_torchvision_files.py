@@ -32,10 +32,11 @@ from detkit.checkpoints.torchvision_files import (
     ssd_config,
 )
 from detkit.cli import detect
-from detkit.config import Config, DetectConfig, load_config
+from detkit.config import Config, DetectConfig
 from detkit.data.image_file import decode_image
 from detkit.data.transforms import resize
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import Detector, build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN
 from detkit.models.ssd import SSDConfig
