@@ -61,8 +61,10 @@ class Job:
         count: how many there are about, for the bar.
         """
         from detkit.inference.predict import Unreadable
+        from detkit.runtime.progress import Progress
 
         lines = count < MANY or not sys.stdout.isatty()
+        done = 0
         waiting: deque[tuple[Path, str]] = deque()  # read ahead by the detector's threads, in order
 
         def paths() -> Iterator[Path]:
@@ -73,12 +75,14 @@ class Job:
         with (
             closing(self._detect(paths(), self.batch)) as results,
             _in_background() as submit,
-            _bar("images", count, shown=not lines) as step,
+            Progress(transient=True) as bars,
         ):
             for result in results:
                 path, name = waiting.popleft()
                 self.sources += 1
-                step()
+                done += 1
+                if not lines:
+                    bars.move("images", done, count)
                 if isinstance(result, Unreadable):
                     self._failed(result.error)
                 else:
@@ -97,6 +101,7 @@ class Job:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
         from detkit.inference.predict import Unreadable
         from detkit.inference.sources import VideoReader, video_writer
+        from detkit.runtime.progress import Progress
 
         self.sources += 1
         found: Counter[str] = Counter()
@@ -116,7 +121,7 @@ class Job:
                 video_writer(self.out / name, frames.fps, frames.size) as append,
                 closing(self._detect(images(), batch)) as results,
                 _in_background() as submit,
-                _bar(str(video), frames.count or None, shown=sys.stderr.isatty()) as step,
+                Progress(transient=True) as bars,
             ):
                 begun = time.monotonic()
                 for result in results:
@@ -132,7 +137,7 @@ class Job:
                     if self.window is not None:
                         self.window.show(drawn)
                     number += 1
-                    step()
+                    bars.move(str(video), number, frames.count or None)
                     if self.is_over():
                         self.ended_a_camera = video.is_camera
                         break
@@ -219,17 +224,3 @@ def _in_background() -> Iterator[Callable[[Callable[[], None]], None]]:
         yield submit
         while waiting:
             waiting.popleft().result()
-
-
-@contextmanager
-def _bar(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]:
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title, markup=False), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)

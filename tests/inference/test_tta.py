@@ -81,16 +81,16 @@ def test_a_flip_of_a_flipped_picture_agrees(detector: Detector) -> None:
     for nms in ("hard", "gaussian"):
         found = run(detector, images, flip=True, nms=nms)
         other = run(detector, mirror(images), flip=True, nms=nms)
-        iou = SETTINGS.iou if nms == "hard" else None
+        iou = SETTINGS.nms_iou if nms == "hard" else None
         for row in range(2):
             boxes, scores, labels = other.image(row)
             assert len(labels)
             assert_same_detections(
                 found.image(row),
                 (ops.flip(boxes, 96.0), scores, labels),
-                score=SETTINGS.score,
+                score=SETTINGS.score_threshold,
                 iou=iou,
-                keep=SETTINGS.keep,
+                keep=SETTINGS.detections_per_image,
                 score_atol=1e-5,
                 box_atol=1e-3,
                 box_rtol=0,
