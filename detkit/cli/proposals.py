@@ -31,7 +31,7 @@ EPILOG = """examples:
   detkit proposals convert proposals/test.npz test.json
 
 With --checkpoint the regions are those of a trained Faster R-CNN, with their scores, of the data set of CONFIG, of
---root, or else of the checkpoint's own config. A config names stores in data.proposals. An interrupted `make` goes on
+--root, or else of the checkpoint's config. A config names stores in data.proposals. An interrupted `make` goes on
 where it was.
 """
 

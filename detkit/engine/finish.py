@@ -19,13 +19,13 @@ from detkit.structures import DetectionSet
 from detkit.viz import draw_pair, loss_plot, pr_plot
 
 SAMPLES = 12  # images in samples/
-SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
+SAMPLE_SCORE = 0.3  # threshold of the detections that are drawn in them
 
 
 def finish(run: Run) -> None:
     """Evaluate best.pt on the test split; print the table, write metrics.json, report.html, plots/ and samples/.
 
-    The report costs seconds at most.
+    The report takes seconds at most.
     """
     try:
         conclude(run)
@@ -70,7 +70,7 @@ def save_samples(dataset: DetectionDataset, detections: DetectionSet, folder: Pa
         record = dataset.record(index)
         truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.ignore}
         shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
-        found = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
-        image = Image.fromarray(draw_pair(dataset.image(index), truth, found, dataset.classes))
+        predicted = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
+        image = Image.fromarray(draw_pair(dataset.image(index), truth, predicted, dataset.classes))
         path = folder / f"{record.id.replace('/', '_')}.jpg"
         save_atomic(path, lambda temporary, image=image: image.save(temporary, quality=90))

@@ -1,4 +1,4 @@
-"""What a stage of a detector is given: the run, with the engine's ways to train, read and propose."""
+"""A run as a detector's stages see it: with the engine's ways to train, read and propose."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from detkit.structures import Images, Proposals, Targets
 
 @dataclass(frozen=True)
 class StageContext(StageRun):
-    """Implements the protocol that stages are written to, see there for what each method does."""
+    """Implements StageRun, whose docstrings say what each method does."""
 
     run: Run
 

@@ -1,4 +1,4 @@
-"""A detector over a whole data set: its detections, and their average precision."""
+"""A detector over a data set: its detections, and their average precision."""
 
 import time
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from detkit.structures import Detections, DetectionSet, Images, Targets
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. seconds: of reading, network and post-processing, all images, without the metric."""
+    """The result of an evaluation. seconds: of reading, network and post-processing, all images, without the metric."""
 
     result: Result
     detections: DetectionSet
@@ -74,14 +74,15 @@ def detect_dataset(
     channels_last: bool = True,
 ) -> DetectionSet:
     """Run a detector over every batch of a loader. Detections stay on the device until the end: no waits between."""
-    found: list[tuple[Detections, tuple[str, ...]]] = []
+    batches: list[tuple[Detections, tuple[str, ...]]] = []
     training = detector.training
     detector.eval()
     with torch.inference_mode():
         for images, _ in loader:
-            found.append((detect_batch(detector, images, settings, device, amp, channels_last), images.ids))
+            detections = detect_batch(detector, images, settings, device, amp, channels_last)
+            batches.append((detections, images.ids))
     detector.train(training)
-    return DetectionSet.from_batches(found, detector.classes)
+    return DetectionSet.from_batches(batches, detector.classes)
 
 
 def detect_batch(
@@ -106,12 +107,12 @@ def detect_batch(
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:
     """Merge the shares of several processes into one set over `ids`, in the order that one process would give."""
-    place = {name: index for index, name in enumerate(ids)}
-    parts: dict[str, Tensor] = {
-        name: torch.cat([getattr(one, name) for one in shares]) for name in ("boxes", "scores", "labels")
-    }
-    image = torch.cat([torch.tensor([place[name] for name in one.ids], dtype=torch.int64)[one.image] for one in shares])
-    order = torch.argsort(image, stable=True)
-    return DetectionSet(
-        **{name: part[order] for name, part in parts.items()}, image=image[order], ids=ids, classes=shares[0].classes
+    index_of = {name: index for index, name in enumerate(ids)}
+    image = torch.cat(
+        [torch.tensor([index_of[name] for name in share.ids], dtype=torch.int64)[share.image] for share in shares]
     )
+    order = torch.argsort(image, stable=True)
+    boxes, scores, labels = (
+        torch.cat([getattr(share, name) for share in shares])[order] for name in ("boxes", "scores", "labels")
+    )
+    return DetectionSet(boxes, scores, labels, image[order], ids=ids, classes=shares[0].classes)

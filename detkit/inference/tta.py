@@ -1,7 +1,7 @@
-"""Test-time augmentation: the network sees each image several times, and one NMS sees all that it found.
+"""Test-time augmentation: the network sees each image several times, and one NMS sees all of its boxes.
 
 Predictions are brought back to the pixels of the usual input before they are joined, so that scores stay what the
-network said: a box found in several views keeps its best score, as a box found twice in one.
+network said: an object that is detected in several views keeps its best score, as one detected twice in a view.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Times contenders side by side: each in a process of its own, round after round, so that noise meets them alike."""
+"""Times contenders side by side: each in a separate process, round after round, so that noise meets them alike."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contender runs under."""
+    """What the contenders run under."""
 
     device: str = "cpu"
     threads: int = 2
@@ -64,7 +64,7 @@ def against_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Calla
 
 
 def race(subject: Subject, setting: Setting, progress: Callable[[int], None] | None = None) -> list[Timing]:
-    """Run every contender once a round, in turn; return their minima and medians, in seconds.
+    """Run each contender once a round, in turn; return their minima and medians, in seconds.
 
     progress: called with the number of rounds done.
     """

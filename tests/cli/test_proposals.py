@@ -152,9 +152,8 @@ def test_rpn(root, tmp_path, capsys):
     checkpoint.save("run/best.pt", build_detector(model, ("cat", "dog")), whole)
     assert main(["proposals", "make", "--checkpoint", "run/best.pt", "--split", "test", "--count", "5"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(
-        "proposals/animals-test-rpn.npz: 15 boxes of 3 images, 5 each; rpn(post_nms_top_n=5, pre_nms_top_n=60, check"
-    )
+    assert text.startswith("proposals/animals-test-rpn.npz: 15 boxes of 3 images, 5 each; rpn(checkpoint=run/best.pt, ")
+    assert "post_nms_top_n=5, pre_nms_top_n=60" in text
     store = open_store("proposals/animals-test-rpn.npz")
     assert store.scored
     (tmp_path / "a.yaml").write_text(CONFIG.replace("ROOT", str(root)))
