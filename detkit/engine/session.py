@@ -84,7 +84,7 @@ def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
     """Raise UserError where the detector classifies stored proposals and a data set has none."""
     if MODELS.get(settings.model.name).takes_proposals and not settings.data.proposals:
         raise UserError(
-            f"data.proposals is empty, but {settings.model.name} classifies stored proposals; make them with "
+            f"data.proposals is empty, but {settings.model.name} classifies given regions; make them with "
             "`detkit proposals make` and name the store, as in data.proposals=[proposals/mine.npz]"
         )
     for dataset in datasets:
