@@ -25,7 +25,8 @@ def load_proposer(
 ) -> tuple[Detector, Config]:
     """Read the checkpoint of a detector that proposes regions, such as Faster R-CNN.
 
-    count: the most regions of an image, by default as many as its config says. overrides: `key=value` arguments. Raises UserError, in one line, for a checkpoint that is missing or another's.
+    overrides: `key=value` arguments. count: the most regions of an image, by default as many as its config says.
+    Raises UserError, in one line, for a checkpoint that is missing or another's.
     """
     detector, config = load_detector(checkpoint, overrides=overrides)
     if detector.proposal_settings() is None:

@@ -223,8 +223,8 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
     first, and writes them to an MP4 file of `fps` frames a second (or the nearest rate that MPEG-4 can say).
 
     Frames that come unevenly keep their times: one is shown until the next is due, and left out where the next is due
-    in the same 1 / fps. The file appears at the end, complete, or not at all. MPEG-4 needs even sides: an odd last row or
-    column is left out.
+    in the same 1 / fps. The file appears at the end, complete, or not at all. MPEG-4 needs even sides: an odd last row
+    or column is left out.
     """
     import cv2
 
