@@ -7,14 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from detkit.checkpoints import checkpoint
+from detkit.engine.meter import Meter
+from detkit.engine.optimizer import build_optimizer
+from detkit.engine.state import State
+from detkit.errors import UserError
 from detkit.experiment import load_config
 from detkit.models import SGD, StageRun
 from tests.engine.reference import copy_state, descend
 from tests.toys.fixtures import Train
 from tests.toys.toy import Toy
 
+CPU = torch.device("cpu")
 SHORT = ("train.iterations=4", "data.val=[]", "data.test=[]")
 
 
@@ -122,3 +128,41 @@ def test_a_longer_stage_lowers_the_rate_later(train: Train, tmp_path: Path, monk
     rates = {line["iteration"]: line["lr"] for line in lines}
     # the long stage's milestone is at 30 of its 40 steps, the short one's at 15 of 20
     assert rates == {20: 0.01, 40: pytest.approx(0.001), 60: pytest.approx(0.001)}
+
+
+def test_what_a_stage_without_steps_made_becomes_the_best(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is worse on val than what gradient descent reached."""
+    monkeypatch.setattr(Toy, "stages", lambda _: [SGD(), Spoil()])
+    assert train("--out", tmp_path / "run") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert max(line.get("mAP", 0) for line in lines) > 0 == lines[-1]["mAP"]
+    for name in ("best.pt", "last.pt"):
+        assert not checkpoint.load(tmp_path / "run" / name)["model"]["out.weight"].any()
+
+
+@dataclass(frozen=True)
+class Spoil:
+    """A stage that leaves a detector that sees nothing."""
+
+    name: str = "spoil"
+    iterations_factor: int = 0
+
+    def run(self, detector: Toy, run: StageRun) -> None:
+        run.restore(detector)
+        run.begin()
+        with torch.no_grad():
+            detector.out.get_parameter("weight").zero_()
+        run.conclude(detector)
+
+
+def test_an_optimiser_of_other_groups_is_refused(trained: Path) -> None:
+    content = checkpoint.load(trained / "last.pt")
+    detector, config = checkpoint.build(content, "last.pt")
+    state = State(detector, build_optimizer(detector, config.train), GradScaler("cpu", enabled=False), None, Meter(CPU))
+    assert state.restore(content, "last.pt") == 24
+    detector.backbone.requires_grad_(False)
+    state.optimizer = build_optimizer(detector, config.train)
+    with pytest.raises(UserError, match=r"^last\.pt: saved by another optimiser"):
+        state.restore(content, "last.pt")
