@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset = open_root(root / "shapes", [split])
         lines = []
         for record in map(dataset.record, range(len(dataset))):
-            boxes = zip(record.labels.tolist(), record.boxes.tolist())
+            boxes = zip(record.annotations.labels.tolist(), record.annotations.boxes.tolist())
             words = [text for label, box in boxes for text in (dataset.classes[label], *map(str, box))]
             lines.append(" ".join((record.path.name, *words)))
         (root / "lines" / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))

@@ -211,7 +211,7 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
 
     truth = dataset.truth()
     boxes, labels, image = truth.boxes.numpy(), truth.labels.numpy(), truth.image.numpy()
-    records = [dataset.record(i) for i in range(len(dataset))]
+    records = [dataset.record(i).annotations for i in range(len(dataset))]
     flags = {
         name: np.concatenate([getattr(record, name) for record in records])
         for name in ("difficult", "crowd", "truncated")

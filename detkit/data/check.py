@@ -70,6 +70,7 @@ def check_root(
 def _check_objects(source: Source, row: int, classes: Sequence[str] | None, problems: set[Problem]) -> None:
     """Problems of one image's annotations alone."""
     index, file, unit = source.index, source.file(row), source.unit
+    objects = index.objects
     faulty = set()  # of which the reader has said enough
     for line in str(index.problems[row]).splitlines():
         # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the whole file
@@ -85,8 +86,8 @@ def _check_objects(source: Source, row: int, classes: Sequence[str] | None, prob
         problems.add(Problem(file, 0, "size", "no size of the image"))
     seen: dict[tuple, int] = {}
     for item in range(index.first[row], index.first[row + 1]):
-        number, name = int(index.number[item]), str(index.classes[index.names[item]])
-        box = tuple(index.boxes[item].tolist())
+        number, name = int(objects.number[item]), str(index.classes[objects.labels[item]])
+        box = tuple(objects.boxes[item].tolist())
         if classes is not None and name not in classes:
             text = f"class {name!r} is not in the list{did_you_mean(name, classes)}"
             problems.add(Problem(file, number, "unknown class", text, unit))

@@ -66,7 +66,7 @@ def convert(
             place_image(originals[name], folder / place, images)
             if progress is not None:
                 progress(done, len(places))
-    unique = {item.name: len(item.record.labels) for own in items.values() for item in own}
+    unique = {item.name: len(item.record.annotations) for own in items.values() for item in own}
     return Converted(len(unique), sum(unique.values()), {name: len(own) for name, own in items.items()}, classes)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from detkit.data.coco import PREFIX, coco_splits, find_annotations
 from detkit.data.coco_index import load_coco, read_coco_index
-from detkit.data.dataset import objects_of
 from detkit.data.formats import find_format
 from detkit.data.index import Index
 from detkit.data.stratify import stratify
@@ -46,8 +45,8 @@ def split_dataset(
             raise UserError(f"{root} has a split {name} already, which is left as it is; remove it first")
     rows = np.arange(len(index.ids))
     presence = np.zeros((len(rows), len(index.classes)), dtype=bool)
-    objects, owner = objects_of(index, rows)
-    presence[owner, index.names[objects]] = True
+    objects, image = index.objects_of(rows)
+    presence[image, index.objects.labels[objects]] = True
     part = stratify(presence, list(shares.values()), seed)
     parts = {name: rows[part == number] for number, name in enumerate(shares)}
     for name, own in parts.items():

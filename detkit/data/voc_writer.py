@@ -26,15 +26,15 @@ def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str,
 
 def voc_xml(item: Item, classes: Sequence[str]) -> str:
     """Return the annotation file of one image."""
-    record = item.record
+    objects = item.record.annotations
     lines = [
         "<annotation>",
         f"\t<filename>{escape(item.file)}</filename>",
         f"\t<size><width>{item.size[0]}</width><height>{item.size[1]}</height><depth>3</depth></size>",
     ]
-    flags = zip(record.truncated, record.difficult, record.crowd)
+    flags = zip(objects.truncated, objects.difficult, objects.crowd)
     for label, box, (truncated, difficult, crowd), area in zip(
-        record.labels.tolist(), item.boxes().tolist(), flags, item.own_areas()
+        objects.labels.tolist(), item.boxes().tolist(), flags, item.annotated_areas()
     ):
         corners = (box[0] + 1, box[1] + 1, box[2], box[3])
         edges = "".join(f"<{e}>{plain(v)}</{e}>" for e, v in zip(("xmin", "ymin", "xmax", "ymax"), corners))

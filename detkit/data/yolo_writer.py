@@ -54,7 +54,7 @@ def yolo_rows(item: Item) -> str:
     """Return the label file of one image."""
     boxes, (width, height) = upright(item)
     lines = []
-    for label, (left, top, right, bottom) in zip(item.record.labels.tolist(), boxes.tolist()):
+    for label, (left, top, right, bottom) in zip(item.record.annotations.labels.tolist(), boxes.tolist()):
         values = (
             (left + right) / 2 / width,
             (top + bottom) / 2 / height,
@@ -96,10 +96,11 @@ TURNS = {5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x")}
 
 def _flags(item: Item) -> dict[str, Any]:
     """The item's entry in flags.json, see `read_flags`; empty where the rows say all."""
-    record = item.record
-    marks = {name: (np.flatnonzero(getattr(record, name)) + 1).tolist() for name in ("difficult", "crowd", "truncated")}
-    entry: dict[str, Any] = {name: places for name, places in marks.items() if places}
-    areas = {str(place): plain(area) for place, area in enumerate(item.own_areas(), 1) if area is not None}
-    if areas:
-        entry["area"] = areas
-    return {"rows": len(record.labels), **entry} if entry else {}
+    objects = item.record.annotations
+    flags = {"difficult": objects.difficult, "crowd": objects.crowd, "truncated": objects.truncated}
+    marks = {name: (np.flatnonzero(flag) + 1).tolist() for name, flag in flags.items()}
+    entry: dict[str, Any] = {name: positions for name, positions in marks.items() if positions}
+    areas = enumerate(item.annotated_areas(), 1)
+    if area := {str(position): plain(value) for position, value in areas if value is not None}:
+        entry["area"] = area
+    return {"rows": len(objects), **entry} if entry else {}

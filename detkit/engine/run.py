@@ -141,7 +141,7 @@ class Run:
         assert stored is not None, "check_proposals comes first"
         for first in range(0, len(self.train), images):
             rows = range(first, min(first + images, len(self.train)))
-            records = [self.train.record(row) for row in rows]
+            records = [self.train.record(row).annotations for row in rows]
             use = self.config.data.difficult
             targets = Targets.pad(
                 (

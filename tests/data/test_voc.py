@@ -31,11 +31,11 @@ def test_reads_boxes_labels_and_flags(one):
     assert data.classes == ("cat", "dog")
     assert (len(data), data.ids, data.name) == (1, ("a",), "one/all")
     record = data.record(0)
-    np.testing.assert_array_equal(record.boxes, [(0, 0, 60, 40), (10, 11, 20, 22), (11.5, 2, 14.5, 4)])
-    assert record.boxes.dtype == np.float32
-    assert record.labels.tolist() == [1, 0, 0]
-    assert record.difficult.tolist() == [False, True, False]
-    assert record.truncated.tolist() == [False, True, False]
+    np.testing.assert_array_equal(record.annotations.boxes, [(0, 0, 60, 40), (10, 11, 20, 22), (11.5, 2, 14.5, 4)])
+    assert record.annotations.boxes.dtype == np.float32
+    assert record.annotations.labels.tolist() == [1, 0, 0]
+    assert record.annotations.difficult.tolist() == [False, True, False]
+    assert record.annotations.truncated.tolist() == [False, True, False]
     assert (record.width, record.height, record.path.name) == (60, 40, "a.jpg")
     assert data.image(0).shape == (40, 60, 3)
 
@@ -73,12 +73,12 @@ def test_several_years_at_once(tmp_path):
 
 def test_boxes_beyond_the_image_are_clipped(one):
     data = VOCDataset([(one([("x", (-3, 0, 70, 41))]), "all")])
-    np.testing.assert_array_equal(data.record(0).boxes, [(0, 0, 60, 40)])
+    np.testing.assert_array_equal(data.record(0).annotations.boxes, [(0, 0, 60, 40)])
 
 
 def test_size_missing_in_the_xml_does_not_clip(one):
     data = VOCDataset([(one([("x", (5, 5, 70, 41))], size=None), "all")])
-    np.testing.assert_array_equal(data.record(0).boxes, [(4, 4, 70, 41)])
+    np.testing.assert_array_equal(data.record(0).annotations.boxes, [(4, 4, 70, 41)])
     assert data.record(0).width == 0
 
 
@@ -120,7 +120,7 @@ def test_a_broken_file_outside_the_split_does_no_harm(small_root):
 
 def test_classes(one):
     root = one([("dog", (1, 1, 9, 9)), ("cat", (1, 1, 9, 9))])
-    assert VOCDataset([(root, "all")], ["dog", "cow", "cat"]).record(0).labels.tolist() == [0, 2]
+    assert VOCDataset([(root, "all")], ["dog", "cow", "cat"]).record(0).annotations.labels.tolist() == [0, 2]
     refused(
         root,
         "Annotations/a.xml: object 2: class 'cat' is not in data.classes; did you mean 'cart'?",

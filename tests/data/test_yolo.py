@@ -50,18 +50,18 @@ def test_reads_rows(tmp_path):
     data = read(write(tmp_path, rows))
     assert (data.classes, data.ids) == (("cat", "dog"), ("b", "c", "é 1"))
     record = data.record(2)
-    np.testing.assert_array_equal(record.boxes, [(15, 10, 45, 30), (0, 0, 30, 20)])
-    assert record.labels.tolist() == [1, 0]
-    assert record.area.tolist() == [600, 600]
+    np.testing.assert_array_equal(record.annotations.boxes, [(15, 10, 45, 30), (0, 0, 30, 20)])
+    assert record.annotations.labels.tolist() == [1, 0]
+    assert record.annotations.area.tolist() == [600, 600]
     assert (record.width, record.height) == (60, 40)
     assert data.truth().image.tolist() == [2, 2]
     assert data.image(2).shape == (40, 60, 3)
-    assert read(tmp_path, "val").record(0).boxes.tolist() == [[0, 0, 30, 20]]  # clipped
+    assert read(tmp_path, "val").record(0).annotations.boxes.tolist() == [[0, 0, 30, 20]]  # clipped
 
 
 def test_polygons_become_boxes(tmp_path):
     data = read(write(tmp_path, {"train/a": "0 .1 .5 .5 .1 .9 .5 .5 .9"}))
-    np.testing.assert_allclose(data.record(0).boxes, [(6, 4, 54, 36)], atol=1e-5)
+    np.testing.assert_allclose(data.record(0).annotations.boxes, [(6, 4, 54, 36)], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_classes(tmp_path):
     rows = {"train/a": "3 .5 .5 .1 .1", "val/b": "5 .5 .5 .1 .1"}
     root = write(tmp_path, rows, YAML.replace("[cat, dog]", "{3: bird, 5: cow}"))
     assert read(root).classes == ("bird", "cow")
-    assert read(root, "val").record(0).labels.tolist() == [1]
+    assert read(root, "val").record(0).annotations.labels.tolist() == [1]
     (root / "data.yaml").unlink()
     assert read(root).classes == ("0", "1", "2", "3", "4", "5")  # of all splits: training and testing agree
     (root / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
@@ -130,7 +130,7 @@ def test_layouts(tmp_path):
         (other / "train" / folder).mkdir(parents=True)
     random_image(other / "train" / "images" / "c.jpg")
     (other / "train" / "labels" / "c.txt").write_text("0 .5 .5 1 1")
-    assert read(other).record(0).boxes.tolist() == [[0, 0, 60, 40]]
+    assert read(other).record(0).annotations.boxes.tolist() == [[0, 0, 60, 40]]
     (other / "data.yaml").write_text("train: ../train/images\nnames: [x]\n")
     assert read(other).classes == ("x",)
     assert yolo_splits(other) == ["train"]
@@ -169,7 +169,7 @@ def test_rows_are_of_the_upright_photo(tmp_path):
     rotated(tmp_path / "images" / "train" / "a.jpg", 6)
     data = read(tmp_path)
     assert data.sizes.tolist() == [[40, 60]]
-    assert data.record(0).boxes.tolist() == [[0, 0, 40, 30]]
+    assert data.record(0).annotations.boxes.tolist() == [[0, 0, 40, 30]]
     image = data.image(0)
     assert image.shape == (60, 40, 3)
     assert image[:25].mean() < 60  # what the box is about
@@ -181,11 +181,11 @@ def test_flags(tmp_path):
     entry = {"rows": 2, "difficult": [2], "crowd": [1], "truncated": [1, 2], "area": {"2": 7.5}}
     path.write_text(json.dumps({"labels/train/a.txt": entry}))
     record = read(tmp_path).record(0)
-    assert record.difficult.tolist() == [False, True]
-    assert record.crowd.tolist() == [True, False]
-    assert record.truncated.tolist() == [True, True]
-    assert record.area.tolist() == [2400, 7.5]
-    assert record.ignore.tolist() == [True, True]
+    assert record.annotations.difficult.tolist() == [False, True]
+    assert record.annotations.crowd.tolist() == [True, False]
+    assert record.annotations.truncated.tolist() == [True, True]
+    assert record.annotations.area.tolist() == [2400, 7.5]
+    assert record.annotations.ignore.tolist() == [True, True]
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 1 1\n")
     refused(tmp_path, "labels/train/a.txt: flags.json was written for 2 objects, here are 1")
     path.write_text("[1]")
@@ -198,7 +198,7 @@ def test_the_index_follows_labels_and_photos(tmp_path):
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 1 1\n1 .5 .5 .5 .5\n")
     assert len(read(tmp_path).areas) == 2
     random_image(tmp_path / "images" / "train" / "a.jpg", (30, 40))
-    assert read(tmp_path).record(0).boxes[0].tolist() == [0, 0, 30, 40]
+    assert read(tmp_path).record(0).annotations.boxes[0].tolist() == [0, 0, 30, 40]
 
 
 def test_parsing_never_raises():

@@ -17,7 +17,7 @@ from tests.builders import random_image
 
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "yolov1")
 BOXES = ((8.0, 10.0, 60.0, 70.0), (50.0, 20.0, 110.0, 90.0))
-TRUTH = Truth(np.array(BOXES, np.float32), np.array([0, 1]), np.zeros(2, bool), np.zeros(2, bool), (130, 100), "a test")
+TRUTH = Truth.of(np.array(BOXES, np.float32), np.array([0, 1]), size=(130, 100), origin="a test")
 SCORES = {"ssd": 0.34, "torchvision_ssd": 0.35}
 
 
@@ -167,7 +167,7 @@ def test_without_truth_nothing_is_learnt() -> None:
 def test_a_photo_without_detections_or_objects(name: str) -> None:
     detector, config = build(name)
     config.detect.score_threshold = 99.0
-    nothing = Truth(*(part[:0] for part in (TRUTH.boxes, TRUTH.labels, TRUTH.difficult, TRUTH.crowd)), (0, 0), "")
+    nothing = TRUTH.take(slice(0))
     found = explain(detector, image(), config, nothing)
     assert len(found.boxes) == len(found.work.scores) == 0
 
