@@ -63,14 +63,14 @@ def test_reads_boxes_flags_areas_and_ids(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["train", "images", "images/train", ".", "annotations", "elsewhere"])
-def test_photos_are_found(tmp_path, place):
+def test_images_are_found(tmp_path, place):
     write(tmp_path, [annotation()])
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
     random_image(tmp_path / place / "a b é.jpg")
     assert read(tmp_path).image(0).shape == (40, 60, 3)
 
 
-def test_photos_in_folders_and_by_bare_name(tmp_path):
+def test_images_in_folders_and_by_bare_name(tmp_path):
     names = ["x/1.jpg", "y\\1.jpg", "gone/2.jpg"]
     write(tmp_path, [], [{"id": i, "file_name": name} for i, name in enumerate(names)])
     for name in ("x/1.jpg", "y/1.jpg"):

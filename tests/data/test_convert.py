@@ -138,7 +138,7 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
-def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
+def test_a_image_that_its_annotation_saw_unturned(tmp_path, orientation):
     """In YOLO, whose tools turn images, the box goes with the image: it is still about the same pixels."""
     root = make_root(tmp_path / "voc", {"a": xml([("x", (1, 1, 10, 20))])}, {"all": ["a"]})
     shade = 2 * np.arange(60) + 3 * np.arange(40)[:, None]  # differs in every corner
@@ -154,7 +154,7 @@ def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
     assert found.mean() == pytest.approx(pixels.mean(), abs=3)
 
 
-def test_photos_are_linked_copied_or_symlinked(voc_root, tmp_path):
+def test_images_are_linked_copied_or_symlinked(voc_root, tmp_path):
     original = voc_root / "JPEGImages" / "b.jpg"
     for how in ("link", "copy", "symlink"):
         convert(voc_root, tmp_path / how, "coco", images=how)

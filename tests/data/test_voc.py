@@ -40,7 +40,7 @@ def test_reads_boxes_labels_and_flags(one):
     assert data.image(0).shape == (40, 60, 3)
 
 
-def test_truth_is_flat_and_needs_no_photos(tmp_path):
+def test_truth_is_flat_and_needs_no_images(tmp_path):
     files = {
         "b": xml([("x", (1, 1, 2, 2), 1, 0)]),
         "a": xml([]),
@@ -157,7 +157,7 @@ def test_split_lines(tmp_path):
     assert VOCDataset([(root, "all")]).ids == ("my image", "000001")
 
 
-def test_photo_is_found_by_id_then_by_filename(tmp_path):
+def test_image_is_found_by_id_then_by_filename(tmp_path):
     files = {"a": xml([], filename="b.jpg"), "c": xml([], filename="C:\\images\\other.png"), "d": xml([])}
     root = make_root(tmp_path / "d", files, {"all": list(files)}, image_files=False)
     for name in ("a.jpeg", "b.jpg", "other.png"):
@@ -200,7 +200,7 @@ def test_exif_orientation_is_applied_unless_the_xml_contradicts(one, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "folder"])
-def test_corrupt_photo_is_named(one, damage):
+def test_corrupt_image_is_named(one, damage):
     root = one([])
     path = root / "JPEGImages" / "a.jpg"
     data = path.read_bytes()

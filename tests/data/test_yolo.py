@@ -139,7 +139,7 @@ def test_layouts(tmp_path):
 def test_label_names():
     assert label_name("images/train/a.b.jpg") == "labels/train/a.b.txt"
     assert label_name("images/images/a.jpg") == "images/labels/a.txt"
-    assert label_name("images/a.jpg") == "images/a.txt"
+    assert label_name("frames/a.jpg") == "frames/a.txt"
     assert label_name("train/images/a.jpg") == "train/labels/a.txt"
 
 
@@ -149,7 +149,7 @@ def test_no_label_file_at_all_is_a_mistake(tmp_path):
     refused(tmp_path, "the split val is empty; images/val holds no image", "val")
 
 
-def test_labels_without_a_photo(tmp_path):
+def test_labels_without_a_image(tmp_path):
     write(tmp_path, {"train/a": ""})
     (tmp_path / "labels" / "train" / "A.txt").write_text("0 .5 .5 1 1")
     (tmp_path / "labels" / "train" / "classes.txt").write_text("cat")
@@ -157,14 +157,14 @@ def test_labels_without_a_photo(tmp_path):
     assert str(problem) == "labels/train/A.txt: there is no image A in images/train"
 
 
-def test_missing_and_broken_photos(tmp_path):
+def test_missing_and_broken_images(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .5 1 1", "train/b": ""})
     (tmp_path / "images" / "train" / "a.jpg").write_text("text")
     refused(tmp_path, "labels/train/a.txt: its image is missing or broken")
     assert {p.kind for p in check_root(tmp_path).problems} == {"broken file", "unreadable image"}
 
 
-def test_rows_are_of_the_upright_photo(tmp_path):
+def test_rows_are_of_the_upright_image(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .25 1 .5"})
     rotated(tmp_path / "images" / "train" / "a.jpg", 6)
     data = read(tmp_path)
@@ -192,11 +192,11 @@ def test_flags(tmp_path):
     refused(tmp_path, "flags.json: not what detkit's converter writes")
 
 
-def test_the_index_follows_labels_and_photos(tmp_path):
+def test_the_index_follows_labels_and_images(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .5 1 1\n"})
-    assert len(read(tmp_path).areas) == 1
+    assert len(read(tmp_path).truth().area) == 1
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 1 1\n1 .5 .5 .5 .5\n")
-    assert len(read(tmp_path).areas) == 2
+    assert len(read(tmp_path).truth().area) == 2
     random_image(tmp_path / "images" / "train" / "a.jpg", (30, 40))
     assert read(tmp_path).record(0).annotations.boxes[0].tolist() == [0, 0, 30, 40]
 

@@ -159,7 +159,7 @@ def test_importing_is_quick() -> None:
 
 
 @pytest.mark.skipif(not IMAGES.is_dir(), reason="no images")
-def test_photos() -> None:
+def test_images() -> None:
     """The objects of 12 real images are found about as well as the paper has it (table 3: .98 recall, .80 MABO)."""
     image_files = VOCDataset([(IMAGES, "all")])
     truth = image_files.truth()
