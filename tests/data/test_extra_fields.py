@@ -15,6 +15,7 @@ from detkit.data.check import check_root
 from detkit.data.custom import AnnotatedImage, Object, register_format
 from detkit.data.formats import DATASETS, SPLITS
 from detkit.data.index import Index, cached_index
+from detkit.data.transforms import build_train
 from detkit.errors import UserError
 from detkit.structures import InputSpec, Targets
 from tests.data.roots import random_image
@@ -85,14 +86,21 @@ def test_a_field_survives_from_the_format_to_training_and_scoring(root, objects,
 
 
 def test_augmentation_drops_fields_with_their_objects(root):
-    """The crops above do lose objects, or the property would say little."""
+    """Each object that remains has its own label and fields; and the crops do lose objects."""
     has_track = fill([(i % IMAGES, True) for i in range(12)])
     config = DataConfig(root=str(root), format="extra", train=["train"], augment=AUGMENT)
-    dataset, recipe = open_dataset(config, "train"), TrainConfig(iterations=9, batch=4, workers=0)
-    counts = []
-    for _, targets in loader.train_loader(dataset, InputSpec((32, 48)), config, recipe, start=0, stop=8):
+    dataset, recipe = open_dataset(config, "train"), TrainConfig(iterations=9, batch=4, workers=0, seed=3)
+    transform, counts, position = build_train(AUGMENT, InputSpec((32, 48))), [], 0
+    for images, targets in loader.train_loader(dataset, InputSpec((32, 48)), config, recipe, start=0, stop=8):
         check(targets.labels[targets.valid], {k: v[targets.valid] for k, v in targets.extra.items()}, has_track)
         counts += targets.valid.sum(1).tolist()
+        for row, name in enumerate(images.ids):
+            i = dataset.ids.index(name)
+            known = dataset.record(i).annotations
+            _, boxes, kept = transform(dataset.image(i), known.boxes, (3, position), len(known))
+            position += 1
+            assert targets.labels[row][targets.valid[row]].tolist() == known.labels[kept].tolist()
+            assert targets.boxes[row][targets.valid[row]].tolist() == boxes.tolist()
     assert {1, 2, 3} <= set(counts)
     assert targets.extra["points"].dtype == torch.float32
 
