@@ -229,7 +229,7 @@ class Images(Batched):
 
     pixels: (B, 3, H, W) uint8. sizes: (B, 2) int64, height and width of each image's valid part.
     original: (B, 2) int64, height and width of the image it was resized from. ids: one name an image.
-    proposals: regions given with the images, for detectors that classify such.
+    proposals: stored regions of the images, for detectors that classify such.
     """
 
     pixels: Tensor
@@ -460,5 +460,5 @@ class InputSpec:
         if self.resize == "none":
             return height, width
         factor = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
-        whole = math.floor if self.floor else round
-        return max(1, whole(height * factor)), max(1, whole(width * factor))
+        to_int = math.floor if self.floor else round
+        return max(1, to_int(height * factor)), max(1, to_int(width * factor))

@@ -19,17 +19,17 @@ def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
         (folder / name).mkdir()
     categories = [{"id": label, "name": name} for label, name in enumerate(classes, 1)]
     numbers: dict[str, int] = {}
-    for split, own in splits.items():
+    for split, split_items in splits.items():
         images = []
-        for item in own:
+        for item in split_items:
             key = numbers.setdefault(item.name, len(numbers) + 1)
             images.append({"id": key, "file_name": item.file, "width": item.size[0], "height": item.size[1]})
-        objects = (entry for item in own for entry in _objects(item, numbers[item.name]))
+        objects = (entry for item in split_items for entry in _objects(item, numbers[item.name]))
         annotations = [{"id": number, **entry} for number, entry in enumerate(objects, 1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {item.name: f"images/{item.file}" for own in splits.values() for item in own}
+    return {item.name: f"images/{item.file}" for split_items in splits.values() for item in split_items}
 
 
 def _objects(item: Item, image: int) -> Iterator[dict[str, Any]]:

@@ -15,11 +15,11 @@ def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str,
     """
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
-    items = {item.name: item for own in splits.values() for item in own}
+    items = {item.name: item for split_items in splits.values() for item in split_items}
     for item in items.values():
         (folder / "Annotations" / f"{item.name}.xml").write_text(voc_xml(item, classes), encoding="utf-8")
-    for split, own in splits.items():
-        text = "".join(f"{item.name}\n" for item in own)
+    for split, split_items in splits.items():
+        text = "".join(f"{item.name}\n" for item in split_items)
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
     return {item.name: f"JPEGImages/{item.file}" for item in items.values()}
 

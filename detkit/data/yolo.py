@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import yaml
 
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.image_file import IMAGE_SUFFIXES
@@ -79,8 +80,6 @@ def read_layout(root: Path) -> Layout:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:

@@ -119,7 +119,7 @@ def test_a_field_of_another_kind_is_named(root, value, reason):
     config = DataConfig(root=str(root), format="extra", train=["train"])
     with pytest.raises(UserError, match=rf"0\.png: object 2 \(cat\): extra field 'track' {reason}"):
         open_dataset(config, "train")
-    (problem,) = check_root(root, wanted="extra").problems
+    (problem,) = check_root(root, format_name="extra").problems
     assert problem.object == 2
 
 
