@@ -63,7 +63,7 @@ class Annotations:
         return self._map(lambda array: array[index])
 
     def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """Apply a function to every array; what else a subclass has stays."""
+        """Apply a function to every array; the other fields of a subclass stay."""
         arrays = {name: function(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return replace(self, **arrays, extra={name: function(value) for name, value in self.extra.items()})
 
@@ -81,7 +81,7 @@ class Annotations:
 
     @classmethod
     def from_objects(cls, objects: Sequence[AnnotatedObject], classes: Sequence[str] | None = None) -> "Annotations":
-        """Turn objects into arrays, boxes in float64; labels are places in `classes`, or the numbers that names are."""
+        """Turn objects into arrays, boxes in float64; labels index `classes`, or are the numbers that names are."""
         columns = zip(*objects) if objects else [()] * len(AnnotatedObject._fields)
         names, boxes, number, difficult, crowd, truncated, area, extra = columns
         if classes is not None:

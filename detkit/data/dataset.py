@@ -216,8 +216,7 @@ def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, st
 def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations, np.ndarray]:
     """Return the objects of a source's images, image by image, and how many (n,) each image has.
 
-    Boxes are clipped, labels are places in `classes`, objects without area are left out. Raises UserError for what is
-    broken.
+    Boxes are clipped, labels index `classes`, objects without area are left out. Raises UserError for what is broken.
     """
     index, rows = source.index, source.rows
     _refuse_problems(source)

@@ -27,7 +27,7 @@ class Index:
     ids: (F,) what the images are called. files: (F,) names of their files. sizes: (F, 2) int64 width and height, 0
     where unknown. problems: (F,) lines that say what is wrong with an image's annotations, "" where nothing is; a line
     on one object begins as `object 3 (cat): `. first: (F + 1,) int64, image f has the objects first[f]:first[f + 1].
-    objects: of all images; labels are places in `classes`, boxes are float64, an area that the file does not say is
+    objects: of all images; labels are indices into `classes`, boxes are float64, an area that the file does not say is
     NaN. classes: (C,) names.
     """
 

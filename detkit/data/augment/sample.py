@@ -22,8 +22,8 @@ from detkit.data.augment.ssd import (
 class Sample(A.DualTransform):
     """PhotometricDistort, Expand, IoUCrop and RandomInterpolationResize, or some of them, in one quick step.
 
-    The draws are those of the transforms one after the other, but the canvas is never built, and only what the crop
-    leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the very
+    The random numbers are those of the transforms one after the other, but the canvas is never built, and only what the
+    crop leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the very
     same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
     """
 
