@@ -155,7 +155,7 @@ class RPN(nn.Module):
         return match_rpn(*objects, anchors, inside, c.rpn_fg_iou, c.rpn_bg_iou)
 
     def sample(self, match: Match) -> tuple[Tensor, Tensor]:
-        """3.1.3: the anchors that are learnt from, see `sample`."""
+        """3.1.3: the anchors that training sees, see `ops.sample`."""
         c = self.config
         positive, negative = match.index >= 0, match.index == BACKGROUND
         return sample(positive, negative, c.rpn_batch_size_per_image, c.rpn_positive_fraction)
