@@ -241,7 +241,10 @@ class Detector(nn.Module):
         return None
 
     def export_parts(self) -> dict[str, ExportPart]:
-        """Return the networks that become files for other programs, by the end of the file's name; {} for none."""
+        """Return the networks that become files for other programs, by the end of the file's name; {} for none.
+
+        Raises UserError, with the reason alone, where a detector's networks can't be exported.
+        """
         return {}
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
