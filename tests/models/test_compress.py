@@ -11,7 +11,14 @@ from torch import nn
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models import build_detector
-from detkit.models.compress import LowRankLinear, compress, describe_layers, find_layer, fully_connected_layers, restructure
+from detkit.models.compress import (
+    LowRankLinear,
+    compress,
+    describe_layers,
+    find_layer,
+    fully_connected_layers,
+    restructure,
+)
 from detkit.models.region import RegionDetector
 from tests.builders import batch_with_proposals, tiny_fast_rcnn_config, tiny_faster_rcnn_config
 

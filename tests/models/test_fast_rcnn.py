@@ -57,7 +57,10 @@ def test_without_proposals_it_says_so() -> None:
 
 def test_a_pyramid_of_one_scale_is_that_size() -> None:
     images, _ = batch_with_proposals()
-    plain, pyramid = (build_detector(keys, ("a", "b")).eval() for keys in (tiny_fast_rcnn_config(), tiny_fast_rcnn_config(scales=[64])))
+    plain, pyramid = (
+        build_detector(keys, ("a", "b")).eval()
+        for keys in (tiny_fast_rcnn_config(), tiny_fast_rcnn_config(scales=[64]))
+    )
     pyramid.load_state_dict(plain.state_dict())
     assert pyramid.input.fit(123, 45) == (123, 45)
     with torch.no_grad():

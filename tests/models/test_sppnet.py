@@ -76,7 +76,9 @@ def test_each_region_is_pooled_at_its_own_scale() -> None:
             factor = scales[int(level[row])] / 200
             resized = interpolate(detector.normalise(images.pixels, images.sizes), scale_factor=factor, mode="bilinear")
             maps = detector.backbone(resized)["c3"]
-            alone = spp_pool(maps, (box * factor).view(1, 1, 4), [3, 1], 8, detector.backbone.first_cell_centre, SHRINK * 8)
+            alone = spp_pool(
+                maps, (box * factor).view(1, 1, 4), [3, 1], 8, detector.backbone.first_cell_centre, SHRINK * 8
+            )
             torch.testing.assert_close(found[row], alone[0, 0], atol=1e-3, rtol=1e-3)
 
 

@@ -99,7 +99,12 @@ def test_detections_equal_torchvision(pair):
     expected = (theirs_found["boxes"], theirs_found["scores"], theirs_found["labels"] - 1)
     close = {"score_atol": 1e-5, "box_atol": 1e-2, "box_rtol": 1e-4}
     assert_same_detections(
-        found, expected, score=settings.score_threshold, iou=settings.nms_iou, keep=settings.detections_per_image, **close
+        found,
+        expected,
+        score=settings.score_threshold,
+        iou=settings.nms_iou,
+        keep=settings.detections_per_image,
+        **close,
     )
 
 
