@@ -25,7 +25,6 @@ from detkit.structures import Images, Proposals, Targets
 from tests.builders import images_of, objects_of, random_image, tiny_faster_rcnn_config
 from tests.toys.toy import draw_toys
 
-
 IMAGES = images_of(random_image(64, 80).repeat(2, 1, 1, 1))
 TWO = objects_of([[10.0, 20, 40, 50], [30, 5, 70, 40]], [])
 
