@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detkit export",
         description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
-        "in the place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
+        "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -60,7 +60,7 @@ def load_compressible(path: str | Path) -> tuple[Detector, Config, int]:
 
 
 def export_svd(path: str | Path, out: str | Path, ranks: Mapping[str, int]) -> SVDResult:
-    """Write checkpoint `path` with truncated SVDs in the place of fully connected layers to `out` (see ops/svd.py).
+    """Write checkpoint `path` with truncated SVDs in place of fully connected layers to `out` (see ops/svd.py).
 
     ranks: layer (see models/compress.py): rank. The new config says so in `model.svd`; the metrics, which were those
     of the full layers, are left out. Raises UserError, in one line, before anything is written: no checkpoint of a

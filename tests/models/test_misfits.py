@@ -75,9 +75,7 @@ def test_a_backbone_without_tail_or_stages(model: str) -> None:
         return
     with pytest.raises(UserError) as error:
         zoo.build(model, "bare_region", freeze_stages=2)
-    assert "BareRegion has no stages that could be frozen; what trains it whole: model.freeze_stages=0" in line_of(
-        error
-    )
+    assert "BareRegion has no stages that could be frozen; train all of it: model.freeze_stages=0" in line_of(error)
 
 
 @pytest.mark.parametrize(
