@@ -237,11 +237,17 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.raw_outputs")
 
     def flops(self, height: int, width: int) -> Flops | None:
-        """Return the operations for an image of this size, computed on the meta device; None where not known."""
+        """Return the operations for an image of this size; None where not known.
+
+        The network runs on the detector's device; on the meta device it computes nothing.
+        """
         return None
 
     def export_parts(self) -> dict[str, ExportPart]:
-        """Return the networks that become files for other programs, by the end of the file's name; {} for none."""
+        """Return the networks that become files for other programs, by the end of the file's name; {} for none.
+
+        Raises UserError, with the reason alone, where a detector's networks can't be exported.
+        """
         return {}
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:

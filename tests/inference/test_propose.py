@@ -15,8 +15,8 @@ from detkit.errors import UserError
 from detkit.inference.propose import load_proposer, make_rpn_store
 from detkit.models import build_detector
 from detkit.structures import Images
+from tests.builders import tiny_faster_rcnn_config
 from tests.matching import assert_same_detections
-from tests.models import test_faster_rcnn
 from tests.toys.toy import CLASSES, draw_toys
 
 
@@ -26,7 +26,7 @@ def best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw_toys(tmp_path / "toys")
     torch.manual_seed(0)
-    model = test_faster_rcnn.config(test_post_nms_top_n=20)
+    model = tiny_faster_rcnn_config(test_post_nms_top_n=20)
     detector = build_detector(model, CLASSES)
     for name in ("objectness", "deltas"):
         torch.nn.init.normal_(detector.get_submodule(f"rpn.{name}").weight, std=0.3)  # pyright: ignore
