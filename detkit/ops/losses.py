@@ -104,8 +104,8 @@ def rpn_loss(
     logits: (B, A), of an object against background (section 3.1, the note that allows logistic regression); deltas:
     (B, A, 4); match: of `match_rpn`; index, valid: (B, K), the anchors that `sample` chose; boxes: (B, N, 4), the
     objects; anchors: (A, 4). Cross-entropy over the sampled, smooth L1 with sigma 3 over the sampled positives, both
-    summed and divided by the number sampled in the batch, at least 1, averaged over processes (as the authors' Python code,
-    where the paper balances with lambda = 10 and the number of anchor locations).
+    summed and divided by the number sampled in the batch, at least 1, averaged over processes (as the authors' Python
+    code, where the paper balances with lambda = 10 and the number of anchor locations).
     """
     matched = match.index.gather(1, index)
     positive = valid & (matched >= 0)

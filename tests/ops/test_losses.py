@@ -198,7 +198,9 @@ def _share(rank: int, folder: str, scenes: list[dict[str, Tensor]]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     parts = [{k: v if k == "anchors" else v[2 * rank : 2 * rank + 2] for k, v in s.items()} for s in scenes]
-    torch.save([[loss_of(part) for part in parts], ops.world_mean(torch.tensor(rank), min_total=4.0)], f"{folder}/{rank}")
+    torch.save(
+        [[loss_of(part) for part in parts], ops.world_mean(torch.tensor(rank), min_total=4.0)], f"{folder}/{rank}"
+    )
     torch.distributed.destroy_process_group()
 
 
