@@ -86,7 +86,7 @@
       const cards = columns.map((run, place) => {
         const [title, more] = about(image, run);
         const dot = run === null ? [] : [make("span", { className: "dot run" })];
-        if (dot.length) dot[0].style.setProperty("--hue", data.runs[run].hue);
+        if (dot.length) dot[0].style.setProperty("--shade", data.runs[run].shade);
         const text = make("span", { className: "text" }, ...dot, title, make("small", {}, more));
         const card = make("button", { type: "button", className: "card" }, paint(image, run, false), text);
         card.addEventListener("click", () => { enlarge(number, place); $("large").showModal(); });

@@ -14,6 +14,8 @@ from detkit.report.analysis import Analysis, analyse
 from detkit.report.gallery import gallery
 from detkit.report.template import as_data, fill, resource
 from detkit.structures import DetectionSet, TruthSet
+from detkit.viz.curves import classes_by_ap
+from detkit.viz.figure import hex_colour
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
@@ -145,11 +147,11 @@ def _key(name: str, text: str) -> str:
 
 def _legend(result: Result) -> str:
     """The classes' lines, the best first."""
-    aps = [(ap, index) for index, ap in enumerate(result.curves.ap.tolist()) if ap == ap]
+    curves = result.curves
     items = "".join(
-        f'<li class="curve" data-class="{index}" style="--hue:{plots.hue(index)}"><span class="key"></span>'
-        f"{escape(result.classes[index])} {ap:.3f}</li>"
-        for ap, index in sorted(aps, key=lambda pair: -pair[0])
+        f'<li class="curve" data-class="{index}" style="--shade:{hex_colour(index)}"><span class="key"></span>'
+        f"{escape(curves.classes[index])} {float(curves.ap[index]):.3f}</li>"
+        for index in classes_by_ap(curves)
     )
     return f'<ul class="legend">{items}</ul>'
 
