@@ -56,7 +56,7 @@ def write_comparison(
         "protocol": _protocol(protocol, rows),
         "data": as_data(data),
         "style": resource("page.css") + resource("comparison.css", "detkit.comparison"),
-        "script": resource("comparison.js", "detkit.comparison") + resource("sort.js"),
+        "script": resource("boxes.js") + resource("comparison.js", "detkit.comparison") + resource("sort.js"),
     }
     write_atomic(path, fill(resource("comparison.html", "detkit.comparison"), parts))
 
@@ -115,7 +115,7 @@ def _speed(points: Sequence[SpeedPoint]) -> str:
     if not points:
         return "<p>Speed was not measured.</p>"
     hollow = (
-        " Hollow: with the making of its proposals, which the filled mark has given."
+        " Hollow: with the making of its proposals, which the filled mark reads from a store."
         if any(point.slower is not None for point in points)
         else ""
     )

@@ -80,7 +80,9 @@ def paired_iou(
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     shared = width * height
-    a_area, b_area = (area(a), area(b)) if areas is None else areas
+    if areas is None:
+        areas = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
+    a_area, b_area = areas
     union = a_area + b_area - shared
     if crowd is not None:
         union = torch.where(crowd, a_area, union)
