@@ -9,7 +9,7 @@ from torch import Tensor
 from detkit.comparison.rows import Compared
 from detkit.data.dataset import DetectionDataset
 from detkit.evaluation.errors import IGNORED, RIGHT
-from detkit.report.gallery import image_of, labels_of, backdrop, short_box
+from detkit.report.gallery import backdrop, image_of, labels_of, short_box
 from detkit.structures import TruthSet
 
 IMAGES = 16
@@ -20,9 +20,9 @@ COUNTS = (0.5, 1, 2, 4, 8, 16, 32)  # detections an image, of which the page off
 def side_by_side(dataset: DetectionDataset, truth: TruthSet, rows: Sequence[Compared]) -> dict[str, Any]:
     """Return the images as plain data: {"levels": [{"text", "scores"}, ...], "images": [...]}.
 
-    levels: score thresholds, one a detector, since scores of different detectors are of different kinds; first those where
-    each one's F1 is best, then those that leave as many detections of each. The images are those with the most objects that some
-    detectors find and others don't, and the most different numbers of false positives, at best F1.
+    levels: score thresholds, one a detector, since scores of different detectors are of different kinds; first those
+    where each one's F1 is best, then those that leave as many detections of each. The images are those with the most
+    objects that one detector finds and another does not, and the most different numbers of false positives, at best F1.
     """
     images = [image_of(row.detections, truth) for row in rows]
     index = _disagreements(truth, rows, images)[:IMAGES]

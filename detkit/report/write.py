@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detkit.data.dataset import DetectionDataset
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ORACLES, STATES
 from detkit.files import write_atomic
@@ -16,9 +17,6 @@ from detkit.report.template import as_data, fill, resource
 from detkit.structures import DetectionSet, TruthSet
 from detkit.viz.curves import classes_by_ap
 from detkit.viz.figure import hex_colour
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 MEANING = {
     "right": "the best detection of an object, of its class, at IoU .5 or more",
@@ -39,7 +37,7 @@ def write_report(
     result: Result,
     detections: DetectionSet,
     truth: TruthSet,
-    dataset: "DetectionDataset",
+    dataset: DetectionDataset,
     *,
     protocol: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]] = (),
