@@ -12,9 +12,9 @@ from detkit.checkpoints import checkpoint
 from detkit.comparison import detecting, job, measure, training
 from detkit.comparison.entries import find_entries
 from detkit.comparison.measure import training_log
-from detkit.config import load_config
 from detkit.data import open_dataset
 from detkit.data.proposal_store import open_store
+from detkit.experiment import load_config
 from detkit.models import build_detector
 from detkit.proposals import make, methods
 from detkit.runtime.race import Setting

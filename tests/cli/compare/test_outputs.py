@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detkit.config import load_config
 from detkit.evaluation.errors import KINDS
+from detkit.experiment import load_config
 from detkit.models import build_detector
 from tests.cli.compare.builders import SPEEDS, content, flops
 from tests.pages import check_alone, data_of, needs_browser, run_in_browser
