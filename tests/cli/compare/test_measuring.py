@@ -74,7 +74,7 @@ def test_missing_proposals_are_made_and_timed(toys: Path, tmp_path: Path, monkey
     stores = [str(tmp_path / f"toys-{split}-selective_search-single.npz") for split in ("train", "val", "test")]
     config = tmp_path / "fast.yaml"
     config.write_text(
-        "model: {name: fast_rcnn, backbone: {name: tiny}, size: [48, 64], stages: 0, number: 4}\n"
+        "model: {name: fast_rcnn, backbone: {name: tiny}, size: [48, 64], freeze_stages: 0, batch_size_per_image: 4}\n"
         f"data: {{root: {toys}, train: [train], val: [val], test: [test], proposals: [{', '.join(stores)}]}}\n"
         "train: {iterations: 2, batch: 2, workers: 0, device: cpu}\n"
     )
