@@ -26,7 +26,7 @@ best.pt, the best on val. The same command again goes on where it was stopped, a
 holds report.html, compare.csv, compare.json and speed.png.
 
 All are evaluated here, on the one test split by the one metric. Speed is measured of all in turn, each in a process of
-its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of given
+its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of stored
 regions get them from their stores; the time that making them takes has a column of its own.
 """
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="CONFIG|RUN|FOLDER|key=value",
-        help="YAML configs, folders of runs, folders that hold either; key=value changes every config",
+        help="YAML configs, folders of runs, folders that hold either; key=value changes all configs",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
