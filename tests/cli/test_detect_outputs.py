@@ -167,7 +167,7 @@ def test_soft_nms_and_views(weights: str, image_files: Path, capsys: pytest.Capt
     ("arguments", "words"),
     [
         (["--classes", "kng"], "no class 'kng'; did you mean 'king'?"),
-        (["--classes", ","], "the list of wanted classes is empty"),
+        (["--classes", ","], "the list of classes to detect is empty"),
         (["--score", ".5,quen=.3"], "no class 'quen'; did you mean 'queen'?"),
         (["--score", "1.5"], "score 1.5 is not between 0 and 1"),
         (["--score", ".5,ace=-1"], "score -1 of class ace is not between 0 and 1"),
