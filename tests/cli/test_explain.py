@@ -18,7 +18,7 @@ from detkit.explain.stages import draw_stages
 from detkit.explain.trace import explain
 from tests import zoo
 from tests.data.roots import make_root, xml
-from tests.engine.test_explain import TRUTH, build, image
+from tests.explain.test_explain import TRUTH, build, image
 from tests.pages import Page, data_of, needs_browser, run_in_browser
 
 LAST = ["candidates", "nms", "detections"]
