@@ -99,12 +99,12 @@ SCRIPT = """{
 const seen = {};
 window.onerror = (message) => { seen.error = message; };
 document.addEventListener("securitypolicyviolation", (event) => { seen.refused = event.blockedURI; });
-const count = (kind) => document.querySelectorAll(`#boxes .${kind}`).length;
+const count = (kind) => document.querySelectorAll(`#scene-boxes .${kind}`).length;
 seen.open = !document.getElementById("steps").hidden;
 seen.first = [count("s"), count("g")];
 document.getElementById("on").click();
 seen.second = [count("s"), document.getElementById("step").value];
-document.querySelector("#boxes .s.now").dispatchEvent(new MouseEvent("click"));
+document.querySelector("#scene-boxes .s.now").dispatchEvent(new MouseEvent("click"));
 seen.tapped = document.getElementById("step").value;
 const slider = document.getElementById("step");
 slider.value = slider.max; slider.dispatchEvent(new Event("input"));
@@ -115,8 +115,9 @@ document.body.dataset.seen = JSON.stringify(seen);
 
 
 @needs_browser
-def test_it_lives_in_a_browser(tmp_path: Path) -> None:
-    detector, config = build("ssd")
+@pytest.mark.parametrize("name", ["ssd", "yolov1"])
+def test_it_lives_in_a_browser(name: str, tmp_path: Path) -> None:
+    detector, config = build(name)
     explanation = explain(detector, image(), config, TRUTH)
     text = explain_page(explanation, draw_sections(explanation), "title", "protocol")
     assert run_in_browser(text, SCRIPT, tmp_path) == {

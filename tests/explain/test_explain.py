@@ -1,6 +1,6 @@
 """What an explanation says is what the detector did."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from detkit.models.trace import (
 )
 from detkit.ops import box_iou, match_ssd
 from detkit.structures import Images, InputSpec, Predictions, Targets
+from detkit.viz.draw import colour
 from tests import zoo
 from tests.builders import random_image
 
@@ -310,9 +311,87 @@ def test_levels_of_objects() -> None:
 
 
 def test_each_size_of_anchors_has_a_colour() -> None:
-    side = np.array([91, 90, 128, 181, 183, 362])  # rounded to pixels, as authors' anchors are
+    side = np.array([92, 91, 128, 181, 183, 363])  # rounded to pixels, as authors' anchors are
     boxes = np.stack((-side / 2, -side / 2, side / 2, side / 2), 1)
     assert anchor_shades(boxes) == [SHADES[size] for size in (0, 0, 0, 1, 1, 2)]
+
+
+# what is drawn
+
+
+Drawn = list[tuple[list[float], Any, bool]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Return a list that fills with the outlines that are drawn one by one: box, colour, whether dashed."""
+    outlines: Drawn = []
+
+    def box(self: Canvas, box: Any, shade: Any, width: float = 1.0, dashed: bool = False, alpha: float = 1.0) -> None:
+        outlines.append((np.asarray(box).tolist(), shade, dashed))
+
+    monkeypatch.setattr(Canvas, "box", box)
+    return outlines
+
+
+def test_detections_are_drawn_in_their_colours_the_best_on_top(drawn: Drawn) -> None:
+    _, explanation = explained("ssd", None)
+    draw_sections(explanation)
+    boxes = [(box.tolist(), colour(int(label)), False) for box, label in zip(explanation.boxes, explanation.labels)]
+    assert drawn[-len(boxes) :] == boxes[::-1]
+
+
+def test_regions_are_drawn_with_the_boxes_that_they_became(drawn: Drawn) -> None:
+    _, explanation = explained("fast_rcnn")
+    step = step_of(explanation, RegressionStep)
+    draw(step, explanation)
+    regions = explanation.in_image(step.regions)
+    rows = range(len(explanation.boxes))
+    pairs = [(regions[explanation.source[row]].tolist(), explanation.boxes[row].tolist()) for row in rows]
+    assert [box for box, _, dashed in drawn if dashed] == [region for region, _ in pairs[::-1]]
+    assert [box for box, _, dashed in drawn if not dashed] == [box for _, box in pairs[::-1]]
+
+
+def test_boxes_that_answer_for_an_object_have_its_colour(drawn: Drawn) -> None:
+    _, explanation = explained("yolov1")
+    step = step_of(explanation, ResponsibleStep)
+    draw(step, explanation)
+    for index in range(len(BOXES)):
+        chosen = step.boxes[(step.matched_gt_index == index)[:, None] & step.responsible]
+        assert [box for box, shade, _ in drawn if shade == colour(index)] == explanation.in_image(chosen).tolist()
+
+
+def test_captions_count_what_is_drawn() -> None:
+    _, explanation = explained("ssd")
+    sample, maps = step_of(explanation, SampleStep, "matching"), step_of(explanation, MapStep)
+    positive = int((sample.matched_gt_index >= 0).sum())
+    negative = len(sample.boxes) - positive
+    assert positive != negative
+    (section,) = draw(sample, explanation)
+    assert [panel.caption for panel in section.panels] == [f"{positive} matched", f"{negative} hard negatives"]
+    candidates, final = (
+        np.bincount(maps.level.numpy()[rows], minlength=4) for rows in (explanation.nms.source, explanation.source)
+    )
+    (section,) = draw(maps, explanation)
+    for level, panel in enumerate(section.panels):
+        count = candidates[level]
+        assert panel.caption.endswith(f", {count} box{'' if count == 1 else 'es'}, {final[level]} final")
+
+    _, explanation = explained("faster_rcnn")
+    step = step_of(explanation, ProposalNMSStep)
+    nms = proposal_suppression(step, explanation)
+    (section,) = draw(step, explanation)
+    expected = [f"{len(nms.removed)} removed", f"{len(nms.kept)} proposals"]
+    assert [panel.caption for panel in section.panels[:2]] == expected
+
+
+def test_regions_of_high_score_follow_those_of_detections() -> None:
+    _, explanation = explained("fast_rcnn")
+    step = step_of(explanation, PooledStep)
+    scores = torch.tensor([0.1, -torch.inf, 0.9, 0.95, 0.3])
+    nms = replace(explanation.nms, source=np.array([3, 4]))
+    explanation = replace(explanation, source=np.array([4]), nms=nms)
+    assert shown_regions(replace(step, scores=scores), explanation).tolist() == [4, 2, 0]
 
 
 # a detector and a step of a user's own
