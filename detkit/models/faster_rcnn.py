@@ -215,8 +215,8 @@ class FasterRCNN(RegionDetector):
         self, images: Images, prepared: list[Tensor], targets: Targets | None
     ) -> tuple[Proposals, list[Step]]:
         output = self.rpn(prepared)
-        steps = self.rpn.trace(prepared, output, images, targets, self.training)
-        return self.rpn.propose(output, images, self.training), steps
+        steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
+        return self.rpn.propose(output, images, self.many_proposals), steps
 
 
 class _RPNNetwork(nn.Module):
