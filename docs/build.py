@@ -87,8 +87,8 @@ def written(value: Any) -> str:
 def table(title: str, introduction: str, rows: list[Key]) -> str:
     lines = [f"## {title}", "", introduction, "", "| key | type | default | meaning |", "|---|---|---|---|"]
     for key in rows:
-        kind, meaning = key.type.replace("|", "\\|"), key.meaning.replace("|", "\\|")
-        lines.append(f"| `{key.path}` | `{kind}` | {key.default} | {meaning} |")
+        kind = f"`{key.type.removesuffix(' | None')}`" + (" or null" if key.type.endswith(" | None") else "")
+        lines.append(f"| `{key.path}` | {kind} | {key.default} | {key.meaning} |")
     return "\n".join(lines) + "\n"
 
 
