@@ -273,10 +273,6 @@ class Targets(BatchedObjects):
         """(B, N) bool: True for objects, False for padding."""
         return self.labels >= 0
 
-    def part(self, rows: slice) -> "Targets":
-        """Return the objects of some images of the batch."""
-        return Targets(self.boxes[rows], self.labels[rows], self.ignore[rows])
-
     @classmethod
     def pad(
         cls, objects: Iterable[tuple[Tensor, Tensor, Tensor]], extra: Sequence[Mapping[str, Tensor]] = ()

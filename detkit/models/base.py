@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -286,10 +286,6 @@ class Detector(nn.Module):
         """
         # The one import that goes up, for convenience: inference runs detectors, nothing here needs it at import.
         from detkit.inference.predict import detect
-        from detkit.inference.thresholds import score_thresholds
 
-        config = self.experiment or Config(model=self.config)
-        given = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
-        settings = replace(config.detect, **{key: value for key, value in given.items() if value is not None})
-        limits = score_thresholds(self, score, classes, thresholds)
-        return detect(self, source, replace(config, detect=settings), limits, batch)
+        filters = {"score": score, "classes": classes, "thresholds": thresholds}
+        return detect(self, source, **filters, nms=nms, flip=flip, scales=scales, batch=batch)
