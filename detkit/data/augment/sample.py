@@ -23,8 +23,8 @@ class Sample(A.DualTransform):
     """PhotometricDistort, Expand, IoUCrop and RandomInterpolationResize, or some of them, in one quick step.
 
     The random numbers are those of the transforms one after the other, but the canvas is never built, and only what the
-    crop leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the very
-    same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
+    crop leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the
+    very same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
     """
 
     _targets = (Targets.IMAGE, Targets.BBOXES)
