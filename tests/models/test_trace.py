@@ -111,9 +111,10 @@ def check_step(step: Step, predicted: int, images: Images) -> None:
         case PooledStep(regions=regions, pooled=pooled, crop=crop):
             assert regions.shape == (predicted, 4)
             assert all(len(level) == predicted and level.shape[1] == level.shape[2] for level in pooled)
-            if crop is not None:
-                crops = crop(torch.tensor([0, predicted - 1]))
-                assert (len(crops), crops.shape[-1]) == (2, 3)
+            crops = None if crop is None else crop(torch.tensor([0, predicted - 1]))
+            if crops is not None:
+                assert (len(crops), crops.ndim) == (2, 4)
+                assert 3 in crops.shape[1:]
                 assert ((crops >= 0) & (crops <= 255)).all()
         case RegressionStep(regions=regions):
             assert regions.shape == (predicted, 4)
