@@ -42,7 +42,7 @@ from tests.builders import random_image
 
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "yolov1")
 BOXES = ((8.0, 10.0, 60.0, 70.0), (50.0, 20.0, 110.0, 90.0))
-TRUTH = Truth(np.array(BOXES, np.float32), np.array([0, 1]), np.zeros(2, bool), np.zeros(2, bool), (130, 100), "a test")
+TRUTH = Truth.of(np.array(BOXES, np.float32), np.array([0, 1]), size=(130, 100), origin="a test")
 SCORES = {"ssd": 0.34, "torchvision_ssd": 0.35}
 FACTORS = np.array([130, 100] * 2) / 96  # from pixels of SSD's and YOLO's input to those of the image
 
@@ -281,7 +281,7 @@ def test_without_truth_nothing_is_said_of_training(name: str) -> None:
 def test_an_image_without_detections_or_objects(name: str) -> None:
     detector, config = build(name)
     config.detect.score_threshold = 99.0
-    nothing = Truth(*(part[:0] for part in (TRUTH.boxes, TRUTH.labels, TRUTH.difficult, TRUTH.crowd)), (0, 0), "")
+    nothing = TRUTH.take(slice(0))
     explanation = explain(detector, image(), config, nothing)
     assert len(explanation.boxes) == len(explanation.nms.scores) == 0
     assert draw_sections(explanation)
@@ -289,7 +289,7 @@ def test_an_image_without_detections_or_objects(name: str) -> None:
 
 def test_an_object_too_small_for_training_keeps_the_numbers_of_the_others() -> None:
     boxes = np.concatenate([np.array([[5, 5, 5.5, 5.5]], np.float32), TRUTH.boxes])
-    truth = Truth(boxes, np.array([1, 0, 1]), np.zeros(3, bool), np.zeros(3, bool), (130, 100), "a test")
+    truth = Truth.of(boxes, np.array([1, 0, 1]), size=(130, 100), origin="a test")
     _, explanation = explained("ssd", truth)
     sample = step_of(explanation, SampleStep, "matching")
     assert set(sample.matched_gt_index.clamp(min=-1).tolist()) == {-1, 1, 2}
@@ -299,7 +299,7 @@ def test_an_object_too_small_for_training_keeps_the_numbers_of_the_others() -> N
 def test_difficult_objects_are_trained_on_where_the_config_says_so(difficult: bool, trained_on: set[int]) -> None:
     detector, config = build("ssd")
     config.data.difficult = difficult
-    truth = Truth(TRUTH.boxes, TRUTH.labels, np.array([True, False]), np.zeros(2, bool), (130, 100), "a test")
+    truth = replace(TRUTH, difficult=np.array([True, False]))
     sample = step_of(explain(detector, image(), config, truth), SampleStep, "matching")
     assert set(sample.matched_gt_index[sample.matched_gt_index >= 0].tolist()) == trained_on
 
