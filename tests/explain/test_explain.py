@@ -341,6 +341,16 @@ def test_detections_are_drawn_in_their_colours_the_best_on_top(drawn: Drawn) -> 
     assert drawn[-len(boxes) :] == boxes[::-1]
 
 
+def test_detections_are_drawn_on_the_map_that_they_came_from(drawn: Drawn) -> None:
+    _, explanation = explained("ssd", None)
+    step = step_of(explanation, MapStep)
+    draw(step, explanation)
+    levels = step.level.numpy()[explanation.source]
+    assert len(set(levels.tolist())) > 1
+    by_map = np.concatenate([explanation.boxes[levels == level] for level in range(len(step.maps))])
+    assert [box for box, _, _ in drawn] == by_map.tolist()
+
+
 def test_regions_are_drawn_with_the_boxes_that_they_became(drawn: Drawn) -> None:
     _, explanation = explained("fast_rcnn")
     step = step_of(explanation, RegressionStep)
