@@ -33,7 +33,7 @@ def sppnet_scale(boxes: Tensor, sizes: Tensor, short_sides: Sequence[float], tar
 
 
 def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
-    """Resize each image of a padded batch by a factor of its own, bilinear and without antialiasing, as the loader does.
+    """Resize each image of a padded batch by its factor, bilinear and without antialiasing, as the loader does.
 
     pixels: (B, C, H, W) float, images at the upper left; sizes: (B, 2), height and width of each; factor: (B,), pixels
     a pixel of the image, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
