@@ -14,7 +14,7 @@ AUGMENT = ["PhotometricDistort", "Expand", "IoUCrop", "RandomInterpolationResize
 
 
 def jpegs() -> list[tuple[bytes, np.ndarray]]:
-    """Return IMAGES images with structure of every size, JPEG-coded, and three boxes each, the same every time."""
+    """Return IMAGES images with structure of all sizes, JPEG-coded, and three boxes each, always the same."""
     import cv2
 
     random = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def load_torchvision(setting: Setting) -> Job:
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    # as torchvision's own reference recipe for SSD orders them
+    # as torchvision's reference recipe for SSD orders them
     transform = v2.Compose(
         [
             v2.RandomPhotometricDistort(),

@@ -27,9 +27,9 @@ def torchvision_model(setting: Setting) -> nn.Module:
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     model = FasterRCNN(backbone, num_classes=CLASSES + 1, min_size=SIZE[0])
     hooks = [
-        layer.register_forward_hook(_spread(wanted))
+        layer.register_forward_hook(_spread(std))
         for name, layer in model.named_modules()
-        for ending, wanted in SPREAD.items()
+        for ending, std in SPREAD.items()
         if name.endswith(ending)
     ]
     with torch.inference_mode(False), torch.no_grad():
@@ -39,9 +39,9 @@ def torchvision_model(setting: Setting) -> nn.Module:
     return model.to(setting.device)
 
 
-def _spread(wanted: float):
+def _spread(std: float):
     def scale(layer: nn.Module, _: object, result: Tensor) -> Tensor:
-        factor = wanted / result.std()
+        factor = std / result.std()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         layer.weight *= factor
         return result * factor

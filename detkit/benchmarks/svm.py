@@ -16,11 +16,11 @@ def windows(device: str) -> tuple[Tensor, Tensor]:
     A third of the windows are objects, each of one class, which a twentieth of the features tells.
     """
     generator = torch.Generator().manual_seed(0)
-    owner = torch.randint(3 * CLASSES, (WINDOWS,), generator=generator)
+    label = torch.randint(3 * CLASSES, (WINDOWS,), generator=generator)
     telling = torch.rand(3 * CLASSES, FEATURES, generator=generator) < 0.05
     telling[CLASSES:] = False
-    features = (torch.randn(WINDOWS, FEATURES, generator=generator) - 0.5 + telling[owner]).relu()
-    labels = torch.where(owner.unsqueeze(1) == torch.arange(CLASSES), 1, -1)
+    features = (torch.randn(WINDOWS, FEATURES, generator=generator) - 0.5 + telling[label]).relu()
+    labels = torch.where(label.unsqueeze(1) == torch.arange(CLASSES), 1, -1)
     return (features * feature_scale(features)).to(device), labels.to(device)
 
 

@@ -20,7 +20,7 @@ EPILOG = """examples:
   detkit compare configs/custom data.root=data/mine
 
 A config is trained into DIR/NAME, with what it prints in DIR/NAME.log, by `detkit train` in a process of its own, in
-the order of the papers; proposals that it names and that are not there are made first. A run is taken as it is: its
+the order of the papers; proposals that it names and that do not exist are made first. A run is taken as it is: its
 best.pt, the best on val. The same command again goes on where it was stopped, and leaves alone what is done. DIR then
 holds report.html, compare.csv, compare.json and speed.png.
 

@@ -4,9 +4,10 @@ import json
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from rich.table import Table
 
 from detkit.comparison.detecting import IMAGES, measure_cost
 from detkit.comparison.entries import Entry
@@ -29,10 +30,6 @@ from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
 from detkit.viz.speed import SpeedPoint, speed_plot
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 Say = Callable[[str], None]
 Update = Callable[[str, int, int], None]
@@ -141,7 +138,7 @@ class Comparison:
         self.failures[entry.name] = message
         say(f"{entry.name} failed; the others go on")
 
-    def write(self, rows: Sequence[Compared]) -> tuple["Table", list[str]]:
+    def write(self, rows: Sequence[Compared]) -> tuple[Table, list[str]]:
         """Write report.html, compare.csv, compare.json and speed.png; return the table for the screen, and names."""
         protocol = self.protocol(rows)
         content = {"protocol": protocol, "failed": self.failures, "detectors": [row.to_dict() for row in rows]}

@@ -69,7 +69,7 @@ def _read(path: Path) -> Any:
 
 
 def setting_of(entries: Sequence[Entry], rounds: int) -> Setting:
-    """Return what all detectors are timed under: the device of the first, torch's own number of threads."""
+    """Return what all detectors are timed under: the device of the first, torch's number of threads."""
 
     device = choose_device(entries[0].config.train.device)
     return Setting(str(device), torch.get_num_threads(), rounds)

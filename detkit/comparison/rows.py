@@ -4,16 +4,17 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
 from detkit.structures import DetectionSet
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,8 @@ def cells(row: Compared) -> dict[str, str]:
     }
 
 
-def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
+def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left")
     table.caption_style = ""
     table.add_column("", no_wrap=True)

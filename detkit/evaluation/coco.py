@@ -247,7 +247,7 @@ def _match(pairs: Pairs, ignore: Tensor, crowd: Tensor, detections: int) -> Matc
     """
     areas, objects = ignore.shape
     cell, pair = _preferences(pairs, ignore)
-    # of each cell a detection and an object of its own, which may be matched in that cell
+    # numbers that tell a detection or an object in one cell from the same in another
     chooser = cell * detections + pairs.detection.index_select(0, pair)
     chosen = cell * objects + pairs.object.index_select(0, pair)
     # One round for each rejection that follows from another: a few, and no more than a group has detections, since a
@@ -271,7 +271,7 @@ def _match(pairs: Pairs, ignore: Tensor, crowd: Tensor, detections: int) -> Matc
 
 
 def _preferences(pairs: Pairs, ignore: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all pairs that reach a cell's IoU, (N,) cell and (N,) pair: by cell, detection and the detection's taste.
+    """Return the pairs that reach a cell's IoU, (N,) cell and (N,) pair, by cell and detection, its first choice first.
 
     A detection prefers objects that count, and of these larger IoUs, in which order the pairs are.
     """

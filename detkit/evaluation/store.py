@@ -72,7 +72,7 @@ def read_detections(path: str | Path) -> DetectionSet:
         if wrong.any():
             row = int(wrong.int().argmax())
             value = rows[row][COLUMNS.index(name)]
-            raise UserError(f"{path}: detection {row}: {name} {value} is not a place in the list of {len(known)}")
+            raise UserError(f"{path}: detection {row}: {name} {value} is not an index into the list of {len(known)}")
     return DetectionSet(
         boxes=table[:, 3:].to(dtype, copy=True),
         scores=table[:, 2].to(dtype, copy=True),

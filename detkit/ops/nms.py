@@ -1,4 +1,4 @@
-"""Non-maximum suppression of a whole batch at once.
+"""Non-maximum suppression of a batch at once.
 
 Greedy and exact: in each group (one class in one image) boxes are taken best first, and a box is dropped when its IoU
 with a box that was kept before is above the threshold. Groups are kept apart by their index alone, never by shifting

@@ -1,4 +1,4 @@
-"""Random samples of anchors and regions, of a whole batch at once."""
+"""Random samples of anchors and regions, of a batch at once."""
 
 import torch
 from torch import Tensor

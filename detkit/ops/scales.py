@@ -33,7 +33,7 @@ def sppnet_scale(boxes: Tensor, sizes: Tensor, short_sides: Sequence[float], tar
 
 
 def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
-    """Resize each image of a padded batch by its own factor, bilinear and without antialiasing, as the loader does.
+    """Resize each image of a padded batch by its factor, bilinear and without antialiasing, as the loader does.
 
     pixels: (B, C, H, W) float, images at the upper left; sizes: (B, 2), height and width of each; factor: (B,), pixels
     a pixel of the image, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
@@ -47,7 +47,7 @@ def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
         pixel = torch.arange(length, device=pixels.device, dtype=pixels.dtype)
         source = (pixel + 0.5) / factor.to(pixels.dtype).unsqueeze(1) - 0.5
         source = source.clamp(min=0).minimum(sizes[:, axis, None].to(pixels.dtype) - 1)  # edge pixels are repeated
-        axes.append((source + 0.5) * (2 / full) - 1)  # grid_sample's own coordinates
+        axes.append((source + 0.5) * (2 / full) - 1)  # grid_sample's coordinates
         inside.append(pixel < scaled[:, axis, None])
     shape = (len(pixels), height, width)
     grid = torch.stack((axes[1].unsqueeze(1).expand(shape), axes[0].unsqueeze(2).expand(shape)), -1)

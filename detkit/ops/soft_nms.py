@@ -1,4 +1,4 @@
-"""Soft non-maximum suppression of a whole batch at once (Bodla, Singh, Chellappa, Davis: Soft-NMS, ICCV 2017).
+"""Soft non-maximum suppression of a batch at once (Bodla, Singh, Chellappa, Davis: Soft-NMS, ICCV 2017).
 
 The best box M of a group (one class in one image) is taken, the scores of the others fall by how much they overlap it,
 and so on: nothing is dropped but what falls to the score threshold. All groups take their next box together.

@@ -1,4 +1,4 @@
-"""Candidates of a whole batch in order, and in rows by group."""
+"""Candidates of a batch in order, and in rows by group."""
 
 import torch
 from torch import Tensor

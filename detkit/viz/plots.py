@@ -83,7 +83,7 @@ def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
     """Write `all.png` and one `<class>.png` for each class with objects into `folder`; return their paths.
 
     A class's image has the curve as measured, its envelope, the area or the 11 points that AP is taken from, and the
-    scores at some of its points.
+    scores at five of its points, where it has them.
     """
     folder = Path(folder)
     paths = [folder / "all.png"]
