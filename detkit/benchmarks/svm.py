@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops import feature_scale, fit_svm
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
 
 WINDOWS, FEATURES, CLASSES = 5000, 4096, 20
 C, POSITIVE, BIAS = 0.001, 2.0, 10.0  # R-CNN's
@@ -38,9 +38,9 @@ def sklearn_one(_: Setting) -> Job:
     return lambda: machine.fit(x, y)
 
 
-SUBJECTS = (
-    Subject(
+BENCHMARKS = (
+    Benchmark(
         f"SVM, {WINDOWS} windows of {FEATURES} features",
-        (Contender(f"detkit, {CLASSES} classes", detkit_all, True), Contender("scikit-learn, 1 class", sklearn_one)),
+        (Runner(f"detkit, {CLASSES} classes", detkit_all, True), Runner("scikit-learn, 1 class", sklearn_one)),
     ),
 )

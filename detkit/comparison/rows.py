@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """images_per_second: in steps of SGD. seconds: of the whole command where `clocked`, else of what the log tells:
+    """images_per_second: in steps of SGD. seconds: of the command where `clocked`, else of what the log tells:
     steps and evaluations. Both None where it tells nothing."""
 
     images_per_second: float | None
@@ -30,9 +30,9 @@ class Training:
 class Compared:
     """All that is known of one detector.
 
-    score: where F1 is best. images_per_second: in detection, by images at once, proposals given; empty where it was not
-    measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
-    needs_proposals: whether it classifies regions that are given.
+    score: where F1 is best. images_per_second: in detection, by images at once, proposals stored; empty where it was
+    not measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
+    needs_proposals: whether it classifies stored regions.
     """
 
     entry: Entry
@@ -144,10 +144,10 @@ def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
         table.add_column(escape(row.entry.label), justify="right", overflow="fold")
     numbers = [cells(row) for row in rows]
     for title in COLUMNS:
-        table.add_row(title, *(own[title] for own in numbers), end_section=title == COLUMNS[-1])
+        table.add_row(title, *(row_cells[title] for row_cells in numbers), end_section=title == COLUMNS[-1])
     costs = [row.errors.cost.tolist() for row in rows]
-    for place, kind in enumerate(KINDS):
-        gains = (f"{own[place]:+.4f}" if own[place] == own[place] else "–" for own in costs)
+    for kind, kind_costs in zip(KINDS, zip(*costs)):
+        gains = (f"{cost:+.4f}" if cost == cost else "–" for cost in kind_costs)
         table.add_row(kind, *gains)
     return table
 

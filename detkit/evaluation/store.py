@@ -3,7 +3,7 @@
 {"format": "detkit detections 1", "precision": "float32", "classes": [name, ...], "images": [id, ...],
  "columns": ["image", "class", "score", "left", "top", "right", "bottom"], "detections": [[0, 14, 0.9, ...], ...]}
 
-`image` and `class` are places in the lists before them; boxes are continuous pixels of the image, 0 at its left and
+`image` and `class` are indices into the lists before them; boxes are continuous pixels of the image, 0 at its left and
 upper edge. Numbers have as many digits as their precision needs, so what is read is what was written, bit for bit.
 """
 

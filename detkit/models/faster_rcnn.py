@@ -5,7 +5,7 @@ Where the paper and its Python code differ, and what detkit does:
   `model.training: alternating` it is the paper's 4-step one. The RPN's steps are then twice as long as `train` says, as
   published: 80,000 iterations to Fast R-CNN's 40,000, their milestones alike.
 - The RPN has one logit an anchor, not two (the paper's note in section 3.1: logistic regression).
-- Both of its losses are divided by the number of anchors drawn (code), not balanced by lambda = 10 (paper).
+- Both of its losses are divided by the number of sampled anchors (code), not balanced by lambda = 10 (paper).
 - Deltas of the second stage are scaled by .1, .1, .2, .2 (code), not by statistics of the data (Fast R-CNN).
 - Difficult objects are not trained on, as in the code (`data.difficult: false`), but anchors and regions that overlap
   them alone are left out of the loss, where in the code they are background.
@@ -215,8 +215,8 @@ class FasterRCNN(RegionDetector):
         self, images: Images, prepared: list[Tensor], targets: Targets | None
     ) -> tuple[Proposals, list[Step]]:
         output = self.rpn(prepared)
-        steps = self.rpn.trace(prepared, output, images, targets, self.training)
-        return self.rpn.propose(output, images, self.training), steps
+        steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
+        return self.rpn.propose(output, images, self.many_proposals), steps
 
 
 class _RPNNetwork(nn.Module):
