@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.cli.detect_report import Seen
+from detkit.data.annotations import Annotations
 from detkit.data.convert import place_image
-from detkit.data.dataset import Record, box_area
+from detkit.data.dataset import Record
 from detkit.data.image_file import IMAGE_SUFFIXES
 from detkit.data.items import Item
 from detkit.data.voc_writer import voc_xml
@@ -80,8 +81,7 @@ def _item(seen: Seen, name: str, folder: Path, min_side: float) -> Item:
     boxes, labels = _arrays(seen.detections)
     keep = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
     boxes, labels = boxes[keep], labels[keep]
-    none = np.zeros(len(labels), bool)
-    record = Record(name, image, boxes, labels, none, none, none, box_area(boxes), *seen.size)
+    record = Record(name, image, Annotations.of(boxes, labels), *seen.size)
     return Item(name, record, seen.size)
 
 

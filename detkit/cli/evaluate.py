@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -169,9 +169,7 @@ def _only(objects: Set, classes: tuple[str, ...]) -> Set:
     table = torch.tensor([label_of.get(name, -1) for name in objects.classes], dtype=torch.int64)
     labels = table[objects.labels]
     keep = labels >= 0
-    names = [field.name for field in fields(objects) if field.name not in ("ids", "classes", "labels")]
-    parts = {name: None if getattr(objects, name) is None else getattr(objects, name)[keep] for name in names}
-    return replace(objects, **parts, labels=labels[keep], classes=classes)
+    return replace(objects.part(keep), labels=labels[keep], classes=classes)
 
 
 def _compare(result: "Result", detections: "DetectionSet", truth: "TruthSet") -> int:

@@ -76,7 +76,7 @@ def regions(run: Run, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
     assert stored is not None, "check_proposals comes first"
     for first in range(0, len(run.train), images):
         indices = range(first, min(first + images, len(run.train)))
-        records = [run.train.record(index) for index in indices]
+        records = [run.train.record(index).annotations for index in indices]
         targets = Targets.pad(
             (
                 torch.from_numpy(record.boxes),

@@ -68,7 +68,7 @@ def save_samples(dataset: DetectionDataset, detections: DetectionSet, folder: Pa
     count = min(SAMPLES, len(dataset))
     for index in torch.linspace(0, len(dataset) - 1, count).round().int().tolist():
         record = dataset.record(index)
-        truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.ignore}
+        truth = {name: getattr(record.annotations, name) for name in ("boxes", "labels", "ignore")}
         shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
         predicted = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
         image = Image.fromarray(draw_pair(dataset.image(index), truth, predicted, dataset.classes))

@@ -4,10 +4,10 @@ Images are decoded and resized (by the test loader's own transform) in a few thr
 so that a folder or video of any length needs the memory of a few batches.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from detkit.data.transforms import Transform, build_test, pad
 from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.sources import Video, VideoReader, find_sources
+from detkit.inference.thresholds import score_thresholds
 from detkit.models import Detector
 from detkit.proposals.methods import Method, find_method
 from detkit.structures import Detections, Images, Proposals
@@ -92,16 +93,24 @@ def detect_images(
 def detect(
     detector: Detector,
     source: Source | Iterable[Source],
-    config: Config,
-    score_thresholds: Tensor,
-    batch: int = BATCH,
+    *,
+    score: float,
+    classes: Collection[str] | None,
+    thresholds: Mapping[str, float] | None,
+    nms: str | None,
+    flip: bool | None,
+    scales: Sequence[float] | None,
+    batch: int,
 ) -> list[Detections]:
-    """See `Detector.detect`; score_thresholds: as in `detect_images`."""
+    """See `Detector.detect`."""
+    config = detector.experiment or Config(model=detector.config)
+    changes = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
+    settings = replace(config.detect, **{key: value for key, value in changes.items() if value is not None})
+    config = replace(config, detect=settings)
+    limits = score_thresholds(detector, score, classes, thresholds)
     sources: list[Source] = [source] if isinstance(source, Source) else [*source]
     detections = []
-    with closing(
-        detect_images(detector, _images(sources), config, batch=batch, score_thresholds=score_thresholds)
-    ) as results:
+    with closing(detect_images(detector, _images(sources), config, batch=batch, score_thresholds=limits)) as results:
         for result in results:
             if isinstance(result, Unreadable):
                 raise result.error

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -241,11 +241,17 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.raw_outputs")
 
     def flops(self, height: int, width: int) -> Flops | None:
-        """Return the operations for an image of this size, computed on the meta device; None where not known."""
+        """Return the operations for an image of this size; None where not known.
+
+        The network runs on the detector's device; on the meta device it computes nothing.
+        """
         return None
 
     def export_parts(self) -> dict[str, ExportPart]:
-        """Return the networks that become files for other programs, by the end of the file's name; {} for none."""
+        """Return the networks that become files for other programs, by the end of the file's name; {} for none.
+
+        Raises UserError, with the reason alone, where a detector's networks can't be exported.
+        """
         return {}
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
@@ -280,10 +286,6 @@ class Detector(nn.Module):
         """
         # The one import that goes up, for convenience: inference runs detectors, nothing here needs it at import.
         from detkit.inference.predict import detect
-        from detkit.inference.thresholds import score_thresholds
 
-        config = self.experiment or Config(model=self.config)
-        given = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
-        settings = replace(config.detect, **{key: value for key, value in given.items() if value is not None})
-        limits = score_thresholds(self, score, classes, thresholds)
-        return detect(self, source, replace(config, detect=settings), limits, batch)
+        filters = {"score": score, "classes": classes, "thresholds": thresholds}
+        return detect(self, source, **filters, nms=nms, flip=flip, scales=scales, batch=batch)

@@ -45,8 +45,8 @@ def test_data_sets_read_back_by_our_own_readers(weights: str, image_files: Path,
             record = dataset.record(row)
             own = [one for one in own if min(one[2][2] - one[2][0], one[2][3] - one[2][1]) >= 1]
             assert len(own) > 0
-            assert record.labels.tolist() == [label for label, _, _ in own]
-            np.testing.assert_allclose(record.boxes, [box for _, _, box in own], atol=1e-3)
+            assert record.annotations.labels.tolist() == [label for label, _, _ in own]
+            np.testing.assert_allclose(record.annotations.boxes, [box for _, _, box in own], atol=1e-3)
             width, height = record.width, record.height
             assert dataset.image(row).shape == (height, width, 3)
             name = [*expected][row]

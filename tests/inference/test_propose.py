@@ -1,6 +1,5 @@
 """A store of a Faster R-CNN's proposals: the boxes of its RPN, in pixels of the images, also when interrupted."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ def best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw_toys(tmp_path / "toys")
     torch.manual_seed(0)
-    model = replace(tiny_faster_rcnn_config(), test_post_nms_top_n=20)
+    model = tiny_faster_rcnn_config(test_post_nms_top_n=20)
     detector = build_detector(model, CLASSES)
     for name in ("objectness", "deltas"):
         torch.nn.init.normal_(detector.get_submodule(f"rpn.{name}").weight, std=0.3)  # pyright: ignore
