@@ -74,9 +74,9 @@ def create_model(
     model = {"name": name, **keys}
     if backbone is not None:
         model["backbone"] = {"name": backbone} if isinstance(backbone, str) else backbone
-    # checked as the `model` section of a whole config, whose other sections have two keys without a default
-    whole = {"model": model, "data": {"root": ""}, "train": {"iterations": 1}}
-    config = parse_config(OmegaConf.create(whole), "create_model")
+    # checked as the `model` section of a config, whose other sections have two keys without a default
+    values = {"model": model, "data": {"root": ""}, "train": {"iterations": 1}}
+    config = parse_config(OmegaConf.create(values), "create_model")
     return build_detector(config.model, tuple(classes))
 
 

@@ -37,7 +37,7 @@ def _import(name: str) -> None:
             sys.path.append(str(path.parent))
     module = name if path is None else path.stem
     try:
-        found = import_module(module)
+        imported_module = import_module(module)
     except UserError:
         raise
     except ModuleNotFoundError as error:
@@ -45,11 +45,11 @@ def _import(name: str) -> None:
             raise UserError(f"imports: {name} imports {error.name!r}, which is not installed") from None
         raise UserError(f"imports: no module {name!r}; a file is named with .py, as in {name}.py") from None
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{place.filename}:{place.lineno}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}:{frame.lineno}"
         if isinstance(error, SyntaxError):
             where = f"{error.filename}:{error.lineno}"
         raise UserError(f"imports: {name} fails at {where}: {type(error).__name__}: {error}") from None
-    file = getattr(found, "__file__", None)
+    file = getattr(imported_module, "__file__", None)
     if path is not None and (file is None or Path(file).resolve() != path):
         raise UserError(f"imports: {name}: there is another module {module!r}, {file or 'of Python'}; rename the file")

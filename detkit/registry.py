@@ -40,10 +40,10 @@ class Registry(Generic[T]):
 
     def match(self, pattern: str) -> list[str]:
         """Return the sorted names that match a shell pattern; a UserError names the nearest where none does."""
-        found = self.names(pattern)
-        if not found:
+        names = self.names(pattern)
+        if not names:
             raise UserError(f"no {self.kind} matches {pattern!r}{did_you_mean(pattern.strip('*?'), self._entries)}")
-        return found
+        return names
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the sorted names that match a shell pattern."""

@@ -82,8 +82,8 @@ DEEP = {"resnet101", "resnet152", *detkit.list_backbones("vgg1[1-9]_bn"), *detki
 @pytest.mark.parametrize("backbone", [name for name in detkit.list_backbones() if name not in DEEP])
 def test_create_model_with_any_backbone(backbone: str) -> None:
     detector = detkit.create_model("ssd", backbone=backbone, classes=["cat"])
-    assert len(detector.map_sides()) == len(detector.config.features or detector.features) + len(detector.extras)
-    assert detector.map_sides()[-1] == 1
+    assert len(detector.sides) == len(detector.features) + len(detector.extras)
+    assert detector.sides[-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,16 @@ def test_load_and_detect(tmp_path: Path) -> None:
     loaded = detkit.load(tmp_path / "best.pt", device="cpu")
     assert not loaded.training
     assert loaded.classes == CLASSES
-    sample_image = random_image(40, 50)[0]
-    (few,) = loaded.detect(sample_image, score=0.0)
-    (many,) = detector.detect(sample_image, score=0.0)
+    image = random_image(40, 50)[0]
+    (few,) = loaded.detect(image, score=0.0)
+    (many,) = detector.detect(image, score=0.0)
     assert detector.training
     boxes, scores, labels = few.image(0)
     assert boxes.shape == (3, 4)
     assert scores.shape == labels.shape == (3,)
     assert many.labels.shape[1] > 3
     assert torch.equal(many.boxes[:, :3], few.boxes)
-    (none,) = loaded.detect(sample_image, score=0.99)
+    (none,) = loaded.detect(image, score=0.99)
     assert none.boxes.shape == (1, 0, 4)
     with pytest.raises(UserError, match="no checkpoint"):
         detkit.load(tmp_path / "missing.pt")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.config import from_plain, load_config, save_config, to_plain
 from detkit.errors import UserError
+from detkit.experiment import from_plain, load_config, save_config, to_plain
 from detkit.models import build_detector
 from detkit.models.ssd import SSD
 

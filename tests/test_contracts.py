@@ -17,6 +17,7 @@ from detkit.errors import UserError
 from detkit.models import Detector, build_detector, postprocess
 from detkit.structures import Images, Targets
 from tests import zoo
+from tests.builders import objects_of
 
 EVERY = [(model, backbone) for model in zoo.MODELS for backbone in detkit.list_backbones()]
 FEW = ("tiny", "squeezenet1_1", "mobilenet_v3_small")
@@ -26,6 +27,8 @@ MISFITS = {
     ("torchvision_ssd", "zfnet"): "wants 2 to 6 maps of stride 8 and up, and ZFNet gives 1",
     ("torchvision_ssd", "inception_v3"): "model.size: 300 pixels a side are too few for InceptionV3; 336 are enough",
 }
+# detectors that cannot predict without values, and what these are needed for
+NEEDS_VALUES = {"faster_rcnn": "what NMS leaves of its proposals", "torchvision_ssd": "default boxes on the CPU"}
 FITTING = [pair for pair in EVERY if pair not in MISFITS]
 
 
@@ -36,9 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def trainable(detector: Detector) -> dict[str, Tensor]:
-    fitted = zoo.fitted(detector.config.name)
-    named = detector.named_parameters()
-    return {name: p for name, p in named if p.requires_grad and not (fitted and name.startswith(fitted))}
+    return {name: p for name, p in detector.named_parameters() if p.requires_grad}
 
 
 @pytest.fixture
@@ -50,6 +51,8 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         nn.BatchNorm2d, "forward", lambda self, x: x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
     )
+    # the size of a rescaled image is a number that a tensor without values has not
+    monkeypatch.setattr("detkit.models.image_pyramid.rescale", lambda pixels, sizes, factor: pixels)
 
 
 @pytest.mark.parametrize(("model", "every"), FITTING)
@@ -58,19 +61,20 @@ def test_shapes_and_gradients(model: str, every: str, no_values: None) -> None:
         detector = zoo.build(model, every).eval()
         images = zoo.sample_images(detector)
         outputs = detector.raw_outputs(images)
-        wanted = trainable(detector)
-        grads = torch.autograd.grad([x.sum() for x in outputs], list(wanted.values()), allow_unused=True)
-        assert not [name for name, grad in zip(wanted, grads) if grad is None]
+        parameters = trainable(detector)
+        grads = torch.autograd.grad([x.sum() for x in outputs], list(parameters.values()), allow_unused=True)
+        assert not [name for name, grad in zip(parameters, grads) if grad is None]
         assert all(x.dtype == torch.float32 for x in outputs)
-        if model in ("fast_rcnn", "rcnn", "ssd", "yolov1"):  # others need values: sizes, or what NMS keeps
-            predictions = detector.predict(images)
-            regions = images.proposals.boxes.shape[1] if images.proposals is not None else len_of(detector, outputs)
-            assert predictions.scores.shape == (2, regions, 2)
-
-
-def len_of(detector: Any, outputs: list[Tensor]) -> int:
-    """Boxes that a dense detector predicts, by what its network gives."""
-    return outputs[0].shape[1] * (outputs[0].shape[2] if detector.config.name == "yolov1" else 1)
+        if model in NEEDS_VALUES:
+            return
+        predictions = detector.predict(images)
+        count = predictions.scores.shape[1]
+        assert predictions.scores.shape == (2, count, 2)
+        assert predictions.boxes.shape in ((2, count, 4), (2, count, 2, 4))
+        if images.proposals is not None:
+            assert count == images.proposals.boxes.shape[1]
+        else:  # the deltas, four of each box that is predicted
+            assert [x for x in outputs if x[0].numel() == count * 4]
 
 
 @pytest.mark.parametrize(("model", "every"), MISFITS)
@@ -129,11 +133,13 @@ def test_predictions(model: str, backbone: str) -> None:
     for number in range(2):
         one = images.part(slice(number, number + 1))
         count = None if one.proposals is None else int(one.proposals.valid.sum())
-        cut = None if one.proposals is None else one.proposals._map(lambda tensor, count=count: tensor[:, :count])
+        cut = None if one.proposals is None else one.proposals.map(lambda tensor, count=count: tensor[:, :count])
         alone = Images(one.pixels, one.sizes, one.original, one.ids, cut)
         # sums in another order; a hundred random layers with shortcuts make the logits of SSD large, and the error too
         slack = 10 if backbone in ("resnet101", "resnet152") else 1
-        if model == "faster_rcnn":  # up to its own proposals, since rounding may decide which anchors become one
+        if (
+            detector.proposal_settings() is not None
+        ):  # up to its own proposals, since rounding may decide which anchors become one
             with torch.inference_mode():
                 pairs = list(zip(detector.raw_outputs(images), detector.raw_outputs(alone), strict=True))
             for together, single in pairs:
@@ -163,17 +169,17 @@ def batches(detector: Detector) -> dict[str, Targets]:
     many = zoo.regions(300, height, width - 14, 1).tolist()
     return {
         "some": some,
-        "none": zoo.objects([], []),
-        "some without": zoo.objects(some.boxes[0].tolist(), []),
+        "none": objects_of([], []),
+        "some without": objects_of(some.boxes[0].tolist(), []),
         "ignored": Targets(some.boxes, some.labels, some.valid),
-        "one pixel": zoo.objects([pixel], [pixel, [0.0, 0.0, 1.0, 1.0]]),
-        "300": zoo.objects(many, many[:7]),
+        "one pixel": objects_of([pixel], [pixel, [0.0, 0.0, 1.0, 1.0]]),
+        "300": objects_of(many, many[:7]),
     }
 
 
 def test_losses(model: str, backbone: str) -> None:
     detector = zoo.build(model, backbone).train()
-    wanted = trainable(detector)
+    parameters = trainable(detector)
     for kind, targets in batches(detector).items():
         images = zoo.sample_images(detector, around=targets)
         losses = detector(images, targets)
@@ -182,14 +188,14 @@ def test_losses(model: str, backbone: str) -> None:
         assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values()), (kind, losses)
         if kind == "some":
             assert total > 0
-        grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-        for (name, _), grad in zip(wanted.items(), grads):
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        for (name, _), grad in zip(parameters.items(), grads):
             assert grad is not None, (kind, name)
             assert grad.isfinite().all(), (kind, name)
     # the recipes for small computers
     with torch.autocast("cpu", torch.bfloat16):
         losses = detector(images, targets)
-        grads = torch.autograd.grad(sum(losses.values()), list(wanted.values()))  # pyright: ignore
+        grads = torch.autograd.grad(sum(losses.values()), list(parameters.values()))  # pyright: ignore
         with torch.inference_mode():
             found = detector.eval().predict(images)
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())

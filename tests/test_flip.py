@@ -15,6 +15,7 @@ R-CNN's crops, x -> width - 1 - x, and RoI pooling, x -> width - stride - x. No 
 RoI pooling, whose anchors have that of the image.
 """
 
+import math
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from detkit.config import DetectConfig
 from detkit.models import Detector, postprocess
+from detkit.models.region import RegionDetector
+from detkit.models.svm_detector import SVMHead
 from detkit.structures import Images, Predictions, Proposals
 from tests import zoo
 from tests.builders import random_image
@@ -96,8 +99,8 @@ def symmetrise(model: str, detector: Any) -> None:
     """Make a detector its own mirror image, with scores and boxes that vary."""
     boxes: list[nn.Module] = []
     if model == "ssd":
-        boxes = [*detector.regressors]
-        [liven(layer) for layer in (*boxes, *detector.classifiers)]
+        boxes = [*detector.head.regressors]
+        [liven(layer) for layer in (*boxes, *detector.head.classifiers)]
     if model == "torchvision_ssd":
         heads = detector.ssd.head
         boxes = [*heads.regression_head.module_list]
@@ -124,18 +127,19 @@ def symmetrise(model: str, detector: Any) -> None:
         other = last.weight[outputs][:, mirrored_map(channels, side)]
         last.weight.copy_((last.weight + sign.unsqueeze(1) * other) / 2)
         last.bias.copy_((last.bias + sign * last.bias[outputs] + shift) / 2)
-    if model in ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet"):
-        head, config = detector.head, detector.config
-        sides = config.pyramid if model == "sppnet" else [config.pool_size]
-        bins = sum(side**2 for side in sides)
+    if isinstance(detector, RegionDetector):
+        head, bins = detector.head, detector.features.shape[1:]
+        sides = [level.shape[-1] for level in detector.features.squares(torch.zeros(1, *bins))]
+        count = math.prod(bins)
         first = next((layer for layer in head.tail.modules() if isinstance(layer, nn.Linear)), None)
         if first is not None:
-            fold(first, mirrored_map(first.in_features // bins, *sides))
+            fold(first, mirrored_map(first.in_features // count, *sides))
         liven(head.classifier)
         liven(head.regressor)
-        pooled = mirrored_map(head.regressor.in_features // bins, *sides) if model in ("rcnn", "sppnet") else None
+        fitted = isinstance(head, SVMHead)  # whose regression reads the pooled features
+        pooled = mirrored_map(head.regressor.in_features // count, *sides) if fitted else None
         fold(head.regressor, pooled, horizontal=True)
-        if model in ("rcnn", "sppnet"):
+        if fitted:
             liven(head.svm)
             head.regressor.weight.mul_(0.3)
             head.svm_fitted.fill_(True)
@@ -151,8 +155,8 @@ def flat(predictions: Predictions, row: int) -> Found:
     """All boxes of an image, each with its score for each class; without padding."""
     scores = predictions.scores[row].flatten()
     labels = torch.arange(predictions.scores.shape[2]).repeat(predictions.scores.shape[1])
-    real = scores > -torch.inf
-    return predictions.boxes[row].flatten(0, 1)[real], scores[real], labels[real]
+    valid = scores > -torch.inf
+    return predictions.boxes[row].flatten(0, 1)[valid], scores[valid], labels[valid]
 
 
 def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
@@ -160,11 +164,12 @@ def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
     if model == "yolov1":
         return mirrored_cells(detector.grid, detector.config.boxes)
     if model == "ssd":
-        maps, regressors = detector.maps(pixels), detector.regressors
+        regressors = detector.head.regressors
     elif model == "torchvision_ssd":
-        maps, regressors = [*detector.ssd.backbone(pixels).values()], detector.ssd.head.regression_head.module_list
-    else:  # regions are given, or the best first
+        regressors = detector.ssd.head.regression_head.module_list
+    else:  # regions come with the images, or the best first
         return slice(None)
+    maps = detector.feature_maps(pixels)
     places, first = [], 0
     for x, layer in zip(maps, regressors):
         places.append(first + mirrored_cells(x.shape[-1], layer.out_channels // 4))
@@ -174,7 +179,7 @@ def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", KEYS)
-def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) -> None:
+def test_mirrored_images_have_mirrored_detections(case: str, backbone: str) -> None:
     model = case.split()[0]
     keys = dict(KEYS[case])
     if model == "torchvision_ssd":
@@ -191,7 +196,7 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
         for x, boxes in ((pixels, regions), (pixels.flip(-1), mirror(regions, axis)))
     ]
     found, again = detector.predict(one), detector.predict(other)
-    places = order(model, detector, detector.normalise(one))
+    places = order(model, detector, detector.normalise(one.pixels))
     expected = Predictions(mirror(found.boxes, axis)[:, places], found.scores[:, places])
     spread = float(found.scores[found.scores > -torch.inf].std())
     assert spread > 1e-4
@@ -208,14 +213,15 @@ def test_mirrored_pictures_have_mirrored_detections(case: str, backbone: str) ->
         settings = DetectConfig(
             score_threshold=1e-3 if case == "yolov1" else -1e9, detections_per_image=20
         )  # YOLO's scores below 0 are 0 alike
-        detections, mirrored = postprocess(found, one, settings), postprocess(again, other, settings)
+        detections, _ = postprocess(found, one, settings)
+        mirrored, _ = postprocess(again, other, settings)
         for row in range(2):
             boxes, scores, labels = detections.image(row)
-            wanted = (mirror(boxes, width), scores, labels)
+            mirrored_back = (mirror(boxes, width), scores, labels)
             assert len(labels) >= 2
             assert_same_detections(
                 mirrored.image(row),
-                wanted,
+                mirrored_back,
                 score=settings.score_threshold,
                 iou=settings.nms_iou,
                 keep=20,
@@ -232,9 +238,9 @@ def test_a_network_that_is_no_mirror_image_is_noticed() -> None:
     detector: Detector = zoo.build("ssd", BACKBONES[0], **KEYS["ssd"]).eval()
     with torch.no_grad():
         symmetrise("ssd", detector)
-        nn.init.normal_(detector.get_submodule("classifiers.0").weight, std=0.1)  # pyright: ignore
+        nn.init.normal_(detector.get_submodule("head.classifiers.0").weight, std=0.1)  # pyright: ignore
         pixels = random_image(128, 128)
         size = torch.tensor([[128, 128]])
         found, again = [detector.predict(Images(x, size, size, ("0",))) for x in (pixels, pixels.flip(-1))]
-        places = order("ssd", detector, detector.normalise(Images(pixels, size, size, ("0",))))
+        places = order("ssd", detector, detector.normalise(pixels))
     assert (again.scores - found.scores[:, places]).abs().max() > 0.01

@@ -16,8 +16,10 @@ from detkit.data.proposal_store import make_manifest, write_store
 from detkit.data.shapes import draw_shapes
 from detkit.data.voc import VOCDataset
 from detkit.engine.session import train
+from detkit.models.registry import MODELS as MODEL_TYPES
+from detkit.models.svm_detector import SVMDetector
 
-SAMPLE_IMAGES, SEED = 8, 0
+IMAGES, SEED = 8, 0
 SHORT, LONG = 96, 144  # of images of 128 to 160 pixels
 REGIONS = {"freeze_stages": 0, "freeze_norms": False, "batch_size_per_image": 32, "size": [SHORT, LONG], "pool_size": 4}
 # SVMs: the published C is for thousands of windows; two stars among 400 would stay on the wrong side of the margin
@@ -46,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 RECIPE = {
     "iterations": 200,
-    "batch": SAMPLE_IMAGES,
+    "batch": IMAGES,
     "optimizer": "adamw",
     "lr": 0.002,
     "weight_decay": 0.0,
@@ -66,15 +68,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("overfit")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        draw_shapes(folder / "shapes", {"train": SAMPLE_IMAGES}, SEED)
+        draw_shapes(folder / "shapes", {"train": IMAGES}, SEED)
         dataset = VOCDataset([(folder / "shapes", "train")])
     random = np.random.default_rng(0)
     boxes = []
     for row in range(len(dataset)):
         record = dataset.record(row)
         height, width = record.height, record.width
-        sides = np.tile(record.boxes[:, 2:] - record.boxes[:, :2], 2)
-        near = [record.boxes + random.uniform(-0.15, 0.15, record.boxes.shape) * sides for _ in range(6)]
+        objects = record.annotations.boxes
+        sides = np.tile(objects[:, 2:] - objects[:, :2], 2)
+        near = [objects + random.uniform(-0.15, 0.15, objects.shape) * sides for _ in range(6)]
         low = random.uniform(0, 0.8, (30, 2))
         anywhere = np.concatenate([low, low + random.uniform(0.1, 0.6, (30, 2))], 1) * np.array([width, height] * 2)
         boxes.append(np.concatenate([*near, anywhere]).clip(0, (width, height) * 2).astype(np.float32))
@@ -84,8 +87,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_eight_pictures_are_learnt_by_heart(model: str, root: Path, tmp_path: Path) -> None:
-    given = model in ("rcnn", "sppnet", "fast_rcnn")
+def test_eight_images_are_learnt_by_heart(model: str, root: Path, tmp_path: Path) -> None:
+    detector_type = MODEL_TYPES.get(model)
     config = {
         "model": {"name": model, "backbone": {"name": "tiny"}, **MODELS[model]},
         "data": {
@@ -95,11 +98,11 @@ def test_eight_pictures_are_learnt_by_heart(model: str, root: Path, tmp_path: Pa
             "test": ["train"],
             "difficult": False,
             "cache": True,
-            "proposals": [str(root / "regions.npz")] if given else [],
+            "proposals": [str(root / "regions.npz")] if detector_type.takes_proposals else [],
         },
         "train": RECIPE,
-        "detect": MARGINS if model in ("rcnn", "sppnet") else DETECT,
-        "evaluate": {"metric": "voc07", "batch": SAMPLE_IMAGES},
+        "detect": MARGINS if issubclass(detector_type, SVMDetector) else DETECT,
+        "evaluate": {"metric": "voc07", "batch": IMAGES},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     folder = train(str(tmp_path / "config.yaml"), [], str(tmp_path / "run"))
@@ -108,5 +111,5 @@ def test_eight_pictures_are_learnt_by_heart(model: str, root: Path, tmp_path: Pa
     ]
     assert losses[-1] < 0.3 * losses[0], losses
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["images"] == SAMPLE_IMAGES
+    assert metrics["images"] == IMAGES
     assert metrics["mAP"] >= 0.95, metrics["AP"]

@@ -34,11 +34,7 @@ def _no_values() -> Iterator[None]:
 
 def build(model: str, backbone: str, weights: Path | None = None) -> Detector:
     name, _, neck = model.partition("+")
-    keys = {**zoo.KEYS[name], **(PYRAMID if neck else {})}
-    if backbone == "alexnet" and "pool_size" in keys:
-        keys["pool_size"] = 6
-    config = BackboneConfig(backbone, None if weights is None else str(weights))
-    return detkit.create_model(name, backbone=config, classes=zoo.CLASSES, **keys)
+    return zoo.build(name, backbone, weights, **(PYRAMID if neck else {}))
 
 
 def pretrained(detector: Detector, whole: dict[str, Tensor]) -> set[str]:

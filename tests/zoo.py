@@ -1,5 +1,6 @@
-"""Every detector, small: configs, batches that it takes, and what its network gives before decoding."""
+"""Every detector, small: configs, and batches that it takes."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ import detkit
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.models import Detector
+from detkit.models.region_features import PyramidFeatures
 from detkit.structures import Images, Proposals, Targets
-from tests.builders import random_image
+from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "torchvision_ssd", "yolov1")
@@ -34,39 +36,36 @@ KEYS: dict[str, dict[str, Any]] = {
     "torchvision_ssd": {"size": 300},
     "yolov1": {"size": 96, "convolutions": [[16, 3, 1]], "hidden": [16]},
 }
-# values of the small configs that some backbones can't see with: the side of the maps that fc6 and fc7 read is theirs
-POOLING = ("fast_rcnn", "faster_rcnn", "rcnn")
+POOLING = tuple(name for name in MODELS if "pool_size" in KEYS[name])
+HEIGHT, WIDTH = 96, 112  # of images for detectors that keep the aspect ratio
+PADDED = 13  # columns by which the second image of a batch is narrower
 
 
-def build(name: str, backbone: str = "tiny", **keys: Any) -> Detector:
-    """A small detector on any backbone that fits."""
+def build(name: str, backbone: str = "tiny", weights: Path | None = None, **keys: Any) -> Detector:
+    """Return a small detector on any backbone that fits; weights: a file for the backbone."""
     keys = {**KEYS[name], **keys}
-    if name in POOLING and "pool_size" in keys:
+    if "pool_size" in keys:  # the side of the maps that fc6 and fc7 read is the backbone's
         with torch.device("meta"):
             side = create_backbone(BackboneConfig(backbone), tail=True).tail_size
         keys["pool_size"] = side or keys["pool_size"]
-    return detkit.create_model(name, backbone=backbone, classes=CLASSES, **keys)
-
-
-def fitted(name: str) -> tuple[str, ...]:
-    """Beginnings of the parameters that stages other than gradient descent set."""
-    return ("head.svm", "head.regressor") if name in ("rcnn", "sppnet") else ()
+    config = BackboneConfig(backbone, None if weights is None else str(weights))
+    return detkit.create_model(name, backbone=config, classes=CLASSES, **keys)
 
 
 def side(detector: Detector) -> tuple[int, int]:
-    """Height and width of images for it."""
-    return detector.input.size if detector.input.resize == "stretch" else (96, 112)
+    """Return height and width of images for it."""
+    return detector.input.fit(HEIGHT, WIDTH)
 
 
-def objects(*boxes: list[list[float]], ignore: bool = False) -> Targets:
-    """Targets of a batch; labels take turns."""
-    return Targets.pad(
-        (torch.tensor(own).view(-1, 4), torch.arange(len(own)) % 2, torch.full((len(own),), ignore)) for own in boxes
-    )
+def takes_padding(detector: Detector) -> bool:
+    """Whether what pads an image changes none of its predictions."""
+    # an image pyramid makes its canvas itself, from the largest image of a batch, whose border deeper layers see
+    own_canvas = isinstance(getattr(detector, "features", None), PyramidFeatures)
+    return detector.input.resize != "stretch" and not own_canvas
 
 
 def regions(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """(count, 4) boxes inside an image."""
+    """Return (count, 4) boxes inside an image."""
     random = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=random) * 0.7
     high = low + 0.1 + 0.2 * torch.rand(count, 2, generator=random)
@@ -74,26 +73,26 @@ def regions(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def sample_images(detector: Detector, batch: int = 2, around: Targets | None = None) -> Images:
-    """Images that differ, padded where the detector takes such; proposals random, and around the objects."""
+    """Return images that differ, padded where the detector takes such; proposals random, and around the objects."""
     height, width = side(detector)
     pixels = torch.cat([random_image(height, width, seed) for seed in range(batch)])
     sizes = torch.tensor([[height, width]] * batch)
-    # SPPNet makes its canvas itself, from the largest image of a batch, whose border deeper layers see
-    if detector.input.resize != "stretch" and detector.config.name != "sppnet":
-        sizes[1:] -= torch.tensor([0, 13])
-        pixels[1:, :, :, width - 13 :] = 0
-    given = None
+    if takes_padding(detector):
+        sizes[1:] -= torch.tensor([0, PADDED])
+        pixels[1:, :, :, width - PADDED :] = 0
+    proposals = None
     if detector.takes_proposals:
-        boxes = [regions(12 - image, height, width - 13, image) for image in range(batch)]
+        boxes = [regions(12 - image, height, width - PADDED, image) for image in range(batch)]
         if around is not None:
-            boxes = [torch.cat((own[around.valid[image]], boxes[image])) for image, own in enumerate(around.boxes)]
-        given = Proposals.pad(boxes)
-    return Images(pixels, sizes, sizes, tuple(map(str, range(batch))), given)
+            objects = [image[valid] for image, valid in zip(around.boxes, around.valid)]
+            boxes = [torch.cat(pair) for pair in zip(objects, boxes)]
+        proposals = Proposals.pad(boxes)
+    return Images(pixels, sizes, sizes, tuple(map(str, range(batch))), proposals)
 
 
 def some_objects(detector: Detector) -> Targets:
-    """Two objects on the first image, one on the second."""
+    """Return two objects on the first image, one on the second."""
     height, width = side(detector)
-    share = torch.tensor([width - 14, height] * 2)
+    share = torch.tensor([width - PADDED - 1, height] * 2)
     boxes = ([[0.1, 0.2, 0.5, 0.7], [0.4, 0.1, 0.9, 0.9]], [[0.3, 0.3, 0.8, 0.6]])
-    return objects(*((torch.tensor(own) * share).tolist() for own in boxes))
+    return objects_of(*((torch.tensor(image) * share).tolist() for image in boxes))

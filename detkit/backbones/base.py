@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from detkit.errors import UserError
 
-UNFROZEN = "what trains it whole: model.freeze_stages=0, in SPPNet model.frozen=false"
+UNFROZEN = "train all of it: model.freeze_stages=0, in SPPNet model.frozen=false"
 
 
 class FeatureInfo(NamedTuple):
@@ -28,8 +28,8 @@ class Backbone(nn.Module):
     region: the map that single-map region detectors pool from. first_cell_centre: the pixel coordinate under the
     middle of its cell 0, in continuous pixels (pixel i spans i to i + 1), as `ops.spp_pool` takes it; cell i has it at
     first_cell_centre + i * stride. Networks whose strided layers have odd kernels, padded by half of them, have .5.
-    tail_size: the side of the pooled maps that `tail` reads, None where it reads any. A whole crop's map becomes such a
-    map by adaptive max pooling, which in the published sizes is the network's own last pool.
+    tail_size: the side of the pooled maps that `tail` reads, None where it reads any. The map of a crop becomes
+    such a map by adaptive max pooling, which at the published sizes is the network's last pooling layer.
     width: of `fully_connected` layers above the region map.
     """
 
@@ -47,11 +47,11 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def layer_groups(self) -> list[nn.Module]:
-        """Return the layers in order, cut where the maps become smaller, so that the first of them can be frozen."""
+        """Return the layers in order, in groups that begin where maps become smaller; the first can be frozen."""
         raise UserError(f"model.backbone: {type(self).__name__} has no stages that could be frozen; {UNFROZEN}")
 
     def truncate(self, name: str) -> None:
-        """Leave out the layers behind the map `name`: nothing would train them."""
+        """Remove the layers behind the map `name`: nothing would train them."""
         names = [info.name for info in self.info]
         if name not in names:
             raise UserError(f"model.backbone: {type(self).__name__} gives the maps {', '.join(names)}, not {name!r}")
@@ -69,12 +69,12 @@ class Backbone(nn.Module):
         return fully_connected(self.info[-1].channels * size**2, self.width)
 
     def drop_tail(self) -> None:
-        """Leave out the layers that only `tail` uses."""
+        """Remove the layers that only `tail` uses."""
 
     def published(self) -> tuple[str, dict[str, Tensor]] | None:
         """Return the name of ImageNet weights from elsewhere than torchvision, and their tensors; None without any.
 
-        Raises UserError where they exist and can't be had.
+        Raises UserError where they exist and can't be loaded.
         """
         return None
 

@@ -40,9 +40,9 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
 
 
 class LocallyConnected(nn.Module):
-    """A padded convolution of stride 1 with weights of its own for each place of a map of `size`, height and width.
+    """A padded convolution of stride 1 with separate weights for each cell of a map of `size`, height and width.
 
-    weight: (places, outputs, inputs * kernel * kernel); bias: (outputs, height, width).
+    weight: (cells, outputs, inputs * kernel * kernel); bias: (outputs, height, width).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, size: tuple[int, int]) -> None:
@@ -55,7 +55,7 @@ class LocallyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, height, width) -> (B, outputs, height, width)."""
         windows = F.unfold(x, self.kernel, padding=self.kernel // 2)
-        # one matrix product a place: (places, outputs, K) x (places, K, B)
+        # one matrix product a cell: (cells, outputs, K) x (cells, K, B)
         out = torch.bmm(self.weight, windows.permute(2, 1, 0))
         return out.permute(2, 1, 0).reshape(x.shape[0], *self.bias.shape) + self.bias
 

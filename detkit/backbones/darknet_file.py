@@ -3,7 +3,7 @@
 A file is a header and then little-endian float32 numbers, layer after layer in the network's order and without names.
 A convolution has bias, weights (outputs, inputs, height, width); one with batch norm has the norm's bias, scales, means
 and variances, and its weights. A connected layer has biases, weights (outputs, inputs); a locally connected one
-biases (outputs, height, width), weights (places, outputs, inputs, height, width).
+biases (outputs, height, width), weights (cells, outputs, inputs, height, width).
 
 The header is three int32, the version's major, minor and revision number, and the images seen in training: int32
 before version 0.2, int64 from it on. The first files held the learning rate, momentum and decay as floats where later
@@ -56,28 +56,28 @@ class Stored(NamedTuple):
     connected: bool
 
 
-def read_weights(path: str | Path, network: nn.Module, *, whole: bool = True) -> tuple[dict[str, Tensor], Header]:
+def read_weights(path: str | Path, network: nn.Module, *, exact: bool = True) -> tuple[dict[str, Tensor], Header]:
     """Return a state dict for `network` from a file, and the file's header.
 
-    network: its layers, of the kinds above, must be registered in the file's order. whole: whether the file must end
+    network: its layers, of the kinds above, must be registered in the file's order. exact: whether the file must end
     with the network; otherwise more layers may follow, as for a backbone. Batch norm's counters are not in a file and
     so not returned. Raises UserError, naming the file, where it can't be read, is too short or too long, or holds what
     no trained network does.
     """
     path = Path(path)
     header, numbers = _open(path)
-    own = network.state_dict()
-    wanted = list(_stored(network))
-    total = sum(own[key].numel() for key, _ in wanted)
-    if len(numbers) < total or (whole and len(numbers) > total):
+    expected = network.state_dict()
+    tensors = list(_stored(network))
+    total = sum(expected[key].numel() for key, _ in tensors)
+    if len(numbers) < total or (exact and len(numbers) > total):
         raise UserError(
             f"{path}: holds {len(numbers)} numbers, but the network has {total}: the file is "
             f"{'cut short or ' if len(numbers) < total else ''}another network's"
         )
     state, start = {}, 0
-    for key, connected in wanted:
-        shape = own[key].shape
-        part = torch.from_numpy(numbers[start : start + own[key].numel()].astype(np.float32))
+    for key, connected in tensors:
+        shape = expected[key].shape
+        part = torch.from_numpy(numbers[start : start + shape.numel()].astype(np.float32))
         start += len(part)
         if not part.isfinite().all() or (key.endswith("running_var") and (part < 0).any()):
             what = "values that are not finite" if not part.isfinite().all() else "negative variances"
@@ -87,7 +87,7 @@ def read_weights(path: str | Path, network: nn.Module, *, whole: bool = True) ->
 
 
 def write_weights(path: str | Path, network: nn.Module, header: Header | None = None) -> None:
-    """Write a network's weights, whole or not at all; the layout follows the header's version, by default 0.2."""
+    """Write a network's weights, the full file or nothing; the layout follows the header's version, by default 0.2."""
     header = Header() if header is None else header
     state = network.state_dict()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:

@@ -13,7 +13,7 @@ class MobileNet(Backbone):
     """Features c3 (stride 8), c4 (stride 16) and c5 (stride 32).
 
     c3 and c4 are the *expanded* tensors (after their nonlinearity) of the first block of the next stage, as in the
-    papers' SSDLite (V2, section 6.2; V3, section 6.3): the block's own output is a linear bottleneck of few channels.
+    papers' SSDLite (V2, section 6.2; V3, section 6.3): the block's output is a linear bottleneck of few channels.
 
     blocks: the strided blocks whose expanded tensors are c3 and c4; inner: torchvision's name of a block's layers;
     starts: the first block of each stage.

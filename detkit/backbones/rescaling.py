@@ -1,4 +1,4 @@
-"""A network's own normalisation of its input."""
+"""Normalisation of the input that is part of a network."""
 
 import torch
 from torch import Tensor, nn

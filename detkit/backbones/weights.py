@@ -25,8 +25,8 @@ DARKNET = ".weights"
 # where a detector's checkpoint keeps its backbone, the longer prefix first, and what a region head took of it
 INSIDE = ("ssd.backbone.backbone.", "backbone.")
 TAIL = "head.tail."
-SIDE = 7  # of a region's map; any will do where the tail has no size of its own
-LEAST_FIT = 0.5  # part of a backbone's tensors that a file must have to be called its
+SIDE = 7  # of a region's map, where the tail reads maps of any size
+MIN_FIT = 0.5  # share of a backbone's tensors that a file must have to be called its
 
 
 class Source(NamedTuple):
@@ -66,7 +66,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     A file may hold torchvision's keys, any of them nested under a common wrapper; or be a detkit checkpoint, whose
     backbone is taken, with those of its layers that are a region head's tail; or one of darknet's `.weights`, of which
     a backbone of that family takes the first layers.
-    backbone: whole, before `tail`, `cut` or `drop_tail`.
+    backbone: complete, before `tail`, `truncate` or `drop_tail`.
     Raises UserError where there is no such file, where it can't be read, and where no tensor of it, or one of another
     shape, fits the backbone.
     """
@@ -78,35 +78,35 @@ def load_weights(backbone: Backbone, weights: str) -> None:
         source, state = weights, _read_darknet(backbone, Path(weights))
     else:
         source, state = weights, _inside(backbone, _read(Path(weights)))
-    found, state = state, backbone.convert(state)
-    own = backbone.state_dict()
-    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
+    read, state = state, backbone.convert(state)
+    expected = backbone.state_dict()
+    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if wrong:
         key = wrong[0]
         raise UserError(
             f"{source}: {key} has shape {tuple(state[key].shape)}, but {type(backbone).__name__} needs "
-            f"{tuple(own[key].shape)}; the file belongs to {_owner(found)}"
+            f"{tuple(expected[key].shape)}; the file belongs to {_backbones_of(read)}"
         )
-    fitting = {key: state[key] for key in own if key in state}
+    fitting = {key: state[key] for key in expected if key in state}
     if not fitting:
         raise UserError(
-            f"{source}: no tensor has a name of {type(backbone).__name__} (such as {next(iter(own))!r}); "
-            f"the file belongs to {_owner(found)}"
+            f"{source}: no tensor has a name of {type(backbone).__name__} (such as {next(iter(expected))!r}); "
+            f"the file belongs to {_backbones_of(read)}"
         )
     broken = [key for key, tensor in fitting.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise UserError(f"{source}: {broken[0]} holds values that are not finite")
     backbone.load_state_dict(fitting, strict=False)
-    counted = [key for key in own if not key.endswith(UNIMPORTANT)]
+    counted = [key for key in expected if not key.endswith(UNIMPORTANT)]
     left = [key for key in counted if key not in fitting]
-    unused = [key for key in state if key not in own and not key.endswith(UNIMPORTANT)]
+    unused = [key for key in state if key not in expected and not key.endswith(UNIMPORTANT)]
     line = f"backbone weights: {len(counted) - len(left)} of {len(counted)} tensors from {source}"
-    line += f"; left as initialised: {_some(left)}" if left else ""
-    line += f"; in the file but not used: {_some(unused)}" if unused else ""
+    line += f"; left as initialised: {_first(left)}" if left else ""
+    line += f"; in the file but not used: {_first(unused)}" if unused else ""
     print(line, file=sys.stderr)
 
 
-def _owner(state: dict[str, Tensor]) -> str:
+def _backbones_of(state: dict[str, Tensor]) -> str:
     """Say which backbones a file's tensors fit best, by their names and shapes."""
     shares: dict[str, float] = {}
     for name in BACKBONES.names():
@@ -116,15 +116,15 @@ def _owner(state: dict[str, Tensor]) -> str:
             converted = backbone.convert(state)
         except (LookupError, RuntimeError, ValueError):
             continue  # it is made for another network's file
-        own = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith(UNIMPORTANT)}
-        present = [key for key in own if key in converted]
-        if all(converted[key].shape == own[key].shape for key in present):
-            shares[name] = len(present) / len(own)
-    most = max([LEAST_FIT, *shares.values()])
-    return " or ".join(name for name, share in shares.items() if share == most) or "no backbone of detkit's"
+        expected = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith(UNIMPORTANT)}
+        present = [key for key in expected if key in converted]
+        if all(converted[key].shape == expected[key].shape for key in present):
+            shares[name] = len(present) / len(expected)
+    best = max([MIN_FIT, *shares.values()])
+    return " or ".join(name for name, share in shares.items() if share == best) or "no backbone of detkit's"
 
 
-def _some(keys: list[str]) -> str:
+def _first(keys: list[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
@@ -143,8 +143,8 @@ def _torchvisions(backbone: Backbone) -> tuple[str, dict[str, Tensor]]:
 
 def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
     if not backbone.darknet:
-        raise UserError(f"{path}: darknet's weights fit its own networks, such as darknet_yolov1, not this backbone")
-    return read_weights(path, backbone, whole=False)[0]
+        raise UserError(f"{path}: darknet's weights fit darknet's networks, such as darknet_yolov1, not this backbone")
+    return read_weights(path, backbone, exact=False)[0]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -174,12 +174,12 @@ def _inside(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tail_names(backbone: Backbone) -> dict[str, str]:
-    """Return what the tensors of a tail that is made of the backbone's own layers are called in the backbone."""
+    """Return what the tensors of a tail that is made of the backbone's layers are called in the backbone."""
     if type(backbone).tail is Backbone.tail:
         return {}  # new layers
     tensors = backbone.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in tensors.items()}
-    # the tail is cut out of a copy that shares all tensors, on the meta device lest new ones are made for nothing
+    # the tail is taken out of a copy that shares all tensors, on the meta device lest new ones are made for nothing
     copy = deepcopy(backbone, {id(tensor): tensor for tensor in tensors.values()})
     with torch.device("meta"):
         tail = copy.tail(backbone.tail_size or SIDE).state_dict(keep_vars=True)

@@ -62,7 +62,7 @@ def compare(
     for i in range(len(dataset)):
         image = dataset.image(i)
         start = time.process_time()
-        ours.append(selective_search(image, mode, smallest=MIN_SIZE))
+        ours.append(selective_search(image, mode, min_size=MIN_SIZE))
         seconds[DETKIT].append(time.process_time() - start)
         took, boxes = contrib.search(image, mode)
         theirs.append(boxes)

@@ -38,34 +38,34 @@ DEFAULTS = {
 
 
 class Section(NamedTuple):
-    """A `[name]` of a cfg and its options; place: file and line, for errors."""
+    """A `[name]` of a cfg and its options; origin: file and line, for errors."""
 
     name: str
     options: dict[str, str]
-    place: str
+    origin: str
 
     def number(self, key: str) -> float:
         text = self.options.get(key, DEFAULTS[key])
         try:
             return float(text)
         except ValueError:
-            raise UserError(f"{self.place}: {key}={text} is not a number") from None
+            raise UserError(f"{self.origin}: {key}={text} is not a number") from None
 
-    def whole(self, key: str) -> int:
+    def integer(self, key: str) -> int:
         value = self.number(key)
         if not value.is_integer():
-            raise UserError(f"{self.place}: {key}={self.options[key]} is not a whole number")
+            raise UserError(f"{self.origin}: {key}={self.options[key]} is not a whole number")
         return int(value)
 
     def expect(self, fixed: dict[str, str], free: Iterable[str] = ()) -> None:
         """Raise UserError where an option is not as in `fixed`, or in neither `fixed` nor `free`."""
-        for key, wanted in fixed.items():
+        for key, expected in fixed.items():
             value = self.options.get(key, DEFAULTS[key])
-            if value != wanted and (not wanted.isdecimal() or self.number(key) != float(wanted)):
-                raise UserError(f"{self.place}: [{self.name}] with {key}={value}; only {key}={wanted} is read")
+            if value != expected and (not expected.isdecimal() or self.number(key) != float(expected)):
+                raise UserError(f"{self.origin}: [{self.name}] with {key}={value}; only {key}={expected} is read")
         for key in self.options:
             if key not in fixed and key not in free:
-                raise UserError(f"{self.place}: [{self.name}] with {key}={self.options[key]}, which is not read")
+                raise UserError(f"{self.origin}: [{self.name}] with {key}={self.options[key]}, which is not read")
 
 
 def load_darknet(weights: str | Path, overrides: list[str] | None = None) -> tuple[Detector, Config]:
@@ -113,7 +113,7 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
     net, *layers = sections
     sizes = [net.options.get(key, "missing") for key in ("height", "width", "channels")]
     if sizes[0] != sizes[1] or not sizes[0].isdecimal() or sizes[2] != "3":
-        raise UserError(f"{net.place}: height={sizes[0]}, width={sizes[1]}, channels={sizes[2]}; read are RGB squares")
+        raise UserError(f"{net.origin}: height={sizes[0]}, width={sizes[1]}, channels={sizes[2]}; read are RGB squares")
     layers.append(Section("end", {}, source))
     name = _take_backbone(layers)
     config = YOLOv1Config(backbone=BackboneConfig(name), size=int(sizes[0]), convolutions=[], hidden=[], dropout=0.0)
@@ -123,7 +123,7 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
     if layers[0].name == "local":
         local = layers.pop(0)
         local.expect(LOCAL, ["filters"])
-        config.local = local.whole("filters")
+        config.local = local.integer("filters")
     units: list[Section] = []
     while layers[0].name in ("connected", "dropout"):
         layer = layers.pop(0)
@@ -135,19 +135,19 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
             layer.expect({}, ["probability"])
             config.dropout = layer.number("probability")
             if layers[0].name != "connected" or layers[1].name in ("connected", "dropout"):
-                raise UserError(f"{layer.place}: [dropout] is read before the last [connected] only")
+                raise UserError(f"{layer.origin}: [dropout] is read before the last [connected] only")
     if not units or [layer.name for layer in layers] != ["detection", "end"]:
-        raise UserError(f"{layers[0].place}: [{layers[0].name}], where YOLOv1 has [connected] and then [detection]")
+        raise UserError(f"{layers[0].origin}: [{layers[0].name}], where YOLOv1 has [connected] and then [detection]")
     detection = layers.pop(0)
     detection.expect(DETECTION, ["classes", "side", "num", "jitter", "noobject_scale", "coord_scale"])
-    config.hidden = [layer.whole("output") for layer in units[:-1]]
-    config.grid, config.boxes = detection.whole("side"), detection.whole("num")
+    config.hidden = [layer.integer("output") for layer in units[:-1]]
+    config.grid, config.boxes = detection.integer("side"), detection.integer("num")
     config.coord, config.noobj = detection.number("coord_scale"), detection.number("noobject_scale")
-    classes = detection.whole("classes")
+    classes = detection.integer("classes")
     outputs = config.grid**2 * (config.boxes * 5 + classes)
-    if units[-1].whole("output") != outputs:
+    if units[-1].integer("output") != outputs:
         raise UserError(
-            f"{units[-1].place}: output={units[-1].whole('output')}, but [detection] needs {outputs}: "
+            f"{units[-1].origin}: output={units[-1].integer('output')}, but [detection] needs {outputs}: "
             "side * side * (num * 5 + classes)"
         )
     config.__post_init__()  # the checks of the values
@@ -160,7 +160,7 @@ def write_cfg(detector: Detector) -> str:
     if not isinstance(c, YOLOv1Config):
         raise UserError(f"darknet's files hold a yolov1, not this {c.name}")
     if c.backbone.name not in BACKBONES or detector.feature != "c" + str(_depth(BACKBONES[c.backbone.name])):
-        raise UserError(f"darknet's files hold a whole {' or '.join(BACKBONES)}, not this {c.backbone.name}")
+        raise UserError(f"darknet's files hold all of {' or '.join(BACKBONES)}, not this {c.backbone.name}")
     if c.head != "fc" or c.batch_norm is False:
         raise UserError("darknet's files hold a YOLOv1 with model.head=fc and batch norm")
     if (tuple(detector.input.mean), tuple(detector.input.std)) != UNIT:
@@ -189,23 +189,23 @@ def write_cfg(detector: Detector) -> str:
 def _sections(text: str, source: str) -> list[Section]:
     sections: list[Section] = []
     for number, line in enumerate(text.splitlines(), 1):
-        place, line = f"{source} line {number}", line.strip()
+        origin, line = f"{source} line {number}", line.strip()
         if not line or line[0] in "#;":
             continue
         if line.startswith("[") and line.endswith("]"):
-            sections.append(Section(line[1:-1].strip(), {}, place))
+            sections.append(Section(line[1:-1].strip(), {}, origin))
         elif "=" in line and sections:
             key, _, value = line.partition("=")
             sections[-1].options[key.strip()] = value.strip()
         else:
-            raise UserError(f"{place}: {line!r} is neither a [section] nor key=value in one")
+            raise UserError(f"{origin}: {line!r} is neither a [section] nor key=value in one")
     return sections
 
 
 def _convolution(section: Section) -> tuple[int, int, int]:
     """Channels, kernel and stride of a [convolutional]."""
     section.expect(CONVOLUTION, ["filters", "size", "stride"])
-    return section.whole("filters"), section.whole("size"), section.whole("stride")
+    return section.integer("filters"), section.integer("size"), section.integer("stride")
 
 
 def _convolution_options(channels: int, kernel: int, stride: int) -> tuple[str, dict[str, Any]]:
@@ -214,11 +214,11 @@ def _convolution_options(channels: int, kernel: int, stride: int) -> tuple[str, 
 
 def _take_backbone(layers: list[Section]) -> str:
     """Remove the layers of a darknet backbone from the front of `layers`; return its name."""
-    longest = 0
+    furthest = 0
     for name, stages in BACKBONES.items():
-        wanted = [layer for number, stage in enumerate(stages) for layer in (*[None] * (number > 0), *stage)]
-        for number, (section, layer) in enumerate(zip(layers, wanted)):
-            longest = max(longest, number)
+        expected = [layer for number, stage in enumerate(stages) for layer in (*[None] * (number > 0), *stage)]
+        for number, (section, layer) in enumerate(zip(layers, expected)):
+            furthest = max(furthest, number)
             if section.name != ("maxpool" if layer is None else "convolutional"):
                 break
             if layer is None:
@@ -226,11 +226,11 @@ def _take_backbone(layers: list[Section]) -> str:
             elif _convolution(section) != layer:
                 break
         else:
-            if len(layers) > len(wanted):
-                del layers[: len(wanted)]
+            if len(layers) > len(expected):
+                del layers[: len(expected)]
                 return name
     raise UserError(
-        f"{layers[longest].place}: [{layers[longest].name}] with which no backbone goes on; "
+        f"{layers[furthest].origin}: [{layers[furthest].name}] with which no backbone goes on; "
         f"read are the layers of {' and '.join(BACKBONES)}, then those of YOLOv1's head"
     )
 

@@ -21,11 +21,11 @@ DARKNET_MODEL = "yolov1"  # the detector that darknet's files hold
 class ModelSummary:
     """A detector by its paper's config, for people.
 
-    kind: `dense` detectors classify fixed places of an image, `region` detectors regions, one by one. proposals: where
-    these come from: `given`, `own`, None for dense ones. backbone: of the paper; None where there is no default, and
-    so neither parameters nor flops. input: how it takes images. flops: operations of one image of 500x375 (additions
-    and multiplications each), but for those of each region, region_flops; None where they are not known.
-    weights: published detectors, as `detkit.load` takes them.
+    kind: `dense` detectors classify cells or anchors of an image, `region` detectors regions. proposals: where these
+    come from: `stored`, `own` (computed by the detector), None for dense ones. backbone: of the paper; None where there
+    is no default, and so neither parameters nor flops. input: how it takes images. flops: operations of one image of
+    500x375 (additions and multiplications each), but for those of each region, region_flops; None where they are not
+    known. weights: published detectors, as `detkit.load` takes them.
     """
 
     name: str
@@ -44,7 +44,7 @@ def describe_model(name: str) -> ModelSummary:
     """Describe a detector of 20 classes; nothing is downloaded. UserError for an unknown name."""
     detector_type = MODELS.get(name)
     region = detector_type.kind == "region"
-    proposals = None if not region else "given" if detector_type.takes_proposals else "own"
+    proposals = None if not region else "stored" if detector_type.takes_proposals else "own"
     facts = (name, detector_type.paper, detector_type.kind, proposals)
     config = detector_type.config_type()
     backbone = getattr(getattr(config, "backbone", None), "name", None)

@@ -1,9 +1,9 @@
-"""torchvision's trained detectors in detkit's own SSD and Faster R-CNN: their configs, classes and weights.
+"""torchvision's trained detectors in detkit's SSD and Faster R-CNN: their configs, classes and weights.
 
 Known are `ssd300_vgg16`, `fasterrcnn_resnet50_fpn` and `fasterrcnn_resnet50_fpn_v2`. What differs is converted:
 - Classes: torchvision's 91 columns for COCO hold 10 names of no class, which are left out, and background comes first,
   where detkit has it last.
-- SSD: torchvision cuts default boxes to the image's sides. The regressors' weights make up for that.
+- SSD: torchvision clips default boxes to the image. The regressors' weights make up for that.
 - Faster R-CNN: batch norms that were trained frozen divide by sqrt(var), where torch's divide by sqrt(var + eps). The
   norms' weights make up for that. Files whose norms count no batches are taken for such ones, as the published file is.
 """
@@ -144,23 +144,25 @@ def faster_rcnn_v2_config() -> FasterRCNNConfig:
     return config
 
 
-def _whole(model: Any, detect: DetectConfig) -> Config:
+def _experiment(model: Any, detect: DetectConfig) -> Config:
     data = DataConfig(root="data/coco", train=["train2017"], test=["val2017"])
     return Config(model, data, TrainConfig(iterations=1, batch=2), detect, EvaluateConfig("coco", 4))
 
 
 def _ssd() -> Config:
-    return _whole(ssd_config(), DetectConfig(score_threshold=0.01, top_k=400, nms_iou=0.45, detections_per_image=200))
+    return _experiment(
+        ssd_config(), DetectConfig(score_threshold=0.01, top_k=400, nms_iou=0.45, detections_per_image=200)
+    )
 
 
 def _faster_rcnn() -> Config:
-    return _whole(
+    return _experiment(
         faster_rcnn_config(), DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
     )
 
 
 def _faster_rcnn_v2() -> Config:
-    return _whole(
+    return _experiment(
         faster_rcnn_v2_config(), DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
     )
 
@@ -186,19 +188,19 @@ def _convert_ssd(state: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]
             rows = tensor.unflatten(0, (boxes, -1))
             converted[f"head.classifiers.{parts[3]}.{parts[4]}"] = rows[:, [*kept, 0]].flatten(0, 1)
         elif key.startswith("head.regression_head."):
-            converted[f"head.regressors.{parts[3]}.{parts[4]}"] = _uncut(tensor, int(parts[3]), parts[4], config)
+            converted[f"head.regressors.{parts[3]}.{parts[4]}"] = _unclipped(tensor, int(parts[3]), parts[4], config)
         else:
             converted[key] = tensor
     return converted
 
 
-def _uncut(tensor: Tensor, level: int, kind: str, config: SSDConfig) -> Tensor:
-    """Let a regressor's weight or bias refer to default boxes that are not cut to the image's sides."""
+def _unclipped(tensor: Tensor, level: int, kind: str, config: SSDConfig) -> Tensor:
+    """Let a regressor's weight or bias refer to default boxes that are not clipped to the image."""
     assert config.min_sizes is not None
     assert config.max_sizes is not None
     ratios = [2.0] if level in (0, 4, 5) else [2.0, 3.0]
     boxes = default_boxes([(1, 1)], [1], [config.min_sizes[level]], [config.max_sizes[level]], [ratios])
-    shrunk = (config.size / (boxes[:, 2:] - boxes[:, :2])).clamp(max=1)  # of what each side is left
+    shrunk = (config.size / (boxes[:, 2:] - boxes[:, :2])).clamp(max=1)  # share of each side that clipping leaves
     rows = tensor.unflatten(0, (len(boxes), 4)).clone()
     rows[:, :2] *= shrunk.view(-1, 2, *[1] * (tensor.ndim - 1))
     if kind == "bias":

@@ -1,4 +1,4 @@
-"""detkit backbones: what there is, how large, with which weights."""
+"""detkit backbones: the backbones, their sizes and weights."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="a side of the image (default: as the weights were trained, or 224)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: all that is known")
+    parser.add_argument("--json", action="store_true", help="print JSON, with all facts")
     return parser
 
 
@@ -50,11 +50,11 @@ def run(arguments: argparse.Namespace) -> None:
     if size is not None and size < 1:
         raise UserError(f"--size {size} is less than 1")
     names = [pattern] if pattern.startswith(PREFIX) else BACKBONES.match(pattern)
-    found = [describe_backbone(name, size) for name in names]
+    backbones = [describe_backbone(name, size) for name in names]
     if arguments.json:
-        print(json.dumps([_plain(one) for one in found], indent=1))
+        print(json.dumps([_plain(one) for one in backbones], indent=1))
         return
-    print(table(HEADER, [_row(one) for one in found], HEADER[1:5]))
+    print(table(HEADER, [_row(one) for one in backbones], HEADER[1:5]))
     print("\nGFLOPs: one image of so many pixels a side, without the tail; a multiply-add is two. *: region heads' map")
 
 

@@ -115,15 +115,17 @@ def _check_proposals(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]:
     """Print, and return, what selective search and OpenCV's find on the images of --root."""
     from dataclasses import asdict
+    from functools import partial
     from statistics import median
 
     from detkit.benchmarks.search_recall import IOUS, compare
-    from detkit.cli.progress import progress
     from detkit.data.formats import open_root
+    from detkit.runtime.progress import Progress
 
     dataset = open_root(arguments.root, arguments.split or ["test"])
-    with progress() as update:
-        found = compare(dataset, arguments.mode, arguments.contrib, lambda done, total: update("images", done, total))
+    with Progress() as bars:
+        shown = partial(bars.update, "images")
+        found = compare(dataset, arguments.mode, arguments.contrib, shown)
     console.print(f"selective search, {arguments.mode}, on {dataset.name}: {len(dataset)} images")
     for name, seconds in found.seconds.items():
         console.print(f"  {name:38}{median(seconds):>10.3f} s an image (median)")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli.arguments import Parser
-from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,15 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _work(job: "Comparison") -> int:
     from rich.console import Console
 
+    from detkit.runtime.progress import Progress
+
     console = Console(highlight=False, soft_wrap=True)
 
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    with progress() as update:
-        job.make_proposals(say, update)
-        job.train(say, update)
-        rows = job.measure(say, update)
+    with Progress() as bars:
+        job.make_proposals(say, bars.update)
+        job.train(say, bars.update)
+        rows = job.measure(say, bars.update)
     for message in job.failures.values():
         print("error: " + " ".join(message.split()), file=sys.stderr)
     if not rows:

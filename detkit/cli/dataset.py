@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--split", action="append", metavar="SPLIT", help="default: all; repeatable")
     _add_format(convert, "--from")
     convert.add_argument(
-        "--images",
+        "--photos",
+        dest="images",
         default="link",
         choices=("link", "copy", "symlink"),
         help="link: hard links, or copies where the disk has no such (default: link)",
@@ -117,9 +118,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     from detkit.data.fetch import fetch
+    from detkit.runtime.progress import Progress
 
-    with progress(transfer=True) as update:
-        folder = fetch(arguments.name, arguments.root, arguments.mirror, update)
+    with Progress(transfer=True) as bars:
+        folder = fetch(arguments.name, arguments.root, arguments.mirror, bars.update)
     print(f"{arguments.name} is at {folder}")
     return 0
 
@@ -163,6 +165,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from detkit.data.check import check_root
+    from detkit.runtime.progress import Progress
 
     sources, classes, kind = _sources(arguments)
     console = Console(highlight=False, soft_wrap=True)
@@ -170,8 +173,8 @@ def _check(arguments: argparse.Namespace) -> int:
     found = 0
     for root in roots:
         splits = [split for where, split in sources if where == root]
-        with progress() as update:
-            report = check_root(root, splits, classes, lambda done, total: update("images", done, total), kind)
+        with Progress() as bars:
+            report = check_root(root, splits, classes, partial(bars.update, "images"), kind)
         for problem in report.problems[:MAX_LISTED]:
             print(problem)
         if len(report.problems) > MAX_LISTED:
@@ -211,7 +214,7 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
 
     truth = dataset.truth()
     boxes, labels, image = truth.boxes.numpy(), truth.labels.numpy(), truth.image.numpy()
-    records = [dataset.record(i) for i in range(len(dataset))]
+    records = [dataset.record(i).annotations for i in range(len(dataset))]
     flags = {
         name: np.concatenate([getattr(record, name) for record in records])
         for name in ("difficult", "crowd", "truncated")
@@ -254,8 +257,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from detkit.data.convert import convert
+    from detkit.runtime.progress import Progress
 
-    with progress() as update:
+    with Progress() as bars:
         done = convert(
             arguments.source,
             arguments.out,
@@ -263,7 +267,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             arguments.split,
             arguments.format,
             arguments.images,
-            lambda done, total: update("images", done, total),
+            partial(bars.update, "images"),
         )
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")

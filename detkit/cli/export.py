@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detkit export",
         description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
-        "in the place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
+        "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.svd is not None:
         _svd(arguments.checkpoint, parse_ranks(arguments.svd), arguments.out)
     else:
-        _say_what_there_is(arguments.checkpoint)
+        _list_choices(arguments.checkpoint)
 
 
 def parse_ranks(text: str) -> dict[str, int]:
@@ -139,15 +139,15 @@ def _report_file(written: "Written") -> None:
     print(f"{written.path}: {written.size / 1e6:.1f} MB")
 
 
-def _say_what_there_is(path: Path) -> None:
+def _list_choices(path: Path) -> None:
     from detkit.checkpoints.checkpoint import load_detector
     from detkit.models.compress import describe_layers
-    from detkit.models.region import RegionDetector
 
     detector, config = load_detector(path)
-    layers = f"{config.model.name} has no region head for it"
-    if isinstance(detector, RegionDetector):
+    if detector.supports_svd:
         layers = f"{path} has {describe_layers(detector)}"
+    else:
+        layers = f"{config.model.name} has no region head for it"
     raise UserError(
         "what to export? --onnx FILE.onnx writes the network as ONNX; --svd LAYER=RANK,... compresses fully connected "
         f"layers; {layers}"

@@ -1,4 +1,4 @@
-"""Lists of models and backbones as text: a line each, never cut or wrapped, so that grep and cut can read them."""
+"""Lists of models and backbones as text: one a line, never truncated or wrapped, so that grep and cut can read them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
 
 
 def where(source: "Source") -> str:
-    """Return where weights are to be had, of a URL the server."""
+    """Return where weights come from: this disk, a server, a command."""
     return "on this disk" if source.here else urlparse(source.origin).netloc or source.origin
 
 

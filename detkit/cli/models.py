@@ -1,4 +1,4 @@
-"""detkit models: what there is, from which paper, with which weights and configs."""
+"""detkit models: the detectors, their papers, weights and configs."""
 
 import argparse
 import json
@@ -15,10 +15,10 @@ EPILOG = """examples:
   detkit models '*rcnn' --json
   detkit models --import my_detector.py
 
-dense detectors look at fixed places of an image, region detectors at regions: given ones (detkit proposals), or their
-own (an RPN). All numbers are those of the paper's config, which the model has by itself, with 20 classes. GFLOPs: of
-one image of 500x375, and of each region besides; a multiplication and an addition are two (tables that call them one
-show half). weights: trained detectors, for detect, evaluate, detkit.load and train.weights. configs: those in the
+dense detectors classify cells or anchors of an image, region detectors regions: stored ones (detkit proposals), or
+their own (an RPN). All numbers are those of the paper's config, the default, with 20 classes. GFLOPs: of one image of
+500x375, and of each region besides; a multiplication and an addition are two (tables that call them one show half).
+weights: trained detectors, for detect, evaluate, detkit.load and train.weights. configs: those in the
 folder configs that use the model.
 """
 HEADER = ("name", "kind", "proposals", "backbone", "input", "parameters", "GFLOPs", "a region", "paper")
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: '*rcnn'")
-    parser.add_argument("--json", action="store_true", help="print JSON: all that is known")
+    parser.add_argument("--json", action="store_true", help="print JSON, with all facts")
     return parser
 
 
@@ -42,19 +42,19 @@ def run(arguments: argparse.Namespace) -> None:
     from detkit.checkpoints.describe import describe_model
     from detkit.models import MODELS
 
-    found = [describe_model(name) for name in MODELS.match(arguments.pattern)]
+    models = [describe_model(name) for name in MODELS.match(arguments.pattern)]
     configs = find_configs()
     if arguments.json:
-        print(json.dumps([{**_plain(one), "configs": configs.get(one.name, [])} for one in found], indent=1))
+        print(json.dumps([{**_plain(one), "configs": configs.get(one.name, [])} for one in models], indent=1))
         return
-    print(table(HEADER, [_row(one) for one in found], HEADER[5:8]))
+    print(table(HEADER, [_row(one) for one in models], HEADER[5:8]))
     print(
         "\nGFLOPs: one image of 500x375, and each region besides; a multiply-add is two. 20 classes, the paper's config"
     )
-    weights = [(source.name, where(source), one.name) for one in found for source in one.weights]
+    weights = [(source.name, where(source), one.name) for one in models for source in one.weights]
     if weights:
         print("\n" + table(("weights", "from", "model"), weights))
-    used = [(config, one.name) for one in found for config in configs.get(one.name, [])]
+    used = [(config, one.name) for one in models for config in configs.get(one.name, [])]
     if used:
         print("\n" + table(("config", "model"), used))
 
@@ -65,14 +65,14 @@ def find_configs() -> dict[str, list[str]]:
 
     folders = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), None)
-    found: dict[str, list[str]] = {}
+    configs: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.yaml")) if folder is not None else ():
         try:
             name = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"]
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
             continue  # not a config of an experiment
-        found.setdefault(name, []).append(str(path))
-    return found
+        configs.setdefault(name, []).append(str(path))
+    return configs
 
 
 def _row(one: "ModelSummary") -> list[str]:

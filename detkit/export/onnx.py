@@ -1,7 +1,7 @@
-"""Export to ONNX: a detector's networks, with normalisation in front and whatever decoding no data decides behind.
+"""Export to ONNX: a detector's networks, with normalisation before them and decoding after them.
 
-NMS, and the pooling of regions that an RPN or a proposal method found, are left to who runs the files; so the region
-detectors become two files, one for the image and one for its regions.
+NMS is left to the program that runs the files. So is the pooling of regions, and region detectors become two files, one
+for the image and one for its regions.
 """
 
 import json
@@ -22,15 +22,14 @@ from detkit.models import Detector
 from detkit.models.parts import ExportPart
 
 OPSET = 18  # what torch's exporter writes without converting
-MOST = 2**31  # bytes of one file: protobuf's limit
+MAX_BYTES = 2**31  # of one file: protobuf's limit
 INSTALL = "pip install onnx onnxscript onnxruntime"
 LOGGERS = ("onnxscript", "torch.fx.experimental.symbolic_shapes")
-SEED = 0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One output of onnxruntime beside torch's, for one random input: the shape, the largest value and difference."""
+    """One output for one random input: its shape, its largest value, and the largest difference from torch's."""
 
     output: str
     shape: tuple[int, ...]
@@ -40,21 +39,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Written:
-    """One file, its bytes, and how near onnxruntime comes to torch; None where onnxruntime is not installed."""
+    """One file, its size in bytes, and its outputs beside torch's; None where onnxruntime is not installed."""
 
     path: Path
     size: int
     differences: tuple[Difference, ...] | None
-
-
-def parts(detector: Detector) -> dict[str, ExportPart]:
-    """Return what becomes a file, by the end of its name; UserError for a detector that can't be exported."""
-    found = detector.export_parts()
-    if not found:
-        raise UserError(
-            f"{detector.config.name} can't be exported to ONNX: it names no network that could be (export_parts)"
-        )
-    return found
 
 
 def export_onnx(path: str | Path, out: str | Path) -> list[Written]:
@@ -65,24 +54,22 @@ def export_onnx(path: str | Path, out: str | Path) -> list[Written]:
     detectors keep images' aspect ratio height and width too, are free. Each file's metadata say in JSON what its inputs
     and outputs are, the classes, and the InputSpec, whose mean and std are applied inside.
     All files are written or none. Raises UserError, in one line: no checkpoint, a detector that can't be exported,
-    missing packages, a file that is there or that would be too large.
+    missing packages, a file that exists already or that would be too large.
     """
     _check_packages()
     out = Path(out)
     if out.suffix != ".onnx":
         raise UserError(f"--onnx {out}: the name of an ONNX file ends in .onnx")
     detector, _ = checkpoint.load_detector(path)
-    try:
-        split = parts(detector)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    files = {out.with_name(f"{out.stem}{end}{out.suffix}"): part for end, part in split.items()}
+    parts = _parts(detector, path)
+    files = {out.with_name(f"{out.stem}{end}{out.suffix}"): part for end, part in parts.items()}
     for file, part in files.items():
         if file.exists():
             raise UserError(f"{file} exists already; remove it, or give another --onnx")
         size = sum(weight.nbytes for weight in part.network.state_dict().values())
-        if size >= MOST:
-            raise UserError(f"{file}: {size / 1e9:.1f} GB of weights; an ONNX file holds less than {MOST / 1e9:.1f} GB")
+        if size >= MAX_BYTES:
+            limit = f"an ONNX file holds less than {MAX_BYTES / 1e9:.1f} GB"
+            raise UserError(f"{file}: {size / 1e9:.1f} GB of weights; {limit}")
     programs = {file: _trace(part, _metadata(detector, part), path) for file, part in files.items()}
     with ExitStack() as stack:
         for file, program in programs.items():
@@ -97,14 +84,29 @@ def compare(file: Path, part: ExportPart) -> tuple[Difference, ...] | None:
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    found = session.run(None, {name: one.probe.numpy() for name, one in part.inputs.items()})
+    outputs = session.run(None, {name: part_input.probe.numpy() for name, part_input in part.inputs.items()})
     with torch.inference_mode():
-        wanted = part.network(*(one.probe for one in part.inputs.values()))
-    wanted = [wanted] if isinstance(wanted, Tensor) else wanted
+        expected = part.network(*(part_input.probe for part_input in part.inputs.values()))
+    expected = [expected] if isinstance(expected, Tensor) else expected
     return tuple(
-        Difference(name, tuple(want.shape), _largest(want), _largest(torch.from_numpy(got) - want))
-        for name, got, want in zip(part.outputs, found, wanted)
+        Difference(name, tuple(theirs.shape), _largest(theirs), _largest(torch.from_numpy(ours) - theirs))
+        for name, ours, theirs in zip(part.outputs, outputs, expected, strict=True)
     )
+
+
+def _parts(detector: Detector, path: str | Path) -> dict[str, ExportPart]:
+    """Return what becomes a file, by the end of its name; UserError for a detector that can't be exported."""
+    name = detector.config.name
+    try:
+        parts = detector.export_parts()
+    except UserError as error:
+        raise UserError(f"{path}: {name} can't be exported to ONNX: {error}") from None
+    if not parts:
+        raise UserError(
+            f"{path}: {name} can't be exported to ONNX: {type(detector).__name__}.export_parts names no network; a "
+            "DenseDetector's and a RegionDetector's do"
+        )
+    return parts
 
 
 def _largest(values: Tensor) -> float:
@@ -124,10 +126,10 @@ def _trace(part: ExportPart, metadata: Mapping[str, str], path: str | Path) -> t
         with _quiet():
             program = torch.onnx.export(
                 part.network.eval(),
-                tuple(one.example for one in part.inputs.values()),
+                tuple(part_input.example for part_input in part.inputs.values()),
                 input_names=list(part.inputs),
                 output_names=list(part.outputs),
-                dynamic_shapes={name: one.axes for name, one in part.inputs.items()},
+                dynamic_shapes={name: part_input.axes for name, part_input in part.inputs.items()},
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -142,7 +144,7 @@ def _trace(part: ExportPart, metadata: Mapping[str, str], path: str | Path) -> t
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of shared axis names, unfolded constants and inequalities that it can't solve."""
+    """Hide the exporter's warnings: shared axis names, constants not folded, inequalities that it can't solve."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -157,12 +159,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _metadata(detector: Detector, part: ExportPart) -> dict[str, str]:
-    """What it takes to run a file without detkit, as JSON."""
+    """Return what a program needs to run a file without detkit, as JSON."""
     values = {
         "model": detector.config.name,
         "classes": detector.classes,
         "input": asdict(detector.input) | {"normalisation": "inside"},
-        "inputs": {name: one.text for name, one in part.inputs.items()},
+        "inputs": {name: part_input.text for name, part_input in part.inputs.items()},
         "outputs": part.outputs,
         **part.facts,
     }

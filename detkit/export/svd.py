@@ -1,27 +1,24 @@
-"""Export: a checkpoint made smaller and faster, and what that cost, measured."""
+"""Compress a checkpoint's fully connected layers, and measure what that costs and gains."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from detkit.checkpoints import checkpoint
+from detkit.config import Config
 from detkit.errors import UserError
+from detkit.models import Detector
+from detkit.models.compress import Compressed, compress
 from detkit.runtime.device import autocast, choose_device, resolve_amp
 from detkit.structures import Images, Predictions, Proposals
 
-if TYPE_CHECKING:
-    from detkit.config import Config
-    from detkit.models import Detector
-    from detkit.models.compress import Compressed
-
 ROWS = 300  # regions that a layer is timed on: Faster R-CNN's number of proposals
 ROUNDS = 7
-REGIONS = 16  # on the image on which outputs are compared, for detectors that are given regions
+REGIONS = 16  # of the image on which outputs are compared, for detectors that take proposals
 SEED = 0
 
 
@@ -29,7 +26,7 @@ SEED = 0
 class LayerResult:
     """One layer. parameters, seconds (for ROWS rows, the fastest of ROUNDS): before and after."""
 
-    layer: "Compressed"
+    layer: Compressed
     parameters: tuple[int, int]
     seconds: tuple[float, float]
 
@@ -38,7 +35,7 @@ class LayerResult:
 class SVDResult:
     """What `export_svd` measured.
 
-    parameters: of the whole detector, before and after. score, box: largest differences of the predictions for a
+    parameters: of all of the detector, before and after. score, box: largest differences of the predictions for a
     random image, in float32, boxes in pixels of its `size` (height, width). amp: number format of the timings.
     """
 
@@ -50,7 +47,7 @@ class SVDResult:
     amp: str
 
 
-def load_compressible(path: str | Path) -> tuple["Detector", "Config", int]:
+def load_compressible(path: str | Path) -> tuple[Detector, Config, int]:
     """Read a checkpoint; return its detector, on the CPU, config and iteration.
 
     Raises UserError, in one line, unless the file is the checkpoint of a detector with a region head.
@@ -63,22 +60,20 @@ def load_compressible(path: str | Path) -> tuple["Detector", "Config", int]:
 
 
 def export_svd(path: str | Path, out: str | Path, ranks: Mapping[str, int]) -> SVDResult:
-    """Write checkpoint `path` with truncated SVDs in the place of fully connected layers to `out` (see ops/svd.py).
+    """Write checkpoint `path` with truncated SVDs in place of fully connected layers to `out` (see ops/svd.py).
 
     ranks: layer (see models/compress.py): rank. The new config says so in `model.svd`; the metrics, which were those
-    of the whole layers, are left out. Raises UserError, in one line, before anything is written: no checkpoint of a
-    region detector, an unknown layer, a rank that it cannot have, `out` is there already.
+    of the full layers, are left out. Raises UserError, in one line, before anything is written: no checkpoint of a
+    region detector, an unknown layer, a rank that it cannot have, `out` exists already.
     """
-    from detkit.models.compress import compress
-
     if Path(out).exists():
         raise UserError(f"{out} exists already; remove it, or give another --out")
     detector, config, iteration = load_compressible(path)
     device = choose_device("cpu")
     images = _random_images(detector)
     with torch.inference_mode():
-        before, whole = detector.predict(images), _size(detector)
-        compressed = compress(detector, ranks)  # pyright: ignore[reportArgumentType]
+        before, parameters = detector.predict(images), _size(detector)
+        compressed = compress(detector, ranks)
         after = detector.predict(images)
         score, box = _difference(before, after)
         amp = resolve_amp(device, config.train.amp)
@@ -88,35 +83,35 @@ def export_svd(path: str | Path, out: str | Path, ranks: Mapping[str, int]) -> S
     config.model.svd |= {one.name: one.rank for one in compressed}
     checkpoint.save(out, detector, config, iteration=iteration)
     height, width = images.pixels.shape[-2:]
-    return SVDResult(layers, (whole, _size(detector)), score, box, (height, width), amp)
+    return SVDResult(layers, (parameters, _size(detector)), score, box, (height, width), amp)
 
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _random_images(detector: "Detector") -> Images:
-    """One image of noise, with regions where the detector wants them."""
+def _random_images(detector: Detector) -> Images:
+    """Return one image of noise, with regions where the detector takes them."""
     random = torch.Generator().manual_seed(SEED)
     size = torch.tensor([detector.input.fit(300, 400)])
     pixels = torch.randint(256, (1, 3, *size[0].tolist()), generator=random, dtype=torch.uint8)
     low = torch.rand(REGIONS, 2, generator=random) * 0.7
     corners = torch.cat((low, low + 0.1 + 0.2 * torch.rand(REGIONS, 2, generator=random)), 1)
-    given = Proposals.pad([corners * size.flip(1).repeat(1, 2)]) if detector.takes_proposals else None
-    return Images(pixels, size, size, ("random",), given)
+    proposals = Proposals.pad([corners * size.flip(1).repeat(1, 2)]) if detector.takes_proposals else None
+    return Images(pixels, size, size, ("random",), proposals)
 
 
 def _difference(before: Predictions, after: Predictions) -> tuple[float, float]:
-    """Largest difference of scores and of boxes, without what stands for padding."""
-    real = before.scores.isfinite()
-    scores = (before.scores - after.scores)[real].abs()
+    """Return the largest difference of scores and of boxes, without padding."""
+    valid = before.scores.isfinite()
+    scores = (before.scores - after.scores)[valid].abs()
     boxes = (before.boxes - after.boxes).abs()
-    boxes = boxes[real.any(-1)] if boxes.ndim == 3 else boxes[real]
+    boxes = boxes[valid.any(-1)] if boxes.ndim == 3 else boxes[valid]
     return tuple(float(values.max()) if values.numel() else 0.0 for values in (scores, boxes))  # pyright: ignore
 
 
-def _race(one: "Compressed", device: torch.device, amp: str) -> tuple[float, float]:
-    """Seconds of the layer before and after, in turn, so that noise meets both alike; the fastest of each."""
+def _race(one: Compressed, device: torch.device, amp: str) -> tuple[float, float]:
+    """Return the fastest times of the layer before and after, timed in turn, so that noise meets both alike."""
     rows = torch.rand(ROWS, one.before.in_features, generator=torch.Generator().manual_seed(SEED))
     with autocast(device, amp):
         times = [(_seconds(one.before, rows), _seconds(one.after, rows)) for _ in range(ROUNDS)]

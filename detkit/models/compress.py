@@ -51,15 +51,15 @@ def fully_connected_layers(detector: nn.Module) -> dict[str, tuple[str, Layer]]:
 
     The first two of the region head's tail are fc6 and fc7; others are called by their path.
     """
-    found: dict[str, tuple[str, Layer]] = {}
+    layers: dict[str, tuple[str, Layer]] = {}
     inside = "\0"  # path of the pair whose own two layers come next
     names = iter(PAPER_NAMES)
     for path, module in detector.named_modules():
         if isinstance(module, Layer) and not path.startswith(inside):
             name = next(names, path) if path.startswith(TAIL) else path
-            found[name] = path, module
+            layers[name] = path, module
             inside = f"{path}." if isinstance(module, LowRankLinear) else inside
-    return found
+    return layers
 
 
 def find_layer(detector: nn.Module, text: str) -> str:
@@ -140,8 +140,10 @@ def _choose(detector: nn.Module, ranks: Mapping[str, int]) -> list[tuple[str, st
             raise UserError(f"{name} is of rank {layer.rank} already; start from the whole checkpoint")
         if name in chosen:
             raise UserError(f"{text!r} is {name}, which is named twice")
-        most = min(layer.in_features, layer.out_features)
-        if not 1 <= rank <= most:
-            raise UserError(f"{text}: rank {rank} of {layer.in_features} -> {layer.out_features} is not in 1..{most}")
+        max_rank = min(layer.in_features, layer.out_features)
+        if not 1 <= rank <= max_rank:
+            raise UserError(
+                f"{text}: rank {rank} of {layer.in_features} -> {layer.out_features} is not in 1..{max_rank}"
+            )
         chosen[name] = name, path, layer, rank
     return list(chosen.values())

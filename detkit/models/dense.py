@@ -102,7 +102,8 @@ class DenseDetector(Detector):
         return [raw] if isinstance(raw, Tensor) else list(raw)
 
     def flops(self, height: int, width: int) -> Flops | None:
-        pixels = torch.empty(1, 3, *self.input.fit(height, width), device="meta")
+        device = next(self.parameters()).device
+        pixels = torch.empty(1, 3, *self.input.fit(height, width), device=device)
         return Flops(count_flops(lambda: self.network(pixels)))
 
     def export_parts(self) -> dict[str, ExportPart]:

@@ -45,7 +45,7 @@ def pool_from(
     """Pool each region from the scale at which its area is closest to 224 x 224 pixels.
 
     boxes: (B, R, 4) in pixels of the images; scales: short sides of the pyramid's levels. pool: takes a map, boxes in
-    pixels of its scale, and which of them are wanted, (B, R) or None for all; gives 0 for the others.
+    pixels of its scale, and which of them are valid, (B, R) or None for all; gives 0 for the others.
     """
     if len(pyramid.maps) == 1:
         x, factor = pyramid.maps[0]

@@ -1,7 +1,7 @@
 """R-CNN (Girshick et al., CVPR 2014), beside the paper from top to bottom.
 
 Where the paper and its code differ, and what detkit does:
-- Windows for fine-tuning are drawn image by image, a quarter of them positive, from `train.batch` images at once; the
+- Windows for fine-tuning are sampled image by image, a quarter of them positive, from `train.batch` images at once; the
   paper draws 32 + 96 from those of all images.
 - Features have their mean norm, and not each its own, scaled to 20 before the SVMs and the regression (code).
 - Hard negatives are mined in one pass over the images (code and section 2.3); the SVMs of all classes that have enough

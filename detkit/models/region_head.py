@@ -31,7 +31,7 @@ class RegionHead(nn.Module):
         nn.init.normal_(self.regressor.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
         nn.init.zeros_(self.regressor.bias)
-        # of the deltas of each class, which are learnt normalised; set by DeltaStatistics where they are not fixed
+        # of the deltas of each class: the network predicts normalised ones; DeltaStatistics sets what is not fixed
         self.register_buffer("delta_mean", torch.zeros(classes, 4))
         self.register_buffer("delta_std", torch.ones(classes, 4))
 
@@ -56,7 +56,7 @@ class RegionHead(nn.Module):
         return logits.float().softmax(-1)[..., :-1], deltas.float() * self.delta_std + self.delta_mean
 
     def normalise(self, deltas: Tensor, labels: Tensor) -> Tensor:
-        """Deltas (B, R, 4) of regions of classes (B, R), C for background, as they are learnt."""
+        """Deltas (B, R, 4) of regions of classes (B, R), C for background -> what the network is to predict of them."""
         label = labels.clamp(max=self.classes - 1)
         return (deltas - self.delta_mean[label]) / self.delta_std[label]
 

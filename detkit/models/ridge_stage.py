@@ -15,8 +15,8 @@ from detkit.ops import BoxCoder, fit_ridge, gather_boxes, match_regions
 class BoxRegression:
     """A stage: for each class a ridge regression from a proposal's features before the tail to its object's deltas.
 
-    ridge: lambda, for features of mean norm 20. match_iou: proposals of at least that IoU with the object that they
-    overlap most are learnt from. fit_images: how many images; 0 = all.
+    ridge: lambda, for features of mean norm 20. match_iou: least IoU of a proposal with its object that the
+    regression learns from. fit_images: how many images; 0 = all.
     """
 
     coder: BoxCoder

@@ -1,4 +1,4 @@
-"""Whether a configured size suits a network, found out without images; what doesn't is one line that says what does."""
+"""Checks that a configured size suits a network, by empty batches; a UserError says which size would do."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from detkit.errors import UserError
 
 STEP = 16  # pixels between the sizes that are tried for one that fits
-MOST = 1024
+MAX_SIDE = 1024
 
 
 @torch.no_grad()
@@ -31,8 +31,8 @@ def check_pixels(backbone: nn.Module, key: str, side: int, fits: Callable[[Any],
     """
     if _works(backbone, side, fits):
         return
-    larger = range(side // STEP * STEP + STEP, MOST + 1, STEP)
-    enough = next((each for each in larger if _works(backbone, each, fits)), None)
+    larger_sides = range(side // STEP * STEP + STEP, MAX_SIDE + 1, STEP)
+    enough = next((larger for larger in larger_sides if _works(backbone, larger, fits)), None)
     hint = f"; {enough} are enough" if enough else ""
     raise UserError(f"model.{key}: {side} pixels a side are too few for {type(backbone).__name__}{hint}")
 

@@ -258,7 +258,8 @@ class SSD(DenseDetector):
         counts = [side**2 * boxes for side, boxes in zip(self.sides, self.boxes_per_cell)]
         number = torch.arange(len(counts), device=self.anchors.device)
         level = number.repeat_interleave(torch.tensor(counts, device=number.device))
-        steps: list[Step] = [AnchorStep(list(self.anchors.split(counts)), maps, "default boxes")]
+        note = "small boxes on fine maps, large ones on coarse"
+        steps: list[Step] = [AnchorStep(list(self.anchors.split(counts)), maps, "default boxes", note)]
         if targets is not None:
             steps.append(self.sample_step(raw[0], targets, level))
         return Trace(self.decode(raw), [*steps, MapStep(level, maps)])
@@ -277,9 +278,8 @@ class SSD(DenseDetector):
             text="What training would learn from this image: each object gets the default box it overlaps most, and "
             "all that overlap it enough ({levels}). Of the others the {negative} hardest are negatives: background "
             "that the network, as it is now, is least sure of.",
-            positive="matched",
-            negative="hard negatives",
-            noun="matched to",
+            captions=("matched", "hard negatives"),
+            legend=("matched to", "hard negative"),
         )
 
 

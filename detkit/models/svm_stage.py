@@ -51,11 +51,11 @@ class SVMs:
             miner = HardNegatives.begin(self, scale, positives, labels, len(detector.classes))
         done = state["done"] if state.get("miner") else 0
         for images, targets in run.dataset_pass(detector, rows, "hard negatives", done=done, save=save):
-            boxes, real = regions(images, targets)
+            boxes, valid = regions(images, targets)
             with run.inference():
                 features = detector.extract_features(images, boxes, tail=True)
-            free = overlap_by_class(boxes, targets, len(detector.classes)) < self.negative
-            miner.add(features[real], free[real])
+            negative = overlap_by_class(boxes, targets, len(detector.classes)) < self.negative
+            miner.add(features[valid], negative[valid])
         miner.fit(torch.ones_like(miner.new, dtype=torch.bool))
         run.say(f"SVMs: {len(miner.labels)} windows, of {len(rows)} images")
         head = detector.head
@@ -101,10 +101,10 @@ class HardNegatives:
     @classmethod
     def begin(cls, stage: SVMs, scale: Tensor, positives: Tensor, labels: Tensor, classes: int) -> "HardNegatives":
         """positives: (P, D), scaled; labels: (P,) int64. With weights of 0 all negatives are hard at first."""
-        own = torch.nn.functional.one_hot(labels, classes).to(torch.int8)
+        one_hot = torch.nn.functional.one_hot(labels, classes).to(torch.int8)
         weight = positives.new_zeros(classes, positives.shape[1])
         new = torch.zeros(classes, dtype=torch.int64, device=weight.device)
-        return cls(stage, positives, own, weight, weight.new_zeros(classes), new, scale)
+        return cls(stage, positives, one_hot, weight, weight.new_zeros(classes), new, scale)
 
     @property
     def labels(self) -> Tensor:
@@ -169,8 +169,8 @@ def regions(images: Images, targets: Targets) -> tuple[Tensor, Tensor]:
 def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
     """Return (B, R, K): the highest IoU of each box (B, R, 4) with the objects of each class, ignored ones too."""
     iou = box_iou(boxes, targets.boxes) * targets.valid.unsqueeze(1)
-    owner = targets.labels.clamp(min=0).unsqueeze(1).expand_as(iou)
-    return iou.new_zeros(*boxes.shape[:2], classes).scatter_reduce(2, owner, iou, "amax")
+    label = targets.labels.clamp(min=0).unsqueeze(1).expand_as(iou)
+    return iou.new_zeros(*boxes.shape[:2], classes).scatter_reduce(2, label, iou, "amax")
 
 
 def measure_scale(
@@ -178,11 +178,11 @@ def measure_scale(
 ) -> Tensor:
     """Return the factor for features before or after the tail (see `feature_scale`), of some images' regions."""
     norms = []
-    rows = [rows[place] for place in spread(len(rows), SCALE_IMAGES)]
+    rows = [rows[number] for number in spread(len(rows), SCALE_IMAGES)]
     for images, targets in run.dataset_pass(detector, rows, "norm of features", save=lambda _: save()):
-        boxes, real = regions(images, targets)
+        boxes, valid = regions(images, targets)
         with run.inference():
             features = detector.extract_features(images, boxes, tail=tail)
-        norms.append(torch.linalg.vector_norm(features[real], dim=1))
+        norms.append(torch.linalg.vector_norm(features[valid], dim=1))
     # feature_scale reads norms only, and those of single numbers are the numbers
     return feature_scale(torch.cat(norms).unsqueeze(1))

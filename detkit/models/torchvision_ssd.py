@@ -155,7 +155,7 @@ class TorchvisionSSD(DenseDetector):
         return None
 
     def export_parts(self) -> dict[str, ExportPart]:
-        return {}
+        raise UserError("it loops over images, as torchvision does")
 
 
 def ragged(targets: Targets) -> list[dict[str, Tensor]]:

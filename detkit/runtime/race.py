@@ -7,7 +7,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from statistics import median
 
+import torch
+
 from detkit.errors import UserError
+from detkit.runtime.memory import tune
 
 Job = Callable[[], object]
 WARM_UP = 2
@@ -109,11 +112,7 @@ def _answer(pipe: Connection, name: str) -> float:
 
 
 def _serve(runner: Runner, setting: Setting, pipe: Connection) -> None:
-    import torch
-
     if runner.tuned:
-        from detkit.runtime.memory import tune
-
         tune()
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)

@@ -120,7 +120,7 @@ def test_a_backbone_takes_the_first_layers_of_a_longer_file(tmp_path: Path, caps
     assert "left as initialised" not in line
     with pytest.raises(UserError, match=r"holds \d+ numbers, but the network has \d+: the file is cut short"):
         create_backbone(BackboneConfig("darknet_yolov1", str(path)))
-    with pytest.raises(UserError, match="darknet's weights fit its own networks"):
+    with pytest.raises(UserError, match="darknet's weights fit darknet's networks"):
         create_backbone(BackboneConfig("resnet18", str(path)))
     with pytest.raises(UserError, match=r"model\.backbone\.weights: no file"):
         create_backbone(BackboneConfig(TINY, str(tmp_path / "none.weights")))

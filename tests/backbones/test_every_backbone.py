@@ -20,7 +20,7 @@ from detkit.errors import UserError
 NAMES = list_backbones()
 
 
-def smallest(name: str) -> int:
+def min_side(name: str) -> int:
     """Pixels a side of a small image that the network can see."""
     return 80 if name == "inception_v3" else 64
 
@@ -112,7 +112,7 @@ def test_cells_of_the_region_map_lie_where_the_backbone_says(name, monkeypatch):
     backbone.truncate(backbone.region)
     linearise(backbone.to_empty(device="cpu"))
     monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)
-    coordinates = (torch.arange(256) + 0.5).expand(1, 3, smallest(name), 256)
+    coordinates = (torch.arange(256) + 0.5).expand(1, 3, min_side(name), 256)
     seen = [backbone(x)[backbone.region] for x in (coordinates, torch.ones_like(coordinates))]
     middles = (seen[0] / seen[1])[0, 0, 1]
     # no window of these cells sticks out of the image
@@ -123,27 +123,27 @@ def test_cells_of_the_region_map_lie_where_the_backbone_says(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stages_are_the_network_in_order(name):
+def test_layer_groups_are_the_network_in_order(name):
     backbone = build(name)
-    parameters = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
+    parameters = [id(p) for group in backbone.layer_groups() for p in group.parameters()]
     assert parameters == [id(p) for p in backbone.parameters()]
-    assert all(list(stage.parameters()) for stage in backbone.layer_groups())
+    assert all(list(group.parameters()) for group in backbone.layer_groups())
     assert len(backbone.layer_groups()) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cut_leaves_what_gives_the_maps_and_nothing_else(name):
-    whole = skeleton(name)
-    side = smallest(name)
-    for info in reversed(whole.info):
-        whole.cut(info.name)
+def test_a_truncated_network_is_what_gives_the_maps(name):
+    step_by_step = skeleton(name)
+    side = min_side(name)
+    for info in reversed(step_by_step.info):
+        step_by_step.truncate(info.name)
         backbone = skeleton(name)
         backbone.truncate(info.name)
-        assert list(backbone.state_dict()) == list(whole.state_dict())
-        assert backbone.info == whole.info
+        assert list(backbone.state_dict()) == list(step_by_step.state_dict())
+        assert backbone.info == step_by_step.info
         assert backbone.info[-1] == info
-        staged = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
-        assert staged == [id(p) for p in backbone.parameters()]
+        grouped = [id(p) for group in backbone.layer_groups() for p in group.parameters()]
+        assert grouped == [id(p) for p in backbone.parameters()]
         # the last map needs every parameter
         maps = backbone(torch.empty(2, 3, side, side, device="meta"))
         assert list(maps) == [feature.name for feature in backbone.info]
@@ -152,14 +152,14 @@ def test_a_cut_leaves_what_gives_the_maps_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_cut_changes_no_map(name):
+def test_truncating_changes_no_map(name):
     backbone = build(name)
-    x = torch.randn(1, 3, smallest(name), smallest(name))
-    whole = backbone(x)
+    x = torch.randn(1, 3, min_side(name), min_side(name))
+    maps = backbone(x)
     for info in reversed(backbone.info[:-1]):
         backbone.truncate(info.name)
         for key, each in backbone(x).items():
-            torch.testing.assert_close(each, whole[key])
+            torch.testing.assert_close(each, maps[key])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,9 +178,9 @@ def test_a_tail_is_taken_out_of_the_network(name):
     assert len(features) == 2
     shared = {id(p) for p in backbone.parameters()} & {id(p) for p in tail.parameters()}
     assert not shared
-    assert list(shapes(backbone, smallest(name), smallest(name))) == [info.name for info in backbone.info]
-    staged = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
-    assert staged == [id(p) for p in backbone.parameters()]
+    assert list(shapes(backbone, min_side(name), min_side(name))) == [info.name for info in backbone.info]
+    grouped = [id(p) for group in backbone.layer_groups() for p in group.parameters()]
+    assert grouped == [id(p) for p in backbone.parameters()]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,7 +188,7 @@ def test_without_its_tail_a_network_keeps_nothing_of_it(name):
     kept, dropped = skeleton(name, tail=True), skeleton(name)
     kept.tail(kept.tail_size or 7)
     names = [info.name for info in dropped.info]
-    dropped.cut(dropped.region)
+    dropped.truncate(dropped.region)
     assert set(kept.state_dict()) == set(dropped.state_dict())
     assert names[: len(kept.info)] == [info.name for info in kept.info]
 
@@ -228,7 +228,7 @@ def test_torchvisions_weights_give_torchvisions_features(name, monkeypatch, caps
     seen = []
     behind = theirs.avgpool if hasattr(theirs, "avgpool") else theirs.classifier
     behind.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    x = torch.randn(1, 3, smallest(name), smallest(name))
+    x = torch.randn(1, 3, min_side(name), min_side(name))
     theirs(x)
     deepest = list(ours(x).values())[-1]
     if name == "mobilenet_v2":  # whose pool is a function

@@ -16,24 +16,24 @@ def test_without_timm_one_line_says_so(monkeypatch):
         create_backbone(BackboneConfig("timm/resnet18"))
 
 
-# flat, with layers under other names, with channels last, with blocks that stay behind a cut
+# flat, with layers under other names, with channels last, with blocks that stay behind a truncated network
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"])
 @torch.no_grad()
 def test_a_network_of_timm_is_a_backbone(name):
     pytest.importorskip("timm")
     backbone = create_backbone(BackboneConfig(f"timm/{name}")).eval()
     x = torch.randn(1, 3, 224, 224)
-    whole = backbone(x)
-    assert list(whole) == [info.name for info in backbone.info]
+    maps = backbone(x)
+    assert list(maps) == [info.name for info in backbone.info]
     for info in backbone.info:
-        assert whole[info.name].shape == (1, info.channels, 224 // info.stride, 224 // info.stride)
+        assert maps[info.name].shape == (1, info.channels, 224 // info.stride, 224 // info.stride)
     tail = backbone.tail(7)
     assert backbone.region == "c4" == backbone.info[-1].name
     assert tail(torch.zeros(2, backbone.info[-1].channels, 7, 7)).shape == (2, 1024)
     for key, each in backbone(x).items():
-        torch.testing.assert_close(each, whole[key])
-    staged = [id(p) for stage in backbone.layer_groups() for p in stage.parameters()]
-    assert staged == [id(p) for p in backbone.parameters()]
+        torch.testing.assert_close(each, maps[key])
+    grouped = [id(p) for group in backbone.layer_groups() for p in group.parameters()]
+    assert grouped == [id(p) for p in backbone.parameters()]
     with torch.enable_grad():
         torch.autograd.grad(backbone(x)["c4"].sum(), list(backbone.parameters()))
 

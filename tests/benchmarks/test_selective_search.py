@@ -126,7 +126,7 @@ def test_command(
     root = make_root(tmp_path / "cats", annotations, {"train": list(annotations)})
     monkeypatch.setattr("detkit.runtime.race.race", lambda benchmark, setting: [])
     monkeypatch.setattr(
-        search_recall, "selective_search", lambda image, mode, smallest=20: few_regions(image, mode)[:20]
+        search_recall, "selective_search", lambda image, mode, min_size=20: few_regions(image, mode)[:20]
     )
     words = ["proposals", "--contrib", str(contrib), "--root", str(root), "--split", "train", "--json"]
     assert run_command("benchmark", words) == 0

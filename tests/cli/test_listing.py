@@ -61,10 +61,10 @@ def test_what_is_known_of_models(hub: Path) -> None:
     (hub / "ssd300_vgg16_coco-b556d3b4.pth").touch()
     models = {name: describe_model(name) for name in detkit.list_models("*[!y]")}
     assert {name: model.proposals for name, model in models.items() if model.kind == "region"} == {
-        "fast_rcnn": "given",
+        "fast_rcnn": "stored",
         "faster_rcnn": "own",
-        "rcnn": "given",
-        "sppnet": "given",
+        "rcnn": "stored",
+        "sppnet": "stored",
     }
     assert models["ssd"].weights[0].here
     assert not any(source.here for source in models["faster_rcnn"].weights)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from detkit.checkpoints import checkpoint
-from detkit.config import load_config
-from detkit.engine.run import Run
-from detkit.models import SGD
+from detkit.experiment import load_config
+from detkit.models import SGD, StageRun
 from tests.engine.reference import copy_state, descend
 from tests.toys.fixtures import Train
 from tests.toys.toy import Toy
@@ -24,17 +23,18 @@ class Shift:
     """A stage of another kind: adds to the biases, 3 times, saving each time."""
 
     name: str = "shift"
+    iterations_factor: int = 0
     fail_at: int | None = None
 
-    def run(self, detector: Toy, run: Run) -> None:
-        done = run.restore(detector).get("iteration", 0)
+    def run(self, detector: Toy, run: StageRun) -> None:
+        done = run.restore(detector).get("done", 0)
         run.begin()
         for step in range(done, 3):
             if step == self.fail_at:
                 raise KeyboardInterrupt
             with torch.no_grad():
                 detector.out.get_parameter("bias").add_(1.0)
-            run.save_last(detector, {"iteration": step + 1}, step + 1)
+            run.save_last(detector, {"done": step + 1})
 
 
 def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_path: Path, monkeypatch) -> None:
@@ -49,7 +49,8 @@ def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_p
     assert run(*SHORT, "--out", cut, fail_at=1) == 130
     content = checkpoint.load(cut / "last.pt")
     assert content["training"]["stage"] == "shift"
-    assert content["iteration"] == 1
+    assert content["training"]["done"] == 1
+    assert content["iteration"] == 4, "a stage without steps leaves their number as it was"
     calls = Toy.calls
     assert run("--resume", cut) == 0
     assert Toy.calls == calls, "the finished stage ran again"
@@ -65,8 +66,9 @@ class Conclude:
     """A stage that adds to the biases, once."""
 
     name: str
+    iterations_factor: int = 0
 
-    def run(self, detector: Toy, run: Run) -> None:
+    def run(self, detector: Toy, run: StageRun) -> None:
         run.restore(detector)
         run.begin()
         with torch.no_grad():
@@ -92,8 +94,9 @@ class Look:
 
     seen: dict[str, Tensor]
     name: str = "look"
+    iterations_factor: int = 0
 
-    def run(self, detector: Toy, run: Run) -> None:
+    def run(self, detector: Toy, run: StageRun) -> None:
         run.begin()
         self.seen.update(copy_state(detector))
 

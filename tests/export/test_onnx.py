@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detkit.checkpoints import checkpoint
-from detkit.config import Config, DataConfig, TrainConfig
 from detkit.errors import UserError
 from detkit.export import onnx
 from detkit.models import Detector
-from detkit.models.sppnet import Pyramid
+from detkit.models.image_pyramid import ImagePyramid
+from detkit.models.rpn import RPNOutput
 from detkit.ops import crop_warp
 from detkit.structures import Images
 from tests import zoo
-from tests.builders import random_image
+from tests.builders import random_image, save_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -61,14 +60,9 @@ def trained(name: str, **keys: Any) -> Detector:
     return detector
 
 
-def save(detector: Detector, path: Path) -> Path:
-    checkpoint.save(path, detector, Config(detector.config, DataConfig(root=""), TrainConfig(iterations=1)))
-    return path
-
-
 def exported(detector: Detector, folder: Path) -> dict[str, File]:
     """Export a detector; return its files by the ends of their names."""
-    written = onnx.export_onnx(save(detector, folder / "best.pt"), folder / "out" / "net.onnx")
+    written = onnx.export_onnx(save_checkpoint(folder / "best.pt", detector), folder / "out" / "net.onnx")
     assert sorted(one.path for one in written) == sorted((folder / "out").iterdir())
     for one in written:
         assert one.size == one.path.stat().st_size
@@ -99,11 +93,11 @@ def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> No
         images = zoo.sample_images(detector, batch)
         found = file(pixels=images.pixels)
         with torch.inference_mode():
-            wanted = detector.predict(images)
+            expected = detector.predict(images)
         assert list(found) == ["boxes", "scores"]
-        torch.testing.assert_close(found["boxes"], wanted.boxes, atol=1e-3, rtol=1e-4)
-        torch.testing.assert_close(found["scores"], wanted.scores, **CLOSE)
-        assert wanted.scores.std() > 1e-3
+        torch.testing.assert_close(found["boxes"], expected.boxes, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found["scores"], expected.scores, **CLOSE)
+        assert expected.scores.std() > 1e-3
     assert file.metadata["classes"] == ["a", "b"]
     assert file.metadata["model"] == name
     spec = file.metadata["input"]
@@ -126,28 +120,30 @@ def test_faster_rcnn(keys: dict[str, Any], tmp_path: Path) -> None:
         )
         maps = [found[f"map_{name}"] for name in (names[:-1] if keys else names)]
         with torch.inference_mode():
-            own = detector.maps(images)
-            for kind, theirs, ours in (
-                ("logits", logits, detector.rpn(own)[0]),
-                ("deltas", deltas, detector.rpn(own)[1]),
-                ("anchors", anchors, detector.anchors(own)),
-                ("map", maps, own[: len(maps)]),
-            ):
-                for one, other in zip(theirs, ours, strict=True):
-                    torch.testing.assert_close(one, other, **CLOSE, msg=lambda text, kind=kind: f"{kind}: {text}")
-            given = detector.proposals(images, logits, deltas, anchors)
-            pooled = detector.region_features(maps, given.boxes)
+            own_maps = detector.maps(images.pixels, images.sizes)
+            own = detector.rpn(own_maps)
+            pairs = zip(
+                (*logits, *deltas, *anchors, *maps),
+                (*own.logits, *own.deltas, *own.anchors, *own_maps[: len(maps)]),
+                strict=True,
+            )
+            for output, (theirs, ours) in zip(files["-rpn"].metadata["outputs"], pairs, strict=True):
+                torch.testing.assert_close(theirs, ours, **CLOSE, msg=lambda text, output=output: f"{output}: {text}")
+            proposals = detector.rpn.propose(RPNOutput(logits, deltas, anchors), images, training=False)
+            pooled = detector.features.pool(maps, proposals.boxes)
             # of the same proposals: rounding may decide which anchors become one
-            logits, deltas = detector.regions(own, given.boxes)
-            wanted = detector.head.decode(deltas, given.boxes)
-        scored = files["-head"](pooled=pooled)
-        scores = scored["logits"].softmax(-1).unflatten(0, given.valid.shape)
-        torch.testing.assert_close(scores, logits.softmax(-1), **CLOSE)
-        boxes = decode(files["-head"].metadata["coder"], scored["deltas"], given.boxes.flatten(0, 1))
-        torch.testing.assert_close(boxes.view_as(wanted), wanted, atol=2e-3, rtol=1e-3)
+            scores, deltas = detector.head.predict(detector.features.pool(own_maps, proposals.boxes))
+            expected = detector.head.coder.decode(deltas, proposals.boxes.unsqueeze(2))
+        scored = files["-head"](pooled=pooled.flatten(0, 1))
+        found_scores = scored["logits"].softmax(-1).unflatten(0, proposals.valid.shape)
+        torch.testing.assert_close(found_scores[..., :-1], scores, **CLOSE)
+        boxes = decode(files["-head"].metadata["coder"], scored["deltas"], proposals.boxes.flatten(0, 1))
+        torch.testing.assert_close(boxes.view_as(expected), expected, atol=2e-3, rtol=1e-3)
     assert list(files["-rpn"].metadata["inputs"]) == ["pixels", "sizes"]
-    assert files["-rpn"].metadata["pooling"]["strides"] == detector.region_features.strides
-    assert files["-rpn"].metadata["proposals"]["after"] == 12
+    pooling = files["-rpn"].metadata["pooling"]
+    assert pooling["strides"] == detector.features.strides
+    assert ("canonical_scale" in pooling) == bool(keys)
+    assert files["-rpn"].metadata["proposals"]["post_nms_top_n"] == 12
 
 
 def decode(coder: dict[str, Any], deltas: Tensor, regions: Tensor) -> Tensor:
@@ -160,45 +156,63 @@ def decode(coder: dict[str, Any], deltas: Tensor, regions: Tensor) -> Tensor:
     return torch.stack((x - width / 2, y - height / 2, x + width / 2, y + height / 2), -1).float()
 
 
-def test_given_regions(tmp_path: Path) -> None:
-    """Fast R-CNN, SPPNet and R-CNN: an image's file, torch's pooling, and the regions' file are the whole detector."""
-    for name in ("fast_rcnn", "sppnet", "rcnn"):
-        detector: Any = trained(name)
-        images = zoo.sample_images(detector, 2)
-        assert images.proposals is not None
-        regions = images.proposals.boxes
-        (tmp_path / name).mkdir()
-        files = exported(detector, tmp_path / name)
-        with torch.inference_mode():
-            wanted = detector.predict(images)
-            if name == "rcnn":
-                c = detector.config
-                mean = [value * 255 for value in c.mean]
-                crops = crop_warp(images.pixels, regions, c.crop, c.context, mean, images.sizes).flatten(0, 1)
-                found = files[""](crops=crops)
-            else:
-                pixels = images.pixels if name == "fast_rcnn" else images.pixels.float()
-                x = files["-map"](pixels=pixels, sizes=images.sizes)["map"]
-                if name == "fast_rcnn":
-                    pooled = detector.region_features([x], regions)
-                else:  # images whose short side is that of the only scale
-                    pooled = detector.pool(Pyramid([(x, torch.ones(2))], images.sizes), regions)
-                found = files["-head"](pooled=pooled)
-        scores = found["logits"].softmax(-1)[:, :-1] if name == "fast_rcnn" else found["scores"]
-        valid = images.proposals.valid
-        scores = scores.unflatten(0, valid.shape)
-        torch.testing.assert_close(scores[valid], wanted.scores[valid], **CLOSE)
-        file = files["" if name == "rcnn" else "-head"]
-        boxes = decode(file.metadata["coder"], found["deltas"], regions.flatten(0, 1)).unflatten(0, valid.shape)
-        torch.testing.assert_close(boxes[valid], wanted.boxes[valid], atol=2e-3, rtol=1e-3)
+def check_regions(file: File, outputs: dict[str, Tensor], scores: Tensor, images: Images, detector: Detector) -> None:
+    """Check what a file of a region head gave for all proposals: the detector's scores and boxes."""
+    assert images.proposals is not None
+    boxes, valid = images.proposals.boxes, images.proposals.valid
+    with torch.inference_mode():
+        expected = detector.predict(images)
+    torch.testing.assert_close(scores.unflatten(0, valid.shape)[valid], expected.scores[valid], **CLOSE)
+    decoded = decode(file.metadata["coder"], outputs["deltas"], boxes.flatten(0, 1)).unflatten(0, valid.shape)
+    torch.testing.assert_close(decoded[valid], expected.boxes[valid], atol=2e-3, rtol=1e-3)
+
+
+def test_fast_rcnn(tmp_path: Path) -> None:
+    """An image's file, torch's pooling, and the regions' file are the detector."""
+    detector: Any = trained("fast_rcnn")
+    images = zoo.sample_images(detector, 2)
+    assert images.proposals is not None
+    files = exported(detector, tmp_path)
+    x = files["-map"](pixels=images.pixels, sizes=images.sizes)["map"]
+    outputs = files["-head"](pooled=detector.features.pool([x], images.proposals.boxes).flatten(0, 1))
+    check_regions(files["-head"], outputs, outputs["logits"].softmax(-1)[:, :-1], images, detector)
+    assert files["-map"].metadata["pooling"] == {"kind": "pool", "size": 4, "strides": [8]}
+
+
+def test_sppnet(tmp_path: Path) -> None:
+    """As Fast R-CNN, for images whose short side is that of the only scale."""
+    detector: Any = trained("sppnet")
+    images = zoo.sample_images(detector, 2)
+    assert images.proposals is not None
+    files = exported(detector, tmp_path)
+    x = files["-map"](pixels=images.pixels.float(), sizes=images.sizes)["map"]
+    pooled = detector.features.pool(ImagePyramid([(x, torch.ones(2))], images.sizes), images.proposals.boxes)
+    outputs = files["-head"](pooled=pooled.flatten(0, 1))
+    check_regions(files["-head"], outputs, outputs["scores"], images, detector)
+    facts = files["-map"].metadata
+    assert (facts["pooling"]["pyramid"], facts["scales"]) == ([2, 1], [96])
+
+
+def test_rcnn(tmp_path: Path) -> None:
+    """Regions cut out by what the file says of crops are all that its network needs."""
+    detector = trained("rcnn")
+    images = zoo.sample_images(detector, 2)
+    assert images.proposals is not None
+    (file,) = exported(detector, tmp_path).values()
+    facts = file.metadata["crops"]
+    mean = [value * 255 for value in file.metadata["input"]["mean"]]
+    regions = images.proposals.boxes
+    crops = crop_warp(images.pixels, regions, facts["side"], facts["context"], mean, images.sizes).flatten(0, 1)
+    outputs = file(crops=crops)
+    check_regions(file, outputs, outputs["scores"], images, detector)
 
 
 def test_what_can_not_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ssd = save(zoo.build("ssd"), tmp_path / "ssd.pt")
-    peer = save(zoo.build("torchvision_ssd"), tmp_path / "peer.pt")
+    ssd = save_checkpoint(tmp_path / "ssd.pt", zoo.build("ssd"))
+    peer = save_checkpoint(tmp_path / "peer.pt", zoo.build("torchvision_ssd"))
     out = tmp_path / "out.onnx"
-    wanted = "torchvision_ssd can't be exported to ONNX, .*; ssd, yolov1, faster_rcnn, fast_rcnn, sppnet, rcnn can"
-    with pytest.raises(UserError, match=wanted):
+    reason = r"peer\.pt: torchvision_ssd can't be exported to ONNX: it loops over images"
+    with pytest.raises(UserError, match=reason):
         onnx.export_onnx(peer, out)
     with pytest.raises(UserError, match=r"--onnx .*out\.pt: the name of an ONNX file ends in \.onnx"):
         onnx.export_onnx(ssd, tmp_path / "out.pt")
@@ -210,7 +224,7 @@ def test_what_can_not_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out.read_bytes() == b"precious"
     out.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(onnx, "MOST", 1_000_000)
+        patch.setattr(onnx, "MAX_BYTES", 1_000_000)
         with pytest.raises(UserError, match="GB of weights; an ONNX file holds less than"):
             onnx.export_onnx(ssd, out)
     for package in ("onnx", "onnxscript"):
@@ -228,14 +242,14 @@ def test_what_can_not_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_both_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(zoo.build("faster_rcnn"), tmp_path / "best.pt")
-    whole, saved = torch.onnx.ONNXProgram.save, []
+    path = save_checkpoint(tmp_path / "best.pt", zoo.build("faster_rcnn"))
+    save, saved = torch.onnx.ONNXProgram.save, []
 
     def full_disk(self: Any, destination: str, **keys: Any) -> None:
         saved.append(destination)
         if len(saved) == 2:
             raise OSError(28, "No space left on device")
-        whole(self, destination, **keys)
+        save(self, destination, **keys)
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
@@ -250,8 +264,8 @@ def test_both_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_differences_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = trained("yolov1")
-    file = onnx.export_onnx(save(detector, tmp_path / "best.pt"), tmp_path / "net.onnx")[0].path
-    part = onnx.parts(detector)[""]
+    file = onnx.export_onnx(save_checkpoint(tmp_path / "best.pt", detector), tmp_path / "net.onnx")[0].path
+    part = detector.export_parts()[""]
     detector.head.last.bias.data += 0.25  # pyright: ignore
     differences = onnx.compare(file, part)
     assert differences is not None

@@ -11,14 +11,21 @@ from torch import nn
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models import build_detector
-from detkit.models.compress import LowRankLinear, compress, describe_layers, find_layer, fully_connected_layers
+from detkit.models.compress import (
+    LowRankLinear,
+    compress,
+    describe_layers,
+    find_layer,
+    fully_connected_layers,
+    restructure,
+)
 from detkit.models.region import RegionDetector
-from tests.models import test_fast_rcnn, test_faster_rcnn
+from tests.builders import batch_with_proposals, tiny_fast_rcnn_config, tiny_faster_rcnn_config
 
 
 def fast(**keys) -> RegionDetector:
     torch.manual_seed(0)
-    detector = build_detector(test_fast_rcnn.config(**keys), ("a", "b")).eval()
+    detector = build_detector(tiny_fast_rcnn_config(**keys), ("a", "b")).eval()
     assert isinstance(detector, RegionDetector)
     for name, parameter in detector.head.named_parameters():
         if not name.startswith("tail") and name.endswith("weight"):  # as if trained: the layers below matter
@@ -37,7 +44,7 @@ def test_layers_have_the_papers_names() -> None:
         vgg = fast(backbone=BackboneConfig("vgg16"), pool_size=7)
     assert names(vgg) == {"fc6": "head.tail.1.0", "fc7": "head.tail.1.3", **own}
     assert names(fast(backbone=BackboneConfig("resnet18"))) == own
-    pyramid = test_faster_rcnn.config(backbone=BackboneConfig("resnet18"), neck="fpn", channels=24, scales=[2.0])
+    pyramid = tiny_faster_rcnn_config(backbone=BackboneConfig("resnet18"), neck="fpn", channels=24, scales=[2.0])
     assert names(build_detector(pyramid, ("a",))) == {"fc6": "head.tail.1", "fc7": "head.tail.3", **own}
 
 
@@ -60,9 +67,9 @@ def test_layers_are_found_by_name_path_and_end() -> None:
 
 def test_full_rank_is_the_same_function() -> None:
     detector = fast()
-    images, _ = test_fast_rcnn.batch()
+    images, _ = batch_with_proposals()
     with torch.inference_mode():
-        wanted = detector.predict(images)
+        expected = detector.predict(images)
         done = compress(detector, {"fc6": 256, "fc7": 256, "classifier": 3, "regressor": 8})
         found = detector.predict(images)
     assert [(one.name, one.error) for one in done] == [
@@ -72,9 +79,9 @@ def test_full_rank_is_the_same_function() -> None:
         ("head.regressor", 0.0),
     ]
     assert all(isinstance(layer, LowRankLinear) for _, layer in fully_connected_layers(detector).values())
-    assert wanted.scores[0].std() > 0.02
-    torch.testing.assert_close(found.scores, wanted.scores, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(found.boxes, wanted.boxes, atol=1e-4, rtol=1e-5)
+    assert expected.scores[0].std() > 0.02
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-4, rtol=1e-5)
 
 
 def test_weights_are_the_truncated_svd_and_the_bias_stays() -> None:
@@ -104,7 +111,7 @@ def test_a_config_rebuilds_the_pairs() -> None:
     shapes = {name: tensor.shape for name, tensor in detector.state_dict().items()}
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
     again.load_state_dict(detector.state_dict())
-    images, targets = test_fast_rcnn.batch()
+    images, targets = batch_with_proposals()
     with torch.inference_mode():
         assert torch.equal(again.predict(images).scores, detector.predict(images).scores)
     sum(again.train()(images, targets).values()).backward()
@@ -132,9 +139,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         assert detector.state_dict().keys() == state.keys()
     with pytest.raises(UserError, match=r"model\.svd: no fully connected layer 'fc8'; there are fc6"):
         fast(svd={"fc8": 3})
-    pretrained = replace(test_fast_rcnn.config(svd={"fc6": 3}), backbone=BackboneConfig("tiny", "imagenet"))
+    pretrained = replace(tiny_fast_rcnn_config(svd={"fc6": 3}), backbone=BackboneConfig("tiny", "imagenet"))
     detector.config = pretrained
-    from detkit.models.compress import restructure
-
     with pytest.raises(UserError, match=r"model\.svd: pairs cannot take weights from model\.backbone\.weights"):
         restructure(detector, pretrained.svd)

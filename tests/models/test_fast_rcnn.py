@@ -1,59 +1,32 @@
 """Fast R-CNN: the statistics of its deltas, and the whole path from proposals to detections."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import detkit
 from detkit import cli
-from detkit.config import BackboneConfig, DetectConfig
+from detkit.config import DetectConfig
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN, FastRCNNConfig
+from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN
 from detkit.models.region_head import CODER
 from detkit.ops import box_iou
-from detkit.structures import Detections, Images, Predictions, Proposals, Targets
-from tests.builders import few_regions, random_image
+from detkit.structures import Proposals, Targets
+from tests.builders import batch_with_proposals, few_regions, tiny_fast_rcnn_config
+from tests.models.checks import check_detections, check_file
 from tests.toys.toy import CLASSES as TOYS
 from tests.toys.toy import draw_toys
-
-SIZES = torch.tensor([[64, 80]] * 2)
-
-
-def config(**keys) -> FastRCNNConfig:
-    small = FastRCNNConfig(
-        backbone=BackboneConfig("tiny"),
-        size=[64, 96],
-        pool_size=3,
-        batch_size_per_image=16,
-        freeze_stages=0,
-        freeze_norms=False,
-    )
-    return replace(small, **keys)
-
-
-def batch(count: int = 40) -> tuple[Images, Targets]:
-    generator = torch.Generator().manual_seed(0)
-    targets = Targets.pad(
-        [
-            (torch.tensor([[10.0, 20, 40, 50], [30, 5, 70, 40]]), torch.tensor([0, 1]), torch.zeros(2) > 0),
-            (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0) > 0),
-        ]
-    )
-    low = torch.rand(2, count, 2, generator=generator) * torch.tensor([50.0, 40])
-    boxes = torch.cat((low, low + 10 + torch.rand(2, count, 2, generator=generator) * 20), -1)
-    boxes[0, : count // 2] = targets.boxes[0, [0, 1] * (count // 4)] + torch.randn(count // 2, 4, generator=generator)
-    given = Proposals.pad([boxes[0], boxes[1, : count // 2]])
-    return Images(random_image(64, 80).repeat(2, 1, 1, 1), SIZES, SIZES, ("a", "b"), given), targets
 
 
 def test_it_learns_and_detects() -> None:
     torch.manual_seed(0)
-    detector = build_detector(config(), ("a", "b"))
-    images, targets = batch()
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
+    images, targets = batch_with_proposals()
     losses = detector(images, targets)
     assert set(losses) == {"classification", "box"}
     sum(losses.values()).backward()
@@ -64,52 +37,40 @@ def test_it_learns_and_detects() -> None:
     with torch.inference_mode():
         predictions = detector.predict(images)
         found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
-        logits, deltas = detector.regions(images, images.proposals.boxes)
+        prepared = detector.features.prepare(images, detector)
+        logits, deltas = detector.head(detector.features.pool(prepared, images.proposals.boxes))
     assert predictions.boxes.shape == (2, 40, 2, 4)
     assert (predictions.scores[1, 20:] == -torch.inf).all()
-    given = images.proposals
-    torch.testing.assert_close(predictions.scores[given.valid], logits.softmax(-1)[given.valid][:, :2])
-    wanted = CODER.decode(deltas, given.boxes.unsqueeze(2))  # without statistics, as built
-    torch.testing.assert_close(predictions.boxes, wanted)
+    proposals = images.proposals
+    torch.testing.assert_close(predictions.scores[proposals.valid], logits.softmax(-1)[proposals.valid][:, :2])
+    expected = CODER.decode(deltas, proposals.boxes.unsqueeze(2))  # without statistics, as built
+    torch.testing.assert_close(predictions.boxes, expected)
     check_detections(found, predictions, images)
 
 
-def check_detections(found: Detections, predictions: Predictions, images: Images) -> None:
-    """Detections of `keep` 9 are predictions of their class, best first, and the best prediction is among them."""
-    assert found.boxes.shape == (2, 9, 4)
-    for row in range(2):
-        boxes, scores, labels = found.image(row)
-        assert len(labels) == 9
-        assert (scores.diff() <= 0).all()
-        assert scores[0] == predictions.scores[row].max()
-        for box, score, label in zip(boxes, scores, labels):
-            rows = (predictions.scores[row, :, label] == score).nonzero().flatten()
-            height, width = images.sizes[row].tolist()
-            limit = torch.tensor([width, height, width, height])
-            own = predictions.boxes[row, rows, label].clamp(min=0).minimum(limit)
-            assert (own - box).abs().amax(1).min() <= 1e-3
-
-
 def test_without_proposals_it_says_so() -> None:
-    detector = build_detector(config(), ("a", "b"))
-    images, targets = batch()
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
+    images, targets = batch_with_proposals()
     with pytest.raises(UserError, match=r"data\.proposals: this detector classifies given regions"):
         detector(replace(images, proposals=None), targets)
 
 
 def test_a_pyramid_of_one_scale_is_that_size() -> None:
-    images, _ = batch()
-    plain, pyramid = (build_detector(keys, ("a", "b")).eval() for keys in (config(), config(scales=[64])))
+    images, _ = batch_with_proposals()
+    plain, pyramid = (
+        build_detector(keys, ("a", "b")).eval()
+        for keys in (tiny_fast_rcnn_config(), tiny_fast_rcnn_config(scales=[64]))
+    )
     pyramid.load_state_dict(plain.state_dict())
     assert pyramid.input.fit(123, 45) == (123, 45)
     with torch.no_grad():
         torch.testing.assert_close(pyramid.predict(images).scores, plain.predict(images).scores)
 
 
-def test_training_draws_a_scale_for_each_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_samples_a_scale_for_each_image() -> None:
     torch.manual_seed(0)
-    detector = build_detector(config(scales=[32, 64, 96], longest=100), ("a", "b"))
-    images, targets = batch()
+    detector = build_detector(tiny_fast_rcnn_config(scales=[32, 64, 96], longest=100), ("a", "b"))
+    images, targets = batch_with_proposals()
     shapes = []
     detector.backbone.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
     for _ in range(12):
@@ -130,16 +91,17 @@ class Regions:
     def __init__(self, *batches: tuple[Targets, Proposals]) -> None:
         self.batches = batches
 
-    def take_resumed(self) -> None: ...
+    def restore(self, detector: FastRCNN) -> dict[str, Any]:
+        return {}
 
-    def regions(self):
+    def regions(self) -> Iterator[tuple[Targets, Proposals]]:
         return iter(self.batches)
 
 
 def test_statistics_are_those_of_a_loop() -> None:
-    detector = build_detector(config(), ("a", "b", "never seen"))
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b", "never seen"))
     assert isinstance(detector, FastRCNN)
-    images, targets = batch(80)
+    images, targets = batch_with_proposals(80)
     assert images.proposals is not None
     stage = detector.stages()[0]
     assert isinstance(stage, DeltaStatistics)
@@ -159,14 +121,14 @@ def test_statistics_are_those_of_a_loop() -> None:
 
 
 def test_statistics_leave_out_ignored_objects() -> None:
-    images, targets = batch(80)
+    images, targets = batch_with_proposals(80)
     assert images.proposals is not None
     ignore = torch.tensor([[False, True], [False, False]])
     # as if it were not there; its proposals overlap the other object by less than they need to be that one's
     alone = Targets.pad([(targets.boxes[row, :1], targets.labels[row, :1], ignore[row, :1]) for row in range(2)])
     heads = []
     for objects in (replace(targets, ignore=ignore), alone):
-        detector = build_detector(config(), ("a", "b"))
+        detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
         stage = detector.stages()[0]
         stage.run(detector, Regions((objects, images.proposals)))
         heads.append(detector.head)
@@ -177,19 +139,23 @@ def test_statistics_leave_out_ignored_objects() -> None:
     assert heads[0].delta_std[1].tolist() == [1] * 4
 
 
-def test_normalised_deltas_are_decoded_again() -> None:
-    detector = build_detector(config(), ("a", "b"))
+def test_normalised_deltas_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of an object, and what the head would have learnt of them: `predict` gives the object's box."""
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
     assert isinstance(detector, FastRCNN)
     detector.head.delta_mean.normal_()
     detector.head.delta_std.uniform_(0.5, 2)
-    images, targets = batch()
+    images, targets = batch_with_proposals()
     assert images.proposals is not None
     regions, label = images.proposals.boxes[:1, :20], torch.tensor([[0, 1] * 10])
     truth = targets.boxes[:1, [0, 1] * 10]
-    learnt = detector.head.normalise(CODER.encode(truth, regions), label)
-    boxes = detector.head.decode(learnt.unsqueeze(2).expand(-1, -1, 2, -1), regions)
-    own = boxes[0, torch.arange(20), label[0]]
-    torch.testing.assert_close(own, truth[0], atol=1e-3, rtol=1e-4)
+    normalised = detector.head.normalise(CODER.encode(truth, regions), label)
+    outputs = torch.zeros(1, 20, 3), normalised.unsqueeze(2).expand(-1, -1, 2, -1)
+    monkeypatch.setattr(detector.head, "forward", lambda _: outputs)
+    prepared = [torch.zeros(1, detector.features.shape[0], 8, 10)]
+    found = detector.predict_regions(prepared, Proposals(regions, torch.ones(1, 20, dtype=torch.bool)))
+    boxes = found.boxes[0, torch.arange(20), label[0]]
+    torch.testing.assert_close(boxes, truth[0], atol=1e-3, rtol=1e-4)
 
 
 RECIPE = """
@@ -237,17 +203,3 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
         None,
     )
     check_file(tmp_path / "found" / "detections.json", "run/best.pt", score=0.01)
-
-
-def check_file(path: Path, checkpoint: str, score: float) -> None:
-    """A file of detections of the toys' test images has what the loaded detector finds, image by image."""
-    images = json.loads(path.read_text())["images"]
-    assert [Path(entry["file"]).name for entry in images] == [f"test{number:03}.jpg" for number in range(9)]
-    found = detkit.load(checkpoint, device="cpu").detect([entry["file"] for entry in images], score=score)
-    for entry, one in zip(images, found, strict=True):
-        boxes, scores, labels = one.image(0)
-        assert len(labels) > 5
-        assert [own["class"] for own in entry["detections"]] == [TOYS[label] for label in labels.tolist()]
-        assert [own["score"] for own in entry["detections"]] == pytest.approx(scores.tolist(), abs=1e-4)
-        listed = torch.tensor([own["box"] for own in entry["detections"]])
-        torch.testing.assert_close(listed, boxes, atol=0.01, rtol=0)

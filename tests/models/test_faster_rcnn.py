@@ -1,9 +1,8 @@
-"""Faster R-CNN: its parts against torchvision's and loops, and the whole on small inputs."""
+"""Faster R-CNN: its parts against torchvision's and loops, and all of it on small inputs."""
 
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,42 +17,16 @@ from detkit.config import BackboneConfig, DetectConfig
 from detkit.data.proposal_store import open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
-from detkit.models.region_head import CODER, MapFeatures, sample_regions
-from detkit.structures import Images, Targets
-from tests.builders import images_of, random_image
+from detkit.models.faster_rcnn import FasterRCNN
+from detkit.models.region import sample_regions
+from detkit.models.region_features import MapFeatures
+from detkit.models.region_head import CODER
+from detkit.structures import Images, Proposals, Targets
+from tests.builders import images_of, objects_of, random_image, tiny_faster_rcnn_config
 from tests.toys.toy import draw_toys
 
-
-def config(**keys) -> FasterRCNNConfig:
-    small = FasterRCNNConfig(
-        backbone=BackboneConfig("tiny"),
-        size=[64, 96],
-        scales=[2.0, 4.0],
-        rpn_width=16,
-        pre_nms_top_n=100,
-        post_nms_top_n=30,
-        test_pre_nms_top_n=60,
-        test_post_nms_top_n=12,
-        min_size=2.0,
-        batch_size_per_image=16,
-        pool_size=3,
-        freeze_stages=0,
-        freeze_norms=False,
-    )
-    return replace(small, **keys)
-
-
-def targets(*objects: list[list[float]], ignore: bool = False) -> Targets:
-    rows = [
-        (torch.tensor(boxes).view(-1, 4), torch.arange(len(boxes)) % 2, torch.full((len(boxes),), ignore))
-        for boxes in objects
-    ]
-    return Targets.pad(rows)
-
-
-SAMPLE_IMAGES = images_of(random_image(64, 80).repeat(2, 1, 1, 1))
-TWO = targets([[10.0, 20, 40, 50], [30, 5, 70, 40]], [])
+IMAGES = images_of(random_image(64, 80).repeat(2, 1, 1, 1))
+TWO = objects_of([[10.0, 20, 40, 50], [30, 5, 70, 40]], [])
 
 
 @pytest.mark.parametrize("neck", ["none", "fpn"])
@@ -64,8 +37,8 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
     extra = {"channels": 24} if neck == "fpn" else {}
     scales = [2.0] if neck == "fpn" else [1.0, 2.0]
     keys = {"backbone": BackboneConfig(backbone), "neck": neck, "scales": scales, "pool_size": size, **extra}
-    detector = build_detector(config(**keys), ("a", "b"))
-    losses = detector(SAMPLE_IMAGES, TWO)
+    detector = build_detector(tiny_faster_rcnn_config(**keys), ("a", "b"))
+    losses = detector(IMAGES, TWO)
     assert set(losses) == {"objectness", "rpn_box", "classification", "box"}
     sum(losses.values()).backward()
     for name, parameter in detector.named_parameters():
@@ -74,16 +47,16 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
     detector.eval()
     with torch.inference_mode():
         found, _ = postprocess(
-            detector.predict(SAMPLE_IMAGES), SAMPLE_IMAGES, DetectConfig(score_threshold=0.0, detections_per_image=9)
+            detector.predict(IMAGES), IMAGES, DetectConfig(score_threshold=0.0, detections_per_image=9)
         )
     assert found.boxes.shape == (2, 9, 4)
 
 
 @pytest.mark.parametrize("ignore", [False, True])
 def test_batches_without_objects_have_finite_losses(ignore: bool) -> None:
-    detector = build_detector(config(), ("a", "b"))
-    batch = targets([[10.0, 20, 40, 50]], [[1.0, 1, 2, 2]], ignore=True) if ignore else targets([], [])
-    losses = detector(SAMPLE_IMAGES, batch)
+    detector = build_detector(tiny_faster_rcnn_config(), ("a", "b"))
+    batch = objects_of([[10.0, 20, 40, 50]], [[1.0, 1, 2, 2]], ignore=True) if ignore else objects_of([], [])
+    losses = detector(IMAGES, batch)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["rpn_box"] == losses["box"] == 0
@@ -91,7 +64,7 @@ def test_batches_without_objects_have_finite_losses(ignore: bool) -> None:
 
 def test_a_batch_equals_its_images_one_by_one() -> None:
     torch.manual_seed(0)
-    detector = build_detector(config(), ("a", "b")).eval()
+    detector = build_detector(tiny_faster_rcnn_config(), ("a", "b")).eval()
     pixels = torch.cat([random_image(64, 96, seed) for seed in range(2)])
     sizes = torch.tensor([[64, 96], [64, 72]])
     both = detector.predict(Images(pixels, sizes, sizes, ("a", "b")))
@@ -105,35 +78,37 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
     assert both.boxes[1].shape == second.boxes[0].shape
 
 
-def test_the_least_side_of_a_proposal_is_in_pixels_of_the_photo() -> None:
+def test_the_min_size_of_a_proposal_is_in_pixels_of_the_original() -> None:
     """Two images of other sizes than the network sees: twice as large, and smaller."""
     torch.manual_seed(0)
     pixels = random_image(64, 80).repeat(2, 1, 1, 1)
     sizes = torch.tensor([[64, 80]] * 2)
     keys = {"test_post_nms_top_n": 1000, "test_pre_nms_top_n": 1000, "rpn_nms_iou": 1.0, "scales": [1.0, 2.0, 4.0]}
 
-    def sides(smallest: float, original: Tensor) -> list[Tensor]:
-        detector = build_detector(config(min_size=smallest, **keys), ("a", "b")).eval()
+    def sides(min_size: float, original: Tensor) -> list[Tensor]:
+        detector = build_detector(tiny_faster_rcnn_config(min_size=min_size, **keys), ("a", "b")).eval()
         detector.load_state_dict(state)
-        found = detector.propose(Images(pixels, sizes, original, ("a", "b")))
-        return [(boxes[:, 2:] - boxes[:, :2]).amin(1)[there] for boxes, there in zip(found.boxes, found.valid)]
+        proposals = detector.propose_regions(Images(pixels, sizes, original, ("a", "b")))
+        shorter = (proposals.boxes[..., 2:] - proposals.boxes[..., :2]).amin(-1)
+        return [image[valid] for image, valid in zip(shorter, proposals.valid)]
 
-    state = build_detector(config(**keys), ("a", "b")).state_dict()
-    every = sides(0.0, sizes)
-    found = sides(18.0, torch.tensor([[128, 160], [48, 60]]))
-    for least, own, all_of_it in zip((9.0, 24.0), found, every):
-        assert 0 < len(own) < len(all_of_it)
-        assert torch.equal(own, all_of_it[all_of_it >= least])
+    state = build_detector(tiny_faster_rcnn_config(**keys), ("a", "b")).state_dict()
+    unlimited = sides(0.0, sizes)
+    limited = sides(18.0, torch.tensor([[128, 160], [48, 60]]))
+    for threshold, kept, candidates in zip((9.0, 24.0), limited, unlimited):
+        assert 0 < len(kept) < len(candidates)
+        assert torch.equal(kept, candidates[candidates >= threshold])
 
 
 def test_padding_is_zero_after_normalising() -> None:
-    detector = build_detector(config(), ("a",))
+    detector = build_detector(tiny_faster_rcnn_config(), ("a",))
     pixels = torch.full((1, 3, 8, 10), 200, dtype=torch.uint8)
-    sizes = torch.tensor([[6, 7]])
-    x = detector.normalise(Images(pixels, sizes, sizes, ("a",)))
+    x = detector.normalise(pixels, torch.tensor([[6, 7]]))
     assert (x[0, :, :6, :7] != 0).all()
     assert not x[0, :, 6:].any()
     assert not x[0, :, :, 7:].any()
+    # without sizes all of it is valid
+    assert (detector.normalise(pixels) != 0).all()
 
 
 def test_regions_are_pooled_from_the_map_of_their_size() -> None:
@@ -143,43 +118,49 @@ def test_regions_are_pooled_from_the_map_of_their_size() -> None:
     maps = [torch.randn(2, 4, 256 >> level, 256 >> level) for level in (2, 3, 4, 5)]
     sides = torch.tensor([3.0, 27, 28.1, 55, 57, 111, 113, 200])
     boxes = torch.stack((sides * 0, sides * 0 + 5, sides, sides + 5), -1).expand(2, -1, 4).contiguous()
-    pooled = MapFeatures(info, "align", 7, canonical_scale=112.0)(maps, boxes).view(2, -1, 4, 7, 7)
+    pooled = MapFeatures(info, "align", 7, canonical_scale=112.0).pool(maps, boxes)
+    assert pooled.shape == (2, len(sides), 4, 7, 7)
     for image in range(2):
         for row, side in enumerate(sides.tolist()):
             level = 2 if side < 56 else 3 if side < 112 else 4
             roi = torch.cat((torch.tensor([image]), boxes[image, row])).unsqueeze(0)
-            wanted = roi_align(maps[level - 2], roi, 7, 1 / (1 << level), 2, True)[0]
-            torch.testing.assert_close(pooled[image, row], wanted)
+            expected = roi_align(maps[level - 2], roi, 7, 1 / (1 << level), 2, True)[0]
+            torch.testing.assert_close(pooled[image, row], expected)
 
 
 def test_sampled_regions_carry_their_class_and_deltas() -> None:
     torch.manual_seed(0)
-    objects = targets([[10.0, 20, 40, 50], [50, 10, 70, 40]], [[0.0, 0, 20, 20]])
+    objects = objects_of([[10.0, 20, 40, 50], [50, 10, 70, 40]], [[0.0, 0, 20, 20]])
     regions = torch.rand(2, 200, 4) * 40
     regions[..., 2:] += regions[..., :2] + 10
     regions[:, :40] = objects.boxes[:, :1] + torch.randn(2, 40, 4)
     valid = torch.ones(2, 200, dtype=torch.bool)
     valid[1, 100:] = False
-    drawn = sample_regions(regions, valid, objects, 2, config(batch_size_per_image=32))
-    assert drawn.valid.all()
-    inside = drawn.target < 2
-    assert (inside.sum(1) == 8).all()
-    decoded = CODER.decode(drawn.wanted, drawn.boxes)
+    sampled = sample_regions(Proposals(regions, valid), objects, 2, tiny_faster_rcnn_config(batch_size_per_image=32))
+    assert sampled.valid.all()
+    positive = sampled.labels < 2
+    assert (positive.sum(1) == 8).all()
+    assert torch.equal(positive, sampled.matched_gt_index >= 0)
+    deltas = sampled.target_deltas(CODER)
+    decoded = CODER.decode(deltas, sampled.boxes)
     for image in range(2):
-        for box, label in zip(decoded[image][inside[image]], drawn.target[image][inside[image]]):
-            same = (objects.boxes[image] - box).abs().amax(1) < 1e-3
-            assert objects.labels[image][same].tolist() == [label]
-    assert not drawn.wanted[~inside].any()
+        rows = positive[image]
+        positives = decoded[image][rows], sampled.labels[image][rows], sampled.matched_gt_index[image][rows]
+        for box, label, index in zip(*positives):
+            torch.testing.assert_close(box, objects.boxes[image, index], atol=1e-3, rtol=0)
+            assert objects.labels[image, index] == label
+    torch.testing.assert_close(decoded[positive], sampled.gt_boxes[positive], atol=1e-3, rtol=0)
+    assert not deltas[~positive].any()
 
 
 def test_frozen_layers_stay_as_they_are() -> None:
-    detector = build_detector(config(freeze_stages=2, freeze_norms=True), ("a", "b"))
+    detector = build_detector(tiny_faster_rcnn_config(freeze_stages=2, freeze_norms=True), ("a", "b"))
     assert isinstance(detector, FasterRCNN)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
     detector.train()
-    sum(detector(SAMPLE_IMAGES, TWO).values()).backward()
+    sum(detector(IMAGES, TWO).values()).backward()
     optimizer.step()
     moved = {name for name, tensor in detector.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any(name.startswith(("backbone.stem", "backbone.stage3.0")) for name in moved)
@@ -191,9 +172,9 @@ def test_frozen_layers_stay_as_they_are() -> None:
 
 def test_a_misfit_is_named() -> None:
     with pytest.raises(UserError, match=r"model\.features: tiny gives the maps c3, c4, c5, not 'c9'"):
-        build_detector(config(neck="fpn", features=["c9"]), ("a",))
+        build_detector(tiny_faster_rcnn_config(neck="fpn", features=["c9"]), ("a",))
     with pytest.raises(UserError, match=r"model\.pool_size: 5, but fc6 of VGG reads"):
-        build_detector(config(backbone=BackboneConfig("vgg16"), pool_size=5), ("a",))
+        build_detector(tiny_faster_rcnn_config(backbone=BackboneConfig("vgg16"), pool_size=5), ("a",))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +190,7 @@ def test_a_misfit_is_named() -> None:
 )
 def test_a_wrong_value_is_named(keys: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        config(**keys)
+        tiny_faster_rcnn_config(**keys)
 
 
 def overfit(detector: torch.nn.Module, images: Images, objects: Targets, steps: int) -> Tensor:
@@ -222,10 +203,10 @@ def overfit(detector: torch.nn.Module, images: Images, objects: Targets, steps: 
     return total.detach()
 
 
-def test_it_finds_what_it_has_learnt() -> None:
+def test_it_finds_what_it_was_trained_on() -> None:
     torch.manual_seed(0)
     pixels = torch.full((2, 3, 64, 80), 90, dtype=torch.uint8)
-    objects = targets([[8.0, 8, 40, 40], [50, 30, 76, 60]], [[20.0, 10, 60, 50]])
+    objects = objects_of([[8.0, 8, 40, 40], [50, 30, 76, 60]], [[20.0, 10, 60, 50]])
     for image in range(2):
         for box, label in zip(objects.boxes[image].int().tolist(), objects.labels[image].tolist()):
             if label >= 0:
@@ -233,17 +214,17 @@ def test_it_finds_what_it_has_learnt() -> None:
     sizes = torch.tensor([[64, 80]] * 2)
     images = Images(pixels, sizes, sizes, ("a", "b"))
     detector = build_detector(
-        config(neck="fpn", channels=32, scales=[3.0], canonical_scale=64.0, pool="align"), ("a", "b")
+        tiny_faster_rcnn_config(neck="fpn", channels=32, scales=[3.0], canonical_scale=64.0, pool="align"), ("a", "b")
     )
     overfit(detector.train(), images, objects, 100)
     detector.eval()
     with torch.inference_mode():
         found, _ = postprocess(detector.predict(images), images, DetectConfig(score_threshold=0.5, nms_iou=0.3))
     for image in range(2):
-        real = objects.labels[image] >= 0
+        valid = objects.labels[image] >= 0
         boxes, _, labels = found.image(image)
-        assert sorted(labels.tolist()) == sorted(objects.labels[image][real].tolist())
-        for box, label in zip(objects.boxes[image][real], objects.labels[image][real]):
+        assert sorted(labels.tolist()) == sorted(objects.labels[image][valid].tolist())
+        for box, label in zip(objects.boxes[image][valid], objects.labels[image][valid]):
             assert ((boxes - box).abs().amax(1)[labels == label] < 4).any()
 
 
@@ -275,7 +256,7 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
     draw_toys(tmp_path / "toys")
     (tmp_path / "config.yaml").write_text(ALTERNATING)
     seen: dict[str, list[dict[str, Tensor]]] = {}
-    losses, enter = FasterRCNN.losses, FasterRCNN.enter
+    losses, begin_stage = FasterRCNN.losses, FasterRCNN.begin_stage
 
     def watch(self: FasterRCNN, images: Images, targets: Targets) -> dict[str, Tensor]:
         seen.setdefault(self.stage, []).append({name: value.clone() for name, value in self.state_dict().items()})
@@ -317,9 +298,9 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
     whole = checkpoint.load(Path("whole/best.pt"))["model"]
     for stage in ("fast_rcnn", "fast_rcnn_shared"):
 
-        def cut(self: FasterRCNN, entered: str, stage: str = stage) -> None:
-            enter(self, entered)
-            if entered == stage:
+        def cut(self: FasterRCNN, begun: str, stage: str = stage) -> None:
+            begin_stage(self, begun)
+            if begun == stage:
                 monkeypatch.setattr(FasterRCNN, "losses", interrupt)
 
         def interrupt(self: FasterRCNN, images: Images, targets: Targets) -> dict[str, Tensor]:
@@ -327,9 +308,9 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
             monkeypatch.setattr(FasterRCNN, "losses", losses)
             return losses(self, images, targets)
 
-        monkeypatch.setattr(FasterRCNN, "enter", cut)
+        monkeypatch.setattr(FasterRCNN, "begin_stage", cut)
         assert cli.main(["train", "config.yaml", "--out", stage]) == 128 + signal.SIGTERM
-        monkeypatch.setattr(FasterRCNN, "enter", enter)
+        monkeypatch.setattr(FasterRCNN, "begin_stage", begin_stage)
         assert cli.main(["train", "--resume", stage]) in (0, None)
         for name, value in checkpoint.load(Path(stage) / "best.pt")["model"].items():
             assert torch.equal(value, whole[name]), (stage, name)

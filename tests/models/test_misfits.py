@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import detkit
 from detkit.backbones import BACKBONES, Backbone, FeatureInfo
 from detkit.checkpoints import checkpoint
-from detkit.config import Config, DataConfig, TrainConfig, load_config
+from detkit.config import Config, DataConfig, TrainConfig
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from tests import zoo
 
 
@@ -74,9 +75,7 @@ def test_a_backbone_without_tail_or_stages(model: str) -> None:
         return
     with pytest.raises(UserError) as error:
         zoo.build(model, "bare_region", freeze_stages=2)
-    assert "BareRegion has no stages that could be frozen; what trains it whole: model.freeze_stages=0" in line_of(
-        error
-    )
+    assert "BareRegion has no stages that could be frozen; train all of it: model.freeze_stages=0" in line_of(error)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +125,19 @@ def test_unknown_backbones(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "given", "words"),
+    ("backbone", "file_of", "words"),
     [
         ("squeezenet1_1", "squeezenet1_0", "; the file belongs to squeezenet1_0"),
         ("mobilenet_v2", "tiny", "; the file belongs to tiny"),
         ("resnet18", None, "; the file belongs to no backbone of detkit's"),
     ],
 )
-def test_weights_of_another_backbone(wanted: str, given: str | None, words: str, tmp_path: Path) -> None:
+def test_weights_of_another_backbone(backbone: str, file_of: str | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    state = {"some": torch.zeros(2)} if given is None else BACKBONES.get(given)().state_dict()
+    state = {"some": torch.zeros(2)} if file_of is None else BACKBONES.get(file_of)().state_dict()
     torch.save(state, path)
     with pytest.raises(UserError) as error:
-        detkit.create_model("ssd", backbone={"name": wanted, "weights": str(path)}, classes=["a"])
+        detkit.create_model("ssd", backbone={"name": backbone, "weights": str(path)}, classes=["a"])
     assert line_of(error).endswith(words)
 
 

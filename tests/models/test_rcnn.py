@@ -1,4 +1,4 @@
-"""R-CNN: the crops' way through the network, pieces, and the stages from proposals to detections."""
+"""R-CNN: the crops' way through the network, chunks, and the stages from proposals to detections."""
 
 import os
 import signal
@@ -15,11 +15,12 @@ from detkit.checkpoints import checkpoint
 from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.rcnn import RCNN, RCNNConfig, pool_to
+from detkit.models.pooling import adaptive_pool
+from detkit.models.rcnn import RCNN, RCNNConfig
 from detkit.ops import crop_warp
 from detkit.structures import TruthSet
-from tests.builders import few_regions
-from tests.models.test_fast_rcnn import batch, check_detections, check_file
+from tests.builders import batch_with_proposals, few_regions
+from tests.models.checks import check_detections, check_file
 from tests.toys.toy import draw_toys
 
 
@@ -30,7 +31,7 @@ def config(**keys) -> RCNNConfig:
 
 def test_it_learns_and_detects() -> None:
     detector = build_detector(config(), ("a", "b"))
-    images, targets = batch()
+    images, targets = batch_with_proposals()
     losses = detector(images, targets)
     assert set(losses) == {"classification"}
     losses["classification"].backward()
@@ -45,20 +46,22 @@ def test_it_learns_and_detects() -> None:
     assert (predictions.scores[1, 20:] == -torch.inf).all()
     check_detections(found, predictions, images)
     # neither SVMs nor a regression yet: the softmax scores, and boxes are the proposals
-    given = images.proposals
-    assert given is not None
+    proposals = images.proposals
+    assert proposals is not None
     with torch.inference_mode():
-        logits = detector.head(detector.pool(detector.prepare(images), given.boxes)).unflatten(0, (2, 40))
-    torch.testing.assert_close(predictions.scores[given.valid], logits.softmax(-1)[given.valid][:, :2])
+        pooled = detector.features.pool(detector.features.prepare(images, detector), proposals.boxes)
+        logits = detector.head.logits(pooled)
+    assert logits.shape == (2, 40, 3)
+    torch.testing.assert_close(predictions.scores[proposals.valid], logits.softmax(-1)[proposals.valid][:, :2])
     assert logits.std() > 1e-4
-    torch.testing.assert_close(predictions.boxes, given.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
+    torch.testing.assert_close(predictions.boxes, proposals.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
 
 
 def test_alexnets_features_are_those_of_the_imagenet_network() -> None:
     """The adaptive pool is pool5 at 227 pixels: what the tail reads is what it read on ImageNet."""
     detector = build_detector(RCNNConfig(), ("a", "b")).eval()
     assert isinstance(detector, RCNN)
-    images, _ = batch()
+    images, _ = batch_with_proposals()
     assert images.proposals is not None
     boxes = images.proposals.boxes[:, :2]
     network = alexnet(weights=None)
@@ -68,21 +71,22 @@ def test_alexnets_features_are_those_of_the_imagenet_network() -> None:
     crops = crop_warp(images.pixels, boxes, 227, 16, mean, images.sizes).flatten(0, 1)
     with torch.no_grad():
         expected = network.features((crops - detector._shift) * detector._scale)
-        torch.testing.assert_close(detector.pool(images, boxes), expected)
+        pooled = detector.features.pool(detector.features.prepare(images, detector), boxes)
+        torch.testing.assert_close(pooled.flatten(0, 1), expected)
     assert detector.head.svm.in_features == 4096
     assert detector.head.regressor.in_features == 9216
 
 
-def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = build_detector(config(), ("a", "b")).eval()
     assert isinstance(detector, RCNN)
-    images, _ = batch()
+    images, _ = batch_with_proposals()
     with torch.no_grad():
-        whole = detector.predict(images)
-        monkeypatch.setattr(detector, "chunk_size", lambda _: 7)
-        pieces = detector.predict(images)
-    torch.testing.assert_close(pieces.scores, whole.scores)
-    torch.testing.assert_close(pieces.boxes, whole.boxes)
+        at_once = detector.predict(images)
+        monkeypatch.setattr(detector.features, "chunk_size", lambda _: 7)
+        in_chunks = detector.predict(images)
+    torch.testing.assert_close(in_chunks.scores, at_once.scores)
+    torch.testing.assert_close(in_chunks.boxes, at_once.boxes)
 
 
 def test_regions_at_once_are_bounded() -> None:
@@ -90,8 +94,8 @@ def test_regions_at_once_are_bounded() -> None:
     detector = build_detector(config(crop=227), ("a", "b"))
     assert isinstance(detector, RCNN)
     for images in (1, 8):
-        assert detector.chunk_size(images) * images * 3 * 227 * 227 * 4 <= 32 << 20
-    assert detector.chunk_size(10_000) == 1
+        assert detector.features.chunk_size(images) * images * 3 * 227 * 227 * 4 <= 32 << 20
+    assert detector.features.chunk_size(10_000) == 1
 
 
 def truth(labels: list[int], ignore: list[bool]) -> TruthSet:
@@ -163,16 +167,16 @@ def test_an_interrupted_pass_goes_on(
     monkeypatch.chdir(folder)
     if not (folder / "whole").exists():
         assert cli.main(["train", "rcnn.yaml", "--out", "whole"]) in (0, None)
-    describe, calls = RCNN.describe, 0
+    extract, calls = RCNN.extract_features, 0
 
     def interrupt(self: RCNN, *arguments, **options):
         nonlocal calls
         calls += 1
         if calls == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return describe(self, *arguments, **options)
+        return extract(self, *arguments, **options)
 
-    monkeypatch.setattr(RCNN, "describe", interrupt)
+    monkeypatch.setattr(RCNN, "extract_features", interrupt)
     cut = f"cut{call}"
     assert cli.main(["train", "rcnn.yaml", "--out", cut]) == 128 + signal.SIGTERM
     assert f"SIGTERM: {cut}/last.pt saved after image" in capsys.readouterr().err
@@ -199,4 +203,4 @@ def test_what_is_trained_detects(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("side", "size"), [(13, 6), (12, 4), (7, 7), (5, 1), (8, 3), (14, 6), (4, 6), (1, 3)])
 def test_pooling_is_adaptive_pooling(side: int, size: int) -> None:
     x = torch.randn(2, 3, side, side)
-    assert torch.equal(pool_to(x, size), adaptive_max_pool2d(x, size))
+    assert torch.equal(adaptive_pool(x, size), adaptive_max_pool2d(x, size))

@@ -2,23 +2,23 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detkit.models.rpn import CODER, RPNHead, propose
+from detkit.backbones import FeatureInfo
+from detkit.models.rpn import CODER, RPN, RPNConfig, RPNOutput, propose
 from detkit.ops import grid_anchors, rpn_anchors
 
 SIZES = torch.tensor([[96, 128], [80, 100]])
 
 
-def raw(seed: int, sides: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def random_output(seed: int, sides: list[tuple[int, int]]) -> RPNOutput:
     generator = torch.Generator().manual_seed(seed)
     anchors = [
         grid_anchors(*side, 8 << level, rpn_anchors(8 << level, (0.5, 1, 2), (2,))) for level, side in enumerate(sides)
     ]
     logits = [torch.randn(2, len(refs), generator=generator) for refs in anchors]
     deltas = [torch.randn(2, len(refs), 4, generator=generator) * 0.3 for refs in anchors]
-    return logits, deltas, anchors
+    return RPNOutput(logits, deltas, anchors)
 
 
 @pytest.mark.parametrize("sides", [[(12, 16)], [(12, 16), (6, 8), (3, 4)]])
@@ -28,18 +28,16 @@ def raw(seed: int, sides: list[tuple[int, int]]) -> tuple[list[Tensor], list[Ten
 def test_proposals_equal_torchvisions(
     sides: list[tuple[int, int]], pre_nms_top_n: int, post_nms_top_n: int, min_size: float
 ) -> None:
-    logits, deltas, anchors = raw(0, sides)
+    output = random_output(0, sides)
     found = propose(
-        logits,
-        deltas,
-        anchors,
+        output,
         SIZES,
         torch.full((2,), min_size),
         pre_nms_top_n=pre_nms_top_n,
         post_nms_top_n=post_nms_top_n,
         nms_iou=0.5,
     )
-    ours, there = found.boxes, found.valid
+    ours, valid = found.boxes, found.valid
     assert found.scores is not None
     limits = (
         {"training": pre_nms_top_n, "testing": pre_nms_top_n},
@@ -47,29 +45,44 @@ def test_proposals_equal_torchvisions(
     )
     theirs = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, *limits, 0.5)  # pyright: ignore[reportArgumentType]
     theirs.min_size = min_size
-    boxes = torch.cat([CODER.decode(delta, refs) for delta, refs in zip(deltas, anchors)], 1)
-    scores = torch.cat(logits, 1).flatten().unsqueeze(1)
+    boxes = torch.cat([CODER.decode(delta, refs) for delta, refs in zip(output.deltas, output.anchors)], 1)
+    scores = torch.cat(output.logits, 1).flatten().unsqueeze(1)
     sizes = [(int(h), int(w)) for h, w in SIZES.tolist()]
-    wanted, probability = theirs.filter_proposals(boxes, scores, sizes, [len(refs) for refs in anchors])
+    expected, probability = theirs.filter_proposals(boxes, scores, sizes, [len(refs) for refs in output.anchors])
     assert ours.shape == (2, post_nms_top_n, 4)
     for row in range(2):
-        torch.testing.assert_close(ours[row][there[row]], wanted[row])
-        torch.testing.assert_close(found.scores[row][there[row]], probability[row])
-        assert not found.scores[row][~there[row]].any()
-        assert there[row].int().diff().le(0).all()
-        assert not ours[row][~there[row]].any()
+        torch.testing.assert_close(ours[row][valid[row]], expected[row])
+        torch.testing.assert_close(found.scores[row][valid[row]], probability[row])
+        assert not found.scores[row][~valid[row]].any()
+        assert valid[row].int().diff().le(0).all()
+        assert not ours[row][~valid[row]].any()
 
 
-def test_head_lists_cells_then_anchors() -> None:
+def test_outputs_are_in_the_order_of_cells_then_anchors() -> None:
     torch.manual_seed(0)
-    head = RPNHead(4, 8, 3)
+    rpn = RPN([FeatureInfo("c4", 4, 16)], RPNConfig(rpn_width=8, scales=[2.0]))
     x = torch.randn(2, 4, 5, 6)
-    (logits,), (deltas,) = head([x])
-    hidden = head.conv(x).relu()
+    (logits,), (deltas,), (anchors,) = rpn([x])
+    hidden = rpn.conv(x).relu()
     assert logits.shape == (2, 90)
     assert deltas.shape == (2, 90, 4)
+    cell = rpn_anchors(16, (0.5, 1, 2), (2,))
     for row, column, anchor in ((0, 0, 0), (2, 3, 1), (4, 5, 2)):
-        place = (row * 6 + column) * 3 + anchor
-        torch.testing.assert_close(logits[:, place], head.objectness(hidden)[:, anchor, row, column])
-        wanted = head.deltas(hidden)[:, anchor * 4 : anchor * 4 + 4, row, column]
-        torch.testing.assert_close(deltas[:, place], wanted)
+        index = (row * 6 + column) * 3 + anchor
+        torch.testing.assert_close(logits[:, index], rpn.objectness(hidden)[:, anchor, row, column])
+        expected = rpn.deltas(hidden)[:, anchor * 4 : anchor * 4 + 4, row, column]
+        torch.testing.assert_close(deltas[:, index], expected)
+        shift = torch.tensor([column, row] * 2) * 16
+        torch.testing.assert_close(anchors[index], cell[anchor] + shift)
+
+
+def test_one_network_serves_all_maps_and_has_its_depth() -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 4, 6, 8), torch.randn(1, 4, 3, 4)]
+    rpn = RPN([FeatureInfo("p3", 4, 8), FeatureInfo("p4", 4, 16)], RPNConfig(rpn_width=8, rpn_convs=2, scales=[2.0]))
+    output = rpn(maps)
+    assert [len(anchors) for anchors in output.anchors] == [6 * 8 * 3, 3 * 4 * 3]
+    (second,) = rpn.deeper
+    for x, logits in zip(maps, output.logits):
+        hidden = second(rpn.conv(x).relu()).relu()
+        torch.testing.assert_close(logits, rpn.objectness(hidden).permute(0, 2, 3, 1).flatten(1))

@@ -14,8 +14,8 @@ from detkit.models.sppnet import SHRINK, SPPNet, SPPNetConfig
 from detkit.ops import sppnet_scale
 from detkit.ops.roi import spp_pool
 from detkit.structures import Images, Proposals
-from tests.builders import random_image
-from tests.models.test_fast_rcnn import batch, check_detections
+from tests.builders import batch_with_proposals, random_image
+from tests.models.checks import check_detections
 
 
 def config(**keys: Any) -> SPPNetConfig:
@@ -28,7 +28,7 @@ def config(**keys: Any) -> SPPNetConfig:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_it_learns_and_detects(frozen: bool) -> None:
     detector = build_detector(config(frozen=frozen), ("a", "b")).train()
-    images, targets = batch()
+    images, targets = batch_with_proposals()
     losses = detector(images, targets)
     assert set(losses) == {"classification"}
     losses["classification"].backward()
@@ -46,13 +46,15 @@ def test_it_learns_and_detects(frozen: bool) -> None:
     assert (predictions.scores[1, 20:] == -torch.inf).all()
     check_detections(found, predictions, images)
     # neither SVMs nor a regression yet: the softmax scores, and boxes are the proposals
-    given = images.proposals
-    assert given is not None
+    proposals = images.proposals
+    assert proposals is not None
     with torch.inference_mode():
-        logits = detector.head(detector.pool(detector.prepare(images), given.boxes)).unflatten(0, (2, 40))
-    torch.testing.assert_close(predictions.scores[given.valid], logits.softmax(-1)[given.valid][:, :2])
+        pooled = detector.features.pool(detector.features.prepare(images, detector), proposals.boxes)
+        logits = detector.head.logits(pooled)
+    assert logits.shape == (2, 40, 3)
+    torch.testing.assert_close(predictions.scores[proposals.valid], logits.softmax(-1)[proposals.valid][:, :2])
     assert logits.std() > 1e-4
-    torch.testing.assert_close(predictions.boxes, given.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
+    torch.testing.assert_close(predictions.boxes, proposals.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
 
 
 def test_each_region_is_pooled_at_its_own_scale() -> None:
@@ -69,16 +71,18 @@ def test_each_region_is_pooled_at_its_own_scale() -> None:
     level = sppnet_scale(boxes, size, scales)[0]
     assert set(level.tolist()) == {0, 1, 2}
     with torch.no_grad():
-        found = detector.pool(detector.prepare(images), boxes)
+        found = detector.features.pool(detector.features.prepare(images, detector), boxes)[0]
         for row, box in enumerate(boxes[0]):
             factor = scales[int(level[row])] / 200
             resized = interpolate(detector.normalise(images.pixels, images.sizes), scale_factor=factor, mode="bilinear")
             maps = detector.backbone(resized)["c3"]
-            alone = spp_pool(maps, (box * factor).view(1, 1, 4), [3, 1], 8, detector.centre, SHRINK * 8)
+            alone = spp_pool(
+                maps, (box * factor).view(1, 1, 4), [3, 1], 8, detector.backbone.first_cell_centre, SHRINK * 8
+            )
             torch.testing.assert_close(found[row], alone[0, 0], atol=1e-3, rtol=1e-3)
 
 
-def test_a_padded_batch_is_its_photos_one_by_one() -> None:
+def test_a_padded_batch_is_its_images_one_by_one() -> None:
     detector = build_detector(config(scales=[64, 200, 300]), ("a", "b")).eval()
     one, other = random_image(60, 90), random_image(96, 50, seed=1)
     pixels = torch.zeros(2, 3, 96, 90, dtype=torch.uint8)
@@ -89,9 +93,9 @@ def test_a_padded_batch_is_its_photos_one_by_one() -> None:
     with torch.no_grad():
         together = detector.predict(Images(pixels, sizes, sizes, ("a", "b"), Proposals(boxes, valid)))
         for row, alone in enumerate((one, other)):
-            some = slice(row, row + 1)
-            own = Images(alone, sizes[some], sizes[some], ("x",), Proposals(boxes[some], valid[some]))
-            torch.testing.assert_close(detector.predict(own).scores, together.scores[some], atol=1e-4, rtol=1e-3)
+            part = slice(row, row + 1)
+            images = Images(alone, sizes[part], sizes[part], ("x",), Proposals(boxes[part], valid[part]))
+            torch.testing.assert_close(detector.predict(images).scores, together.scores[part], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16
 
-from detkit.config import BackboneConfig, DetectConfig, load_config
+from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps
 from detkit.ops import default_boxes
 from detkit.structures import Targets
-from tests.builders import images_of, random_image, tiny_ssd_config
+from tests.builders import SSD300, SSD512, images_of, random_image, tiny_ssd_config
 from tests.matching import assert_same_detections
-from tests.ops.test_anchors import SSD300, SSD512
 
 COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -45,9 +45,9 @@ def copy_weights(theirs: torch.nn.Module, ours: SSD) -> None:
         elif name.startswith("extra."):
             state[f"extras.{int(parts[1]) - 1}.{parts[2]}.{parts[3]}"] = tensor
         elif name.startswith("classification_head."):
-            state[f"classifiers.{parts[2]}.{parts[3]}"] = background_last(tensor, classes)
+            state[f"head.classifiers.{parts[2]}.{parts[3]}"] = background_last(tensor, classes)
         else:
-            state[f"regressors.{parts[2]}.{parts[3]}"] = tensor
+            state[f"head.regressors.{parts[2]}.{parts[3]}"] = tensor
     ours.load_state_dict(state, strict=True)
 
 
@@ -79,7 +79,7 @@ def test_raw_outputs_equal_torchvision(pair):
     images, _ = theirs.transform([pixels[0] / 255])
     features = list(theirs.backbone(images.tensors).values())
     raw = theirs.head(features)
-    logits, deltas = ours.network(ours.normalise(images_of(pixels)))
+    logits, deltas = ours.network(ours.normalise(pixels))
     torch.testing.assert_close(logits[..., :-1], raw["cls_logits"][..., 1:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits[..., -1], raw["cls_logits"][..., 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(deltas, raw["bbox_regression"], rtol=1e-4, atol=1e-4)
@@ -91,27 +91,32 @@ def test_raw_outputs_equal_torchvision(pair):
 def test_detections_equal_torchvision(pair):
     theirs, ours = pair
     pixels = random_image(300, 300)
-    expected = theirs([pixels[0] / 255])[0]
+    theirs_found = theirs([pixels[0] / 255])[0]
     settings = DetectConfig(score_threshold=theirs.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200)
     images = images_of(pixels)
-    found, _ = postprocess(ours.predict(images), images, settings)[0].image(0)
+    found = postprocess(ours.predict(images), images, settings)[0].image(0)
     assert len(found[2]) > 20
-    wanted = (expected["boxes"], expected["scores"], expected["labels"] - 1)
+    expected = (theirs_found["boxes"], theirs_found["scores"], theirs_found["labels"] - 1)
     close = {"score_atol": 1e-5, "box_atol": 1e-2, "box_rtol": 1e-4}
     assert_same_detections(
-        found, wanted, score=settings.score_threshold, iou=settings.nms_iou, keep=settings.detections_per_image, **close
+        found,
+        expected,
+        score=settings.score_threshold,
+        iou=settings.nms_iou,
+        keep=settings.detections_per_image,
+        **close,
     )
 
 
 def test_ssd300_and_ssd512_have_the_papers_boxes():
     ssd300 = build_detector(SSDConfig(), ("a",))
     assert isinstance(ssd300, SSD)
-    assert ssd300.map_sides() == [38, 19, 10, 5, 3, 1]
+    assert ssd300.sides == [38, 19, 10, 5, 3, 1]
     ssd512 = build_detector(
         load_config(CONFIGS / "voc/ssd512_vgg16.yaml", ["model.backbone.weights=null"]).model, ("a",)
     )
     assert isinstance(ssd512, SSD)
-    assert ssd512.map_sides() == [64, 32, 16, 8, 4, 2, 1]
+    assert ssd512.sides == [64, 32, 16, 8, 4, 2, 1]
     assert torch.equal(ssd300.anchors, default_boxes(**SSD300))
     assert torch.equal(ssd512.anchors, default_boxes(**SSD512))
     assert len(ssd300.anchors) == 8732
@@ -127,10 +132,10 @@ def test_layers_and_boxes_that_follow_the_paper():
         assert side == 1
     assert published_sizes(300, 6) == (SSD300["min_sizes"], SSD300["max_sizes"])
     for maps in range(1, 12):
-        least, most = published_sizes(300, maps)
-        assert len(least) == len(most) == maps
-        assert least[1:] == most[:-1]
-        assert least == sorted(least)
+        min_sizes, max_sizes = published_sizes(300, maps)
+        assert len(min_sizes) == len(max_sizes) == maps
+        assert min_sizes[1:] == max_sizes[:-1]
+        assert min_sizes == sorted(min_sizes)
     assert published_steps(300, [8, 16, 32, 64, 64, 64], [38, 19, 10, 5, 3, 1]) == SSD300["steps"]
 
 
@@ -160,7 +165,8 @@ def test_new_layers_begin_with_xaviers_weights_and_no_bias():
         for name, layer in detector.named_modules()
         if isinstance(layer, torch.nn.Conv2d) and not name.startswith("backbone.")
     }
-    assert {name.split(".")[0] for name in new} == {"extras", "classifiers", "regressors"}
+    assert {name.split(".")[0] for name in new} == {"extras", "head"}
+    assert {name.split(".")[1] for name in new if name.startswith("head")} == {"classifiers", "regressors"}
     for name, layer in new.items():
         assert layer.bias is not None
         assert not layer.bias.any(), name
@@ -198,5 +204,5 @@ def test_one_image_and_a_norm_of_one_cell_do_not_go_together():
 def test_a_misfit_is_named():
     with pytest.raises(UserError, match=r"model\.min_sizes: 1 entries for 4 feature maps"):
         build_detector(replace(tiny_ssd_config(), min_sizes=[10.0]), ("a",))
-    with pytest.raises(UserError, match=r"tiny gives the maps c3, c4, c5, not 'conv4_3'"):
+    with pytest.raises(UserError, match=r"model\.l2norm: 'conv4_3' is not one of the maps c3, c4, c5"):
         build_detector(replace(tiny_ssd_config(), l2norm=["conv4_3"]), ("a",))

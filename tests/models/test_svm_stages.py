@@ -18,7 +18,7 @@ from tests import zoo
 from tests.ops.reference import iou_matrix, random_boxes
 
 CLASSES, DIM = 3, 12
-STAGE = SVMs(C=0.01, positive=2.0, bias=10.0, negative=0.3, image_files=0)
+STAGE = SVMs(C=0.01, positive=2.0, bias=10.0, negative=0.3, fit_images=0)
 
 
 class Linear:
@@ -28,7 +28,7 @@ class Linear:
         torch.manual_seed(1)
         self.classes = tuple("abc")
         self.mix = torch.randn(4, DIM)
-        self.head = SVMHead(nn.Flatten(), (DIM,), CLASSES)
+        self.head = SVMHead(nn.Flatten(), (DIM,), CLASSES, "svm")
 
     def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
         return torch.sin(boxes @ self.mix / 20) + (0.5 if tail else 0.2)
@@ -41,10 +41,12 @@ class Run:
 
     def __init__(self, batches: list[tuple[Images, Targets]]) -> None:
         self.batches, self.concluded = batches, 0
-        self.train = range(sum(len(images) for images, _ in batches))
 
     def restore(self, detector: Any) -> dict[str, Any]:
         return {}
+
+    def train_count(self) -> int:
+        return sum(len(images) for images, _ in self.batches)
 
     def begin(self) -> None: ...
     def say(self, text: str) -> None: ...
@@ -187,14 +189,14 @@ def test_regions_are_objects_and_proposals() -> None:
 
 
 @pytest.mark.parametrize(("count", "images", "expected"), [(5, 0, [0, 1, 2, 3, 4]), (5, 9, [0, 1, 2, 3, 4])])
-def test_spread(count: int, image_files: int, expected: list[int]) -> None:
-    assert spread(count, image_files) == expected
+def test_spread(count: int, images: int, expected: list[int]) -> None:
+    assert spread(count, images) == expected
     assert spread(1000, 3) == [0, 333, 666]
 
 
 def test_regression_is_sklearns_ridge() -> None:
     detector, data = Linear(), batches()
-    stage = BoxRegression(CODER, ridge=50.0, overlap=0.6, image_files=0)
+    stage = BoxRegression(CODER, ridge=50.0, match_iou=0.6, fit_images=0)
     run = Run(data)
     stage.run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.concluded == 1
@@ -228,21 +230,27 @@ def test_regression_is_sklearns_ridge() -> None:
         y = torch.stack([deltas for _, deltas in rows]).double()
         ones = torch.ones(len(x), 1)
         ridge = Ridge(alpha=50.0, fit_intercept=False).fit(torch.cat((x, ones), 1).double().numpy(), y - y.mean(0))
-        wanted = ridge.predict(torch.cat((probe * factor, torch.ones(20, 1)), 1).double().numpy())
-        torch.testing.assert_close(found[:, k].double(), torch.as_tensor(wanted) + y.mean(0), atol=1e-4, rtol=1e-3)
+        expected = ridge.predict(torch.cat((probe * factor, torch.ones(20, 1)), 1).double().numpy())
+        torch.testing.assert_close(found[:, k].double(), torch.as_tensor(expected) + y.mean(0), atol=1e-4, rtol=1e-3)
 
 
 def test_until_it_is_fitted_the_softmax_scores() -> None:
-    head = SVMHead(nn.Flatten(), (DIM,), CLASSES)
-    x = torch.randn(7, DIM)
-    softmax = head(x).softmax(-1)[:, :-1]
-    scores, deltas = head.detect(x, softmax=False)
+    head = SVMHead(nn.Flatten(), (DIM,), CLASSES, "svm")
+    by_softmax = SVMHead(nn.Flatten(), (DIM,), CLASSES, "softmax")
+    x = torch.randn(2, 7, DIM)
+    softmax = head.logits(x).softmax(-1)[..., :-1]
+    scores, deltas = head.predict(x)
     assert torch.equal(scores, softmax)
+    assert deltas.shape == (2, 7, CLASSES, 4)
     assert not deltas.any()
     head.svm_fitted.fill_(True)
     head.svm.weight.normal_()
-    assert torch.equal(head.detect(x, softmax=False)[0], head.svm(x))
-    assert torch.equal(head.detect(x, softmax=True)[0], softmax)
+    head.regressor.weight.normal_()
+    scores, deltas = head.predict(x)
+    assert torch.equal(scores, head.svm(x))
+    assert torch.equal(deltas, head.regressor(x).unflatten(2, (CLASSES, 4)))
+    by_softmax.load_state_dict(head.state_dict())
+    assert torch.equal(by_softmax.predict(x)[0], softmax)
     assert {name for name, value in head.named_parameters() if value.requires_grad} == {
         "classifier.weight",
         "classifier.bias",

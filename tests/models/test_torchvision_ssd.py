@@ -44,12 +44,12 @@ def test_detections_are_those_of_its_own_forward():
     settings = DetectConfig(
         score_threshold=detector.ssd.score_thresh, top_k=400, nms_iou=0.45, detections_per_image=200
     )
-    found, _ = postprocess(detector.predict(images), images, settings)[0].image(0)
-    expected = detector.ssd([pixels[0] / 255])[0]
-    wanted = (expected["boxes"], expected["scores"], expected["labels"] - 1)
+    found = postprocess(detector.predict(images), images, settings)[0].image(0)
+    theirs = detector.ssd([pixels[0] / 255])[0]
+    expected = (theirs["boxes"], theirs["scores"], theirs["labels"] - 1)
     assert len(found[2]) > 20
     assert_same_detections(
-        found, wanted, score=settings.score_threshold, iou=settings.nms_iou, keep=settings.detections_per_image
+        found, expected, score=settings.score_threshold, iou=settings.nms_iou, keep=settings.detections_per_image
     )
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.config import BackboneConfig, DetectConfig, load_config
+from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.yolov1 import YOLOv1, YOLOv1Config, published_convolutions
 from detkit.structures import Images, Targets
@@ -123,8 +124,8 @@ def test_an_output_set_by_hand_is_the_detection_that_it_says(config: YOLOv1Confi
     predictions = detector.predict(images_of(random_image(96, 96)))
     index = cell * 2 + 1
     x, y, w, h = 24.0, 68.0, 24.0, 34.56
-    wanted = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-    torch.testing.assert_close(predictions.boxes[0, index], wanted)
+    expected = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    torch.testing.assert_close(predictions.boxes[0, index], expected)
     torch.testing.assert_close(predictions.scores[0, index], torch.tensor([0.18, 0.45]))
     assert (predictions.scores[0, index - 1] == 0).all()
 

@@ -6,21 +6,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detkit import ops
-
-SSD300 = {
-    "maps": [(n, n) for n in (38, 19, 10, 5, 3, 1)],
-    "steps": [8, 16, 32, 64, 100, 300],
-    "min_sizes": [30, 60, 111, 162, 213, 264],
-    "max_sizes": [60, 111, 162, 213, 264, 315],
-    "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
-}
-SSD512 = {
-    "maps": [(n, n) for n in (64, 32, 16, 8, 4, 2, 1)],
-    "steps": [8, 16, 32, 64, 128, 256, 512],
-    "min_sizes": [35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8],
-    "max_sizes": [76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6],
-    "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]],
-}
+from tests.builders import SSD300, SSD512
 
 
 def test_numbers_of_default_boxes() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.models.detection.ssd import SSD
 
 from detkit import ops
+from tests.builders import SSD300
 from tests.ops import reference
 from tests.ops.reference import random_boxes
-from tests.ops.test_anchors import SSD300
 
 CODER = ops.BoxCoder((10, 10, 5, 5))
 

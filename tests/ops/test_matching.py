@@ -7,9 +7,9 @@ from torchvision.models.detection._utils import SSDMatcher
 
 from detkit import ops
 from detkit.ops.matching import BACKGROUND, IGNORED
+from tests.builders import SSD300
 from tests.ops import reference
 from tests.ops.reference import random_boxes
-from tests.ops.test_anchors import SSD300
 
 
 def check(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, threshold: float = 0.5) -> ops.Match:

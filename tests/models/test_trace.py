@@ -1,0 +1,264 @@
+"""What the detectors tell of themselves: traces, operations, and the networks that are exported."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detkit.backbones.describe import count_flops
+from detkit.models import Detector, rpn
+from detkit.models.region import SampledRegions
+from detkit.models.region_features import CropFeatures
+from detkit.models.trace import (
+    AnchorStep,
+    GridStep,
+    MapStep,
+    ObjectnessStep,
+    PooledStep,
+    ProposalNMSStep,
+    ProposalStep,
+    RegressionStep,
+    ResponsibleStep,
+    SampleStep,
+    Step,
+    Trace,
+)
+from detkit.structures import Images, Targets
+from tests import zoo
+
+FPN = {"neck": "fpn", "channels": 24, "size_divisor": 32, "scales": [2.0]}
+CASES: dict[str, dict[str, Any]] = {**{name: {} for name in zoo.MODELS}, "faster_rcnn fpn": FPN}
+REGION = ("fast_rcnn", "faster_rcnn", "faster_rcnn fpn", "rcnn", "sppnet")
+REGION_STEPS = [PooledStep, RegressionStep]
+RPN_STEPS = [AnchorStep, ObjectnessStep, ProposalNMSStep, *REGION_STEPS]
+STEPS: dict[str, list[type[Step]]] = {
+    "fast_rcnn": [ProposalStep, *REGION_STEPS],
+    "faster_rcnn": RPN_STEPS,
+    "faster_rcnn fpn": RPN_STEPS,
+    "rcnn": [ProposalStep, *REGION_STEPS],
+    "sppnet": [ProposalStep, *REGION_STEPS],
+    "ssd": [AnchorStep, MapStep],
+    "torchvision_ssd": [],
+    "yolov1": [GridStep],
+}
+
+
+def build(case: str) -> Detector:
+    return zoo.build(case.split()[0], **CASES[case]).eval()
+
+
+def one_image(detector: Detector) -> tuple[Images, Targets]:
+    """Return the first image of the zoo's batch, with its two objects."""
+    targets = zoo.some_objects(detector)
+    images = zoo.sample_images(detector, around=targets).part(slice(0, 1))
+    return images, Targets(targets.boxes[:1], targets.labels[:1], targets.ignore[:1])
+
+
+def step_of(trace: Trace, kind: type, name: str | None = None) -> Any:
+    (step,) = [step for step in trace.steps if isinstance(step, kind) and (name is None or step.name == name)]
+    return step
+
+
+def rows_of(tensor: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in tensor.tolist()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_trace_has_the_predictions_and_the_steps_that_led_to_them(case: str) -> None:
+    detector = build(case)
+    images, _ = one_image(detector)
+    with torch.inference_mode():
+        trace, expected = detector.trace(images), detector.predict(images)
+    assert [type(step) for step in trace.steps] == STEPS[case]
+    assert torch.equal(trace.predictions.boxes, expected.boxes)
+    assert torch.equal(trace.predictions.scores, expected.scores)
+    predicted = expected.scores.shape[1]
+    for step in trace.steps:
+        check_step(step, predicted, images)
+
+
+def check_step(step: Step, predicted: int, images: Images) -> None:
+    """Check shapes, that boxes are boxes, and that those that were clipped are inside the image."""
+    height, width = images.sizes[0].tolist()
+    limit = torch.tensor([width, height, width, height])
+    match step:
+        case AnchorStep(boxes=boxes, maps=maps):
+            assert len(boxes) == len(maps)
+            for anchors, shape in zip(boxes, maps):
+                assert (anchors[:, 2:] > anchors[:, :2]).all()
+                assert len(anchors) % (shape.rows * shape.columns) == 0
+                centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+                # images are padded, so that maps may be larger than they are
+                extent = torch.tensor([shape.columns * shape.cell_width, shape.rows * shape.cell_height])
+                assert ((centres >= 0) & (centres <= extent)).all()
+                assert (extent >= limit[:2]).all()
+        case MapStep(level=level, maps=maps):
+            assert level.shape == (predicted,)
+            assert set(level.tolist()) == set(range(len(maps)))
+        case GridStep(grid=grid, boxes=boxes, confidence=confidence, classes=classes):
+            assert len(boxes) == len(confidence) == len(classes) == grid**2
+            assert boxes.flatten(0, 1).shape == (predicted, 4)
+        case ObjectnessStep(scores=scores, maps=maps):
+            assert len(scores) == len(maps)
+            assert all(((values >= 0) & (values <= 1)).all() for values in scores)
+        case ProposalNMSStep(boxes=boxes, logits=logits, levels=levels):
+            assert len(boxes) == len(logits) == len(levels) > 0
+            assert ((boxes >= 0) & (boxes <= limit)).all()
+        case ProposalStep(boxes=boxes):
+            assert ((boxes >= 0) & (boxes <= limit)).all()
+            assert len(boxes) == predicted
+        case PooledStep(regions=regions, pooled=pooled, crop=crop):
+            assert regions.shape == (predicted, 4)
+            assert all(len(level) == predicted and level.shape[1] == level.shape[2] for level in pooled)
+            crops = None if crop is None else crop(torch.tensor([0, predicted - 1]))
+            if crops is not None:
+                assert (len(crops), crops.ndim) == (2, 4)
+                assert 3 in crops.shape[1:]
+                assert ((crops >= 0) & (crops <= 255)).all()
+        case RegressionStep(regions=regions):
+            assert regions.shape == (predicted, 4)
+            assert ((regions >= 0) & (regions <= limit)).all()
+        case _:
+            raise AssertionError(step)
+
+
+def test_ssds_samples_are_the_boxes_that_its_loss_has_a_gradient_for() -> None:
+    detector: Any = build("ssd")
+    images, targets = one_image(detector)
+    step = step_of(detector.trace(images, targets), SampleStep)
+    logits, deltas = (x.detach().requires_grad_() for x in detector.network(detector.normalise(images.pixels)))
+    match = detector.assign(None, targets)
+    losses = detector.loss((logits, deltas), match, targets)
+    by_class, by_box = torch.autograd.grad(sum(losses.values()), (logits, deltas))
+    trained = by_class[0].abs().sum(1) > 0
+    assert torch.equal(step.boxes, detector.anchors[trained])
+    assert torch.equal(step.matched_gt_index, match.index[0][trained])
+    # deltas are trained on the matched boxes alone
+    assert rows_of(step.boxes[step.matched_gt_index >= 0]) == rows_of(detector.anchors[match.index[0] >= 0])
+    assert not by_box[0][match.index[0] < 0].any()
+    sides = torch.tensor(detector.sides).square() * torch.tensor(detector.boxes_per_cell)
+    assert torch.equal(step.level, torch.arange(len(sides)).repeat_interleave(sides)[trained])
+
+
+def test_yolos_responsible_boxes_are_those_that_its_loss_has_a_gradient_for() -> None:
+    detector: Any = build("yolov1")
+    images, targets = one_image(detector)
+    step = step_of(detector.trace(images, targets), ResponsibleStep)
+    cells = detector.network(detector.normalise(images.pixels))
+    boxes = cells.boxes.detach().requires_grad_()
+    losses = detector.loss(cells._replace(boxes=boxes), detector.assign(None, targets), targets)
+    (gradient,) = torch.autograd.grad(losses["centre"] + losses["side"], boxes)
+    assert torch.equal(step.responsible, gradient[0].abs().sum(-1) > 0)
+    assert sorted(step.matched_gt_index[step.matched_gt_index >= 0].tolist()) == [0, 1]
+    assert torch.equal(step.responsible.any(1), step.matched_gt_index >= 0)
+
+
+@pytest.mark.parametrize("case", REGION)
+def test_sampled_regions_are_those_that_the_head_is_trained_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector: Any = build(case)
+    images, targets = one_image(detector)
+    seen: list[SampledRegions] = []
+    losses = detector.head.losses
+
+    def watch(pooled: Tensor, sampled: SampledRegions) -> dict[str, Tensor]:
+        seen.append(sampled)
+        return losses(pooled, sampled)
+
+    monkeypatch.setattr(detector.head, "losses", watch)
+    torch.manual_seed(3)
+    detector.losses(images, targets)
+    torch.manual_seed(3)
+    step = step_of(detector.trace(images, targets), SampleStep, "regions")
+    (sampled,) = seen
+    valid = sampled.valid[0]
+    assert valid.any()
+    assert torch.equal(step.boxes, sampled.boxes[0][valid])
+    assert torch.equal(step.matched_gt_index, sampled.matched_gt_index[0][valid])
+    assert set(step.matched_gt_index[step.matched_gt_index >= 0].tolist()) in ({0}, {1}, {0, 1})
+
+
+@pytest.mark.parametrize("case", ["faster_rcnn", "faster_rcnn fpn"])
+def test_sampled_anchors_are_those_that_the_rpn_is_trained_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector: Any = build(case)
+    images, targets = one_image(detector)
+    seen: list[tuple[Tensor, Tensor]] = []
+    loss = rpn.rpn_loss
+
+    def watch(logits: Tensor, *arguments: Any) -> dict[str, Tensor]:
+        logits = logits.detach().requires_grad_()
+        losses = loss(logits, *arguments)
+        (gradient,) = torch.autograd.grad(losses["objectness"], logits)
+        seen.append((gradient[0] != 0, torch.cat(detector.rpn(detector.features.prepare(images, detector)).anchors)))
+        return losses
+
+    monkeypatch.setattr(rpn, "rpn_loss", watch)
+    torch.manual_seed(3)
+    detector.losses(images, targets)
+    torch.manual_seed(3)
+    step = step_of(detector.trace(images, targets), SampleStep, "anchor-matching")
+    ((trained, anchors),) = seen
+    assert trained.any()
+    assert rows_of(step.boxes) == rows_of(anchors[trained])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operations_are_those_of_a_prediction(case: str) -> None:
+    detector = build(case)
+    images, _ = one_image(detector)
+    flops = detector.flops(*zoo.side(detector))
+    if detector.config.name == "torchvision_ssd":
+        assert flops is None
+        return
+    assert flops is not None
+    assert (flops.region is not None) == (detector.kind == "region")
+    regions = detector.predict(images).scores.shape[1]
+    counted = count_flops(lambda: detector.predict(images))
+    # the NMS of proposals multiplies matrices too, which is no part of the network
+    nms = 1e-3 * counted if detector.proposal_settings() is not None else 0
+    assert counted > 0
+    assert flops.image + (flops.region or 0) * regions == pytest.approx(counted, rel=0, abs=nms)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_raw_outputs_are_tensors_of_the_batch(case: str) -> None:
+    detector = build(case)
+    images = zoo.sample_images(detector)
+    outputs = detector.raw_outputs(images)
+    assert outputs
+    assert all(len(x) == 2 and x.isfinite().all() for x in outputs)
+    assert not torch.equal(outputs[0][0], outputs[0][1])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "torchvision_ssd"])
+def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) -> None:
+    detector = build(case)
+    parts = detector.export_parts()
+    crops = isinstance(getattr(detector, "features", None), CropFeatures)
+    assert len(parts) == (1 if detector.kind == "dense" or crops else 2)
+    for part in parts.values():
+        for inputs in part.inputs.values():
+            assert inputs.example.dtype == inputs.probe.dtype
+            free = {
+                axis for axis in range(inputs.example.ndim) if inputs.example.shape[axis] != inputs.probe.shape[axis]
+            }
+            assert free <= set(inputs.axes)
+            assert 0 in free
+        for kind in ("example", "probe"):
+            with torch.inference_mode():
+                outputs = part.network(*(getattr(inputs, kind) for inputs in part.inputs.values()))
+            outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+            assert len(outputs) == len(part.outputs)
+            assert all(x.isfinite().all() for x in outputs)
+
+
+def test_dense_parts_give_the_predictions() -> None:
+    for name in ("ssd", "yolov1"):
+        detector = build(name)
+        images = zoo.sample_images(detector)
+        (part,) = detector.export_parts().values()
+        with torch.inference_mode():
+            boxes, scores = part.network(images.pixels)
+            expected = detector.predict(images)
+        assert torch.equal(boxes, expected.boxes)
+        assert torch.equal(scores, expected.scores)
