@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def recall_plot(result: "ProposalRecall", path: str | Path, title: str = "") -> None:
-    """Draw recall against IoU for each number of boxes, and against the number of boxes for half of the IoUs and MABO."""
+    """Draw recall against IoU for each number of boxes, and against the number of boxes for half the IoUs and MABO."""
     figure = new_figure(11, 4.8)
     left, right = figure.subplots(1, 2)
     recall, boxes, mabo = (part.cpu().numpy() for part in (result.recall, result.boxes, result.mabo))
