@@ -102,7 +102,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset = open_root(root / "shapes", [split])
         lines = []
         for record in map(dataset.record, range(len(dataset))):
-            boxes = zip(record.labels.tolist(), record.boxes.tolist())
+            boxes = zip(record.annotations.labels.tolist(), record.annotations.boxes.tolist())
             words = [text for label, box in boxes for text in (dataset.classes[label], *map(str, box))]
             lines.append(" ".join((record.path.name, *words)))
         (root / "lines" / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
@@ -197,7 +197,7 @@ def test_files_and_links_exist(name: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         path = (REPOSITORY / name).parent / target
         assert "://" in target or path.exists() or path == CONFIG_PAGE, f"{name}: {target}"
-    for target in re.findall(r"\b((?:detkit|configs|tools)/[\w/]+\.(?:py|yaml))\b", PAGES[name]):
+    for target in re.findall(r"\b((?:detkit|configs|tests|tools)/[\w/]+\.(?:py|yaml))\b", PAGES[name]):
         assert (REPOSITORY / target).is_file() or "NAME" in target, f"{name}: {target}"
 
 
