@@ -51,7 +51,7 @@ def bash(page: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
 
 
-COMMANDS = dict(zip(("small", "dots", "lines"), bash(EXTENDING), strict=True))
+COMMANDS = dict(zip(("small", "dots", "windows", "lines"), bash(EXTENDING), strict=True))
 
 
 def commands(text: str) -> list[str]:
@@ -320,8 +320,8 @@ class Undocumented:
 
 
 def test_listings_are_complete_and_short() -> None:
-    assert list(FILES) == ["small.py", "dots.py", "dots.yaml", "lines.py"]
-    assert all(len(code.splitlines()) <= 40 for code in FILES.values())
+    assert list(FILES) == ["small.py", "dots.py", "dots.yaml", "windows.py", "lines.py"]
+    assert all(len(code.splitlines()) <= 60 for code in FILES.values())
 
 
 def test_backbone(page: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,6 +356,11 @@ def test_detector(page: Path, data: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "model.name is 'dots', of code that is not loaded: add --import dots.py" in refused(
         capsys, "detect", "runs/dots/best.pt", str(data / "shapes" / "JPEGImages")
     )
+
+
+def test_region_detector(page: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_extension("windows", data)
+    assert "mAP" in capsys.readouterr().out
 
 
 def test_data_set(page: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.models import MODELS, DenseDetector
+from detkit.models.trace import AnchorStep, MapShape
 from detkit.ops import BoxCoder, Match, default_boxes, match_ssd, multibox_loss
 from detkit.structures import InputSpec, Predictions, Targets
 
@@ -33,9 +34,9 @@ class Dots(DenseDetector):
         self.backbone = create_backbone(config.backbone)
         self.map, channels, stride = self.backbone.info[0]
         self.backbone.truncate(self.map)
-        cells = (config.size // stride, config.size // stride)
-        # squares of 32 and of 45 pixels, (A, 4)
-        boxes = default_boxes([cells], [stride], [32.0], [64.0], [[]])
+        side = config.size // stride
+        self.shape = MapShape(side, side, stride, stride)
+        boxes = default_boxes([(side, side)], [stride], [32.0], [64.0], [[]])
         self.register_buffer("anchors", boxes, persistent=False)
         self.head = nn.Conv2d(channels, 2 * (len(classes) + 1 + 4), 3, padding=1)
 
@@ -54,3 +55,6 @@ class Dots(DenseDetector):
     def decode(self, raw: Raw) -> Predictions:
         logits, deltas = raw
         return Predictions(CODER.decode(deltas.float(), self.anchors), logits.float().softmax(-1)[..., :-1])
+
+    def anchor_step(self) -> AnchorStep:
+        return AnchorStep([self.anchors], [self.shape], "default boxes", "squares of 32 and 45 pixels")

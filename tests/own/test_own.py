@@ -60,6 +60,12 @@ def test_each_is_a_page() -> None:
         assert len(Path(__file__).with_name(name).read_text().splitlines()) <= 60
 
 
+def test_the_page_on_extending_shows_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    for name in ("dense.py", "region.py"):
+        assert Path(__file__).with_name(name).read_text() in page
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_trains_and_evaluates(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in Path(f"runs/{name}/log.jsonl").read_text().splitlines()]
