@@ -25,39 +25,44 @@ def _positive(key: str, value: float) -> None:
 
 @dataclass
 class BackboneConfig:
-    """name: see `detkit backbones`; weights: `imagenet`, a checkpoint's path, or null for random ones."""
+    """The network under a detector."""
 
     name: str = MISSING
+    """One of `detkit backbones`."""
     weights: str | None = None
+    """`imagenet`, the path of a checkpoint, or null for random ones."""
 
 
 @dataclass
 class DataConfig:
-    """A data set and what the loader does with it.
-
-    format: `voc`, `coco` or `yolo`; `auto` finds out which by what root holds; `shapes` is drawn by detkit on first
-    use; or one of your own, see data/custom.py. root: the folder of the data set, or the folder above several of them.
-    train, val, test: split names, `SUBFOLDER/SPLIT` where root holds several (07+12: [VOC2007/trainval,
-    VOC2012/trainval]), or for COCO and YOLO the .json or .txt file of a split below root; null takes what root holds.
-    classes: null reads them from the annotations.
-    difficult: whether difficult objects are trained on (crowds never are). cache: keep decoded images in memory.
-    augment: a list of {TransformName: {parameters}}, detkit's own or any of albumentations'.
-    proposals: stores as `detkit proposals` writes them, searched by image in this order, for detectors that classify
-    given regions. proposal_count: the best so many of each image, padded where it has fewer; 0 takes all, padded to
-    the most in a batch.
-    """
+    """A data set, and what the loader does with it."""
 
     format: str = "auto"
+    """`voc`, `coco` or `yolo`; `auto` finds out which by what `root` holds; `shapes` is drawn by detkit on first use;
+    or one of your own, see `data/custom.py`."""
     root: str = MISSING
+    """The folder of the data set, or the folder above several of them."""
     train: list[str] | None = None
+    """Splits to train on. `SUBFOLDER/SPLIT` where `root` holds several data sets, as in [VOC2007/trainval,
+    VOC2012/trainval]; for COCO and YOLO also the .json or .txt file of a split, below `root`. null: what `root`
+    holds, `trainval` or else `train`."""
     val: list[str] | None = None
+    """Splits that choose the best checkpoint; null: what `root` holds. Without any, `best.pt` is the last one."""
     test: list[str] | None = None
+    """Splits that are evaluated on once, at the end; null: what `root` holds."""
     classes: list[str] | None = None
+    """Names in label order; null: read from the annotations."""
     difficult: bool = True
+    """Whether difficult objects are trained on; crowds never are."""
     cache: bool = False
+    """Whether decoded images are kept in memory."""
     augment: list[Any] = field(default_factory=list)
+    """Transforms, each {Name: {parameters}} or a name: detkit's own, or any of albumentations'."""
     proposals: list[str] = field(default_factory=list)
+    """Stores as `detkit proposals` writes them, for detectors that classify given regions; an image's are those of the
+    first store that has it."""
     proposal_count: int = 0
+    """The best so many proposals of each image, padded where it has fewer; 0: all, padded to the most in a batch."""
 
     def __post_init__(self) -> None:
         _at_least("data.proposal_count", self.proposal_count, 0)
@@ -65,45 +70,61 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    """The recipe of one stage of SGD.
-
-    weights: the detector that training starts from, a checkpoint or `torchvision/NAME`, null for none. Of one with
-    other classes the layers that tell classes apart are left out.
-    iterations: optimiser steps. batch: images a step over all processes. bias_lr: factor on the rate of biases,
-    which, like norms, have no weight decay. backbone_lr: factor on the rate of the pretrained backbone, a
-    region head's layers that come from it included.
-    milestones: iterations at which `steps` multiplies the rate by gamma. warmup: iterations of linear warm-up,
-    which begins at warmup_lr.
-    amp: number format of the network, none = float32; auto is bf16 where the device multiplies it fast, else none.
-    clip: largest gradient norm. accumulate: micro-batches a step. ema: decay of the averaged weights, 0 = none.
-    evaluate_every, save_every: iterations, 0 = only at the end.
-    """
+    """The recipe of a stage of gradient descent."""
 
     weights: str | None = None
+    """The detector that training starts from: a checkpoint or `torchvision/NAME`; null: none. Where its classes are
+    others, the layers that tell classes apart are left out."""
     iterations: int = MISSING
+    """Optimiser steps."""
     batch: int = 32
+    """Images a step, over all processes."""
     optimizer: str = "sgd"
+    """`sgd` or `adamw`."""
     lr: float = 1e-3
+    """Learning rate."""
     momentum: float = 0.9
+    """Of SGD; AdamW's first beta."""
     weight_decay: float = 5e-4
+    """Of weights; biases and norms have none."""
     bias_lr: float = 1.0
+    """Factor on the learning rate of biases."""
     backbone_lr: float = 1.0
+    """Factor on the learning rate of the pretrained backbone, the layers of a region head that come from it
+    included."""
     schedule: str = "cosine"
+    """`steps` or `cosine`."""
     milestones: list[int] = field(default_factory=list)
+    """Iterations at which `steps` multiplies the learning rate by `gamma`."""
     gamma: float = 0.1
+    """See `milestones`."""
     warmup: int = 0
+    """Iterations of linear warm-up."""
     warmup_lr: float = 0.0
+    """Learning rate that the warm-up begins at."""
     amp: str = "none"
+    """Number format of the network: `none` is float32, or `bf16`, `fp16`; `auto` is bf16 where the device multiplies it
+    fast, else float32."""
     channels_last: bool = True
+    """Whether tensors lie in memory with the channels last."""
     clip: float | None = None
+    """Largest norm of the gradient; null: no limit."""
     accumulate: int = 1
+    """Micro-batches a step."""
     ema: float = 0.0
+    """Decay of the averaged weights; 0: none."""
     compile: bool = False
+    """Whether the network is compiled by torch.compile."""
     evaluate_every: int = 0
+    """Iterations between evaluations on `data.val`; 0: at the end alone."""
     save_every: int = 0
+    """Iterations between saves of `last.pt`; 0: at the end alone."""
     seed: int = 0
+    """Of all random numbers."""
     workers: int = 2
+    """Processes that load images."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
 
     def __post_init__(self) -> None:
         _one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
@@ -135,23 +156,27 @@ class TrainConfig:
 
 @dataclass
 class DetectConfig:
-    """From predictions to detections: score threshold, best top_k a class, NMS at iou, best keep an image.
-
-    nms: `hard` drops what overlaps a better box, `linear` and `gaussian` are soft-NMS, which lowers its score; sigma is
-    the Gaussian's. flip, scales: test-time augmentation; each image is also seen mirrored, and at these factors of its
-    usual size, and all that is found goes through one NMS.
-    proposals: mode of selective search on images that are in no store, for detectors that classify given regions.
-    """
+    """From predictions to detections."""
 
     score_threshold: float = 0.01
+    """Scores below it are left out."""
     top_k: int = 400
+    """Best predictions of a class that NMS looks at."""
     nms_iou: float = 0.45
+    """IoU above which the worse of two boxes of a class is suppressed."""
     detections_per_image: int = 200
+    """Best detections of an image that are kept, over all classes."""
     nms: str = "hard"
+    """`hard` drops what overlaps a better box; `linear` and `gaussian` are soft-NMS, which lowers its score."""
     sigma: float = 0.5
+    """Of the Gaussian of soft-NMS."""
     flip: bool = False
+    """Test-time augmentation: whether each image is also seen mirrored. All that is found goes through one NMS."""
     scales: list[float] = field(default_factory=lambda: [1.0])
+    """Test-time augmentation: each image is seen at these factors of its usual size."""
     proposals: str = "fast"
+    """Mode of selective search on images that are in no store, for detectors that classify given regions: `single`,
+    `fast` or `quality`."""
 
     def __post_init__(self) -> None:
         _one_of("detect.nms", self.nms, ("hard", "linear", "gaussian"))
@@ -172,10 +197,12 @@ class DetectConfig:
 
 @dataclass
 class EvaluateConfig:
-    """metric: voc07 (11 points), voc (area under the curve) or coco (mean over IoUs). batch: images at once."""
+    """How detections are scored."""
 
     metric: str = "voc07"
+    """`voc07` (11 points), `voc` (area under the curve) or `coco` (mean over IoUs)."""
     batch: int = 16
+    """Images at once."""
 
     def __post_init__(self) -> None:
         _one_of("evaluate.metric", self.metric, ("voc07", "voc", "coco"))
@@ -184,14 +211,17 @@ class EvaluateConfig:
 
 @dataclass
 class Config:
-    """A whole experiment. `model` is an instance of the detector's own dataclass, found by `model.name`.
-
-    imports: Python files and modules of your own that register models, backbones or formats, see extensions.py.
-    """
+    """An experiment."""
 
     model: Any = MISSING
+    """The detector: an instance of its own dataclass, which `model.name` chooses."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The data set, and what the loader does with it."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """The recipe of gradient descent."""
     detect: DetectConfig = field(default_factory=DetectConfig)
+    """From predictions to detections."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How detections are scored."""
     imports: list[str] = field(default_factory=list)
+    """Python files and modules of your own that register models, backbones or data formats, see `extensions.py`."""

@@ -17,7 +17,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed in turn; collects elements, their attributes and visible text."""
+    """Checks that every element is closed in turn, and that no two have one id; collects elements and visible text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -27,6 +27,8 @@ class Page(HTMLParser):
         self.feed(text)
         self.close()
         assert self.stack == []
+        self.ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+        assert len(self.ids) == len(set(self.ids))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -46,9 +48,9 @@ class Page(HTMLParser):
 
 def data_of(text: str) -> dict[str, Any]:
     """Return the data that a page's scripts work on."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found
-    return json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert match
+    return json.loads(match[1])
 
 
 def check_alone(text: str) -> Page:
@@ -58,10 +60,8 @@ def check_alone(text: str) -> Page:
     assert "http:" not in text.replace("http-equiv", "")
     assert "https:" not in text
     assert not any("src" in attributes for _, attributes in page.elements)
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
     links = {str(attributes["href"]).lstrip("#") for tag, attributes in page.elements if tag == "a"}
-    assert links <= set(ids)
+    assert links <= set(page.ids)
     assert "{{" not in text
     return page
 

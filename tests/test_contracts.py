@@ -133,7 +133,7 @@ def test_predictions(model: str, backbone: str) -> None:
     for number in range(2):
         one = images.part(slice(number, number + 1))
         count = None if one.proposals is None else int(one.proposals.valid.sum())
-        cut = None if one.proposals is None else one.proposals._map(lambda tensor, count=count: tensor[:, :count])
+        cut = None if one.proposals is None else one.proposals.map(lambda tensor, count=count: tensor[:, :count])
         alone = Images(one.pixels, one.sizes, one.original, one.ids, cut)
         # sums in another order; a hundred random layers with shortcuts make the logits of SSD large, and the error too
         slack = 10 if backbone in ("resnet101", "resnet152") else 1

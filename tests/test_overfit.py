@@ -75,8 +75,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in range(len(dataset)):
         record = dataset.record(row)
         height, width = record.height, record.width
-        sides = np.tile(record.boxes[:, 2:] - record.boxes[:, :2], 2)
-        near = [record.boxes + random.uniform(-0.15, 0.15, record.boxes.shape) * sides for _ in range(6)]
+        objects = record.annotations.boxes
+        sides = np.tile(objects[:, 2:] - objects[:, :2], 2)
+        near = [objects + random.uniform(-0.15, 0.15, objects.shape) * sides for _ in range(6)]
         low = random.uniform(0, 0.8, (30, 2))
         anywhere = np.concatenate([low, low + random.uniform(0.1, 0.6, (30, 2))], 1) * np.array([width, height] * 2)
         boxes.append(np.concatenate([*near, anywhere]).clip(0, (width, height) * 2).astype(np.float32))

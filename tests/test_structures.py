@@ -1,9 +1,154 @@
 """Structures validate shapes and move between ragged and padded."""
 
+import itertools
+from dataclasses import dataclass
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from detkit.structures import Detections, DetectionSet, Images, Predictions, Proposals, Targets
+from detkit.structures import Detections, DetectionSet, Images, Predictions, Proposals, Targets, TruthSet
+
+
+@dataclass(frozen=True)
+class Tracked(Targets):
+    """A user's own: one field more, and one that may be None."""
+
+    track: Tensor
+    weight: Tensor | None = None
+
+
+def targets(counts: list[int], kind: type[Targets] = Targets, **own) -> Targets:
+    """Images with so many objects; each object differs in every field, and padding is as Targets.pad leaves it."""
+    valid = torch.arange(max([1, *counts])) < torch.tensor(counts).unsqueeze(1)
+    number = torch.arange(1, valid.numel() + 1).view_as(valid) * valid
+    boxes = number.unsqueeze(-1) + torch.tensor([0.0, 0.25, 0.5, 0.75])
+    return kind(boxes * valid.unsqueeze(-1), number - 1, (number % 2 == 1) & valid, **own)
+
+
+def tracked(counts: list[int], weighted: bool = True) -> Tracked:
+    plain = targets(counts)
+    fields = {
+        "track": plain.labels * 3 + 3,
+        "weight": (plain.labels + 1.5) * plain.valid if weighted else None,
+        "extra": {"points": plain.boxes.view(*plain.labels.shape, 2, 2).half(), "seen": plain.ignore.clone()},
+    }
+    return targets(counts, Tracked, **fields)
+
+
+def assert_same(found, expected):
+    """Equal in every field, extra fields included, and of one type."""
+    assert type(found) is type(expected)
+    for name, value in vars(expected).items():
+        other = getattr(found, name)
+        pairs = [(other, value)]
+        if isinstance(value, dict):
+            assert other.keys() == value.keys()
+            pairs = [(other[key], value[key]) for key in value]
+        for one, two in pairs:
+            if isinstance(two, Tensor):
+                assert one.dtype == two.dtype
+                assert torch.equal(one, two), name
+            elif hasattr(two, "__dataclass_fields__"):
+                assert_same(one, two)
+            else:
+                assert one == two
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data(), st.booleans())
+@settings(deadline=None)
+def test_parts_joined_again_are_the_batch(counts, data, weighted):
+    whole = tracked(counts, weighted)
+    cuts = sorted({0, len(counts), *data.draw(st.lists(st.integers(0, len(counts))))})
+    parts = [whole.part(slice(*pair)) for pair in itertools.pairwise(cuts)]
+    # each as short as it can be, so that joining has to pad
+    short = [part.take(torch.arange(max(part.valid.sum(1).tolist())).repeat(len(part.labels), 1)) for part in parts]
+    assert_same(Tracked.cat(parts), whole)
+    joined = Tracked.cat(short)
+    assert joined.labels.shape[1] == max(counts)
+    if any(counts):
+        assert_same(joined, whole)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 5), st.data())
+@settings(deadline=None)
+def test_take_gathers_objects_of_each_image(counts, number, data):
+    whole = tracked(counts)
+    last = whole.labels.shape[1] - 1
+    index = torch.tensor([[data.draw(st.integers(-1, last)) for _ in range(number)] for _ in counts])
+    index = index.view(len(counts), number).long()
+    found = whole.take(index)
+    padding = tracked([0])
+    for row in range(len(counts)):
+        for column, place in enumerate(index[row].tolist()):
+            source, at = (padding, (0, 0)) if place < 0 else (whole, (row, place))
+            for name in ("boxes", "labels", "ignore", "track", "weight"):
+                assert torch.equal(getattr(found, name)[row, column], getattr(source, name)[at])
+            for name, value in found.extra.items():
+                assert torch.equal(value[row, column], source.extra[name][at])
+    none = targets([0]).part(slice(0, 0)).take(torch.zeros(0, 3).long())
+    assert none.labels.shape == (0, 3)
+    empty = Targets(torch.zeros(2, 0, 4), torch.zeros(2, 0).long(), torch.zeros(2, 0).bool())
+    assert empty.take(torch.full((2, 3), -1)).labels.tolist() == [[-1] * 3] * 2
+
+
+def test_everything_in_a_batch_moves():
+    """Also what lies within: proposals of images, features of predictions; None stays None."""
+    sizes = torch.ones(3, 2).long()
+    proposals = Proposals.pad([torch.rand(n, 4) for n in (2, 0, 1)], [torch.rand(n) for n in (2, 0, 1)])
+    images = Images(torch.zeros(3, 3, 4, 5).byte(), sizes, sizes + 1, ("a", "b", "c"), proposals)
+    features = {"c4": torch.rand(3, 8, 2, 2), "levels": [torch.rand(3, 1)], "stride": 16}
+    predictions = Predictions(torch.rand(3, 6, 4), torch.rand(3, 6, 2), features)
+    for batch in (images, predictions, tracked([1, 2, 0], weighted=False)):
+        assert devices(batch) == {"cpu"}
+        assert devices(batch.to("meta")) == {"meta"}
+    some = images.part(torch.tensor([2, 0]))
+    assert some.ids == ("c", "a")
+    assert_same(some.proposals, Images.cat([images.part(slice(2, 3)), images.part(slice(0, 1))]).proposals)
+    assert images.part(torch.tensor([False, True, False])).ids == ("b",)
+    last = predictions.part(slice(1, 3))
+    assert last.features["c4"].shape == (2, 8, 2, 2)
+    assert last.features["levels"][0].shape == (2, 1)
+    assert last.features["stride"] == 16
+    assert last.take(torch.zeros(2, 1).long()).features["c4"].shape == (2, 8, 2, 2)
+
+
+def devices(value) -> set[str]:
+    """The devices of all tensors of a batch."""
+    if isinstance(value, Tensor):
+        return {value.device.type}
+    if isinstance(value, dict):
+        value = list(value.values())
+    items = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {}).values()
+    return set().union(*map(devices, items))
+
+
+def test_images_of_different_sizes_are_padded_when_joined():
+    def batch(height: int, width: int, name: str) -> Images:
+        size = torch.tensor([[height, width]])
+        return Images(torch.full((1, 3, height, width), 7).byte(), size, size, (name,))
+
+    joined = Images.cat([batch(2, 5, "a"), batch(4, 3, "b")])
+    assert joined.pixels.shape == (2, 3, 4, 5)
+    assert joined.ids == ("a", "b")
+    for row, (height, width) in enumerate(joined.sizes.tolist()):
+        assert joined.pixels[row].sum() == joined.pixels[row, :, :height, :width].sum() == 7 * 3 * height * width
+
+
+def test_batches_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match=r"Tracked\.weight: .* only some have it"):
+        Tracked.cat([tracked([1]), tracked([1], weighted=False)])
+    with pytest.raises(ValueError, match=r"Targets\.extra: .* other names"):
+        Targets.cat([targets([1]), targets([1], extra={"a": torch.zeros(1, 1)})])
+    one = TruthSet(
+        torch.rand(1, 4), torch.zeros(1).long(), torch.zeros(1).bool(), torch.zeros(1).long(), ("a",), ("x",)
+    )
+    with pytest.raises(ValueError, match=r"TruthSet\.classes: .* differs"):
+        TruthSet.cat([one, TruthSet(one.boxes, one.labels, one.ignore, one.image, ("a",), ("y",))])
+    assert TruthSet.cat([one, one]).ids == ("a",)
+    assert len(TruthSet.cat([one, one]).part(slice(1, 2)).boxes) == 1
 
 
 def test_padding_is_minus_one_and_never_empty():
@@ -14,6 +159,8 @@ def test_padding_is_minus_one_and_never_empty():
     assert targets.valid.tolist() == [[True, True], [False, False]]
     assert Targets.pad([none]).boxes.shape == (1, 1, 4)
     assert Targets.pad([]).boxes.shape == (0, 1, 4)
+    extra = Targets.pad([one, none], [{"track": torch.tensor([7, 8])}, {"track": torch.zeros(0).long()}]).extra
+    assert extra["track"].tolist() == [[7, 8], [0, 0]]
 
 
 @pytest.mark.parametrize("count", [None, 1, 5])
@@ -53,6 +200,10 @@ def test_proposals_are_padded_or_cut(count):
             r"Proposals\.scores: expected shape \(1, 2\)",
         ),
         (lambda: Predictions(torch.zeros(1, 5, 3, 4), torch.zeros(1, 5, 2)), r"Predictions\.boxes: expected shape"),
+        (
+            lambda: targets([2], extra={"track": torch.zeros(1, 3)}),
+            r"Targets\.extra\['track'\]: expected shape \(1, 2, \.\.\.\), got \(1, 3\)",
+        ),
         (lambda: Detections(torch.zeros(1, 5), torch.zeros(1, 5), torch.zeros(1, 5).long()), r"Detections\.boxes"),
     ],
 )
@@ -68,4 +219,10 @@ def test_a_set_keeps_images_without_detections():
     assert joined.ids == ("a", "b", "c", "d")
     assert joined.image.tolist() == [0, 2]
     assert joined.labels.tolist() == [1, 1]
+    marked = Detections(first.boxes, first.scores, labels, extra={"angle": torch.tensor([[5.0, 6], [7, 8]])})
+    assert DetectionSet.from_batches([(marked, ("a", "b"))] * 2, ("x", "y")).extra["angle"].tolist() == [5, 5]
+    assert [(len(one), one.labels.tolist(), one.extra["angle"].tolist()) for one in marked.unpad()] == [
+        (1, [[1]], [[5.0]]),
+        (1, [[]], [[]]),
+    ]
     assert DetectionSet.from_batches([], ("x",)).boxes.shape == (0, 4)

@@ -1,1 +1,1 @@
-"""What `tools/benchmark.py` times: each subject beside its peer, in one run."""
+"""What `tools/benchmark.py` times: detkit beside its peers, in one run."""

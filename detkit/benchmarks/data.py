@@ -5,14 +5,16 @@ import io
 import numpy as np
 import torch
 
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.data.transforms import build_train
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
+from detkit.structures import InputSpec
 
 IMAGES, HEIGHT, WIDTH, SIZE = 16, 375, 500, 300
 AUGMENT = ["PhotometricDistort", "Expand", "IoUCrop", "RandomInterpolationResize", "HorizontalFlip"]
 
 
 def jpegs() -> list[tuple[bytes, np.ndarray]]:
-    """Return PHOTOS images with structure of every size, JPEG-coded, and three boxes each, the same every time."""
+    """Return IMAGES images with structure of all sizes, JPEG-coded, and three boxes each, always the same."""
     import cv2
 
     random = np.random.default_rng(0)
@@ -33,9 +35,6 @@ def jpegs() -> list[tuple[bytes, np.ndarray]]:
 def load_detkit(setting: Setting) -> Job:
     import cv2
 
-    from detkit.data.transforms import build_train
-    from detkit.structures import InputSpec
-
     cv2.setNumThreads(0)
     transform = build_train(AUGMENT, InputSpec((SIZE, SIZE)))
     images = jpegs()
@@ -54,7 +53,7 @@ def load_torchvision(setting: Setting) -> Job:
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    # as torchvision's own reference recipe for SSD orders them
+    # as torchvision's reference recipe for SSD orders them
     transform = v2.Compose(
         [
             v2.RandomPhotometricDistort(),
@@ -81,9 +80,9 @@ def load_torchvision(setting: Setting) -> Job:
     return job
 
 
-SUBJECTS = (
-    Subject(
+BENCHMARKS = (
+    Benchmark(
         f"decode and SSD augmentation of {IMAGES} images, {WIDTH}x{HEIGHT} to {SIZE}",
-        (Contender("detkit", load_detkit, True), Contender("torchvision v2", load_torchvision)),
+        (Runner("detkit", load_detkit, True), Runner("torchvision v2", load_torchvision)),
     ),
 )

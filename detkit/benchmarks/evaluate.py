@@ -11,7 +11,9 @@ from importlib.util import find_spec
 
 import torch
 
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.evaluation import coco_ap, voc_ap
+from detkit.evaluation.pycoco import coco_dicts
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
 from detkit.structures import DetectionSet, TruthSet
 
 
@@ -57,14 +59,12 @@ def sets(size: Size, device: str) -> tuple[DetectionSet, TruthSet]:
 
 
 def ap_detkit(setting: Setting) -> Job:
-    from detkit.evaluation import voc_ap
 
     detections, truth = sets(VOC_SIZE, setting.device)
     return lambda: voc_ap(detections, truth)
 
 
 def coco_detkit(setting: Setting) -> Job:
-    from detkit.evaluation import coco_ap
 
     detections, truth = sets(COCO_SIZE, setting.device)
     return lambda: coco_ap(detections, truth).summary
@@ -72,7 +72,6 @@ def coco_detkit(setting: Setting) -> Job:
 
 def _peer(size: Size, coco_type, evaluator_type) -> Job:
     """Let a COCO evaluator work: on VOC's size at IoU .5 alone, on COCO's in full. Reading is not timed."""
-    from detkit.evaluation.pycoco import coco_dicts
 
     loaded = []
     with contextlib.redirect_stdout(io.StringIO()):
@@ -126,18 +125,18 @@ def coco_faster_coco_eval(setting: Setting) -> Job:
     return _faster_coco_eval(COCO_SIZE)
 
 
-def _peers(pycocotools, faster_coco_eval) -> list[Contender]:
-    others = [Contender("faster-coco-eval", faster_coco_eval)] if find_spec("faster_coco_eval") else []
-    return [Contender("pycocotools", pycocotools), *others]
+def _peers(pycocotools, faster_coco_eval) -> list[Runner]:
+    others = [Runner("faster-coco-eval", faster_coco_eval)] if find_spec("faster_coco_eval") else []
+    return [Runner("pycocotools", pycocotools), *others]
 
 
-SUBJECTS = (
-    Subject(
+BENCHMARKS = (
+    Benchmark(
         f"VOC AP, {VOC_SIZE.images} images, {VOC_SIZE.detections} detections",
-        (Contender("detkit", ap_detkit, True), *_peers(ap_pycocotools, ap_faster_coco_eval)),
+        (Runner("detkit", ap_detkit, True), *_peers(ap_pycocotools, ap_faster_coco_eval)),
     ),
-    Subject(
+    Benchmark(
         f"COCO's 12 numbers, {COCO_SIZE.images} images, {COCO_SIZE.detections} detections",
-        (Contender("detkit", coco_detkit, True), *_peers(coco_pycocotools, coco_faster_coco_eval)),
+        (Runner("detkit", coco_detkit, True), *_peers(coco_pycocotools, coco_faster_coco_eval)),
     ),
 )

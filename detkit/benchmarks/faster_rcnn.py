@@ -7,7 +7,12 @@ give scores and boxes that are spread as trained ones are; else NMS would have n
 import torch
 from torch import Tensor, nn
 
+from detkit.checkpoints import checkpoint
+from detkit.checkpoints.torchvision_files import from_state
+from detkit.models import postprocess
+from detkit.runtime.device import images_to_device, to_device
 from detkit.runtime.race import Job, Setting, against_torchvision
+from detkit.structures import Images, Targets
 
 SIZE, CLASSES = (600, 800), 20
 SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3, "cls_score": 2.0, "box_predictor.bbox_pred": 1.0}
@@ -22,9 +27,9 @@ def torchvision_model(setting: Setting) -> nn.Module:
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     model = FasterRCNN(backbone, num_classes=CLASSES + 1, min_size=SIZE[0])
     hooks = [
-        layer.register_forward_hook(_spread(wanted))
+        layer.register_forward_hook(_spread(std))
         for name, layer in model.named_modules()
-        for ending, wanted in SPREAD.items()
+        for ending, std in SPREAD.items()
         if name.endswith(ending)
     ]
     with torch.inference_mode(False), torch.no_grad():
@@ -34,9 +39,9 @@ def torchvision_model(setting: Setting) -> nn.Module:
     return model.to(setting.device)
 
 
-def _spread(wanted: float):
+def _spread(std: float):
     def scale(layer: nn.Module, _: object, result: Tensor) -> Tensor:
-        factor = wanted / result.std()
+        factor = std / result.std()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         layer.weight *= factor
         return result * factor
@@ -59,9 +64,6 @@ def objects() -> tuple[Tensor, Tensor]:
 
 
 def detkit_model(setting: Setting):
-    from detkit.checkpoints import checkpoint
-    from detkit.checkpoints.torchvision_files import from_state
-    from detkit.runtime.device import to_device
 
     published = from_state(torchvision_model(setting).state_dict(), "torchvision")
     content = {"config": checkpoint.to_plain(published.config), "classes": published.classes}
@@ -71,8 +73,6 @@ def detkit_model(setting: Setting):
 
 
 def detkit_images(setting: Setting):
-    from detkit.runtime.device import images_to_device
-    from detkit.structures import Images
 
     sizes = torch.tensor([SIZE])
     pixels = (random_image() * 255).round().to(torch.uint8)[None]
@@ -80,7 +80,6 @@ def detkit_images(setting: Setting):
 
 
 def detect_detkit(setting: Setting) -> Job:
-    from detkit.models import postprocess
 
     (detector, config), images = detkit_model(setting), detkit_images(setting)
     detector.eval()
@@ -103,7 +102,6 @@ def detect_torchvision(setting: Setting) -> Job:
 
 
 def train_detkit(setting: Setting) -> Job:
-    from detkit.structures import Targets
 
     (detector, _), images = detkit_model(setting), detkit_images(setting)
     detector.train()

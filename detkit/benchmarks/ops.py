@@ -5,7 +5,7 @@ import torchvision
 from torch import Tensor
 
 from detkit.ops import box_iou, nms
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
 
 IMAGES = 16
 BOXES, CLASSES = 10_000, 20
@@ -64,14 +64,14 @@ def nms_batch_torchvision(setting: Setting) -> Job:
     return _nms_torchvision(IMAGES, setting)
 
 
-SUBJECTS = (
-    Subject("box_iou, 1000 x 1000", (Contender("detkit", iou_detkit, True), Contender("torchvision", iou_torchvision))),
-    Subject(
+BENCHMARKS = (
+    Benchmark("box_iou, 1000 x 1000", (Runner("detkit", iou_detkit, True), Runner("torchvision", iou_torchvision))),
+    Benchmark(
         f"nms, {CLASSES} classes, {BOXES} boxes",
-        (Contender("detkit", nms_detkit, True), Contender("torchvision", nms_torchvision)),
+        (Runner("detkit", nms_detkit, True), Runner("torchvision", nms_torchvision)),
     ),
-    Subject(
+    Benchmark(
         f"nms, the same for {IMAGES} images",
-        (Contender("detkit", nms_batch_detkit, True), Contender("torchvision", nms_batch_torchvision)),
+        (Runner("detkit", nms_batch_detkit, True), Runner("torchvision", nms_batch_torchvision)),
     ),
 )

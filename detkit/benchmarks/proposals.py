@@ -8,21 +8,23 @@ from functools import partial
 
 import numpy as np
 
+from detkit.benchmarks.contrib import ContribSearch
 from detkit.benchmarks.data import HEIGHT, WIDTH, jpegs
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.proposals.selective_search import selective_search
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
 
 IMAGES = 2
 
 
-def subjects(mode: str, contrib: str | None) -> tuple[Subject, ...]:
+def benchmarks(mode: str, contrib: str | None) -> tuple[Benchmark, ...]:
     """Return the race of a mode. contrib: a Python that has opencv-contrib, None to run alone."""
-    peers = [] if contrib is None else [Contender("opencv-contrib", partial(search_contrib, mode, contrib))]
+    peers = [] if contrib is None else [Runner("opencv-contrib", partial(search_contrib, mode, contrib))]
     name = f"selective search, {mode}, {IMAGES} images {WIDTH}x{HEIGHT}, one core"
-    return (Subject(name, (Contender("detkit", partial(search_detkit, mode), True), *peers)),)
+    return (Benchmark(name, (Runner("detkit", partial(search_detkit, mode), True), *peers)),)
 
 
 def load_images() -> list[np.ndarray]:
-    """Return PHOTOS images of (HEIGHT, WIDTH, 3) RGB."""
+    """Return IMAGES images of (HEIGHT, WIDTH, 3) RGB."""
     import cv2
 
     coded = [np.frombuffer(jpeg, np.uint8) for jpeg, _ in jpegs()[:IMAGES]]
@@ -32,15 +34,12 @@ def load_images() -> list[np.ndarray]:
 def search_detkit(mode: str, setting: Setting) -> Job:
     import cv2
 
-    from detkit.proposals.selective_search import selective_search
-
     cv2.setNumThreads(1)
     images = load_images()
     return lambda: [selective_search(image, mode) for image in images]
 
 
 def search_contrib(mode: str, python: str, setting: Setting) -> Job:
-    from detkit.benchmarks.contrib import ContribSearch
 
     images, contrib = load_images(), ContribSearch(python)
     return lambda: [contrib.search(image, mode) for image in images]

@@ -5,18 +5,18 @@ AlexNet under all three, at the papers' sizes, with random weights: the regions'
 
 import torch
 
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.data.transforms import resize
+from detkit.models import build_detector, model_config_type, postprocess
+from detkit.runtime.device import images_to_device, to_device
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
+from detkit.structures import Images, Proposals
 
 HEIGHT, WIDTH, REGIONS, CLASSES = 375, 500, 2000, 20
 
 
 def _detect(setting: Setting, name: str, **keys) -> Job:
     """Pixels to detections."""
-    from detkit.config import BackboneConfig, DetectConfig
-    from detkit.data.transforms import resize
-    from detkit.models import build_detector, model_config_type, postprocess
-    from detkit.runtime.device import images_to_device, to_device
-    from detkit.structures import Images, Proposals
 
     config = model_config_type(name)(backbone=BackboneConfig("alexnet"), **keys)
     device = torch.device(setting.device)
@@ -60,14 +60,14 @@ def rcnn(setting: Setting) -> Job:
     return _detect(setting, "rcnn")
 
 
-SUBJECTS = (
-    Subject(
+BENCHMARKS = (
+    Benchmark(
         "2000 regions of an image, AlexNet",
         (
-            Contender("Fast R-CNN", fast_rcnn, True),
-            Contender("SPPNet, one scale", sppnet, True),
-            Contender("SPPNet, five scales", sppnet_pyramid, True),
-            Contender("R-CNN", rcnn, True),
+            Runner("Fast R-CNN", fast_rcnn, True),
+            Runner("SPPNet, one scale", sppnet, True),
+            Runner("SPPNet, five scales", sppnet_pyramid, True),
+            Runner("R-CNN", rcnn, True),
         ),
     ),
 )

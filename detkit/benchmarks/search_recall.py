@@ -3,33 +3,30 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detkit.benchmarks.contrib import ContribSearch
+from detkit.data.dataset import DetectionDataset
 from detkit.errors import UserError
 from detkit.evaluation.recall import proposal_recall
 from detkit.proposals.selective_search import selective_search
+from detkit.structures import TruthSet
 
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
-    from detkit.structures import TruthSet
-
-SMALLEST = 20  # pixels that a side of detkit's boxes has at least; OpenCV's are compared as they are, and cut so too
+MIN_SIZE = 20  # pixels of a side of detkit's boxes; OpenCV's are compared as they are, and cut so too
 NUMBERS = (100, 300, 500, 1000, 2000, None)
 IOUS = (0.5, 0.7)
-DETKIT, CONTRIB, LARGE = "detkit", "opencv-contrib", f"opencv-contrib, sides >= {SMALLEST}"
+DETKIT, CONTRIB, LARGE = "detkit", "opencv-contrib", f"opencv-contrib, sides >= {MIN_SIZE}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A contender's boxes, the best so many of each image: their mean number, the recall at IOUS, and MABO.
+    """The boxes of one method, the best so many of each image: their mean number, the recall at IOUS, and MABO.
 
-    best: "100", "all", or "equal", where the boxes of each image are as many as the contender with fewer has.
+    best: "100", "all", or "equal", where the boxes of each image are as many as the method with fewer has.
     """
 
-    contender: str
+    method: str
     best: str
     boxes: float
     recall: tuple[float, ...]
@@ -38,14 +35,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: the processor's of each image, by contender. rows: those of equal numbers in pairs, detkit first."""
+    """seconds: the processor's of each image, by method. rows: those of equal numbers in pairs, detkit first."""
 
     seconds: dict[str, list[float]]
     rows: list[Row]
 
 
 def compare(
-    dataset: "DetectionDataset", mode: str, python: str, progress: Callable[[int, int], None] | None = None
+    dataset: DetectionDataset, mode: str, python: str, progress: Callable[[int, int], None] | None = None
 ) -> Comparison:
     """Search each image by detkit and by OpenCV, in turn, each on one core.
 
@@ -65,7 +62,7 @@ def compare(
     for i in range(len(dataset)):
         image = dataset.image(i)
         start = time.process_time()
-        ours.append(selective_search(image, mode, smallest=SMALLEST))
+        ours.append(selective_search(image, mode, min_size=MIN_SIZE))
         seconds[DETKIT].append(time.process_time() - start)
         took, boxes = contrib.search(image, mode)
         theirs.append(boxes)
@@ -76,20 +73,20 @@ def compare(
     return Comparison(seconds, rows(ours, theirs, truth))
 
 
-def rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], truth: "TruthSet") -> list[Row]:
+def rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], truth: TruthSet) -> list[Row]:
     """Measure both lists of (N, 4) boxes, best first, one entry an image."""
-    large = [boxes[(boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(1)] for boxes in theirs]
+    large = [boxes[(boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(1)] for boxes in theirs]
     found = [
         row for name, boxes in ((DETKIT, ours), (CONTRIB, theirs), (LARGE, large)) for row in _rows(name, boxes, truth)
     ]
     for name, other in ((CONTRIB, theirs), (LARGE, large)):
         counts = [min(len(a), len(b)) for a, b in zip(ours, other)]
-        for contender, boxes in ((DETKIT, ours), (name, other)):
-            found += _rows(contender, [own[:count] for own, count in zip(boxes, counts)], truth, equal=True)
+        for method, boxes in ((DETKIT, ours), (name, other)):
+            found += _rows(method, [part[:count] for part, count in zip(boxes, counts)], truth, equal=True)
     return found
 
 
-def _rows(name: str, boxes: Sequence[np.ndarray], truth: "TruthSet", equal: bool = False) -> list[Row]:
+def _rows(name: str, boxes: Sequence[np.ndarray], truth: TruthSet, equal: bool = False) -> list[Row]:
     result = proposal_recall(boxes, truth, (None,) if equal else NUMBERS, IOUS)
     return [
         Row(name, "equal" if equal else "all" if number is None else str(number), count, tuple(recall), mabo)

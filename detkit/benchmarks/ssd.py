@@ -9,7 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from detkit.config import DetectConfig
+from detkit.models import build_detector, postprocess
+from detkit.models.ssd import SSDConfig
+from detkit.runtime.device import images_to_device, to_device
 from detkit.runtime.race import Job, Setting, against_torchvision
+from detkit.structures import Images, Targets
 
 SIZE, CLASSES, BATCH = 300, 20, 4
 
@@ -30,9 +35,6 @@ def objects(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def detkit_model(setting: Setting):
-    from detkit.models import build_detector
-    from detkit.models.ssd import SSDConfig
-    from detkit.runtime.device import to_device
 
     detector = build_detector(SSDConfig(), tuple(f"class{i}" for i in range(CLASSES)))
     to_device(detector, torch.device(setting.device), channels_last=True)
@@ -40,8 +42,6 @@ def detkit_model(setting: Setting):
 
 
 def detkit_images(setting: Setting, batch: int):
-    from detkit.runtime.device import images_to_device
-    from detkit.structures import Images
 
     sizes = torch.tensor([[SIZE, SIZE]] * batch)
     images = Images(pixels(batch, setting), sizes, sizes, tuple(map(str, range(batch))))
@@ -49,8 +49,6 @@ def detkit_images(setting: Setting, batch: int):
 
 
 def detect_detkit(batch: int, setting: Setting) -> Job:
-    from detkit.config import DetectConfig
-    from detkit.models import postprocess
 
     detector, images, settings = detkit_model(setting).eval(), detkit_images(setting, batch), DetectConfig()
 
@@ -75,7 +73,6 @@ def detect_torchvision(batch: int, setting: Setting) -> Job:
 
 
 def train_detkit(setting: Setting) -> Job:
-    from detkit.structures import Targets
 
     detector, images = detkit_model(setting).train(), detkit_images(setting, BATCH)
     boxes, labels = objects(BATCH)

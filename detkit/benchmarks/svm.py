@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops import feature_scale, fit_svm
-from detkit.runtime.race import Contender, Job, Setting, Subject
+from detkit.runtime.race import Benchmark, Job, Runner, Setting
 
 WINDOWS, FEATURES, CLASSES = 5000, 4096, 20
 C, POSITIVE, BIAS = 0.001, 2.0, 10.0  # R-CNN's
@@ -16,11 +16,11 @@ def windows(device: str) -> tuple[Tensor, Tensor]:
     A third of the windows are objects, each of one class, which a twentieth of the features tells.
     """
     generator = torch.Generator().manual_seed(0)
-    owner = torch.randint(3 * CLASSES, (WINDOWS,), generator=generator)
+    label = torch.randint(3 * CLASSES, (WINDOWS,), generator=generator)
     telling = torch.rand(3 * CLASSES, FEATURES, generator=generator) < 0.05
     telling[CLASSES:] = False
-    features = (torch.randn(WINDOWS, FEATURES, generator=generator) - 0.5 + telling[owner]).relu()
-    labels = torch.where(owner.unsqueeze(1) == torch.arange(CLASSES), 1, -1)
+    features = (torch.randn(WINDOWS, FEATURES, generator=generator) - 0.5 + telling[label]).relu()
+    labels = torch.where(label.unsqueeze(1) == torch.arange(CLASSES), 1, -1)
     return (features * feature_scale(features)).to(device), labels.to(device)
 
 
@@ -38,9 +38,9 @@ def sklearn_one(_: Setting) -> Job:
     return lambda: machine.fit(x, y)
 
 
-SUBJECTS = (
-    Subject(
+BENCHMARKS = (
+    Benchmark(
         f"SVM, {WINDOWS} windows of {FEATURES} features",
-        (Contender(f"detkit, {CLASSES} classes", detkit_all, True), Contender("scikit-learn, 1 class", sklearn_one)),
+        (Runner(f"detkit, {CLASSES} classes", detkit_all, True), Runner("scikit-learn, 1 class", sklearn_one)),
     ),
 )

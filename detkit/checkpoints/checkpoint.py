@@ -1,7 +1,7 @@
-"""Checkpoints: plain tensors and data, written whole or not at all, read with `weights_only=True`.
+"""Checkpoints: plain tensors and data, written completely or not at all, read with `weights_only=True`.
 
 A checkpoint is a dict with
-    format       "detkit 1"
+    format       "detkit 2"
     model        the state dict that inference uses (the average's where EMA is on)
     config       the resolved config, as plain dicts
     classes      names, in the order of the labels
@@ -14,26 +14,25 @@ import io
 import pickle
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from detkit.checkpoints.darknet_files import load_darknet
+from detkit.checkpoints.torchvision_files import Published, download, from_state, is_state
 from detkit.config import Config
 from detkit.errors import UserError
 from detkit.experiment import from_plain, to_plain
 from detkit.files import write_atomic
+from detkit.models import Detector, build_detector
 
-if TYPE_CHECKING:
-    from detkit.checkpoints.torchvision_files import Published
-    from detkit.models import Detector
-
-FORMAT = "detkit 1"
+FORMAT = "detkit 2"
 KEYS = ("model", "config", "classes", "iteration", "metrics")
 
 
 def save(
     path: str | Path,
-    detector: "Detector",
+    detector: Detector,
     config: Config,
     *,
     iteration: int = 0,
@@ -55,7 +54,7 @@ def save(
 
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
-    """`torch.save` with errors in one line, whole or not at all."""
+    """`torch.save` with errors in one line, complete or not at all."""
     # through memory, since torch.save to a path turns a full disk into a RuntimeError about zip offsets
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -78,15 +77,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     file of its weights, see checkpoints/torchvision_files.py.
     """
     if str(path).startswith("torchvision/") and not Path(path).exists():
-        from detkit.checkpoints.torchvision_files import download
-
         return _content(download(str(path)), device)
     content = _read(Path(path), device)
-    if isinstance(content, dict) and "format" not in content:
-        from detkit.checkpoints.torchvision_files import from_state, is_state
-
-        if is_state(content):
-            return _content(from_state(content, str(path)), device)
+    if isinstance(content, dict) and "format" not in content and is_state(content):
+        return _content(from_state(content, str(path)), device)
     return _checked(content, path)
 
 
@@ -107,7 +101,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
         raise UserError(f"{path}: damaged, or not a detkit checkpoint") from None
 
 
-def _content(published: "Published", device: torch.device | str) -> dict[str, Any]:
+def _content(published: Published, device: torch.device | str) -> dict[str, Any]:
     """What a checkpoint of these weights would hold."""
     weights = {key: tensor.to(device) for key, tensor in published.weights.items()}
     content = {"format": FORMAT, "model": weights, "config": to_plain(published.config)}
@@ -121,7 +115,10 @@ def _checked(content: Any, path: str | Path) -> dict[str, Any]:
             f"{path}: not a detkit checkpoint ({found}); weights of a backbone go to model.backbone.weights"
         )
     if content["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r}")
+        raise UserError(
+            f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r} alone; train again, or use "
+            "the detkit that wrote it"
+        )
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise UserError(f"{path}: damaged checkpoint, no {' and no '.join(missing)} in it")
@@ -130,15 +127,13 @@ def _checked(content: Any, path: str | Path) -> dict[str, Any]:
 
 def load_detector(
     path: str | Path, device: torch.device | str = "cpu", overrides: list[str] | None = None
-) -> tuple["Detector", Config]:
+) -> tuple[Detector, Config]:
     """Rebuild a detector, in evaluation mode, from a checkpoint alone; `overrides` are `key=value` arguments.
 
     A YOLOv1 of darknet's stands for one, too: a `.weights` file with its `.cfg` beside it, see
     checkpoints/darknet_files.py.
     """
     if str(path).endswith(".weights"):
-        from detkit.checkpoints.darknet_files import load_darknet
-
         detector, config = load_darknet(path, overrides)
         return detector.to(device).eval(), config
     content = load(path, device)
@@ -146,10 +141,8 @@ def load_detector(
     return detector.to(device).eval(), config
 
 
-def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None = None) -> tuple["Detector", Config]:
+def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None = None) -> tuple[Detector, Config]:
     """Make the detector that `content` describes and give it its weights."""
-    from detkit.models import build_detector
-
     config = from_plain(content["config"], str(path), overrides)
     backbone = getattr(config.model, "backbone", None)
     weights = getattr(backbone, "weights", None)
@@ -162,39 +155,39 @@ def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None
     return detector, config
 
 
-def start_from(detector: "Detector", path: str | Path) -> None:
+def start_from(detector: Detector, path: str | Path) -> None:
     """Give a new detector the weights of a checkpoint (see `load`), and print which layers it keeps.
 
     Those that depend on the classes stay as they are where the checkpoint's classes are others. UserError where
     anything else does not fit.
     """
     content = load(path)
-    own, weights = detector.state_dict(), dict(content["model"])
+    current, weights = detector.state_dict(), dict(content["model"])
     left: list[str] = []
     if tuple(content["classes"]) != detector.classes:
-        left = [name for name in own if name.startswith(detector.class_layers)]
+        left = [name for name in current if name.startswith(detector.class_layers)]
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(detector.class_layers)}
-        weights |= {name: own[name] for name in left}
+        weights |= {name: current[name] for name in left}
     try:
         load_weights(detector, weights, path)
     except UserError as error:
         model = content["config"]["model"]
         backbone = (model.get("backbone") or {}).get("name")
         raise UserError(f"{error}; they fit model.name={model['name']} model.backbone.name={backbone}") from None
-    line = f"weights: {len(own) - len(left)} of {len(own)} tensors from {path}"
+    line = f"weights: {len(current) - len(left)} of {len(current)} tensors from {path}"
     line += f"; new for other classes: {', '.join(left[:4])}{', ...' * (len(left) > 4)}" if left else ""
     print(line, file=sys.stderr)
 
 
 def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:
     """Copy a state dict into a detector; UserError that names what does not fit."""
-    own = detector.state_dict()
-    missing = [name for name in own if name not in weights]
-    surplus = [name for name in weights if name not in own]
+    current = detector.state_dict()
+    missing = [name for name in current if name not in weights]
+    surplus = [name for name in weights if name not in current]
     shapes = [
-        f"{name}: {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and own[name].shape != weights[name].shape
+        f"{name}: {tuple(weights[name].shape)}, the model has {tuple(current[name].shape)}"
+        for name in current
+        if name in weights and current[name].shape != weights[name].shape
     ]
     kinds = (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
     wrong = [f"{len(names)} {what} ({names[0]}{', ...' * (len(names) > 1)})" for what, names in kinds if names]

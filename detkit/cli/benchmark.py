@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-SUBJECTS = ("ops", "data", "detect", "regions", "train", "svm", "evaluate", "proposals")
+BENCHMARKS = ("ops", "data", "detect", "regions", "train", "svm", "evaluate", "proposals")
 
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
-EPILOG = """Each contender has a process of its own; every round runs each once, in turn. The figure is the fastest
+EPILOG = """Each runner has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"any of {', '.join(SUBJECTS)}; default all")
-    parser.add_argument("--rounds", type=int, default=10, help="times that each contender runs (default 10)")
-    parser.add_argument("--threads", type=int, help="CPU threads of a contender; default all cores")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all")
+    parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default 10)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument(
         "--contrib", metavar="PYTHON", help="of proposals: beside opencv-contrib, which this Python has"
@@ -47,12 +47,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Race every contender of the subjects asked for."""
+    """Time every runner of the benchmarks asked for."""
     from detkit.errors import UserError, did_you_mean
 
-    for name in arguments.subjects:
-        if name not in SUBJECTS:
-            raise UserError(f"unknown subject {name!r}{did_you_mean(name, SUBJECTS)}")
+    for name in arguments.names:
+        if name not in BENCHMARKS:
+            raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise UserError("--rounds and --threads are at least 1")
     _check_proposals(arguments)
@@ -69,22 +69,22 @@ def run(arguments: argparse.Namespace) -> None:
     setting = Setting(str(device), arguments.threads or os.cpu_count() or 1, arguments.rounds)
     console = Console(stderr=arguments.json, highlight=False)
     console.print(_machine(setting))
-    console.print(LINE.format("", "contender", "best ms", "median ms", "times detkit"))
+    console.print(LINE.format("", "runner", "best ms", "median ms", "times detkit"))
     rows = []
-    for name in arguments.subjects or SUBJECTS:
-        for subject in _subjects(name, arguments):
-            with console.status(subject.name):
-                timings = race(subject, setting)
-            console.print(subject.name)
+    for name in arguments.names or BENCHMARKS:
+        for benchmark in _benchmarks(name, arguments):
+            with console.status(benchmark.name):
+                timings = race(benchmark, setting)
+            console.print(benchmark.name)
             for timing in timings:
                 ratio = timing.best / timings[0].best
                 shown = "" if timing is timings[0] else f"{ratio:.2f}"
                 # at once: a run that is interrupted leaves what it had
                 console.print(
-                    LINE.format("", timing.name, f"{timing.best * 1e3:.2f}", f"{timing.middle * 1e3:.2f}", shown)
+                    LINE.format("", timing.name, f"{timing.best * 1e3:.2f}", f"{timing.median * 1e3:.2f}", shown)
                 )
-                rows.append({"subject": subject.name, "contender": timing.name, "best": timing.best})
-                rows[-1] |= {"median": timing.middle, "ratio": ratio}
+                rows.append({"benchmark": benchmark.name, "runner": timing.name, "best": timing.best})
+                rows[-1] |= {"median": timing.median, "ratio": ratio}
     result: dict[str, Any] = {"machine": _machine(setting), "timings": rows}
     if arguments.root is not None:
         result["proposals"] = _compare(arguments, console)
@@ -93,13 +93,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_proposals(arguments: argparse.Namespace) -> None:
-    """Check, and fill in, the options that only the subject `proposals` has."""
+    """Check, and fill in, the options of `proposals` alone."""
     from detkit.errors import UserError, did_you_mean
 
-    asked = "proposals" in (arguments.subjects or SUBJECTS)
+    asked = "proposals" in (arguments.names or BENCHMARKS)
     for name in ("contrib", "mode", "root", "split"):
         if getattr(arguments, name) is not None and not asked:
-            raise UserError(f"--{name} goes with the subject proposals")
+            raise UserError(f"--{name} goes with the benchmark proposals")
     if arguments.root is not None and arguments.contrib is None:
         raise UserError(f"--root {arguments.root} is to compare with opencv-contrib: give --contrib PYTHON, too")
     if arguments.split is not None and arguments.root is None:
@@ -115,36 +115,38 @@ def _check_proposals(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]:
     """Print, and return, what selective search and OpenCV's find on the images of --root."""
     from dataclasses import asdict
+    from functools import partial
     from statistics import median
 
     from detkit.benchmarks.search_recall import IOUS, compare
-    from detkit.cli.progress import progress
     from detkit.data.formats import open_root
+    from detkit.runtime.progress import Progress
 
     dataset = open_root(arguments.root, arguments.split or ["test"])
-    with progress() as update:
-        found = compare(dataset, arguments.mode, arguments.contrib, lambda done, total: update("images", done, total))
+    with Progress() as bars:
+        shown = partial(bars.update, "images")
+        found = compare(dataset, arguments.mode, arguments.contrib, shown)
     console.print(f"selective search, {arguments.mode}, on {dataset.name}: {len(dataset)} images")
     for name, seconds in found.seconds.items():
         console.print(f"  {name:38}{median(seconds):>10.3f} s an image (median)")
-    console.print(ROW.format("", "contender", "best", "boxes", *(f"R@{iou:g}" for iou in IOUS), "MABO"))
+    console.print(ROW.format("", "method", "best", "boxes", *(f"R@{iou:g}" for iou in IOUS), "MABO"))
     for row in found.rows:
         figures = (f"{value:.4f}" for value in (*row.recall, row.mabo))
-        console.print(ROW.format("", row.contender, row.best, f"{row.boxes:.1f}", *figures))
+        console.print(ROW.format("", row.method, row.best, f"{row.boxes:.1f}", *figures))
     return asdict(found)
 
 
-def _subjects(name: str, arguments: argparse.Namespace):
+def _benchmarks(name: str, arguments: argparse.Namespace):
     from importlib import import_module
 
     if name == "proposals":
-        from detkit.benchmarks.proposals import subjects
+        from detkit.benchmarks.proposals import benchmarks
 
-        return subjects(arguments.mode, arguments.contrib)
+        return benchmarks(arguments.mode, arguments.contrib)
     if name in ("detect", "train"):
         modules = (import_module(f"detkit.benchmarks.{module}") for module in ("ssd", "faster_rcnn"))
-        return [subject for module in modules for subject in getattr(module, name.upper())]
-    return import_module(f"detkit.benchmarks.{name}").SUBJECTS
+        return [benchmark for module in modules for benchmark in getattr(module, name.upper())]
+    return import_module(f"detkit.benchmarks.{name}").BENCHMARKS
 
 
 def _machine(setting) -> str:

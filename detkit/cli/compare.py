@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli.arguments import Parser
-from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,12 +20,12 @@ EPILOG = """examples:
   detkit compare configs/custom data.root=data/mine
 
 A config is trained into DIR/NAME, with what it prints in DIR/NAME.log, by `detkit train` in a process of its own, in
-the order of the papers; proposals that it names and that are not there are made first. A run is taken as it is: its
+the order of the papers; proposals that it names and that do not exist are made first. A run is taken as it is: its
 best.pt, the best on val. The same command again goes on where it was stopped, and leaves alone what is done. DIR then
 holds report.html, compare.csv, compare.json and speed.png.
 
 All are evaluated here, on the one test split by the one metric. Speed is measured of all in turn, each in a process of
-its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of given
+its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of stored
 regions get them from their stores; the time that making them takes has a column of its own.
 """
 
@@ -44,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="CONFIG|RUN|FOLDER|key=value",
-        help="YAML configs, folders of runs, folders that hold either; key=value changes every config",
+        help="YAML configs, folders of runs, folders that hold either; key=value changes all configs",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
@@ -86,15 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _work(job: "Comparison") -> int:
     from rich.console import Console
 
+    from detkit.runtime.progress import Progress
+
     console = Console(highlight=False, soft_wrap=True)
 
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    with progress() as update:
-        job.make_proposals(say, update)
-        job.train(say, update)
-        rows = job.measure(say, update)
+    with Progress() as bars:
+        job.make_proposals(say, bars.update)
+        job.train(say, bars.update)
+        rows = job.measure(say, bars.update)
     for message in job.failures.values():
         print("error: " + " ".join(message.split()), file=sys.stderr)
     if not rows:

@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ objects, and difficult, crowd and truncated objects; what a format has no place 
 (<crowd> in VOC's XML, keys of COCO's annotations, flags.json beside YOLO's data.yaml).
 """
 FORMATS = ("voc", "coco", "yolo")
-MOST_LISTED = 200  # problems printed one by one; the table counts them all
+MAX_LISTED = 200  # problems printed one by one; the table counts them all
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--mirror", metavar="URL", help="a folder on another server that holds the official files")
 
     about = {
-        "check": "name every broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
+        "check": "name each broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
         "show": "write an image of what the loader feeds the network",
-        "stats": "count images, objects and sizes of every class",
+        "stats": "count images, objects and sizes of each class",
     }
     for name, text in about.items():
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -72,17 +72,18 @@ def parser() -> argparse.ArgumentParser:
     convert = actions.add_parser("convert", help=text, description=text[0].upper() + text[1:] + ".")
     convert.add_argument("source", metavar="ROOT", help="the folder of a data set")
     convert.add_argument("--to", required=True, choices=FORMATS)
-    convert.add_argument("--out", required=True, metavar="DIR", help="a new folder; it appears when it is whole")
+    convert.add_argument("--out", required=True, metavar="DIR", help="a new folder; it appears when it is complete")
     convert.add_argument("--split", action="append", metavar="SPLIT", help="default: all; repeatable")
     _add_format(convert, "--from")
     convert.add_argument(
         "--photos",
+        dest="images",
         default="link",
         choices=("link", "copy", "symlink"),
         help="link: hard links, or copies where the disk has no such (default: link)",
     )
 
-    text = "divide a data set at random, every class alike, and write the lists"
+    text = "divide a data set at random, each class alike, and write the lists"
     split = actions.add_parser("split", help=text, description=text[0].upper() + text[1:] + ".")
     split.add_argument("source", metavar="ROOT", help="the folder of a data set")
     for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
@@ -117,9 +118,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     from detkit.data.fetch import fetch
+    from detkit.runtime.progress import Progress
 
-    with progress(transfer=True) as update:
-        folder = fetch(arguments.name, arguments.root, arguments.mirror, update)
+    with Progress(transfer=True) as bars:
+        folder = fetch(arguments.name, arguments.root, arguments.mirror, bars.update)
     print(f"{arguments.name} is at {folder}")
     return 0
 
@@ -163,6 +165,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from detkit.data.check import check_root
+    from detkit.runtime.progress import Progress
 
     sources, classes, kind = _sources(arguments)
     console = Console(highlight=False, soft_wrap=True)
@@ -170,12 +173,12 @@ def _check(arguments: argparse.Namespace) -> int:
     found = 0
     for root in roots:
         splits = [split for where, split in sources if where == root]
-        with progress() as update:
-            report = check_root(root, splits, classes, lambda done, total: update("images", done, total), kind)
-        for problem in report.problems[:MOST_LISTED]:
+        with Progress() as bars:
+            report = check_root(root, splits, classes, partial(bars.update, "images"), kind)
+        for problem in report.problems[:MAX_LISTED]:
             print(problem)
-        if len(report.problems) > MOST_LISTED:
-            print(f"... and {len(report.problems) - MOST_LISTED} more")
+        if len(report.problems) > MAX_LISTED:
+            print(f"... and {len(report.problems) - MAX_LISTED} more")
         table = Table("problem", "count")
         for kind, count in sorted(Counter(problem.kind for problem in report.problems).items()):
             table.add_row(kind, str(count))
@@ -206,12 +209,12 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
     from rich.table import Table
 
     def spread(values: np.ndarray) -> str:
-        """Least, quartiles and most."""
+        """Minimum, quartiles and maximum."""
         return " ".join(f"{v:.0f}" for v in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))) if len(values) else ""
 
     truth = dataset.truth()
     boxes, labels, image = truth.boxes.numpy(), truth.labels.numpy(), truth.image.numpy()
-    records = [dataset.record(i) for i in range(len(dataset))]
+    records = [dataset.record(i).annotations for i in range(len(dataset))]
     flags = {
         name: np.concatenate([getattr(record, name) for record in records])
         for name in ("difficult", "crowd", "truncated")
@@ -221,9 +224,9 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
     for column in ("class", "images", "objects", *flags, "size: min, quartiles, max"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for label, name in [*enumerate(dataset.classes), (None, "all")]:
-        own = labels == label if label is not None else np.ones(len(labels), dtype=bool)
-        counts = (len(np.unique(image[own])), own.sum(), *(flag[own].sum() for flag in flags.values()))
-        table.add_row(name, *map(str, counts), spread(size[own]), end_section=label == len(dataset.classes) - 1)
+        of_class = labels == label if label is not None else np.ones(len(labels), dtype=bool)
+        counts = (len(np.unique(image[of_class])), of_class.sum(), *(flag[of_class].sum() for flag in flags.values()))
+        table.add_row(name, *map(str, counts), spread(size[of_class]), end_section=label == len(dataset.classes) - 1)
     yield table
     each = np.bincount(image, minlength=len(dataset))
     width, height = dataset.sizes.T
@@ -254,16 +257,17 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from detkit.data.convert import convert
+    from detkit.runtime.progress import Progress
 
-    with progress() as update:
+    with Progress() as bars:
         done = convert(
             arguments.source,
             arguments.out,
             arguments.to,
             arguments.split,
             arguments.format,
-            arguments.photos,
-            lambda done, total: update("images", done, total),
+            arguments.images,
+            partial(bars.update, "images"),
         )
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
@@ -316,10 +320,10 @@ def _write_mosaic(
     for number, (images, targets) in enumerate(batches):
         if training is None and number < arguments.start:
             continue
-        real = targets.valid[0]
-        labels, ignore = targets.labels[0][real].numpy(), targets.ignore[0][real].numpy()
+        valid = targets.valid[0]
+        labels, ignore = targets.labels[0][valid].numpy(), targets.ignore[0][valid].numpy()
         image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
-        boxes = targets.boxes[0][real].numpy()
+        boxes = targets.boxes[0][valid].numpy()
         tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
         titles.append(images.ids[0])
         if len(tiles) == arguments.images:

@@ -43,7 +43,7 @@ formats, all in the output folder:
 Images are shown upright by their EXIF, of animations the first image; what is transparent is white. A video keeps its
 frames' times, also where they are uneven. Ctrl-C ends the work after the batch at hand, and leaves whole files.
 
-exit status: 0; 1 if some of several sources could not be read; 2 if nothing could be done; 130 after Ctrl-C.
+exit status: 0; 1 if one of several sources could not be read; 2 if nothing could be done; 130 after Ctrl-C.
 """
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         type=_scores,
         default="0.5",
         metavar="S[,CLASS=S...]",
-        help="least score of a detection, and of those of some classes (default %(default)s)",
+        help="score threshold, and those of single classes (default %(default)s)",
     )
     parser.add_argument("--classes", type=_names, metavar="A,B", help="find these alone")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("detections"), help="default %(default)s")
@@ -105,14 +105,14 @@ def _finite(text: str) -> float:
 
 def _scores(text: str) -> tuple[float, dict[str, float]]:
     """`0.5,cat=0.3` -> (0.5, {"cat": 0.3})"""
-    score, own = 0.5, {}
+    score, class_scores = 0.5, {}
     for part in text.split(","):
         name, equals, value = part.rpartition("=")
         if equals:
-            own[name.strip()] = _finite(value)
+            class_scores[name.strip()] = _finite(value)
         else:
             score = _finite(part)
-    return score, own
+    return score, class_scores
 
 
 def _names(text: str) -> list[str]:
@@ -177,11 +177,11 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
     to_device(detector, device, config.train.channels_last)
-    score, own = arguments.score
-    given = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
-    given = {key: value for key, value in given.items() if value is not None}
-    config = replace(config, detect=replace(config.detect, score_threshold=score, **given))
-    limits = score_thresholds(detector, score, arguments.classes, own)
+    score, class_scores = arguments.score
+    changes = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    config = replace(config, detect=replace(config.detect, score_threshold=score, **changes))
+    thresholds = score_thresholds(detector, score, arguments.classes, class_scores)
     check_scales(detector, config.detect)
     print(_protocol(arguments, detector, config, device))
 
@@ -191,13 +191,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with Interrupt() as stop, _closing(listings):
             options = {"alone": len(sources) == 1, "crops": arguments.crops, "window": window}
-            job = Job(detector, config, limits, arguments.batch, arguments.out, listings, stop, **options)
+            job = Job(detector, config, thresholds, arguments.batch, arguments.out, listings, stop, **options)
             pairs = zip(sources, drawn_names(sources))
             # images that follow each other share batches
             for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
                 for source, name in group:
                     if isinstance(source, Path):
-                        rest = ((image, own) for image, own in group if isinstance(image, Path))
+                        rest = ((image, drawn) for image, drawn in group if isinstance(image, Path))
                         job.images(chain([(source, name)], rest), sources.images)
                     else:
                         job.video(source, name)
@@ -211,7 +211,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
     print(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
     if job.is_over() and not job.ended_a_camera:
-        print(f"interrupted after {job.sources} of {len(sources)} sources; what was done is whole", file=sys.stderr)
+        print(f"interrupted after {job.sources} of {len(sources)} sources; what was done is complete", file=sys.stderr)
         return 130
     return 1 if job.failures or job.damaged else 0
 
@@ -219,14 +219,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _listing(name: str, arguments: argparse.Namespace, detector: "Detector", config: "Config") -> Listing:
     out, classes = arguments.out, detector.classes
     if name == "json":
-        score, own = arguments.score
+        score, class_scores = arguments.score
         settings = config.detect
         header = {
             "checkpoint": str(arguments.checkpoint),
             "model": config.model.name,
             "classes": list(classes),
             "score": score,
-            "class_scores": own,
+            "class_scores": class_scores,
             "only": arguments.classes,
             "nms": settings.nms,
             "nms_iou": settings.nms_iou,
@@ -259,7 +259,7 @@ def _closing(listings: Iterable[Listing]) -> Iterator[None]:
 def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:
     """Yield a file name for each source's drawn image or video, all different, also where case doesn't count.
 
-    It is the source's own name; where that is taken, its folders' names come before it: b/x.jpg -> b-x.jpg.
+    It is the source's name; where that is taken, its folders' names come before it: b/x.jpg -> b-x.jpg.
     """
     taken: set[str] = set()
     for source in sources:
@@ -286,12 +286,12 @@ def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:
 
 def _check_folder(option: str, folder: Path) -> None:
     """Refuse an output folder that can't be one."""
-    for place in (folder, *folder.absolute().parents):
-        if place.exists():
-            if not place.is_dir():
-                raise UserError(f"{option} {folder}: {place} is a file, not a folder")
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise UserError(f"{option} {folder}: no permission to write in {place}")
+    for parent in (folder, *folder.absolute().parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise UserError(f"{option} {folder}: {parent} is a file, not a folder")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise UserError(f"{option} {folder}: no permission to write in {parent}")
             break
 
 
@@ -299,7 +299,7 @@ def _check_out(out: Path, sources: "Sources") -> None:
     """Refuse an output folder that can't be one, or in which a source would be overwritten."""
     _check_folder("--out", out)
     folder = os.path.realpath(out)
-    originals = {name for place, name in map(os.path.split, _real_places(sources)) if place == folder}
+    originals = {name for parent, name in map(os.path.split, _real_paths(sources)) if parent == folder}
     if not originals:
         return
     for name in drawn_names(sources):
@@ -311,25 +311,25 @@ def _check_crops(folder: Path, sources: "Sources") -> None:
     """Refuse a folder for crops that can't be one, or that holds sources."""
     _check_folder("--crops", folder)
     real = os.path.realpath(folder)
-    if any(place.startswith(real + os.sep) for place in _real_places(sources)):
+    if any(path.startswith(real + os.sep) for path in _real_paths(sources)):
         raise UserError(f"--crops {folder}: sources are in it; choose another folder")
 
 
-def _real_places(sources: "Sources") -> Iterator[str]:
+def _real_paths(sources: "Sources") -> Iterator[str]:
     for source in sources:
-        place = source if isinstance(source, Path) else source.place
-        if isinstance(place, Path):
-            yield os.path.realpath(place)
+        path = source if isinstance(source, Path) else source.place
+        if isinstance(path, Path):
+            yield os.path.realpath(path)
 
 
 def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Config", device: Any) -> str:
     backbone = getattr(getattr(config.model, "backbone", None), "name", None)
     inside = f" ({backbone}, {detector.input})" if backbone else f" ({detector.input})"
-    settings, (score, own) = config.detect, arguments.score
+    settings, (score, class_scores) = config.detect, arguments.score
     classes = f"{len(detector.classes)} classes"
     if arguments.classes is not None:
         classes = f"{', '.join(arguments.classes)} of {classes}"
-    scores = "".join(f", {name} >= {value:g}" for name, value in own.items())
+    scores = "".join(f", {name} >= {value:g}" for name, value in class_scores.items())
     nms = f"NMS IoU {settings.nms_iou:g}"
     if settings.nms != "hard":
         nms = f"linear soft-NMS from IoU {settings.nms_iou:g}" if settings.nms == "linear" else "Gaussian soft-NMS"

@@ -1,4 +1,4 @@
-"""Each detection cut out as an image of its own."""
+"""Each detection cut out as an image."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def crops(folder: Path, seen: Seen, classes: Sequence[str]) -> "list[tuple[Path, np.ndarray]]":
-    """Return a file name, FOLDER/CLASS/PICTURE-NUMBER, and the pixels, a copy, of each detection that has any.
+    """Return a file name, FOLDER/CLASS/IMAGE-NUMBER, and the pixels, a copy, of each detection that has any.
 
-    All pixels that the box touches belong to it; numbers are places in the image's list of detections, from 1.
+    All pixels that the box touches belong to it; numbers count the image's detections, from 1.
     """
     stem, suffix = Path(seen.drawn).stem, Path(seen.drawn).suffix
     if seen.frame is not None:
@@ -24,7 +24,7 @@ def crops(folder: Path, seen: Seen, classes: Sequence[str]) -> "list[tuple[Path,
     for number, (label, _, (left, top, right, bottom)) in enumerate(seen.rows(), 1):
         columns = slice(max(0, int(left)), min(width, math.ceil(right)))
         lines = slice(max(0, int(top)), min(height, math.ceil(bottom)))
-        pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep its whole image
+        pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep the image in memory
         if pixels.size:
             cuts.append((folder / folder_name(classes[label]) / f"{stem}-{number}{suffix}", pixels))
     return cuts

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.cli.detect_report import Seen
+from detkit.data.annotations import Annotations
 from detkit.data.convert import place_image
-from detkit.data.dataset import Record, box_area
+from detkit.data.dataset import Record
 from detkit.data.image_file import IMAGE_SUFFIXES
 from detkit.data.items import Item
 from detkit.data.voc_writer import voc_xml
@@ -25,7 +26,7 @@ def write_voc(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | No
     """A root in VOC layout, with one split, `detected`; scores are not in it.
 
     Images are linked, or copied where that fails; frames become images. Boxes thinner than a pixel are left out: in
-    VOC's whole pixels, which count the last one in, they would have none.
+    VOC's integer coordinates, which count the last pixel in, they would have no area.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = _Names()
@@ -35,7 +36,7 @@ def write_voc(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | No
     ):
         while (seen := (yield)) is not None:
             name = names.new(seen)
-            item = _item(seen, name, folder / "JPEGImages", least=1.0)
+            item = _item(seen, name, folder / "JPEGImages", min_side=1.0)
             write_atomic(folder / "Annotations" / f"{name}.xml", voc_xml(item, classes))
             file.write(f"{name}\n")
 
@@ -49,7 +50,7 @@ def write_yolo(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | N
     with atomic_path(folder / f"{SPLIT}.txt") as listing, open(listing, "w", encoding="utf-8") as file:
         while (seen := (yield)) is not None:
             name = names.new(seen)
-            item = _item(seen, name, folder / "images", least=0.001)
+            item = _item(seen, name, folder / "images", min_side=0.001)
             write_atomic(folder / "labels" / f"{name}.txt", yolo_rows(item))
             file.write(f"./images/{item.file}\n")
     content = {SPLIT: f"{SPLIT}.txt", "names": dict(enumerate(classes))}
@@ -74,14 +75,13 @@ class _Names:
         return name
 
 
-def _item(seen: Seen, name: str, folder: Path, least: float) -> Item:
-    """Bring an image to `folder` and return it with the detections whose sides are `least` pixels or more."""
+def _item(seen: Seen, name: str, folder: Path, min_side: float) -> Item:
+    """Bring an image to `folder` and return it with the detections whose sides are `min_side` pixels or more."""
     image = _place(seen, name, folder)
     boxes, labels = _arrays(seen.detections)
-    keep = (boxes[:, 2:] - boxes[:, :2] >= least).all(1)
+    keep = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
     boxes, labels = boxes[keep], labels[keep]
-    none = np.zeros(len(labels), bool)
-    record = Record(name, image, boxes, labels, none, none, none, box_area(boxes), *seen.size)
+    record = Record(name, image, Annotations.of(boxes, labels), *seen.size)
     return Item(name, record, seen.size)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detkit.config import Config
-    from detkit.inference.predict import Found, Unreadable
+    from detkit.inference.predict import DetectedImage, Unreadable
     from detkit.inference.sources import Video
     from detkit.models import Detector
     from detkit.runtime.signals import Interrupt
@@ -37,7 +37,7 @@ class Job:
         self,
         detector: "Detector",
         config: "Config",
-        limits: "Tensor",
+        score_thresholds: "Tensor",
         batch: int,
         out: Path,
         listings: Sequence[Listing],
@@ -47,7 +47,7 @@ class Job:
         crops: Path | None = None,
         window: "Window | None" = None,
     ) -> None:
-        self.detector, self.config, self.limits, self.batch = detector, config, limits, batch
+        self.detector, self.config, self.score_thresholds, self.batch = detector, config, score_thresholds, batch
         self.out, self.listings, self.stop, self.alone = out, listings, stop, alone
         self.crops, self.window = crops, window
         self.sources = self.failures = self.damaged = self.done = 0
@@ -58,11 +58,13 @@ class Job:
     def images(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
         """Detect on image files, given with the names of their drawn images; a line each, or a bar for many.
 
-        count: how many there are about, for the bar.
+        count: about how many, for the bar.
         """
         from detkit.inference.predict import Unreadable
+        from detkit.runtime.progress import Progress
 
         lines = count < MANY or not sys.stdout.isatty()
+        done = 0
         waiting: deque[tuple[Path, str]] = deque()  # read ahead by the detector's threads, in order
 
         def paths() -> Iterator[Path]:
@@ -73,23 +75,25 @@ class Job:
         with (
             closing(self._detect(paths(), self.batch)) as results,
             _in_background() as submit,
-            _bar("images", count, shown=not lines) as step,
+            Progress(transient=True) as bars,
         ):
             for result in results:
                 path, name = waiting.popleft()
                 self.sources += 1
-                step()
+                done += 1
+                if not lines:
+                    bars.move("images", done, count)
                 if isinstance(result, Unreadable):
                     self._failed(result.error)
                 else:
                     seen = Seen(str(path), name, path, result.image, result.detections)
-                    found = self._seen(seen, submit)
+                    counts = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
                     submit(lambda seen=seen: _write_image(self.out / seen.drawn, self._draw(seen)))
                     if lines:
                         width, height = seen.size
-                        print(f"{path}  {width}x{height}  {_in_words(found)}", flush=True)
+                        print(f"{path}  {width}x{height}  {_in_words(counts)}", flush=True)
                 if self.is_over():
                     break
 
@@ -97,12 +101,13 @@ class Job:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
         from detkit.inference.predict import Unreadable
         from detkit.inference.sources import VideoReader, video_writer
+        from detkit.runtime.progress import Progress
 
         self.sources += 1
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         times: deque[float] = deque()
         number = 0
-        # a camera's image is wanted now, not when a batch is full
+        # a camera's image is shown at once, not when a batch is full
         batch = 1 if video.is_camera else self.batch
         with VideoReader(video) as frames:
             height, width = frames.size
@@ -116,7 +121,7 @@ class Job:
                 video_writer(self.out / name, frames.fps, frames.size) as append,
                 closing(self._detect(images(), batch)) as results,
                 _in_background() as submit,
-                _bar(str(video), frames.count or None, shown=sys.stderr.isatty()) as step,
+                Progress(transient=True) as bars,
             ):
                 begun = time.monotonic()
                 for result in results:
@@ -126,17 +131,17 @@ class Job:
                     if video.is_camera:  # its images come as the network is ready, whatever rate it states
                         seconds = time.monotonic() - begun
                     seen = Seen(str(video), name, None, result.image, result.detections, number, seconds)
-                    found += self._seen(seen, submit)
+                    counts += self._seen(seen, submit)
                     drawn = self._draw(seen)
                     append(drawn, seconds)
                     if self.window is not None:
                         self.window.show(drawn)
                     number += 1
-                    step()
+                    bars.move(str(video), number, frames.count or None)
                     if self.is_over():
                         self.ended_a_camera = video.is_camera
                         break
-        print(f"{video}  {width}x{height}  {number} frames  {_in_words(found)}", flush=True)
+        print(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}", flush=True)
         if frames.cut_off and not self.is_over():
             self.damaged += 1
             _report(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
@@ -151,26 +156,26 @@ class Job:
         images = f"{self.done} image{'s' * (self.done != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
-    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[Found | Unreadable]":
+    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[DetectedImage | Unreadable]":
         from detkit.inference.predict import detect_images
 
-        return detect_images(self.detector, images, self.config, batch=batch, limits=self.limits)
+        return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=self.score_thresholds)
 
     def is_over(self) -> bool:
         """Whether the user has ended it."""
         return bool(self.stop.received) or (self.window is not None and not self.window.open)
 
     def _seen(self, seen: Seen, submit: Callable[[Callable[[], None]], None]) -> Counter[str]:
-        """Count and list what was found on an image or frame, and cut it out."""
+        """Count, list and cut out the detections of an image or frame."""
         for listing in self.listings:
             listing.add(seen)
         if self.crops is not None:
             for path, pixels in crops(self.crops, seen, self.detector.classes):
                 submit(lambda path=path, pixels=pixels: _write_image(path, pixels))
-        found = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
-        self.counts += found
+        counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
+        self.counts += counts
         self.done += 1
-        return found
+        return counts
 
     def _failed(self, error: UserError) -> None:
         self.failures += 1
@@ -219,17 +224,3 @@ def _in_background() -> Iterator[Callable[[Callable[[], None]], None]]:
         yield submit
         while waiting:
             waiting.popleft().result()
-
-
-@contextmanager
-def _bar(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]:
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title, markup=False), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)

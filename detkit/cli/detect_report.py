@@ -20,7 +20,7 @@ COLUMNS = ("file", "frame", "seconds", "width", "height", "class", "score", "lef
 
 @dataclass(frozen=True)
 class Seen:
-    """One image or frame and what was found on it.
+    """One image or frame and its detections.
 
     source: as the user named it. drawn: name of its drawn image or video. path: the file, None for a frame, which
     has a number from 0 and a time in seconds. image: (H, W, 3) RGB uint8.
@@ -53,7 +53,7 @@ class Seen:
 
 
 class Listing:
-    """Files that grow entry by entry, so that a long video needs no memory, and appear whole at the end.
+    """Files that grow entry by entry, so that a long video needs no memory, and appear, complete, at the end.
 
     That end is also an interruption that waits for the batch at hand; any other error leaves no file. `write` is a
     generator that is sent each `Seen`, and None at the end.
@@ -112,8 +112,8 @@ def write_coco(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | N
             images.write("," * (number > 1) + "\n" + _dump(entry))
             for label, score, (left, top, right, bottom) in seen.rows():
                 box = [left, top, round(right - left, 3), round(bottom - top, 3)]
-                found = {"image_id": number, "category_id": label + 1, "bbox": box, "score": score}
-                results.write(comma + "\n" + _dump(found))
+                result = {"image_id": number, "category_id": label + 1, "bbox": box, "score": score}
+                results.write(comma + "\n" + _dump(result))
                 comma = ","
         results.write("\n]\n")
         images.write("\n]}\n")

@@ -1,9 +1,9 @@
-"""detkit evaluate: mAP of a checkpoint, or of detections that are already there."""
+"""detkit evaluate: mAP of a checkpoint, or of stored detections."""
 
 import argparse
 import json
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -103,23 +103,23 @@ def _score_detections(arguments: argparse.Namespace) -> int:
     dataset = open_root(arguments.dataset, [arguments.split])
     truth = dataset.truth()
     path: Path = arguments.detections
-    wanted = None
+    chosen = None
     if arguments.classes is not None:
-        wanted = tuple(dict.fromkeys(name.strip() for name in arguments.classes.split(",")))
-        for name in wanted:
+        chosen = tuple(dict.fromkeys(name.strip() for name in arguments.classes.split(",")))
+        for name in chosen:
             if name not in truth.classes:
                 hint = did_you_mean(name, truth.classes)
                 raise UserError(f"--classes: {arguments.dataset} has no class {name!r}{hint}")
     if path.is_dir():
-        detections = read_comp4(path, arguments.split.rpartition("/")[2], classes=wanted, ids=truth.ids)
+        detections = read_comp4(path, arguments.split.rpartition("/")[2], classes=chosen, ids=truth.ids)
     else:
         detections = read_detections(path)
     # a class that nobody looked for would count as 0 in the mean: that has to be said, not done
-    for name in wanted or [truth.classes[label] for label in truth.labels.unique().tolist()]:
+    for name in chosen or [truth.classes[label] for label in truth.labels.unique().tolist()]:
         if name not in detections.classes:
             hint = did_you_mean(name, detections.classes)
             raise UserError(f"{path} has no detections of class {name!r}{hint}; --classes scores some classes alone")
-    classes = wanted or detections.classes
+    classes = chosen or detections.classes
     truth, detections = _only(truth, classes), _only(detections, classes)
     result = score(detections, truth, metric)
     protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
@@ -162,16 +162,14 @@ def _check_reference(arguments: argparse.Namespace, metric: str) -> None:
 
 
 def _only(objects: Set, classes: tuple[str, ...]) -> Set:
-    """Keep the objects of some classes, and label them by the order of those."""
+    """Keep the objects of `classes`, labelled in their order."""
     import torch
 
-    place = {name: label for label, name in enumerate(classes)}
-    table = torch.tensor([place.get(name, -1) for name in objects.classes], dtype=torch.int64)
+    label_of = {name: label for label, name in enumerate(classes)}
+    table = torch.tensor([label_of.get(name, -1) for name in objects.classes], dtype=torch.int64)
     labels = table[objects.labels]
     keep = labels >= 0
-    names = [field.name for field in fields(objects) if field.name not in ("ids", "classes", "labels")]
-    parts = {name: None if getattr(objects, name) is None else getattr(objects, name)[keep] for name in names}
-    return replace(objects, **parts, labels=labels[keep], classes=classes)
+    return replace(objects.part(keep), labels=labels[keep], classes=classes)
 
 
 def _compare(result: "Result", detections: "DetectionSet", truth: "TruthSet") -> int:
@@ -223,7 +221,7 @@ def _write_report(
     protocol: dict[str, str],
     log: Path | None = None,
 ) -> None:
-    """Write report.html and errors.json into `out`; log: the log.jsonl of the run, if there is one."""
+    """Write report.html and errors.json into `out`; log: the log.jsonl of the run, None without one."""
     from detkit.report import write_report
 
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""detkit detect --explain: what each stage of a detector did with one image."""
+"""detkit detect --explain: what each step of a detector did with one image."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="of one image, write what each stage of the detector did: DIR/explain.html, and a PNG a stage",
+        help="of one image, write what each step of the detector did: DIR/explain.html, and a PNG a step",
     )
     parser.add_argument(
         "--truth",
@@ -52,9 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from detkit.checkpoints.checkpoint import load_detector, write_file
     from detkit.data.image_file import decode_image
-    from detkit.explain.page import explain_page
-    from detkit.explain.stages import draw_stages
-    from detkit.explain.trace import explain
+    from detkit.explain import draw_sections, explain, explain_page
     from detkit.runtime.device import choose_device, to_device
 
     image = decode_image(path)
@@ -63,11 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     to_device(detector, device, config.train.channels_last)
     # soft-NMS removes nothing, and several looks have no one image: what a config says of them is not shown
     config = replace(config, detect=replace(config.detect, score_threshold=score, nms="hard", flip=False, scales=[1.0]))
-    truth = _truth(arguments.truth, path, image, detector.classes)
+    truth = _find_truth(arguments.truth, path, image, detector.classes)
     result = explain(detector, image, config, truth)
-    stages = draw_stages(result)
-    for number, stage in enumerate(stages, 1):
-        write_file(arguments.out / f"{number}-{stage.name}.png", _png(stage.sheet()))
+    sections = draw_sections(result)
+    for number, section in enumerate(sections, 1):
+        write_file(arguments.out / f"{number}-{section.name}.png", _png(section.sheet()))
     height, width = image.shape[:2]
     settings = config.detect
     protocol = (
@@ -77,11 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
         + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
     )
     title = f"{config.model.name}, step by step: {path.name}"
-    write_file(arguments.out / "explain.html", explain_page(result, stages, title, protocol))
+    write_file(arguments.out / "explain.html", explain_page(result, sections, title, protocol))
     print(protocol)
-    for number, stage in enumerate(stages, 1):
-        print(f"{number} {stage.title}: {stage.text}")
-    print(f"{arguments.out / 'explain.html'} and {len(stages)} images beside it")
+    for number, section in enumerate(sections, 1):
+        print(f"{number} {section.title}: {section.text}")
+    print(f"{arguments.out / 'explain.html'} and {len(sections)} images beside it")
     return 0
 
 
@@ -96,18 +94,18 @@ def _one_image(names: list[str]) -> Path:
     return sources[0]
 
 
-def _truth(given: Path | None, path: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
+def _find_truth(xml: Path | None, path: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
     """The objects in the file that is named, or where the image's data set has them."""
     from detkit.data.image_truth import find_truth, read_truth
 
-    truth = find_truth(path, classes) if given is None else read_truth(given, classes)
+    truth = find_truth(path, classes) if xml is None else read_truth(xml, classes)
     height, width = image.shape[:2]
     if truth is None or truth.size in ((0, 0), (width, height)):
         return truth
-    if given is None:
+    if xml is None:
         return None
     raise UserError(
-        f"--truth {given}: of an image of {truth.size[0]}x{truth.size[1]}, and {path} has {width}x{height} pixels"
+        f"--truth {xml}: of an image of {truth.size[0]}x{truth.size[1]}, and {path} has {width}x{height} pixels"
     )
 
 

@@ -2,11 +2,11 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli.arguments import Parser
-from detkit.cli.progress import progress
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EPILOG = """examples:
   detkit proposals convert proposals/test.npz test.json
 
 With --checkpoint the regions are those of a trained Faster R-CNN, with their scores, of the data set of CONFIG, of
---root, or else of the checkpoint's own config. A config names stores in data.proposals. An interrupted `make` goes on
+--root, or else of the checkpoint's config. A config names stores in data.proposals. An interrupted `make` goes on
 where it was.
 """
 
@@ -58,9 +58,12 @@ def parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--method", help="selective_search (default), or rpn, which --checkpoint means")
     make.add_argument("--mode", help="of selective search: single, fast or quality (default: fast)")
-    make.add_argument("--checkpoint", metavar="FILE", help="of a Faster R-CNN, whose proposals are wanted")
+    make.add_argument("--checkpoint", metavar="FILE", help="of a Faster R-CNN, whose proposals to store")
     make.add_argument(
-        "--count", type=int, metavar="N", help="with --checkpoint: at most so many an image (default: its test_after)"
+        "--count",
+        type=int,
+        metavar="N",
+        help="with --checkpoint: at most so many an image (default: its test_post_nms_top_n)",
     )
     make.add_argument("--out", metavar="FILE.npz", help="default: proposals/DATASET-METHOD[-MODE].npz")
     make.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core, or the checkpoint's)")
@@ -84,7 +87,7 @@ def _add_dataset(action: argparse.ArgumentParser, required: bool) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what was asked."""
+    """Make, measure or convert."""
     {"make": _make, "recall": _recall, "convert": _convert}[arguments.action](arguments)
 
 
@@ -106,6 +109,7 @@ def _make(arguments: argparse.Namespace) -> None:
 def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
     from detkit.experiment import load_config
     from detkit.proposals.make import make_store
+    from detkit.runtime.progress import Progress
 
     if arguments.count is not None:
         raise UserError(f"--count {arguments.count} goes with --checkpoint")
@@ -116,20 +120,21 @@ def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
     config = load_config(arguments.config, arguments.overrides) if arguments.config is not None else None
     dataset = _dataset_to_make(arguments, config)
     method, mode = arguments.method or "selective_search", arguments.mode or "fast"
-    with progress() as update:
+    with Progress(unit="images") as bars:
         return make_store(
             _out(arguments, dataset, method, mode),
             dataset,
             method,
             {"mode": mode, "seed": 0},
             workers=arguments.workers or os.cpu_count() or 1,
-            progress=lambda done, total: update("images", done, total),
+            progress=partial(bars.update, "proposals"),
         )
 
 
 def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
     from detkit.experiment import load_config
     from detkit.inference.propose import load_proposer, make_rpn_store
+    from detkit.runtime.progress import Progress
 
     if arguments.checkpoint is None:
         raise UserError("--method rpn needs a trained Faster R-CNN: --checkpoint FILE")
@@ -139,20 +144,20 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
         raise UserError(f"--mode {arguments.mode} is one of selective search; leave it or --checkpoint out")
     if arguments.count is not None and arguments.count < 1:
         raise UserError(f"--count {arguments.count}: at least one region an image")
-    own = arguments.overrides if arguments.config is None else []
-    detector, config = load_proposer(arguments.checkpoint, own, arguments.count)
+    overrides = arguments.overrides if arguments.config is None else []
+    detector, config = load_proposer(arguments.checkpoint, overrides, arguments.count)
     if arguments.workers is not None:
         config.train.workers = arguments.workers
-    named = load_config(arguments.config, arguments.overrides) if arguments.config is not None else config
-    dataset = _dataset_to_make(arguments, named)
-    with progress() as update:
+    of_images = load_config(arguments.config, arguments.overrides) if arguments.config is not None else config
+    dataset = _dataset_to_make(arguments, of_images)
+    with Progress(unit="images") as bars:
         return make_rpn_store(
             _out(arguments, dataset, "rpn"),
             dataset,
             detector,
             config,
             arguments.checkpoint,
-            progress=lambda done, total: update("images", done, total),
+            progress=partial(bars.update, "proposals"),
         )
 
 
@@ -218,8 +223,8 @@ def _recall(arguments: argparse.Namespace) -> None:
     if bool(truth.ignore.all()):
         raise UserError(f"{dataset.name} has no objects to find")
     boxes = [torch.from_numpy(stored.boxes(i)) for i in range(len(dataset))]
-    most = max(map(len, boxes))
-    numbers = [number for number in NUMBERS if number < most]
+    max_boxes = max(map(len, boxes))
+    numbers = [number for number in NUMBERS if number < max_boxes]
     result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
     what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
     Console(highlight=False).print(_table(result))

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", help="a YAML file, such as configs/shapes/ssd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config: train.lr=0.01")
     parser.add_argument("--out", metavar="DIR", help="the run's folder, new or empty; default runs/CONFIG-NUMBER")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, by its own config.yaml")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, by its config.yaml")
     return parser
 
 

@@ -1,7 +1,7 @@
 """What a detector takes, each measured in a process of its own: memory, operations, seconds.
 
 All detectors get the same images of the test split, decoded; measured is all from there to the detections in the
-images' coordinates: resizing, network, post-processing. Detectors of given regions get those of their stores.
+images' coordinates: resizing, network, post-processing. Detectors of stored regions get those of their stores.
 """
 
 import os
@@ -12,21 +12,27 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from detkit.backbones.describe import count_flops, count_parameters
+from detkit.checkpoints.checkpoint import build, load
 from detkit.config import Config
+from detkit.data import open_dataset
+from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import open_proposals
+from detkit.data.proposal_store import match_ids, open_store
+from detkit.data.transforms import build_test, pad
 from detkit.errors import UserError
 from detkit.experiment import to_plain
 from detkit.extensions import import_code
+from detkit.inference.evaluate import detect_batch
+from detkit.models import Detector
+from detkit.proposals.methods import METHODS, find_method
+from detkit.runtime.device import choose_device, images_to_device, to_device
 from detkit.runtime.race import Job, Setting
 from detkit.structures import Detections, Images, Proposals
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
-    from detkit.models import Detector
 
 IMAGES = 16  # the larger of the two batches
 BATCHES = (1, IMAGES)
@@ -34,11 +40,11 @@ BATCHES = (1, IMAGES)
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: numbers that are trained or could be. flops: of `predict` for one image of the test split, see
-    `count_flops`.
+    """What a detector takes.
 
-    memory: bytes at most while detecting PICTURES at once: on CUDA those allocated there, on the CPU what the process
-    had beyond torch, detkit and the images; None where the system does not tell.
+    parameters: numbers that are trained or could be. flops: of `predict` for one image of the test split, see
+    `count_flops`. memory: bytes at most while detecting IMAGES images at once: on CUDA those allocated there, on the
+    CPU what the process had beyond torch, detkit and the images; None where the system does not tell.
     """
 
     parameters: int
@@ -47,42 +53,36 @@ class Cost:
 
 
 def sample(count: int) -> list[int]:
-    """Numbers of the PICTURES images, spread over a data set of `count`; some twice where it has fewer."""
+    """Indices of the IMAGES images, spread over a data set of `count`; with repeats where it has fewer."""
     return torch.linspace(0, count - 1, IMAGES).round().int().tolist()
 
 
-def load_best(config: Config, best: Path) -> "Detector":
-    """Read a checkpoint as `config` says, which may differ from its own in what is no weight; in eval mode."""
-    from detkit.checkpoints.checkpoint import build, load
+def load_best(config: Config, best: Path) -> Detector:
+    """Read a checkpoint as `config` says, which may differ from its own in what is not a weight; in eval mode."""
 
     import_code(config.imports)  # this may be a new process
     return build({**load(best), "config": to_plain(config)}, best)[0].eval()
 
 
 class ComparedImages:
-    """Decoded images, and their regions (R, 4) for a detector that is given such."""
+    """Decoded images, and their stored regions (R, 4) where the config names stores."""
 
     def __init__(self, config: Config) -> None:
         import cv2
-
-        from detkit.data import open_dataset
-        from detkit.data.loader import open_proposals
 
         cv2.setNumThreads(1)  # as `detkit detect` does: torch wants the cores
         import_code(config.imports)  # this may be a new process
         dataset = open_dataset(config.data, "test")
         stored = open_proposals(dataset, config.data)
-        rows = sample(len(dataset))
-        self.images = [dataset.image(row) for row in rows]
-        self.regions = None if stored is None else [stored.boxes(row) for row in rows]
+        indices = sample(len(dataset))
+        self.images = [dataset.image(index) for index in indices]
+        self.regions = None if stored is None else [stored.boxes(index) for index in indices]
 
 
 class Detecting:
     """A detector on its device, in its number format and memory layout, and images."""
 
     def __init__(self, config: Config, best: Path, device: str, compared: ComparedImages) -> None:
-        from detkit.data.transforms import build_test
-        from detkit.runtime.device import choose_device, to_device
 
         self.config, self.compared = config, compared
         self.detector = load_best(config, best)
@@ -90,30 +90,28 @@ class Detecting:
         self.device = choose_device(device)  # only now: it lets the process keep memory, that of reading the file too
         to_device(self.detector, self.device, self.config.train.channels_last)
 
-    def images(self, rows: Sequence[int]) -> Images:
-        """Return some of the images as a batch on the CPU."""
-        from detkit.data.transforms import pad
+    def images(self, indices: Sequence[int]) -> Images:
+        """Return images of the sample, by their index in it, as a batch on the CPU."""
 
         pixels, regions = [], []
-        for row in rows:
-            known = self.compared.regions[row] if self.compared.regions is not None else np.zeros((0, 4), np.float32)
-            made, boxes, _ = self.transform(self.compared.images[row], known, objects=0)
-            pixels.append(made)
+        for index in indices:
+            stored = self.compared.regions[index] if self.compared.regions is not None else np.zeros((0, 4), np.float32)
+            resized, boxes, _ = self.transform(self.compared.images[index], stored, objects=0)
+            pixels.append(resized)
             regions.append(torch.from_numpy(boxes))
-        given = Proposals.pad(regions) if self.detector.takes_proposals else None
-        original = torch.tensor([self.compared.images[row].shape[:2] for row in rows])
-        return Images(*pad(pixels), original, tuple(map(str, rows)), given)
+        proposals = Proposals.pad(regions) if self.detector.takes_proposals else None
+        original = torch.tensor([self.compared.images[index].shape[:2] for index in indices])
+        return Images(*pad(pixels), original, tuple(map(str, indices)), proposals)
 
-    def detect(self, rows: Sequence[int]) -> Detections:
-        """Detect on some of the images; the detections are on the CPU, where whoever wants them reads them."""
-        from detkit.inference.evaluate import detect_batch
+    def detect(self, indices: Sequence[int]) -> Detections:
+        """Detect on images of the sample; the detections are on the CPU, where they are read."""
 
         train = self.config.train
         with torch.inference_mode():
-            found = detect_batch(
-                self.detector, self.images(rows), self.config.detect, self.device, train.amp, train.channels_last
+            detections = detect_batch(
+                self.detector, self.images(indices), self.config.detect, self.device, train.amp, train.channels_last
             )
-            return found.to("cpu")
+            return detections.to("cpu")
 
 
 def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Job:
@@ -129,7 +127,6 @@ def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Jo
 
 def proposing(_: Setting, *, config: Config, method: str, parameters: dict[str, object]) -> Job:
     """Set up a race's job: the proposals of all the images, from their pixels, in one thread."""
-    from detkit.proposals.methods import find_method
 
     images, function = ComparedImages(config).images, find_method(method, parameters)
 
@@ -152,10 +149,6 @@ def measure_cost(config: Config, best: Path, device: str) -> Cost:
 
 
 def _cost(config: Config, best: Path, device: str) -> Cost:
-    import detkit.inference.evaluate
-    import detkit.models  # noqa: F401 (part of the program, whose memory does not count)
-    from detkit.backbones.describe import count_flops, count_parameters
-    from detkit.runtime.device import images_to_device
 
     images = ComparedImages(config)
     before = _status("VmRSS")
@@ -190,10 +183,8 @@ def _status(name: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
-def method_of(config: Config, dataset: "DetectionDataset") -> tuple[str, dict[str, object]] | None:
+def method_of(config: Config, dataset: DetectionDataset) -> tuple[str, dict[str, object]] | None:
     """How the proposals of the test split were made, None where they are another program's or a detector's."""
-    from detkit.data.proposal_store import match_ids, open_store
-    from detkit.proposals.methods import METHODS
 
     for path in config.data.proposals:
         store = open_store(path)

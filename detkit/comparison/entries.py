@@ -1,19 +1,17 @@
-"""What is compared: configs to train and runs that are there, all of one data set."""
+"""What is compared: configs to train and finished runs, all of one data set."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from detkit import extensions
 from detkit.checkpoints import checkpoint
 from detkit.config import Config
+from detkit.data import open_dataset
+from detkit.data.dataset import DetectionDataset
 from detkit.engine.session import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 # by the year of the papers; others come after them, by name
 PAPERS = ("rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd")
@@ -25,7 +23,7 @@ class Entry:
     """One detector to compare.
 
     name: of its config or of its run's folder. config: with the overrides. folder: of its run, which a `source`, the
-    config file, is trained into; None where the run was given.
+    config file, is trained into; None where the run was named.
     """
 
     name: str
@@ -56,14 +54,14 @@ def find_entries(names: Iterable[str], overrides: list[str], out: Path) -> list[
     Raises UserError, in one line: a name that is neither, a run without a checkpoint, two of one name, a folder in
     `out` that another config was trained into.
     """
-    places = dict.fromkeys(path for name in names for path in _resolve(Path(name)))
-    entries = [_run(place, overrides) if place.is_dir() else _config(place, overrides, out) for place in places]
+    paths = dict.fromkeys(path for name in names for path in _resolve(Path(name)))
+    entries = [_run(path, overrides) if path.is_dir() else _config(path, overrides, out) for path in paths]
     by_name: dict[str, Entry] = {}
     for entry in entries:
         other = by_name.setdefault(entry.name, entry)
         if other is not entry:
-            places = " and ".join(str(one.source or one.folder) for one in (other, entry))
-            raise UserError(f"{places} have one name, {entry.name}; rename one, so that a table can tell them apart")
+            both = " and ".join(str(one.source or one.folder) for one in (other, entry))
+            raise UserError(f"{both} have one name, {entry.name}; rename one, so that a table can tell them apart")
     return sorted(entries, key=_order)
 
 
@@ -97,12 +95,12 @@ def _resolve(path: Path) -> list[Path]:
 
 def _config(path: Path, overrides: list[str], out: Path) -> Entry:
     config, folder = load_config(path, overrides), out / path.stem
-    own = folder / "config.yaml"
-    if own.is_file():
-        changed = difference(to_plain(config), to_plain(load_config(own)))
+    trained = folder / "config.yaml"
+    if trained.is_file():
+        changed = difference(to_plain(config), to_plain(load_config(trained)))
         if changed:
             raise UserError(
-                f"{path} is not what {own} was trained by: {changed}; remove {folder}, or give another --out"
+                f"{path} is not what {trained} was trained by: {changed}; remove {folder}, or give another --out"
             )
     return Entry(path.stem, config, folder, path)
 
@@ -117,12 +115,11 @@ def _run(folder: Path, overrides: list[str]) -> Entry:
     return Entry(folder.resolve().name, config, folder)
 
 
-def open_same(entries: Sequence[Entry]) -> "DetectionDataset":
+def open_same(entries: Sequence[Entry]) -> DetectionDataset:
     """Open the test split that all are compared on, labelled as by the first of them.
 
     Raises UserError, naming two of them, where classes, images or metric are not the same.
     """
-    from detkit.data import open_dataset
 
     first, *others = entries
     classes = _classes(first)
@@ -133,21 +130,20 @@ def open_same(entries: Sequence[Entry]) -> "DetectionDataset":
     for entry in others:
         other = open_dataset(entry.config.data, "test", classes)
         hint = "; data.root=ROOT and data.test=[SPLIT] set both"
-        _check_same("images", (first, _places(dataset)), (entry, _places(other)), hint)
+        _check_same("images", (first, _sources(dataset)), (entry, _sources(other)), hint)
         hint = f"; evaluate.metric={metric} sets both"
         _check_same("metrics", (first, [metric]), (entry, [entry.config.evaluate.metric]), hint)
     return dataset
 
 
 def _classes(entry: Entry) -> tuple[str, ...]:
-    from detkit.data import open_dataset
 
     if entry.best.is_file():
         return tuple(checkpoint.load(entry.best)["classes"])
     return open_dataset(entry.config.data, "train").classes
 
 
-def _places(dataset: "DetectionDataset") -> list[str]:
+def _sources(dataset: DetectionDataset) -> list[str]:
     return [f"{root.resolve()}/{split}" for root, split in dataset.sources]
 
 

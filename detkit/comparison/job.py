@@ -1,10 +1,13 @@
-"""A whole comparison, part after part; what is done stays done."""
+"""A comparison, part after part; what is done stays done."""
 
 import json
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.table import Table
 
 from detkit.comparison.detecting import IMAGES, measure_cost
 from detkit.comparison.entries import Entry
@@ -21,16 +24,12 @@ from detkit.comparison.rows import Compared, Training, screen_table, to_csv
 from detkit.comparison.stores import make_missing, missing_stores
 from detkit.comparison.times import read_times, timed
 from detkit.comparison.training import log_path, part, train_entry
+from detkit.data.dataset import DetectionDataset
 from detkit.errors import UserError
 from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
 from detkit.viz.speed import SpeedPoint, speed_plot
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from detkit.data.dataset import DetectionDataset
 
 Say = Callable[[str], None]
 Update = Callable[[str, int, int], None]
@@ -40,7 +39,7 @@ class Comparison:
     """Detectors to compare on `dataset`, with all files in `out`. failures: what went wrong, by detector."""
 
     def __init__(
-        self, entries: Sequence[Entry], overrides: list[str], dataset: "DetectionDataset", out: Path, rounds: int
+        self, entries: Sequence[Entry], overrides: list[str], dataset: DetectionDataset, out: Path, rounds: int
     ) -> None:
         self.entries, self.overrides, self.dataset, self.out = list(entries), overrides, dataset, out
         self.setting = setting_of(entries, rounds)
@@ -52,7 +51,7 @@ class Comparison:
         return [entry for entry in self.entries if entry.name not in self.failures]
 
     def make_proposals(self, say: Say, update: Update) -> None:
-        """Make the proposals that configs name and that are not there."""
+        """Make the proposals that configs name and that do not exist."""
         for path, (dataset, mode) in missing_stores(self.entries).items():
             say(f"proposals of {dataset.name}: {path}")
             with timed(self.out, f"proposals {path}"):
@@ -60,12 +59,12 @@ class Comparison:
 
     def train(self, say: Say, update: Update) -> None:
         """Train what is not trained yet. Raises Interrupted, see `train_entry`."""
-        wanted = [entry for entry in self.entries if entry.source is not None]
-        for number, entry in enumerate(wanted, 1):
+        configs = [entry for entry in self.entries if entry.source is not None]
+        for number, entry in enumerate(configs, 1):
             if entry.finished:
                 say(f"{entry.name}: trained already, {entry.folder}")
                 continue
-            say(f"training {entry.name}, {number} of {len(wanted)}; what it says: {log_path(entry, self.out)}")
+            say(f"training {entry.name}, {number} of {len(configs)}; what it says: {log_path(entry, self.out)}")
             try:
                 train_entry(
                     entry,
@@ -118,7 +117,7 @@ class Comparison:
         for entry, rate, proposals in zip(entries, rates, making):
             result, detections, errors, best, cost = found[entry.name]
             images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
-            own = seconds.get(part(entry)) if entry.source is not None else None
+            clocked = seconds.get(part(entry)) if entry.source is not None else None
             rows.append(
                 Compared(
                     entry=entry,
@@ -127,7 +126,7 @@ class Comparison:
                     errors=errors,
                     score=best,
                     cost=cost,
-                    training=Training(images_per_second, logged if own is None else own, own is not None),
+                    training=Training(images_per_second, logged if clocked is None else clocked, clocked is not None),
                     images_per_second=rate,
                     proposals=proposals,
                     needs_proposals=needs_proposals(entry),
@@ -139,7 +138,7 @@ class Comparison:
         self.failures[entry.name] = message
         say(f"{entry.name} failed; the others go on")
 
-    def write(self, rows: Sequence[Compared]) -> tuple["Table", list[str]]:
+    def write(self, rows: Sequence[Compared]) -> tuple[Table, list[str]]:
         """Write report.html, compare.csv, compare.json and speed.png; return the table for the screen, and names."""
         protocol = self.protocol(rows)
         content = {"protocol": protocol, "failed": self.failures, "detectors": [row.to_dict() for row in rows]}
@@ -164,15 +163,14 @@ class Comparison:
             self.out / "report.html", rows, points, self.dataset, protocol=protocol, failures=self.failures
         )
         caption = f"{protocol['dataset']}: {protocol['images']} images, {protocol['metric']}\n{protocol['machine']}"
-        caption += "\nimages/s: detection, from decoded pixels, proposals given\nkinds of errors: mAP at IoU .5 to gain"
+        caption += "\nimages/s: detection, from decoded pixels, proposals stored"
+        caption += "\nkinds of errors: mAP at IoU .5 to gain"
         if any(not row.training.clocked for row in rows):
             caption += "\n~ training: steps and evaluations, by the run's log"
         return screen_table(rows, caption), files
 
     def protocol(self, rows: Sequence[Compared]) -> dict[str, Any]:
         """Return what the numbers are of."""
-        import torch
-
         device = self.setting.device
         on = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {self.setting.threads} threads"
         made = {name: seconds for name, seconds in read_times(self.out).items() if name.startswith("proposals ")}

@@ -6,48 +6,47 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from detkit.comparison.detecting import BATCHES, IMAGES, detecting, load_best, method_of, proposing
 from detkit.comparison.entries import Entry
+from detkit.data.dataset import DetectionDataset
 from detkit.evaluation import Result, read_detections, score, write_detections
 from detkit.experiment import to_plain
 from detkit.files import write_atomic
-from detkit.runtime.race import Contender, Setting, Subject, race
+from detkit.inference.evaluate import evaluate
+from detkit.models import MODELS
+from detkit.runtime.device import choose_device, to_device
+from detkit.runtime.race import Benchmark, Runner, Setting, race
 from detkit.structures import DetectionSet
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 SEARCH_ROUNDS = 3  # of proposals, at most: they take seconds an image, and vary little
 
 Progress = Callable[[int, int], None]
 
 
-def evaluate_entry(entry: Entry, dataset: "DetectionDataset", out: Path) -> tuple[Result, DetectionSet]:
+def evaluate_entry(entry: Entry, dataset: DetectionDataset, out: Path) -> tuple[Result, DetectionSet]:
     """Score best.pt on the test split by its config's metric, as `detkit evaluate` does.
 
     The detections are kept in DIR/evaluations, and scored again where they are of the same weights, config and images.
     """
     folder = out / "evaluations"
     stamp, stored = folder / f"{entry.name}.json", folder / f"{entry.name}-detections.json"
-    wanted = {"weights": _digest(entry.best), "config": to_plain(entry.config)}
-    if stored.is_file() and stamp.is_file() and _read(stamp) == json.loads(json.dumps(wanted)):
+    expected = {"weights": _digest(entry.best), "config": to_plain(entry.config)}
+    if stored.is_file() and stamp.is_file() and _read(stamp) == json.loads(json.dumps(expected)):
         detections = read_detections(stored)
         if detections.ids == dataset.ids:
             return score(detections, dataset.truth(), entry.config.evaluate.metric), detections
     result, detections = _evaluate(entry, dataset)
     stamp.unlink(missing_ok=True)  # the two belong together
     write_detections(stored, detections)
-    write_atomic(stamp, json.dumps(wanted, indent=1) + "\n")
+    write_atomic(stamp, json.dumps(expected, indent=1) + "\n")
     return result, detections
 
 
-def _evaluate(entry: Entry, dataset: "DetectionDataset") -> tuple[Result, DetectionSet]:
-    from detkit.inference.evaluate import evaluate
-    from detkit.runtime.device import choose_device, to_device
+def _evaluate(entry: Entry, dataset: DetectionDataset) -> tuple[Result, DetectionSet]:
 
     config = entry.config
     detector = load_best(config, entry.best)
@@ -70,8 +69,7 @@ def _read(path: Path) -> Any:
 
 
 def setting_of(entries: Sequence[Entry], rounds: int) -> Setting:
-    """Return what all detectors are timed under: the device of the first, torch's own number of threads."""
-    from detkit.runtime.device import choose_device
+    """Return what all detectors are timed under: the device of the first, torch's number of threads."""
 
     device = choose_device(entries[0].config.train.device)
     return Setting(str(device), torch.get_num_threads(), rounds)
@@ -85,21 +83,21 @@ def speeds(entries: Sequence[Entry], setting: Setting, progress: Progress) -> li
     found: list[dict[int, float]] = [{} for _ in entries]
     total = len(BATCHES) * setting.rounds
     for number, batch in enumerate(BATCHES):
-        contenders = (
-            Contender(entry.name, partial(detecting, config=entry.config, best=entry.best, batch=batch))
+        runners = (
+            Runner(entry.name, partial(detecting, config=entry.config, best=entry.best, batch=batch))
             for entry in entries
         )
         before = number * setting.rounds
         timings = race(
-            Subject(f"batch {batch}", tuple(contenders)), setting, lambda done, b=before: progress(b + done, total)
+            Benchmark(f"batch {batch}", tuple(runners)), setting, lambda done, b=before: progress(b + done, total)
         )
-        for own, timing in zip(found, timings):
-            own[batch] = IMAGES / timing.best
+        for rates, timing in zip(found, timings):
+            rates[batch] = IMAGES / timing.best
     return found
 
 
 def proposal_seconds(
-    entries: Sequence[Entry], dataset: "DetectionDataset", setting: Setting, progress: Progress
+    entries: Sequence[Entry], dataset: DetectionDataset, setting: Setting, progress: Progress
 ) -> list[float | None]:
     """Return the seconds an image that each entry's proposals take, in one thread; None where it needs none, or where
     how they were made is not known."""
@@ -107,19 +105,18 @@ def proposal_seconds(
     known = {json.dumps(method): (entry, method) for entry, method in zip(entries, methods) if method is not None}
     if not known:
         return [None] * len(entries)
-    contenders = tuple(
-        Contender(name, partial(proposing, config=entry.config, method=method, parameters=parameters))
+    runners = tuple(
+        Runner(name, partial(proposing, config=entry.config, method=method, parameters=parameters))
         for name, (entry, (method, parameters)) in known.items()
     )
     setting = replace(setting, threads=1, rounds=min(setting.rounds, SEARCH_ROUNDS))
-    timings = race(Subject("proposals", contenders), setting, lambda done: progress(done, setting.rounds))
+    timings = race(Benchmark("proposals", runners), setting, lambda done: progress(done, setting.rounds))
     seconds = {timing.name: timing.best / IMAGES for timing in timings}
     return [None if method is None else seconds[json.dumps(method)] for method in methods]
 
 
 def needs_proposals(entry: Entry) -> bool:
-    """Whether the detector classifies regions that are given."""
-    from detkit.models import MODELS
+    """Whether the detector classifies stored regions."""
 
     return MODELS.get(entry.config.model.name).takes_proposals
 

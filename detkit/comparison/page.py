@@ -3,26 +3,25 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detkit.comparison.rows import COLUMNS, Compared, cells
 from detkit.comparison.side_by_side import side_by_side
+from detkit.data.dataset import DetectionDataset
 from detkit.evaluation.errors import KINDS, STATES
 from detkit.files import write_atomic
 from detkit.report import plots
 from detkit.report.template import as_data, fill, resource
 from detkit.report.write import MEANING
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
-    from detkit.viz.speed import SpeedPoint
+from detkit.viz.figure import hex_colour
+from detkit.viz.speed import SpeedPoint
 
 
 def write_comparison(
     path: str | Path,
     rows: Sequence[Compared],
-    points: "Sequence[SpeedPoint]",
-    dataset: "DetectionDataset",
+    points: Sequence[SpeedPoint],
+    dataset: DetectionDataset,
     *,
     protocol: Mapping[str, Any],
     failures: Mapping[str, str],
@@ -39,7 +38,7 @@ def write_comparison(
         "classes": truth.classes,
         "states": STATES,
         "kinds": ["right", *KINDS[:-1], "ignored"],
-        "runs": [{"name": row.entry.label, "hue": plots.even_hue(place, len(rows))} for place, row in enumerate(rows)],
+        "runs": [{"name": row.entry.label, "shade": hex_colour(number)} for number, row in enumerate(rows)],
         **images,
     }
     curves = {row.entry.label: row.result.curves for row in rows}
@@ -57,7 +56,7 @@ def write_comparison(
         "protocol": _protocol(protocol, rows),
         "data": as_data(data),
         "style": resource("page.css") + resource("comparison.css", "detkit.comparison"),
-        "script": resource("comparison.js", "detkit.comparison") + resource("sort.js"),
+        "script": resource("boxes.js") + resource("comparison.js", "detkit.comparison") + resource("sort.js"),
     }
     write_atomic(path, fill(resource("comparison.html", "detkit.comparison"), parts))
 
@@ -81,9 +80,8 @@ def _facts(rows: Sequence[Compared]) -> str:
     )
 
 
-def _head(rows: Sequence[Compared], place: int) -> str:
-    row, hue = rows[place], plots.even_hue(place, len(rows))
-    dot = f'<span class="dot run" style="--hue:{hue}" aria-hidden="true"></span>'
+def _head(row: Compared, number: int) -> str:
+    dot = f'<span class="dot run" style="--shade:{hex_colour(number)}" aria-hidden="true"></span>'
     note = "" if row.entry.finished else "<small>training not ended</small>"
     return f'<th scope="row">{dot}{escape(row.entry.label)}{note}</th>'
 
@@ -100,9 +98,9 @@ def _titles(titles: Sequence[str]) -> str:
 def _table(rows: Sequence[Compared]) -> str:
     """The main table, one row a detector."""
     body = ""
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         sorted_by = {"training": row.training.seconds}
-        body += f"<tr>{_head(rows, place)}"
+        body += f"<tr>{_head(row, number)}"
         for title, text in cells(row).items():
             value = sorted_by.get(title, text.replace(",", ""))
             body += f'<td data-value="{"" if value is None else escape(str(value), quote=True)}">{escape(text)}</td>'
@@ -113,11 +111,11 @@ def _table(rows: Sequence[Compared]) -> str:
     )
 
 
-def _speed(points: "Sequence[SpeedPoint]") -> str:
+def _speed(points: Sequence[SpeedPoint]) -> str:
     if not points:
         return "<p>Speed was not measured.</p>"
     hollow = (
-        " Hollow: with the making of its proposals, which the filled mark has given."
+        " Hollow: with the making of its proposals, which the filled mark reads from a store."
         if any(point.slower is not None for point in points)
         else ""
     )
@@ -151,12 +149,12 @@ def _line(name: str, values: Sequence[float]) -> str:
 def _errors(rows: Sequence[Compared]) -> str:
     """What each kind of error costs each detector, and how many there are."""
     costs = [[0.0 if value != value else value for value in row.errors.cost[: len(KINDS)].tolist()] for row in rows]
-    most = max([1e-9, *(value for own in costs for value in own)])
+    highest = max([1e-9, *(value for row_costs in costs for value in row_costs)])
     body = ""
-    for place, (row, own) in enumerate(zip(rows, costs)):
-        body += f"<tr>{_head(rows, place)}"
-        for kind, value, count in zip(KINDS, own, row.errors.counts.tolist()):
-            width = max(0.0, value) / most * 100
+    for number, (row, row_costs) in enumerate(zip(rows, costs)):
+        body += f"<tr>{_head(row, number)}"
+        for kind, value, count in zip(KINDS, row_costs, row.errors.counts.tolist()):
+            width = max(0.0, value) / highest * 100
             body += (
                 f'<td data-value="{value}">{value:+.4f}<small>{count:,}</small>'
                 f'<span class="meter k-{kind}" style="width:{width:.1f}%"></span></td>'
@@ -172,8 +170,8 @@ def _errors(rows: Sequence[Compared]) -> str:
 
 def _keys(rows: Sequence[Compared]) -> str:
     items = "".join(
-        f'<li style="--hue:{plots.even_hue(place, len(rows))}"><span class="key"></span>{escape(row.entry.label)}</li>'
-        for place, row in enumerate(rows)
+        f'<li style="--shade:{hex_colour(number)}"><span class="key"></span>{escape(row.entry.label)}</li>'
+        for number, row in enumerate(rows)
     )
     return f'<ul class="legend">{items}</ul>'
 

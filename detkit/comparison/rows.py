@@ -4,7 +4,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
@@ -12,13 +16,10 @@ from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
 from detkit.structures import DetectionSet
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 @dataclass(frozen=True)
 class Training:
-    """images_per_second: in steps of SGD. seconds: of the whole command where `clocked`, else of what the log tells:
+    """images_per_second: in steps of SGD. seconds: of the command where `clocked`, else of what the log tells:
     steps and evaluations. Both None where it tells nothing."""
 
     images_per_second: float | None
@@ -30,9 +31,9 @@ class Training:
 class Compared:
     """All that is known of one detector.
 
-    score: where F1 is best. images_per_second: in detection, by images at once, proposals given; empty where it was not
-    measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
-    needs_proposals: whether it classifies regions that are given.
+    score: where F1 is best. images_per_second: in detection, by images at once, proposals stored; empty where it was
+    not measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
+    needs_proposals: whether it classifies stored regions.
     """
 
     entry: Entry
@@ -131,12 +132,8 @@ def cells(row: Compared) -> dict[str, str]:
     }
 
 
-def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
+def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left")
     table.caption_style = ""
     table.add_column("", no_wrap=True)
@@ -144,10 +141,10 @@ def screen_table(rows: Sequence[Compared], caption: str) -> "Table":
         table.add_column(escape(row.entry.label), justify="right", overflow="fold")
     numbers = [cells(row) for row in rows]
     for title in COLUMNS:
-        table.add_row(title, *(own[title] for own in numbers), end_section=title == COLUMNS[-1])
+        table.add_row(title, *(row_cells[title] for row_cells in numbers), end_section=title == COLUMNS[-1])
     costs = [row.errors.cost.tolist() for row in rows]
-    for place, kind in enumerate(KINDS):
-        gains = (f"{own[place]:+.4f}" if own[place] == own[place] else "–" for own in costs)
+    for kind, kind_costs in zip(KINDS, zip(*costs)):
+        gains = (f"{cost:+.4f}" if cost == cost else "–" for cost in kind_costs)
         table.add_row(kind, *gains)
     return table
 

@@ -1,16 +1,17 @@
-"""Proposals that detectors of given regions need and that are not there yet."""
+"""Proposals that detectors of stored regions need and that do not exist yet."""
 
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from detkit.comparison.entries import Entry
 from detkit.config import Config
+from detkit.data import open_dataset, split_names
+from detkit.data.dataset import DetectionDataset, parse_splits
+from detkit.data.formats import open_sources
 from detkit.errors import UserError
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
+from detkit.proposals.make import make_store
+from detkit.proposals.selective_search import MODES
 
 METHOD = "selective_search"
 USES = ("train", "val", "test")
@@ -18,11 +19,11 @@ USES = ("train", "val", "test")
 Progress = Callable[[int, int], None]
 
 
-def missing_stores(entries: Iterable[Entry]) -> "dict[Path, tuple[DetectionDataset, str]]":
-    """Return the stores that configs name and that are not there: path -> (images, mode of selective search).
+def missing_stores(entries: Iterable[Entry]) -> dict[Path, tuple[DetectionDataset, str]]:
+    """Return the stores that configs name and that do not exist: path -> (images, mode of selective search).
 
-    A store is of the split whose name is a part of its own, between dashes, as `detkit proposals make` calls it; one
-    that is alone is of all splits. Raises UserError where it cannot be told of which.
+    A store is of the split whose name is a part of the store's, between dashes, as `detkit proposals make` calls it;
+    one that is alone is of all splits. Raises UserError where it cannot be told of which.
     """
     found: dict[Path, tuple[DetectionDataset, str]] = {}
     for entry in entries:
@@ -33,10 +34,7 @@ def missing_stores(entries: Iterable[Entry]) -> "dict[Path, tuple[DetectionDatas
     return found
 
 
-def _dataset(entry: Entry, path: Path, alone: bool) -> "DetectionDataset":
-    from detkit.data import open_dataset, split_names
-    from detkit.data.dataset import parse_splits
-    from detkit.data.formats import open_sources
+def _dataset(entry: Entry, path: Path, alone: bool) -> DetectionDataset:
 
     data = entry.config.data
     splits = {use: split_names(data, use) for use in USES}
@@ -55,13 +53,11 @@ def _dataset(entry: Entry, path: Path, alone: bool) -> "DetectionDataset":
 
 
 def _mode(path: Path, config: Config) -> str:
-    from detkit.proposals.selective_search import MODES
 
     return next((part for part in path.stem.split("-") if part in MODES), config.detect.proposals)
 
 
-def make_missing(path: Path, dataset: "DetectionDataset", mode: str, progress: Progress) -> None:
+def make_missing(path: Path, dataset: DetectionDataset, mode: str, progress: Progress) -> None:
     """Make a store by all processors, going on with what an interrupted call left."""
-    from detkit.proposals.make import make_store
 
     make_store(path, dataset, METHOD, {"mode": mode, "seed": 0}, workers=os.cpu_count() or 1, progress=progress)

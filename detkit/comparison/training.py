@@ -59,7 +59,7 @@ def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callabl
     progress: called with iterations done and in all. Raises UserError, naming the log, where training failed, and
     Interrupted on SIGINT, SIGTERM and SIGHUP, once the run has saved its state.
     """
-    assert entry.source is not None, "runs that are given are not trained"
+    assert entry.source is not None, "runs that are named are not trained"
     command = [*COMMAND, "--resume", str(entry.folder)]
     if not (entry.folder / "last.pt").is_file():
         _clear(entry.folder)

@@ -31,48 +31,49 @@ def check_root(
     splits: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    wanted: str = "auto",
+    format_name: str = "auto",
 ) -> Report:
     """Look at every listed image and annotation of one root.
 
-    splits: default all (without VOC's files for one class). classes: default those of the annotations. wanted: the
+    splits: default all (without VOC's files for one class). classes: default those of the annotations. format_name: the
     format, see `find_format`. A problem is: a split that is missing, empty or lists an image twice; a missing or
     unreadable annotation or image; labels without an image; a class that is not in `classes`; a box that is no box, has
     no area or reaches beyond the image; an object twice in a file; an image of another size than its annotation says;
     the same image under two names. Raises UserError where `root` is no data set at all.
     """
-    kind = DATASETS[find_format(root, wanted)]
-    splits = tuple(splits) if splits is not None else tuple(find_splits(root, wanted))
-    found: set[Problem] = set()
+    kind = DATASETS[find_format(root, format_name)]
+    splits = tuple(splits) if splits is not None else tuple(find_splits(root, format_name))
+    problems: set[Problem] = set()
     sources: list[Source] = []
     for split in splits:
         try:
             (source,) = kind.open_sources([(root, split)])
         except UserError as error:
             file = kind.split_file.format(split)
-            found.add(Problem(file, 0, "split", str(error).removeprefix(f"{root / file}: ")))
+            problems.add(Problem(file, 0, "split", str(error).removeprefix(f"{root / file}: ")))
             continue
         sources.append(source)
-        found.update(source.problems)
-        found.update(source.strays())
+        problems.update(source.problems)
+        problems.update(source.strays())
         if not len(source.rows):
-            found.add(Problem(kind.split_file.format(split), 0, "split", "the split is empty"))
+            problems.add(Problem(kind.split_file.format(split), 0, "split", "the split is empty"))
     # an image of several splits is looked at once
     images = {source.file(row): (source, row) for source in sources for row in source.rows.tolist()}
     for source, row in images.values():
-        _check_objects(source, row, classes, found)
+        _check_objects(source, row, classes, problems)
     files = {source.image_path(row): (source, row) for source, row in images.values()}
-    _check_images(root, files, found, progress)
+    _check_images(root, files, problems, progress)
     objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for source, row in files.values())
-    return Report(sorted(found), len(files), objects, splits)
+    return Report(sorted(problems), len(files), objects, splits)
 
 
 def _check_objects(source: Source, row: int, classes: Sequence[str] | None, problems: set[Problem]) -> None:
     """Problems of one image's annotations alone."""
     index, file, unit = source.index, source.file(row), source.unit
+    objects = index.objects
     faulty = set()  # of which the reader has said enough
     for line in str(index.problems[row]).splitlines():
-        # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the whole file
+        # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the file
         about = re.fullmatch(rf"{unit} (\d+)(?: \((.*?)\))?:? (.*)", line)
         if about is None:
             problems.add(Problem(file, 0, "broken file", line))
@@ -85,8 +86,8 @@ def _check_objects(source: Source, row: int, classes: Sequence[str] | None, prob
         problems.add(Problem(file, 0, "size", "no size of the image"))
     seen: dict[tuple, int] = {}
     for item in range(index.first[row], index.first[row + 1]):
-        number, name = int(index.number[item]), str(index.classes[index.names[item]])
-        box = tuple(index.boxes[item].tolist())
+        number, name = int(objects.number[item]), str(index.classes[objects.labels[item]])
+        box = tuple(objects.boxes[item].tolist())
         if classes is not None and name not in classes:
             text = f"class {name!r} is not in the list{did_you_mean(name, classes)}"
             problems.add(Problem(file, number, "unknown class", text, unit))
@@ -104,13 +105,13 @@ def _check_box(
     if right <= left or bottom <= top:
         text = f"{name}: the box is {right - left:g} wide and {bottom - top:g} high; it is left out"
         return [Problem(file, number, "empty box", text, source.unit)]
-    found = []
+    faults = []
     for axis, low, high, side in (("x", left, right, size[0]), ("y", top, bottom, size[1])):
         if low < -source.slack:
-            found.append(f"{axis}min {low + source.origin:g} is before the first pixel, which is {source.origin}")
+            faults.append(f"{axis}min {low + source.origin:g} is before the first pixel, which is {source.origin}")
         if side and high > side + source.slack:
-            found.append(f"{axis}max {high:g} is beyond the image's {side} pixels")
-    return [Problem(file, number, "box outside", f"{name}: {text}", source.unit) for text in found]
+            faults.append(f"{axis}max {high:g} is beyond the image's {side} pixels")
+    return [Problem(file, number, "box outside", f"{name}: {text}", source.unit) for text in faults]
 
 
 def _check_images(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from detkit.data.index import Index, cached_index, fingerprint, object_arrays, shortest_names
+from detkit.data.annotations import AnnotatedObject, Annotations
+from detkit.data.index import Index, cached_index, fingerprint, shortest_names
 from detkit.errors import UserError
 from detkit.files import read_text
 
@@ -55,9 +56,9 @@ def load_coco(path: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: not COCO's annotations of objects: it has no list of {', '.join(missing)}")
     for key in KEYS:
-        for place, item in enumerate(content[key], 1):
+        for position, item in enumerate(content[key], 1):
             if not isinstance(item, dict):
-                raise UserError(f"{path}: {key}, item {place}: {json.dumps(item)[:40]} is not a mapping")
+                raise UserError(f"{path}: {key}, item {position}: {json.dumps(item)[:40]} is not a mapping")
     return content
 
 
@@ -70,15 +71,15 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
     for name, key in zip(files, image_ids):
         if not name:
             general.append(f"image {key} has no file_name")
-    label = {key: row for row, key in enumerate(category_ids)}
-    place = {key: row for row, key in enumerate(image_ids)}
-    objects: list[list[tuple]] = [[] for _ in files]
+    label_of = {key: label for label, key in enumerate(category_ids)}
+    row_of = {key: row for row, key in enumerate(image_ids)}
+    objects: list[list[AnnotatedObject]] = [[] for _ in files]
     problems: list[list[str]] = [[] for _ in files]
     seen: set[int] = set()
     for position, annotation in enumerate(content["annotations"], 1):
         key = annotation.get("id")
         number = key if type(key) is int else position
-        row = _find(place, annotation.get("image_id"))
+        row = _find(row_of, annotation.get("image_id"))
         if row is None:
             text = f"image_id {json.dumps(annotation.get('image_id'))} is not among the images"
             general.append(f"annotation {number}: {text}")
@@ -86,21 +87,21 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
         if number in seen:
             problems[row].append(f"annotation {number}: its id is there twice")
         seen.add(number)
-        own = _find(label, annotation.get("category_id"))
-        if own is None:
+        label = _find(label_of, annotation.get("category_id"))
+        if label is None:
             text = f"category_id {json.dumps(annotation.get('category_id'))} is not among the categories"
             problems[row].append(f"annotation {number}: {text}")
             continue
         box, fault = _box(annotation.get("bbox"))
         if box is None:
-            problems[row].append(f"annotation {number} ({categories[own]}): {fault}")
+            problems[row].append(f"annotation {number} ({categories[label]}): {fault}")
             continue
         area = annotation.get("area")
         area = float(area) if _is_number(area) else math.nan
         # some converters from VOC call difficult objects "ignore"
         difficult = bool(annotation.get("difficult") or annotation.get("ignore"))
         crowd, truncated = bool(annotation.get("iscrowd")), bool(annotation.get("truncated"))
-        objects[row].append((number, own, box, difficult, crowd, truncated, area))
+        objects[row].append(AnnotatedObject(label, box, number, difficult, crowd, truncated, area))
     sizes = [[_side(image.get(side)) for side in ("width", "height")] for image in content["images"]]
     return COCOIndex(
         ids=np.array(shortest_names(files), dtype=np.str_),
@@ -108,11 +109,11 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         problems=np.array(["\n".join(lines) for lines in problems], dtype=np.str_),
         first=np.cumsum([0, *map(len, objects)]),
+        objects=Annotations.from_objects([item for of_image in objects for item in of_image]),
         classes=np.array(categories, dtype=np.str_),
         image_ids=np.array(image_ids),
         category_ids=np.array(category_ids),
         general=np.array(general, dtype=np.str_),
-        **object_arrays([item for own in objects for item in own]),
     )
 
 
@@ -144,8 +145,9 @@ def _ids(items: list[dict[str, Any]], what: str, source: str) -> list:
     return ids
 
 
-def _find(places: dict[Any, int], key: Any) -> int | None:
-    return places.get(key) if type(key) in (int, str) else None
+def _find(numbers: dict[Any, int], key: Any) -> int | None:
+    """Look up an id of a file, which may be of any JSON type."""
+    return numbers.get(key) if type(key) in (int, str) else None
 
 
 def _box(box: Any) -> tuple[tuple[float, ...] | None, str]:

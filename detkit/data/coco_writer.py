@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from detkit.data.dataset import box_area
+from detkit.data.annotations import box_area
 from detkit.data.items import Item, Splits, plain
 
 
@@ -19,31 +19,31 @@ def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
         (folder / name).mkdir()
     categories = [{"id": label, "name": name} for label, name in enumerate(classes, 1)]
     numbers: dict[str, int] = {}
-    for split, own in splits.items():
+    for split, split_items in splits.items():
         images = []
-        for item in own:
+        for item in split_items:
             key = numbers.setdefault(item.name, len(numbers) + 1)
             images.append({"id": key, "file_name": item.file, "width": item.size[0], "height": item.size[1]})
-        objects = (entry for item in own for entry in _objects(item, numbers[item.name]))
+        objects = (entry for item in split_items for entry in _objects(item, numbers[item.name]))
         annotations = [{"id": number, **entry} for number, entry in enumerate(objects, 1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {item.name: f"images/{item.file}" for own in splits.values() for item in own}
+    return {item.name: f"images/{item.file}" for split_items in splits.values() for item in split_items}
 
 
 def _objects(item: Item, image: int) -> Iterator[dict[str, Any]]:
-    record, boxes = item.record, item.boxes()
-    flags = zip(record.crowd.tolist(), record.difficult.tolist(), record.truncated.tolist())
-    areas = zip(item.own_areas(), box_area(boxes).tolist())
-    for label, (left, top, right, bottom), (crowd, difficult, truncated), (area, whole) in zip(
-        record.labels.tolist(), boxes.tolist(), flags, areas
+    objects, boxes = item.record.annotations, item.boxes()
+    flags = zip(objects.crowd.tolist(), objects.difficult.tolist(), objects.truncated.tolist())
+    areas = zip(item.annotated_areas(), box_area(boxes).tolist())
+    for label, (left, top, right, bottom), (crowd, difficult, truncated), (annotated_area, area_of_box) in zip(
+        objects.labels.tolist(), boxes.tolist(), flags, areas
     ):
         yield {
             "image_id": image,
             "category_id": label + 1,
             "bbox": [plain(value) for value in (left, top, right - left, bottom - top)],
-            "area": plain(whole if area is None else area),
+            "area": plain(area_of_box if annotated_area is None else annotated_area),
             "iscrowd": int(crowd),
             **({"difficult": 1} if difficult else {}),
             **({"truncated": 1} if truncated else {}),

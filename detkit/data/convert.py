@@ -38,36 +38,39 @@ def convert(
     out: str | Path,
     to: str,
     splits: Sequence[str] | None = None,
-    wanted: str = "auto",
+    format_name: str = "auto",
     images: str = "link",
     progress: Callable[[int, int], None] | None = None,
 ) -> Converted:
     """Write splits of a data set (default: all) in the format `to` into the new folder `out`.
 
-    wanted: the format of `root`, see `find_format`. images: `link` makes hard links, and copies where that fails, as
-    across disks; `copy`; `symlink`. The folder appears when it is whole. Kept are boxes, clipped to the image, classes,
-    difficult, crowd, truncated, areas, images without objects, and the splits. Not kept are masks, keypoints and what
-    else a format may say; going to VOC, classes that no object has, and the order of the classes, which there is the
-    alphabet's. Raises UserError, in one line, for whatever is missing or broken.
+    format_name: the format of `root`, see `find_format`. images: `link` makes hard links, and copies where that fails,
+    as across disks; `copy`; `symlink`. The folder appears when it is complete.
+
+    Kept are boxes, clipped to the image, classes, difficult, crowd, truncated, areas, images without objects, and the
+    splits. Not kept are masks, key points, extra fields and what else a format may say; going to VOC, classes that no
+    object has, and the order of the classes, which in VOC is the alphabet's. Raises UserError, in one line, for
+    whatever is missing or broken.
     """
     if to not in WRITERS:
         raise UserError(f"no format {to!r} to convert to{did_you_mean(to, WRITERS)}")
     root, out = Path(root), Path(out)
-    sources = parse_splits(root, splits if splits is not None else find_splits(root, wanted))
-    kind = find_format(sources[0][0], wanted)
+    sources = parse_splits(root, splits if splits is not None else find_splits(root, format_name))
+    kind = find_format(sources[0][0], format_name)
     opened = [open_sources([source], None, kind) for source in sources]
     classes = tuple(type(opened[0]).own_classes([index for one in opened for index in one.indices]))
     opened = [one if one.classes == classes else open_sources(one.sources, classes, kind) for one in opened]
     items = _items(opened)
     with new_folder(out) as folder:
-        places = WRITERS[to](folder, classes, items)
-        originals = {item.name: item.image_path for own in items.values() for item in own}
-        for done, (name, place) in enumerate(places.items(), 1):
-            place_image(originals[name], folder / place, images)
+        targets = WRITERS[to](folder, classes, items)
+        originals = {item.name: item.image_path for split_items in items.values() for item in split_items}
+        for done, (name, target) in enumerate(targets.items(), 1):
+            place_image(originals[name], folder / target, images)
             if progress is not None:
-                progress(done, len(places))
-    unique = {item.name: len(item.record.labels) for own in items.values() for item in own}
-    return Converted(len(unique), sum(unique.values()), {name: len(own) for name, own in items.items()}, classes)
+                progress(done, len(targets))
+    objects = {item.name: len(item.record.annotations) for split_items in items.values() for item in split_items}
+    images_of = {split: len(split_items) for split, split_items in items.items()}
+    return Converted(len(objects), sum(objects.values()), images_of, classes)
 
 
 def _items(opened: Sequence[DetectionDataset]) -> Splits:

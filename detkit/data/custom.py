@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.formats import DATASETS, SPLITS
-from detkit.data.index import Index, object_arrays, shortest_names
+from detkit.data.index import Index, shortest_names
 from detkit.errors import UserError, did_you_mean
 
 
@@ -26,12 +27,17 @@ class Object(NamedTuple):
     """One annotated object. box: x1, y1, x2, y2, continuous pixels of the upright image, whose left edge is 0.
 
     difficult: not counted in evaluation. crowd: nor trained on.
+
+    extra: fields of your own, such as {"track": 7}: numbers, flags, or arrays of one shape for all objects; floats
+    become float32. They come with the objects in `Targets.extra` and `TruthSet.extra`, 0 or False where an object has
+    none. Augmentation and resizing drop them with their objects and never change them.
     """
 
     name: str
     box: tuple[float, ...]
     difficult: bool = False
     crowd: bool = False
+    extra: Mapping[str, Any] = {}
 
 
 class AnnotatedImage(NamedTuple):
@@ -82,14 +88,14 @@ class _CustomDataset(DetectionDataset):
         for root, split in sources:
             if split not in contents[root]:
                 raise UserError(f"no split {split!r} in {root}{did_you_mean(split, contents[root])}")
-            place = {str(file): row for row, file in enumerate(indices[root].files)}
+            row_of = {str(file): row for row, file in enumerate(indices[root].files)}
             files = [_name(image) for image in contents[root][split]]
             problems = [
                 Problem(file, 0, "duplicate image", f"split {split!r} lists it {count} times")
                 for file, count in Counter(files).items()
                 if count > 1
             ]
-            rows = np.array([place[file] for file in files], dtype=np.int64)
+            rows = np.array([row_of[file] for file in files], dtype=np.int64)
             opened.append(_CustomSource(root, split, indices[root], rows, problems))
         return opened
 
@@ -104,18 +110,26 @@ def _name(image: AnnotatedImage) -> str:
 
 def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
     """The annotations of all images of a root, each once."""
-    images = {_name(image): image for own in splits.values() for image in own}
-    classes = list(dict.fromkeys(object.name for image in images.values() for object in image.objects))
-    place = {name: number for number, name in enumerate(classes)}
+    images = {_name(image): image for images in splits.values() for image in images}
+    classes = list(dict.fromkeys(item.name for image in images.values() for item in image.objects))
+    shapes: dict[str, tuple[int, ...]] = {}  # of the extra fields
     objects, problems = [], []
     for image in images.values():
         lines = []
-        for number, (name, box, difficult, crowd) in enumerate(image.objects, 1):
-            whole = len(box) == 4 and all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
-            if not whole:
-                lines.append(f"object {number} ({name}): {tuple(box)} is no box x1, y1, x2, y2")
-            corners = tuple(map(float, box)) if whole else (0.0,) * 4
-            objects.append((number, place[name], corners, bool(difficult), bool(crowd), False, math.nan))
+        for number, item in enumerate(image.objects, 1):
+            box, extra = (0.0,) * 4, {}
+            if _is_box(item.box):
+                box = tuple(map(float, item.box))
+            else:
+                lines.append(f"object {number} ({item.name}): {tuple(item.box)} is no box x1, y1, x2, y2")
+            for name, value in item.extra.items():
+                fault = _extra_fault(value, shapes.setdefault(name, np.shape(value)))
+                if fault:
+                    lines.append(f"object {number} ({item.name}): extra field {name!r} {fault}")
+                else:
+                    extra[name] = value
+            marks = bool(item.difficult), bool(item.crowd)
+            objects.append(AnnotatedObject(item.name, box, number, *marks, extra=extra))
         problems.append("\n".join(lines))
     return Index(
         ids=np.array(shortest_names(list(images)), dtype=np.str_),
@@ -123,6 +137,20 @@ def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
         sizes=np.array([image.size for image in images.values()], dtype=np.int64).reshape(-1, 2),
         problems=np.array(problems, dtype=np.str_),
         first=np.array([*accumulate((len(image.objects) for image in images.values()), initial=0)], dtype=np.int64),
+        objects=Annotations.from_objects(objects, classes),
         classes=np.array(classes, dtype=np.str_),
-        **object_arrays(objects),
     )
+
+
+def _is_box(box: Sequence[float]) -> bool:
+    return len(box) == 4 and all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
+
+
+def _extra_fault(value: Any, shape: tuple[int, ...]) -> str:
+    """What is wrong with the value of an extra field whose first value has `shape`, "" where nothing is."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        return f"is {value!r}, neither a number nor an array of numbers"
+    if array.shape != shape:
+        return f"has shape {array.shape}, but {shape} elsewhere"
+    return ""

@@ -7,12 +7,13 @@ is the same for every format. Images are touched only by `image`, so annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from detkit.data.annotations import Annotations
 from detkit.data.image_file import decode_image
 from detkit.data.index import Index
 from detkit.errors import UserError, did_you_mean
@@ -23,26 +24,15 @@ from detkit.structures import TruthSet
 class Record:
     """One annotated image.
 
-    boxes: (N, 4) float32 continuous xyxy pixels, inside the image. labels: (N,) int64. difficult, crowd, truncated:
-    (N,) bool. area: (N,) float64 pixels, of the box where the annotation has none. width, height: as the annotation
-    says, 0 where it says nothing.
+    annotations: its objects; boxes are float32 and inside the image, labels those of the data set. width, height: as
+    the annotation says, 0 where it says nothing.
     """
 
     id: str
     path: Path
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
-    truncated: np.ndarray
-    area: np.ndarray
+    annotations: Annotations
     width: int
     height: int
-
-    @property
-    def ignore(self) -> np.ndarray:
-        """(N,) bool, True for what evaluation leaves out: difficult objects and crowds."""
-        return self.difficult | self.crowd
 
 
 @dataclass(frozen=True, order=True)
@@ -85,7 +75,7 @@ class Source(ABC):
 
     @abstractmethod
     def image_path(self, row: int) -> Path:
-        """Return the path of the image of an image of the index, whether it is there or not."""
+        """Return the path of an image of the index, whether it is there or not."""
 
     def strays(self) -> list[Problem]:
         """Return the annotations that lie among this split's and belong to no image."""
@@ -125,17 +115,13 @@ class DetectionDataset(ABC):
         self.classes: tuple[str, ...] = tuple(classes)
         self.name = name or "+".join(f"{root.name}/{split}" for root, split in self.sources)
         self.ids: tuple[str, ...] = tuple(self._name_images())
-        parts = [_select(source, self.classes) for source in self._opened]
-        self._source = np.repeat(np.arange(len(parts)), [len(source.rows) for source in self._opened])
+        self._source = np.repeat(np.arange(len(self._opened)), [len(source.rows) for source in self._opened])
         self._row = np.concatenate([source.rows for source in self._opened])
-        self._sizes = np.concatenate([part.sizes for part in parts])
-        self._first = np.concatenate([[0], np.cumsum(np.concatenate([part.counts for part in parts]))])
-        self._boxes = np.concatenate([part.boxes for part in parts])
-        self._labels = np.concatenate([part.labels for part in parts])
-        self._difficult = np.concatenate([part.difficult for part in parts])
-        self._crowd = np.concatenate([part.crowd for part in parts])
-        self._truncated = np.concatenate([part.truncated for part in parts])
-        self._area = np.concatenate([part.area for part in parts])
+        self._sizes = np.concatenate([source.index.sizes[source.rows] for source in self._opened])
+        parts = [_read_objects(source, self.classes) for source in self._opened]
+        self._annotations = Annotations.concatenate([annotations for annotations, _ in parts])
+        self._counts = np.concatenate([counts for _, counts in parts])
+        self._first = np.concatenate([[0], np.cumsum(self._counts)])
 
     @classmethod
     @abstractmethod
@@ -156,11 +142,6 @@ class DetectionDataset(ABC):
         return self._sizes
 
     @property
-    def areas(self) -> np.ndarray:
-        """(G,) float64 area of each object in pixels, in the order of `truth`; of its box where none is annotated."""
-        return self._area
-
-    @property
     def indices(self) -> list[Index]:
         """The annotations that the sources are part of."""
         return [source.index for source in self._opened]
@@ -171,19 +152,9 @@ class DetectionDataset(ABC):
 
     def record(self, i: int) -> Record:
         """Return what is known of image `i`; touches no image."""
-        own = slice(self._first[i], self._first[i + 1])
-        return Record(
-            id=self.ids[i],
-            path=self.path(i),
-            boxes=self._boxes[own],
-            labels=self._labels[own],
-            difficult=self._difficult[own],
-            crowd=self._crowd[own],
-            truncated=self._truncated[own],
-            area=self._area[own],
-            width=int(self._sizes[i, 0]),
-            height=int(self._sizes[i, 1]),
-        )
+        annotations = self._annotations.take(slice(self._first[i], self._first[i + 1]))
+        width, height = self._sizes[i].tolist()
+        return Record(self.ids[i], self.path(i), annotations, width, height)
 
     def image(self, i: int) -> np.ndarray:
         """Return image `i` as (H, W, 3) RGB uint8, EXIF applied. UserError names the file where that fails."""
@@ -192,17 +163,18 @@ class DetectionDataset(ABC):
 
     def truth(self, use_difficult: bool = False) -> TruthSet:
         """Return all objects, flat; `ignore` marks crowds and, unless they are used, difficult objects."""
-        counts = np.diff(self._first)
+        objects = self._annotations
         return TruthSet(
-            boxes=torch.from_numpy(self._boxes.copy()),
-            labels=torch.from_numpy(self._labels.copy()),
-            ignore=torch.from_numpy(self._crowd | (self._difficult & (not use_difficult))),
-            image=torch.from_numpy(np.repeat(np.arange(len(self)), counts)),
+            boxes=torch.from_numpy(objects.boxes.copy()),
+            labels=torch.from_numpy(objects.labels.copy()),
+            ignore=torch.from_numpy(objects.ignored(use_difficult)),
+            image=torch.from_numpy(np.repeat(np.arange(len(self)), self._counts)),
             ids=self.ids,
             classes=self.classes,
-            area=torch.from_numpy(self._area.copy()),
-            difficult=torch.from_numpy(self._difficult.copy()),
-            truncated=torch.from_numpy(self._truncated.copy()),
+            area=torch.from_numpy(objects.area.copy()),
+            difficult=torch.from_numpy(objects.difficult.copy()),
+            truncated=torch.from_numpy(objects.truncated.copy()),
+            extra={name: torch.from_numpy(value.copy()) for name, value in objects.extra.items()},
         )
 
     def _name_images(self) -> list[str]:
@@ -212,18 +184,20 @@ class DetectionDataset(ABC):
             [(f"{source.root.name}/" if several else "") + name for name in source.index.ids[source.rows].tolist()]
             for source in self._opened
         ]
-        counts = Counter(name for own in names for name in own)
+        counts = Counter(name for of_source in names for name in of_source)
         if max(counts.values()) == 1:
-            return [name for own in names for name in own]
-        seen: dict[tuple[str, Path], None] = {}
-        for source, own in zip(self._opened, names):
-            for name, row in zip(own, source.rows.tolist()):
+            return [name for of_source in names for name in of_source]
+        seen: set[tuple[str, Path]] = set()
+        for source, of_source in zip(self._opened, names):
+            for name, row in zip(of_source, source.rows.tolist()):
                 if counts[name] > 1:
                     image = (name, source.image_path(row))
                     if image in seen:
                         raise UserError(f"{self.name}: image {name} is listed twice")
-                    seen[image] = None
-        return [f"{Path(source.split).stem}/{name}" for source, own in zip(self._opened, names) for name in own]
+                    seen.add(image)
+        return [
+            f"{Path(source.split).stem}/{name}" for source, of_source in zip(self._opened, names) for name in of_source
+        ]
 
 
 def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, str]]:
@@ -239,88 +213,62 @@ def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, st
     return sources
 
 
-def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clip continuous xyxy boxes (N, 4) to images of `sizes` (N, 2) width, height; -> float32.
+def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations, np.ndarray]:
+    """Return the objects of a source's images, image by image, and how many (n,) each image has.
 
-    Also returns (N,) bool, True where nothing of a box is inside. A size of 0 is unknown and does not bound.
+    Boxes are clipped, labels index `classes`, objects without area are left out. Raises UserError for what is broken.
     """
-    low = np.maximum(boxes[:, :2], 0)
-    high = np.minimum(boxes[:, 2:], np.where(sizes > 0, sizes, np.inf))
-    return np.concatenate([low, high], 1).astype(np.float32), np.logical_or(*(high <= low).T)
+    index, rows = source.index, source.rows
+    _refuse_problems(source)
+    objects, image = index.objects_of(rows)
+    boxes = index.objects.boxes[objects]
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    objects, image = objects[has_area], image[has_area]
+    annotations = index.objects.take(objects)
+
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.array([label_of.get(name, -1) for name in index.classes.tolist()], dtype=np.int64)[annotations.labels]
+    if (labels < 0).any():
+        i = int((labels < 0).argmax())
+        name = str(index.classes[annotations.labels[i]])
+        where = _name_object(source, int(rows[image[i]]), int(annotations.number[i]))
+        raise UserError(f"{where}: class {name!r} is not in data.classes{did_you_mean(name, classes)}")
+
+    boxes, outside = _clip_boxes(annotations.boxes, index.sizes[rows][image])
+    if outside.any():
+        i = int(outside.argmax())
+        where = _name_object(source, int(rows[image[i]]), int(annotations.number[i]))
+        raise UserError(f"{where}: the box of this {classes[labels[i]]} lies outside the image")
+
+    counts = np.bincount(image, minlength=len(rows))
+    return replace(annotations, boxes=boxes, labels=labels).with_areas(), counts
 
 
-def objects_of(index: Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the objects of some images of an index, image by image, and the place in `rows` that owns each."""
-    counts = np.diff(index.first)[rows]
-    ends = np.cumsum(counts)
-    # objects of image f are first[f], first[f] + 1, ...: the same ranges, written without a loop
-    objects = np.arange(counts.sum()) + np.repeat(index.first[rows] - (ends - counts), counts)
-    return objects, np.repeat(np.arange(len(rows)), counts)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The objects of one source, ready for use; counts: (F,) objects of each image."""
-
-    sizes: np.ndarray
-    counts: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
-    truncated: np.ndarray
-    area: np.ndarray
+def _refuse_problems(source: Source) -> None:
+    """Raise UserError, in one line, where the annotations of an image of a source are broken."""
+    problems = source.index.problems[source.rows]
+    broken = np.flatnonzero(problems != "")
+    if len(broken):
+        line = str(problems[broken[0]]).splitlines()[0]
+        file = source.file(int(source.rows[broken[0]]))
+        raise UserError(f"{source.root}/{file}: {line}{_more(len(broken) - 1)}")
 
 
 def _more(count: int) -> str:
     return f" ({count} more such problems)" if count else ""
 
 
-def _select(source: Source, classes: tuple[str, ...]) -> _Part:
-    """Take what a source lists out of its index; UserError for what is broken in it."""
-    index, rows = source.index, source.rows
-    broken = rows[index.problems[rows] != ""]
-    if len(broken):
-        line = str(index.problems[broken[0]]).splitlines()[0]
-        raise UserError(f"{source.root}/{source.file(int(broken[0]))}: {line}{_more(len(broken) - 1)}")
-
-    objects, owner = objects_of(index, rows)
-    full = (index.boxes[objects, 2:] > index.boxes[objects, :2]).all(1)
-    objects, owner = objects[full], owner[full]
-
-    def refuse(bad: np.ndarray, reason: str) -> None:
-        item = objects[k := int(bad.argmax())]
-        name = str(index.classes[index.names[item]])
-        where = f"{source.root}/{source.file(int(rows[owner[k]]))}: {source.unit} {index.number[item]}"
-        hint = did_you_mean(name, classes) if name not in classes else ""
-        raise UserError(f"{where}: {reason.format(name=name)}{hint}")
-
-    place = {name: label for label, name in enumerate(classes)}
-    labels = np.array([place.get(str(name), -1) for name in index.classes], dtype=np.int64)[index.names[objects]]
-    if (labels < 0).any():
-        refuse(labels < 0, "class {name!r} is not in data.classes")
-    boxes, outside = clip_boxes(index.boxes[objects], index.sizes[rows][owner])
-    if outside.any():
-        refuse(outside, "the box of this {name} lies outside the image")
-    area = index.area[objects]
-    return _Part(
-        sizes=index.sizes[rows],
-        counts=np.bincount(owner, minlength=len(rows)),
-        boxes=boxes,
-        labels=labels,
-        difficult=index.difficult[objects],
-        crowd=index.crowd[objects],
-        truncated=index.truncated[objects],
-        area=np.where(np.isnan(area), box_area(boxes), area),
-    )
+def _name_object(source: Source, row: int, number: int) -> str:
+    """What a message calls an object of the image at a row of the index."""
+    return f"{source.root}/{source.file(row)}: {source.unit} {number}"
 
 
-def box_area(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) boxes -> (N,) float64 areas."""
-    low, high = np.split(boxes.astype(np.float64), 2, axis=1)
-    return (high - low).prod(1)
+def _clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clip continuous xyxy boxes (N, 4) to images of `sizes` (N, 2) width, height; -> float32.
 
-
-def decimals(values: np.ndarray) -> np.ndarray:
-    """Return float32 numbers as float64 of the fewest digits that tell them apart: 473.07, not 473.07000732."""
-    return values.astype(np.str_).astype(np.float64)
+    Also returns (N,) bool, True where nothing of a box is inside. A size of 0 is unknown and does not bound.
+    """
+    low = np.maximum(boxes[:, :2], 0)
+    high = np.minimum(boxes[:, 2:], np.where(sizes > 0, sizes, np.inf))
+    outside = np.any(high <= low, axis=1)
+    return np.concatenate([low, high], 1).astype(np.float32), outside

@@ -14,23 +14,23 @@ SPLITS = {"voc": plain_splits, "coco": coco_splits, "yolo": yolo_splits}
 SIGNS = "ImageSets/Main or Annotations/*.xml (VOC), annotations/*.json (COCO), data.yaml or labels/ (YOLO)"
 
 
-def find_format(root: str | Path, wanted: str = "auto") -> str:
-    """Return `voc`, `coco` or `yolo`: what is wanted, or with `auto` what the folder holds.
+def find_format(root: str | Path, format_name: str = "auto") -> str:
+    """Return `voc`, `coco` or `yolo`: the name given, or with `auto` what the folder holds.
 
     Raises UserError, in one line, where it holds none of them, or several.
     """
-    if wanted != "auto":
-        if wanted not in DATASETS:
-            raise UserError(f"no format {wanted!r} of a data set{did_you_mean(wanted, DATASETS)}")
-        return wanted
+    if format_name != "auto":
+        if format_name not in DATASETS:
+            raise UserError(f"no format {format_name!r} of a data set{did_you_mean(format_name, DATASETS)}")
+        return format_name
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no data set at {root}; {how_to_get(root)}")
-    found = _formats(root)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{root} looks like {' and '.join(found)}; say which, as in data.format={found[0]}")
+    formats = _formats(root)
+    if len(formats) == 1:
+        return formats[0]
+    if formats:
+        raise UserError(f"{root} looks like {' and '.join(formats)}; say which, as in data.format={formats[0]}")
     inner = [path.name for path in sorted(root.iterdir()) if path.is_dir() and _formats(path)]
     hint = f"it holds {', '.join(inner)}: name splits as {inner[0]}/SPLIT" if inner else f"looked for {SIGNS}"
     raise UserError(f"{root} is no data set; {hint}")
@@ -40,26 +40,26 @@ def _formats(root: Path) -> list[str]:
     voc = (root / "ImageSets" / "Main").is_dir() or any((root / "Annotations").glob("*.xml"))
     folders = (root, *(root / name for name in ("train", "val", "valid", "test")))
     yolo = find_config(root) or any((folder / "labels").is_dir() for folder in folders)
-    return [name for name, there in (("voc", voc), ("coco", coco_splits(root)), ("yolo", yolo)) if there]
+    return [name for name, present in (("voc", voc), ("coco", coco_splits(root)), ("yolo", yolo)) if present]
 
 
-def find_splits(root: str | Path, wanted: str = "auto") -> list[str]:
+def find_splits(root: str | Path, format_name: str = "auto") -> list[str]:
     """Names of the splits of one data set; UserError where it has none."""
     root = Path(root)
-    kind = find_format(root, wanted)
+    kind = find_format(root, format_name)
     splits = SPLITS[kind](root)
     if not splits:
         raise UserError(f"{root} holds no split, such as train; make them with: python tools/dataset.py split {root}")
     return splits
 
 
-def usual_split(root: str | Path, use: str, wanted: str = "auto") -> list[str]:
+def usual_split(root: str | Path, use: str, format_name: str = "auto") -> list[str]:
     """Return what of a data set is for `train`, `val` or `test`, by the names of its splits; may be empty.
 
     Training takes trainval, and then there is no val; else each takes the split that is called so, or begins so.
     Raises UserError where several could be meant, or there is none to train on.
     """
-    splits = find_splits(root, wanted)
+    splits = find_splits(root, format_name)
     if "trainval" in splits and use != "test":
         return ["trainval"] if use == "train" else []
     fitting = [use] if use in splits else [name for name in splits if name.startswith(use)]
@@ -70,10 +70,10 @@ def usual_split(root: str | Path, use: str, wanted: str = "auto") -> list[str]:
 
 
 def open_sources(
-    sources: Sequence[tuple[Path, str]], classes: Sequence[str] | None = None, wanted: str = "auto"
+    sources: Sequence[tuple[Path, str]], classes: Sequence[str] | None = None, format_name: str = "auto"
 ) -> DetectionDataset:
     """Open (root, split) pairs, all of one format; see DetectionDataset for what UserError says."""
-    kinds = {root: find_format(root, wanted) for root, _ in sources}
+    kinds = {root: find_format(root, format_name) for root, _ in sources}
     if len(set(kinds.values())) > 1:
         text = ", ".join(f"{root} is {kind}" for root, kind in kinds.items())
         raise UserError(f"a data set is of one format: {text}; convert one with: python tools/dataset.py convert")
@@ -81,6 +81,6 @@ def open_sources(
     return DATASETS[kind](sources, classes)
 
 
-def open_root(root: str | Path, splits: Sequence[str], wanted: str = "auto") -> DetectionDataset:
+def open_root(root: str | Path, splits: Sequence[str], format_name: str = "auto") -> DetectionDataset:
     """Open splits below a root, see `parse_splits`."""
-    return open_sources(parse_splits(root, splits), wanted=wanted)
+    return open_sources(parse_splits(root, splits), format_name=format_name)

@@ -1,11 +1,12 @@
 """The objects of a single image: from a VOC XML, or from the data set that the image lies in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from detkit.data.annotations import Annotations
 from detkit.data.formats import find_format, find_splits, open_root
 from detkit.data.voc_index import parse_annotation
 from detkit.errors import UserError, did_you_mean
@@ -14,16 +15,12 @@ LEVELS = 4  # folders above an image that may be its data set's
 
 
 @dataclass(frozen=True)
-class Truth:
-    """boxes: (N, 4) float32 continuous xyxy in pixels of the image; labels: (N,) int64; difficult, crowd: (N,) bool.
+class Truth(Annotations):
+    """The objects of an image, boxes in float32, labels as a detector has them.
 
     size: (width, height) as the annotation says, 0 where it says nothing. origin: the file or data set it is from.
     """
 
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
     size: tuple[int, int]
     origin: str
 
@@ -31,29 +28,22 @@ class Truth:
 def read_truth(path: Path, classes: Sequence[str]) -> Truth:
     """Read a VOC XML. Raises UserError, in one line, for a file that is none, or has objects of other classes."""
     try:
-        annotation = parse_annotation(path.read_bytes())
+        content = parse_annotation(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"no annotation {path}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if annotation.problems:
-        raise UserError(f"{path}: {annotation.problems[0]}")
-    for item in annotation.objects:
+    if content.problems:
+        raise UserError(f"{path}: {content.problems[0]}")
+    for item in content.objects:
         if item.name not in classes:
             raise UserError(
                 f"{path}: object {item.number} is of class {item.name!r}, which the detector does not know"
-                f"{did_you_mean(item.name, classes)}"
+                f"{did_you_mean(str(item.name), classes)}"
             )
-    objects = [(classes.index(item.name), item.box, item.difficult, item.crowd) for item in annotation.objects]
-    labels, boxes, difficult, crowd = zip(*objects) if objects else ((), (), (), ())
-    return Truth(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(labels, np.int64),
-        np.array(difficult, bool),
-        np.array(crowd, bool),
-        annotation.size,
-        str(path),
-    )
+    objects = Annotations.from_objects(content.objects, classes)
+    objects = replace(objects, boxes=objects.boxes.astype(np.float32)).with_areas()
+    return Truth(**vars(objects), size=content.size, origin=str(path))
 
 
 def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
@@ -65,9 +55,9 @@ def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
                 xml = root / "Annotations" / f"{image.stem}.xml"
                 return read_truth(xml, classes) if image.parent == root / "JPEGImages" else None
             for split in find_splits(root):
-                found = _in_split(root, split, image, classes)
-                if found is not None:
-                    return found
+                truth = _in_split(root, split, image, classes)
+                if truth is not None:
+                    return truth
         except UserError:  # no data set, or one that is of no use here: the image can be explained without it
             continue
     return None
@@ -78,10 +68,10 @@ def _in_split(root: Path, split: str, image: Path, classes: Sequence[str]) -> Tr
     for i in range(len(dataset)):  # once a command, on the host
         if dataset.path(i).name == image.name and dataset.path(i).resolve() == image:
             record = dataset.record(i)
-            names = [dataset.classes[label] for label in record.labels]
+            names = [dataset.classes[label] for label in record.annotations.labels]
             if any(name not in classes for name in names):
                 return None
             labels = np.array([classes.index(name) for name in names], np.int64)
-            size = (record.width, record.height)
-            return Truth(record.boxes, labels, record.difficult, record.crowd, size, f"{root.name}/{split}")
+            objects = replace(record.annotations, labels=labels)
+            return Truth(**vars(objects), size=(record.width, record.height), origin=f"{root.name}/{split}")
     return None

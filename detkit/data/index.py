@@ -12,22 +12,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from detkit.data.annotations import Annotations
 from detkit.files import write_atomic
 
 INDEX_NAME = ".detkit-index.npz"
-INDEX_VERSION = 3
+INDEX_VERSION = 4
+OBJECTS = "objects."  # begins the names of the objects' arrays in a file
 
 
 @dataclass(frozen=True)
 class Index:
-    """The annotations of F images with O objects, as written: nothing clipped, nothing refused.
+    """The annotations of F images, as written: nothing clipped, nothing refused.
 
     ids: (F,) what the images are called. files: (F,) names of their files. sizes: (F, 2) int64 width and height, 0
     where unknown. problems: (F,) lines that say what is wrong with an image's annotations, "" where nothing is; a line
-    on one object begins as `object 3 (cat): `. first: (F + 1,) int64, image f owns the objects first[f]:first[f + 1].
-    boxes: (O, 4) float64 continuous xyxy in pixels. number: (O,) what the file calls the object: its place from 1, its
-    line, or its id. names: (O,) index into classes. difficult, crowd, truncated: (O,) bool. area: (O,) float64 pixels,
-    NaN where the file says nothing.
+    on one object begins as `object 3 (cat): `. first: (F + 1,) int64, image f has the objects first[f]:first[f + 1].
+    objects: of all images; labels are indices into `classes`, boxes are float64, an area that the file does not say is
+    NaN. classes: (C,) names.
     """
 
     ids: np.ndarray
@@ -35,35 +36,24 @@ class Index:
     sizes: np.ndarray
     problems: np.ndarray
     first: np.ndarray
-    boxes: np.ndarray
-    number: np.ndarray
-    names: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
-    truncated: np.ndarray
-    area: np.ndarray
+    objects: Annotations
     classes: np.ndarray
 
-    def rows(self) -> dict[str, int]:
-        """Map each id to its place in the index."""
+    def rows_by_id(self) -> dict[str, int]:
+        """Map each id to its row in the index."""
         return {str(name): row for row, name in enumerate(self.ids)}
+
+    def objects_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which objects the images at `rows` have, image by image, and which of the rows each is of."""
+        counts = np.diff(self.first)[rows]
+        image = np.repeat(np.arange(len(rows)), counts)
+        # the objects of an image follow one another: that of its first, and how many objects after it
+        before = np.cumsum(counts) - counts  # objects of all images before, (n,)
+        position = np.arange(len(image)) - before[image]
+        return self.first[rows][image] + position, image
 
 
 AnyIndex = TypeVar("AnyIndex", bound=Index)
-
-
-def object_arrays(objects: list[tuple[int, int, tuple[float, ...], bool, bool, bool, float]]) -> dict[str, np.ndarray]:
-    """Turn (number, class, box, difficult, crowd, truncated, area) of all objects into the arrays of an index."""
-    number, names, boxes, difficult, crowd, truncated, area = zip(*objects) if objects else [()] * 7
-    return {
-        "number": np.array(number, dtype=np.int64),
-        "names": np.array(names, dtype=np.int64),
-        "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        "difficult": np.array(difficult, dtype=bool),
-        "crowd": np.array(crowd, dtype=bool),
-        "truncated": np.array(truncated, dtype=bool),
-        "area": np.array(area, dtype=np.float64),
-    }
 
 
 def shortest_names(files: Sequence[str]) -> list[str]:
@@ -87,32 +77,37 @@ def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build:
     key: tells several indices of a root apart, "" for the only one. The file is written into `root`, or into the
     user's cache folder where `root` is read-only.
     """
-    places = _places(root, key)
-    for place in places:
-        index = _load(place, digest, kind)
+    paths = _paths(root, key)
+    for path in paths:
+        index = _load(path, digest, kind)
         if index is not None:
             return index
     index = build()
     buffer = BytesIO()
-    np.savez(buffer, fingerprint=np.array(digest), **vars(index))
-    for place in places:
+    np.savez(buffer, **_arrays(index), fingerprint=np.array(digest))
+    for path in paths:
         try:
-            write_atomic(place, buffer.getvalue())
+            write_atomic(path, buffer.getvalue())
             break
         except OSError:
             continue  # read-only or full: an index is a convenience, so reading goes on without it
     return index
 
 
-def _places(root: Path, key: str) -> list[Path]:
+def _arrays(index: Index) -> dict[str, Any]:
+    arrays = {name: value for name, value in vars(index).items() if name != "objects"}
+    return arrays | {OBJECTS + name: value for name, value in index.objects.arrays().items()}
+
+
+def _paths(root: Path, key: str) -> list[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detkit"
     name = hashlib.blake2b(f"{root.resolve()}{key and ' ' + key}".encode(), digest_size=8).hexdigest()
-    places = [cache / f"index-{name}.npz"]
+    paths = [cache / f"index-{name}.npz"]
     # the mode is looked at because root may write anywhere: a folder marked read-only is left as it is
     if root.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) and os.access(root, os.W_OK):
-        own = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        places.insert(0, root / (f"{INDEX_NAME.removesuffix('.npz')}-{own}.npz" if key else INDEX_NAME))
-    return places
+        hashed_key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        paths.insert(0, root / (f"{INDEX_NAME.removesuffix('.npz')}-{hashed_key}.npz" if key else INDEX_NAME))
+    return paths
 
 
 def _load(path: Path, digest: str, kind: type[AnyIndex]) -> AnyIndex | None:
@@ -120,6 +115,8 @@ def _load(path: Path, digest: str, kind: type[AnyIndex]) -> AnyIndex | None:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != digest:
                 return None
-            return kind(**{name: stored[name] for name in kind.__dataclass_fields__})
+            objects = {name.removeprefix(OBJECTS): stored[name] for name in stored if name.startswith(OBJECTS)}
+            arrays = {name: stored[name] for name in kind.__dataclass_fields__ if name != "objects"}
+            return kind(**arrays, objects=Annotations.from_arrays(objects))
     except Exception:
         return None  # missing, or written by something else: it is simply made anew

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.dataset import Record, box_area, decimals
+from detkit.data.annotations import box_area
+from detkit.data.dataset import Record
 
 Splits = dict[str, list["Item"]]
 
@@ -30,16 +31,21 @@ class Item:
 
     def boxes(self) -> np.ndarray:
         """(N, 4) float64 continuous xyxy, of the fewest digits."""
-        return decimals(self.record.boxes)
+        return _decimals(self.record.annotations.boxes)
 
-    def own_areas(self) -> list[float | None]:
+    def annotated_areas(self) -> list[float | None]:
         """The area of each object, None where it is that of the box."""
-        given = self.record.area
-        same = np.isclose(given, box_area(self.record.boxes), rtol=1e-5)
-        return [None if equal else area for area, equal in zip(given.tolist(), same.tolist())]
+        objects = self.record.annotations
+        of_box = np.isclose(objects.area, box_area(objects.boxes), rtol=1e-5)
+        return [None if same else area for area, same in zip(objects.area.tolist(), of_box.tolist())]
 
 
 def plain(value: float) -> int | float:
     """Return a number as it is best written: without what summing left behind, and whole where it is whole."""
     value = round(value, 6)
     return int(value) if value == int(value) else value
+
+
+def _decimals(values: np.ndarray) -> np.ndarray:
+    """Return float32 numbers as float64 of the fewest digits that tell them apart: 473.07, not 473.07000732."""
+    return values.astype(np.str_).astype(np.float64)

@@ -5,25 +5,25 @@ augmented with the seed (seed, p). So it is the same for any number of workers, 
 number of processes, and the loader has no state to save.
 """
 
+import dataclasses
 import mmap
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detkit.config import DataConfig, TrainConfig
+from detkit.data.annotations import Annotations
+from detkit.data.batch import make_batch, make_targets
 from detkit.data.dataset import DetectionDataset
-from detkit.data.transforms import Transform, build_test, build_train, pad
+from detkit.data.proposal_store import StoredProposals
+from detkit.data.transforms import Transform, build_test, build_train
 from detkit.errors import UserError
-from detkit.structures import Images, InputSpec, Proposals, Targets
-
-if TYPE_CHECKING:
-    from detkit.config import DataConfig, TrainConfig
-    from detkit.data.proposal_store import StoredProposals
+from detkit.structures import Images, InputSpec, Targets
 
 # Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves.
 GRACE = 20
@@ -60,15 +60,15 @@ class ImageCache:
     def image(self, i: int) -> np.ndarray:
         """Return image `i` as (H, W, 3) RGB uint8, which must not be written to."""
         width, height = self.dataset.sizes[i].tolist()
-        place = self.pixels[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
+        cached = self.pixels[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
         if not self.ready[i]:
             image = self.dataset.image(i)
-            if image.shape != place.shape:
+            if image.shape != cached.shape:
                 return image
             # two workers may do this at once: they write the same bytes, and only then say that they are there
-            place[:] = image
+            cached[:] = image
             self.ready[i] = 1
-        return place
+        return cached
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,18 @@ class _Failure:
     """A user's error on its way out of a worker, where torch would wrap it into a traceback."""
 
     message: str
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image as the network's input, and what is on it; regions and their scores where there are proposals."""
+
+    id: str
+    pixels: np.ndarray
+    original: tuple[int, int]
+    annotations: Annotations
+    regions: np.ndarray | None
+    region_scores: np.ndarray | None
 
 
 class _Samples(Dataset):
@@ -89,7 +101,7 @@ class _Samples(Dataset):
         seed: int | None = None,
         use_difficult: bool = False,
         cache: bool = False,
-        proposals: "StoredProposals | None" = None,
+        proposals: StoredProposals | None = None,
     ) -> None:
         self.dataset = dataset
         self.proposals = proposals
@@ -109,41 +121,50 @@ class _Samples(Dataset):
             return _Failure(str(error))
 
     def _batch(self, positions: Sequence[int]) -> Batch:
-        made, objects, regions, region_scores, originals, ids = [], [], [], [], [], []
-        for position in positions:
-            i = self._image_at(position)
-            record = self.dataset.record(i)
-            image = self.source.image(i)
-            seed, count, known = (self.seed or 0, position), len(record.boxes), record.boxes
-            if self.proposals is not None:
-                known = np.concatenate([known, self.proposals.boxes(i)])
-            pixels, boxes, kept = self.transform(image, known, seed, count)
-            made.append(pixels)
-            if self.proposals is not None:
-                first = np.count_nonzero(kept < count)
-                regions.append(torch.from_numpy(boxes[first:]))
-                scores = self.proposals.scores(i)
-                if scores is not None:
-                    region_scores.append(torch.from_numpy(scores[kept[first:] - count]))
-                boxes, kept = boxes[:first], kept[:first]
-            ignore = (record.crowd if self.use_difficult else record.ignore)[kept]
-            objects.append(tuple(map(torch.from_numpy, (boxes, record.labels[kept], ignore))))
-            originals.append(image.shape[:2])
-            ids.append(record.id)
-        given = None
+        samples = [self._sample(position) for position in positions]
+        images = make_batch(
+            [sample.pixels for sample in samples],
+            [sample.original for sample in samples],
+            [sample.id for sample in samples],
+            _column(samples, "regions"),
+            _column(samples, "region_scores"),
+            None if self.proposals is None else self.proposals.count,
+        )
+        return images, make_targets([sample.annotations for sample in samples], self.use_difficult)
+
+    def _sample(self, position: int) -> _Sample:
+        i = self._image_at(position)
+        record, image = self.dataset.record(i), self.source.image(i)
+        objects = len(record.annotations)
+        boxes = record.annotations.boxes
         if self.proposals is not None:
-            given = Proposals.pad(regions, region_scores if self.proposals.scored else None, self.proposals.count)
-        original = torch.tensor(originals, dtype=torch.int64).reshape(-1, 2)
-        return Images(*pad(made), original, tuple(ids), given), Targets.pad(objects)
+            boxes = np.concatenate([boxes, self.proposals.boxes(i)])
+        pixels, boxes, kept = self.transform(image, boxes, (self.seed or 0, position), objects)
+        # the order stays, so those that remain of the objects come first
+        remaining = np.count_nonzero(kept < objects)
+        annotations = record.annotations.take(kept[:remaining])
+        annotations = dataclasses.replace(annotations, boxes=boxes[:remaining])
+        regions = scores = None
+        if self.proposals is not None:
+            regions, scores = boxes[remaining:], self.proposals.scores(i)
+            scores = None if scores is None else scores[kept[remaining:] - objects]
+        height, width = image.shape[:2]
+        return _Sample(record.id, pixels, (height, width), annotations, regions, scores)
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:
             return position
-        epoch, place = divmod(position, len(self.dataset))
+        epoch, index = divmod(position, len(self.dataset))
         if epoch not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key >= epoch - 1}
             self._orders[epoch] = image_order(self.seed, epoch, len(self.dataset))
-        return int(self._orders[epoch][place])
+        return int(self._orders[epoch][index])
+
+
+def _column(samples: Sequence[_Sample], name: str) -> list[np.ndarray] | None:
+    """A field of all samples, None where they have none."""
+    values = [getattr(sample, name) for sample in samples]
+    return None if values[0] is None else values
 
 
 class _Loader:
@@ -202,8 +223,8 @@ class _Stream(Sequence[range]):
 def train_loader(
     dataset: DetectionDataset,
     spec: InputSpec,
-    data_config: "DataConfig",
-    train_config: "TrainConfig",
+    data_config: DataConfig,
+    train_config: TrainConfig,
     *,
     start: int,
     stop: int,
@@ -238,7 +259,7 @@ def test_loader(
     workers: int,
     rank: int = 0,  # noqa: PT028 (this is not a test)
     world: int = 1,  # noqa: PT028
-    proposals: "StoredProposals | None" = None,  # noqa: PT028
+    proposals: StoredProposals | None = None,  # noqa: PT028
     skip: frozenset[int] = frozenset(),  # noqa: PT028
 ) -> _Loader:
     """Return an iterable of (Images, Targets) over every image once, in order; `ignore` marks crowds and difficult
@@ -258,7 +279,7 @@ def test_loader(
 def dataset_pass_loader(
     dataset: DetectionDataset,
     spec: InputSpec,
-    data_config: "DataConfig",
+    data_config: DataConfig,
     rows: Sequence[int],
     *,
     batch: int,
@@ -276,13 +297,11 @@ def dataset_pass_loader(
     return _Loader(samples, [rows[at : at + batch] for at in range(0, len(rows), batch)], 0)
 
 
-def open_proposals(dataset: DetectionDataset, data_config: "DataConfig") -> "StoredProposals | None":
+def open_proposals(dataset: DetectionDataset, data_config: DataConfig) -> StoredProposals | None:
     """Open the stores of `data.proposals`, None where it is empty.
 
     Raises UserError, in one line, for a store that is missing or damaged and for an image that is in none of them.
     """
     if not data_config.proposals:
         return None
-    from detkit.data.proposal_store import StoredProposals
-
     return StoredProposals(data_config.proposals, dataset, data_config.proposal_count or None)

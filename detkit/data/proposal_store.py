@@ -21,15 +21,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from detkit.data.dataset import DetectionDataset
 from detkit.errors import UserError
 from detkit.files import save_atomic
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 FORMAT = "detkit proposals 1"
 SLACK = 1.0  # pixels that a box may reach beyond its image: published conventions differ by so much
@@ -87,7 +85,7 @@ class ProposalStore:
         return self._scores is not None
 
     def row(self, id: str) -> int:
-        """Place of an image in `ids`; UserError where the store has no such image."""
+        """Return the index of an image in `ids`; UserError where the store has no such image."""
         if id not in self._rows:
             raise UserError(f"{self.path}: no proposals of image {id}")
         return self._rows[id]
@@ -101,7 +99,7 @@ class ProposalStore:
         return self.scores_at(self.row(id))
 
     def boxes_at(self, row: int, count: int | None = None) -> np.ndarray:
-        """Return the boxes, or the first `count` of them, of the image at a place in `ids`."""
+        """Return the boxes, or the first `count` of them, of the image at an index of `ids`."""
         return np.array(self._boxes[self._slice(row, count)])
 
     def scores_at(self, row: int, count: int | None = None) -> np.ndarray | None:
@@ -116,10 +114,10 @@ class ProposalStore:
 def make_manifest(method: str, parameters: dict[str, Any], ids: Sequence[str]) -> Manifest:
     """Return the manifest of a store over `ids`, made by this version of detkit."""
     try:
-        own = version("detkit")
+        made_by = version("detkit")
     except PackageNotFoundError:  # run from a checkout
-        own = "unknown"
-    return Manifest(method, parameters, len(ids), hash_ids(ids), own)
+        made_by = "unknown"
+    return Manifest(method, parameters, len(ids), hash_ids(ids), made_by)
 
 
 def hash_ids(ids: Sequence[str]) -> str:
@@ -135,7 +133,7 @@ def write_store(
     *,
     manifest: Manifest,
 ) -> None:
-    """Write a store, whole or not at all.
+    """Write a store, completely or not at all.
 
     ids: names of the images, each once. boxes: (N_i, 4) xyxy of each image, the best first. scores: (N_i,) of each
     image, or None. Raises UserError for a box or score that is not finite, and for an empty box.
@@ -144,10 +142,10 @@ def write_store(
     check_name(path)
     if len(set(ids)) != len(ids) or len(boxes) != len(ids):
         raise ValueError(f"{len(boxes)} lists of boxes for {len(set(ids))} different names of {len(ids)}")
-    boxes = [np.asarray(own, dtype=np.float32) for own in boxes]
-    for name, own in zip(ids, boxes):
-        check_boxes(f"image {name}", own)
-    lengths = [len(own) for own in boxes]
+    boxes = [np.asarray(image_boxes, dtype=np.float32) for image_boxes in boxes]
+    for name, image_boxes in zip(ids, boxes):
+        check_boxes(f"image {name}", image_boxes)
+    lengths = [len(image_boxes) for image_boxes in boxes]
     arrays: dict[str, Any] = {
         "manifest": np.array(json.dumps(asdict(manifest))),
         "ids": np.array(ids, dtype=np.str_),
@@ -155,7 +153,7 @@ def write_store(
         "boxes": np.concatenate([np.zeros((0, 4), dtype=np.float32), *boxes]),
     }
     if scores is not None:
-        if [len(own) for own in scores] != lengths:
+        if [len(image_scores) for image_scores in scores] != lengths:
             raise ValueError("each box has one score")
         arrays["scores"] = np.concatenate([np.zeros(0), *scores], dtype=np.float32)
         if not np.isfinite(arrays["scores"]).all():
@@ -180,7 +178,7 @@ def check_boxes(where: str, boxes: np.ndarray) -> None:
         raise UserError(f"{where}: box {bad} is [{numbers}], expected left < right and top < bottom")
 
 
-def check_inside(where: str | Path, dataset: "DetectionDataset", i: int, boxes: np.ndarray) -> None:
+def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np.ndarray) -> None:
     """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond image `i` of a data set.
 
     Its size is what the annotation says, which may be nothing; where boxes don't fit that, the image's own, if it is
@@ -221,18 +219,18 @@ def open_store(path: str | Path) -> ProposalStore:
             scores = _map(path, archive, "scores") if "scores.npy" in archive.namelist() else None
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: damaged, or no proposal store: {' '.join(str(error).split())}") from None
-    whole = first.shape == (len(ids) + 1,) and first[0] == 0 and (np.diff(first) >= 0).all()
-    whole = whole and boxes.shape == (first[-1], 4) and (scores is None or scores.shape == (first[-1],))
-    if not whole or manifest.images_hash != hash_ids(ids):
+    fits = first.shape == (len(ids) + 1,) and first[0] == 0 and (np.diff(first) >= 0).all()
+    fits = fits and boxes.shape == (first[-1], 4) and (scores is None or scores.shape == (first[-1],))
+    if not fits or manifest.images_hash != hash_ids(ids):
         raise UserError(f"{path}: damaged: its parts do not belong together; make it again")
     return ProposalStore(path, manifest, ids, first, boxes, scores)
 
 
 def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
     values = json.loads(str(_read(archive, "manifest")))
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+    format_name = values.get("format") if isinstance(values, dict) else None
+    if format_name != FORMAT:
+        raise UserError(f"{path}: format is {format_name!r}, expected {FORMAT!r}")
     try:
         return Manifest(**values)
     except TypeError as error:
@@ -263,36 +261,36 @@ def _map(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, shape) if np.prod(shape) else np.zeros(shape, dtype)
 
 
-def match_ids(wanted: Sequence[str], ids: Sequence[str]) -> np.ndarray:
-    """Place in `ids` of each wanted name, (len(wanted),) int64, -1 where it is missing.
+def match_ids(names: Sequence[str], ids: Sequence[str]) -> np.ndarray:
+    """Return the index in `ids` of each name, (len(names),) int64, -1 where it is missing.
 
     A data set of several folders calls its images FOLDER/NAME, one of a single folder NAME. Where only one side has
     the folder the names alone have to agree, and to be unique on both sides.
     """
-    place = {name: row for row, name in enumerate(ids)}
-    bare, asked = _by_bare_name(ids), _by_bare_name(wanted)
+    row_of = {name: row for row, name in enumerate(ids)}
+    bare, asked = _by_bare_name(ids), _by_bare_name(names)
 
     def find(name: str) -> int:
-        if name in place:
-            return place[name]
+        if name in row_of:
+            return row_of[name]
         folder, _, short = name.rpartition("/")
         row = bare.get(short, -1)
         alike = row < 0 or asked[short] < 0 or bool(folder) == ("/" in ids[row])
         return -1 if alike else row
 
-    return np.array([find(name) for name in wanted], dtype=np.int64)
+    return np.array([find(name) for name in names], dtype=np.int64)
 
 
 def _by_bare_name(ids: Sequence[str]) -> dict[str, int]:
-    """Place of each name without its folder, -1 where it is not unique."""
-    places: dict[str, int] = {}
+    """Return the index of each name without its folder, -1 where it is not unique."""
+    rows: dict[str, int] = {}
     for row, name in enumerate(ids):
         short = name.rpartition("/")[2]
-        places[short] = -1 if short in places else row
-    return places
+        rows[short] = -1 if short in rows else row
+    return rows
 
 
-def make_command(dataset: "DetectionDataset") -> str:
+def make_command(dataset: DetectionDataset) -> str:
     """Return the command that makes the proposals of a data set."""
     roots = list(dict.fromkeys(root for root, _ in dataset.sources))
     above = roots[0] if len(roots) == 1 else Path(os.path.commonpath(roots))
@@ -301,7 +299,7 @@ def make_command(dataset: "DetectionDataset") -> str:
     return shlex.join(["detkit", "proposals", "make", *options])
 
 
-def check_store(store: ProposalStore, dataset: "DetectionDataset") -> None:
+def check_store(store: ProposalStore, dataset: DetectionDataset) -> None:
     """Raise UserError, in one line, unless the store has proposals of every image of a data set, inside of it."""
     StoredProposals([store], dataset)
 
@@ -314,7 +312,7 @@ class StoredProposals:
     """
 
     def __init__(
-        self, stores: Sequence[ProposalStore | str | Path], dataset: "DetectionDataset", count: int | None = None
+        self, stores: Sequence[ProposalStore | str | Path], dataset: DetectionDataset, count: int | None = None
     ) -> None:
         self.stores = [store if isinstance(store, ProposalStore) else open_store(store) for store in stores]
         self.count = count

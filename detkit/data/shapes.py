@@ -30,7 +30,7 @@ MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
 HIDDEN_BELOW = 0.08
-MOST_TURN = np.pi / 8
+MAX_TURN = np.pi / 8
 SHIFT = 4  # cv2 takes coordinates in 1/16 pixels
 
 
@@ -290,7 +290,7 @@ def _shape(
     """Return the coverage (H, W) uint8 of a turned and stretched shape, and its whole area in pixels."""
     import cv2
 
-    angle = random.uniform(-MOST_TURN, MOST_TURN)
+    angle = random.uniform(-MAX_TURN, MAX_TURN)
     stretch = np.exp(random.uniform(-0.2, 0.2))
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
     alpha = np.zeros((height, width), np.uint8)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from detkit.data.coco import PREFIX, coco_splits, find_annotations
 from detkit.data.coco_index import load_coco, read_coco_index
-from detkit.data.dataset import objects_of
 from detkit.data.formats import find_format
 from detkit.data.index import Index
 from detkit.data.stratify import stratify
@@ -21,7 +21,7 @@ Write = Callable[[dict[str, np.ndarray]], None]  # rows of the index for each sp
 
 
 def split_dataset(
-    root: str | Path, shares: Mapping[str, float], seed: int = 0, wanted: str = "auto", source: str | None = None
+    root: str | Path, shares: Mapping[str, float], seed: int = 0, format_name: str = "auto", source: str | None = None
 ) -> dict[str, int]:
     """Divide all annotated images of a root into new splits, see `stratify`; return how many images each has.
 
@@ -34,7 +34,7 @@ def split_dataset(
         text = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         raise UserError(f"the shares {text} do not sum to 1")
     shares = {name: share for name, share in shares.items() if share > 0}
-    kind = find_format(root, wanted)
+    kind = find_format(root, format_name)
     if source is not None and kind != "coco":
         raise UserError(f"{root} is {kind}, of which all images are divided; leave --from {source} out")
     kinds = {"voc": _voc, "coco": _coco, "yolo": _yolo}
@@ -46,15 +46,15 @@ def split_dataset(
             raise UserError(f"{root} has a split {name} already, which is left as it is; remove it first")
     rows = np.arange(len(index.ids))
     presence = np.zeros((len(rows), len(index.classes)), dtype=bool)
-    objects, owner = objects_of(index, rows)
-    presence[owner, index.names[objects]] = True
+    objects, image = index.objects_of(rows)
+    presence[image, index.objects.labels[objects]] = True
     part = stratify(presence, list(shares.values()), seed)
     parts = {name: rows[part == number] for number, name in enumerate(shares)}
-    for name, own in parts.items():
-        if not len(own):
+    for name, members in parts.items():
+        if not len(members):
             raise UserError(f"{root} has too few images for that, {len(rows)}: {name} would be empty")
     write(parts)
-    return {name: len(own) for name, own in parts.items()}
+    return {name: len(members) for name, members in parts.items()}
 
 
 def _voc(root: Path, _: str | None) -> tuple[Index, list[str], Write]:
@@ -81,19 +81,17 @@ def _coco(root: Path, source: str | None) -> tuple[Index, list[str], Write]:
         content = load_coco(path)
         for name, rows in parts.items():
             keys = set(index.image_ids[rows].tolist())
-            own = {
+            members = {
                 "images": [image for image in content["images"] if image["id"] in keys],
                 "annotations": [one for one in content["annotations"] if one.get("image_id") in keys],
             }
-            text = json.dumps({**content, **own}, ensure_ascii=False)
+            text = json.dumps({**content, **members}, ensure_ascii=False)
             write_atomic(root / "annotations" / f"{PREFIX}{name}.json", text + "\n")
 
     return index, existing, write
 
 
 def _yolo(root: Path, _: str | None) -> tuple[Index, list[str], Write]:
-    import yaml
-
     images = images_below(root, root)
     if not images:
         raise UserError(f"{root} holds no image")

@@ -15,7 +15,7 @@ from detkit.structures import InputSpec
 if TYPE_CHECKING:
     from detkit.data.augment import Chain
 
-LEAST_AREA = 1.0  # square pixels of the network's input: a smaller box is nothing that could be learnt
+MIN_AREA = 1.0  # square pixels of the network's input: smaller boxes are not trained on
 
 
 class Transform:
@@ -45,7 +45,7 @@ class Transform:
         image = resize(image, size)
         boxes = boxes * np.array(size[::-1] * 2)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        keep = np.where(rows < objects, area >= LEAST_AREA, area > 0)
+        keep = np.where(rows < objects, area >= MIN_AREA, area > 0)
         return image, boxes[keep].astype(np.float32), rows[keep]
 
 

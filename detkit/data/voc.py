@@ -93,7 +93,7 @@ class VOCSource(Source):
     origin = 1
 
     def __init__(self, root: Path, split: str, index: Index) -> None:
-        known = index.rows()
+        known = index.rows_by_id()
         ids = read_split(root, split, known)
         problems = []
         for name, count in Counter(ids).items():

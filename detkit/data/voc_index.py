@@ -9,43 +9,31 @@ from xml.parsers.expat import ErrorString
 
 import numpy as np
 
-from detkit.data.index import Index, cached_index, fingerprint, object_arrays
+from detkit.data.annotations import AnnotatedObject, Annotations
+from detkit.data.index import Index, cached_index, fingerprint
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class VOCObject:
-    """One object; number: its place in the file from 1; box: continuous xyxy; area: NaN where nothing is said."""
-
-    number: int
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-    truncated: bool
-    crowd: bool
-    area: float
-
-
-@dataclass(frozen=True)
-class Annotation:
+class VOCFile:
     """What one XML file says; `problems` holds a line for everything that could not be read."""
 
     filename: str
     size: tuple[int, int]
-    objects: list[VOCObject]
+    objects: list[AnnotatedObject]
     problems: list[str]
 
 
-def parse_annotation(content: bytes) -> Annotation:
+def parse_annotation(content: bytes) -> VOCFile:
     """Read a VOC XML; never raises. An object may have <crowd> and <area>, which detkit's converter adds."""
     try:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
         line, column = error.position
-        return Annotation("", (0, 0), [], [f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"])
+        return VOCFile("", (0, 0), [], [f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"])
     if root.tag != "annotation":
-        return Annotation("", (0, 0), [], [f"not a VOC annotation: the outer element is <{root.tag}>"])
+        return VOCFile("", (0, 0), [], [f"not a VOC annotation: the outer element is <{root.tag}>"])
     problems: list[str] = []
     size = []
     for key in ("width", "height"):
@@ -57,17 +45,17 @@ def parse_annotation(content: bytes) -> Annotation:
         if not name:
             problems.append(f"object {number} has no <name>")
             continue
-        box = item.find("bndbox")
-        if box is None:
+        corners = item.find("bndbox")
+        if corners is None:
             problems.append(f"object {number} ({name}) has no <bndbox>")
             continue
-        texts = [(box.findtext(edge) or "").strip() for edge in EDGES]
-        corners = [value for text in texts if (value := _number(text)) is not None]
-        if len(corners) < len(EDGES):
-            edge, text = next((e, t) for e, t in zip(EDGES, texts) if _number(t) is None)
+        texts = [(corners.findtext(edge) or "").strip() for edge in EDGES]
+        values = [value for text in texts if (value := _number(text)) is not None]
+        if len(values) < len(EDGES):
+            edge, text = next((edge, text) for edge, text in zip(EDGES, texts) if _number(text) is None)
             problems.append(f"object {number} ({name}): {edge} is {text!r}, not a number")
             continue
-        xmin, ymin, xmax, ymax = corners
+        xmin, ymin, xmax, ymax = values
         for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
             if high < low:
                 problems.append(f"object {number} ({name}): {axis}max {high:g} < {axis}min {low:g}")
@@ -76,8 +64,9 @@ def parse_annotation(content: bytes) -> Annotation:
         )
         area = _number(item.findtext("area") or "")
         area = math.nan if area is None else area
-        objects.append(VOCObject(number, name, (xmin - 1, ymin - 1, xmax, ymax), difficult, truncated, crowd, area))
-    return Annotation((root.findtext("filename") or "").strip(), (size[0], size[1]), objects, problems)
+        box = (xmin - 1, ymin - 1, xmax, ymax)
+        objects.append(AnnotatedObject(name, box, number, difficult, crowd, truncated, area))
+    return VOCFile((root.findtext("filename") or "").strip(), (size[0], size[1]), objects, problems)
 
 
 def _number(text: str) -> float | None:
@@ -100,20 +89,15 @@ def read_index(root: Path) -> Index:
 
 
 def _build(folder: Path, files: list[str]) -> Index:
-    found = [parse_annotation((folder / name).read_bytes()) for name in files]
-    classes = sorted({item.name for annotation in found for item in annotation.objects})
-    place = {name: row for row, name in enumerate(classes)}
-    objects = [
-        (item.number, place[item.name], item.box, item.difficult, item.crowd, item.truncated, item.area)
-        for annotation in found
-        for item in annotation.objects
-    ]
+    contents = [parse_annotation((folder / name).read_bytes()) for name in files]
+    objects = [item for content in contents for item in content.objects]
+    classes = sorted({str(item.name) for item in objects})
     return Index(
-        ids=np.array([name[: -len(".xml")] for name in files], dtype=np.str_),
-        files=np.array([annotation.filename for annotation in found], dtype=np.str_),
-        sizes=np.array([annotation.size for annotation in found], dtype=np.int64).reshape(-1, 2),
-        problems=np.array(["\n".join(annotation.problems) for annotation in found], dtype=np.str_),
-        first=np.cumsum([0, *(len(annotation.objects) for annotation in found)]),
+        ids=np.array([name.removesuffix(".xml") for name in files], dtype=np.str_),
+        files=np.array([content.filename for content in contents], dtype=np.str_),
+        sizes=np.array([content.size for content in contents], dtype=np.int64).reshape(-1, 2),
+        problems=np.array(["\n".join(content.problems) for content in contents], dtype=np.str_),
+        first=np.cumsum([0, *(len(content.objects) for content in contents)]),
+        objects=Annotations.from_objects(objects, classes),
         classes=np.array(classes, dtype=np.str_),
-        **object_arrays(objects),
     )

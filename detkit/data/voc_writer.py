@@ -15,26 +15,26 @@ def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str,
     """
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
-    items = {item.name: item for own in splits.values() for item in own}
+    items = {item.name: item for split_items in splits.values() for item in split_items}
     for item in items.values():
         (folder / "Annotations" / f"{item.name}.xml").write_text(voc_xml(item, classes), encoding="utf-8")
-    for split, own in splits.items():
-        text = "".join(f"{item.name}\n" for item in own)
+    for split, split_items in splits.items():
+        text = "".join(f"{item.name}\n" for item in split_items)
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
     return {item.name: f"JPEGImages/{item.file}" for item in items.values()}
 
 
 def voc_xml(item: Item, classes: Sequence[str]) -> str:
     """Return the annotation file of one image."""
-    record = item.record
+    objects = item.record.annotations
     lines = [
         "<annotation>",
         f"\t<filename>{escape(item.file)}</filename>",
         f"\t<size><width>{item.size[0]}</width><height>{item.size[1]}</height><depth>3</depth></size>",
     ]
-    flags = zip(record.truncated, record.difficult, record.crowd)
+    flags = zip(objects.truncated, objects.difficult, objects.crowd)
     for label, box, (truncated, difficult, crowd), area in zip(
-        record.labels.tolist(), item.boxes().tolist(), flags, item.own_areas()
+        objects.labels.tolist(), item.boxes().tolist(), flags, item.annotated_areas()
     ):
         corners = (box[0] + 1, box[1] + 1, box[2], box[3])
         edges = "".join(f"<{e}>{plain(v)}</{e}>" for e, v in zip(("xmin", "ymin", "xmax", "ymax"), corners))

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import yaml
 
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.image_file import IMAGE_SUFFIXES
@@ -79,8 +80,6 @@ def read_layout(root: Path) -> Layout:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -191,14 +190,14 @@ class YOLOSource(Source):
             for image, count in Counter(listed).items()
             if count > 1
         ]
-        if not len(index.boxes) and not any((root / label_name(image)).is_file() for image in unique):
+        if not len(index.objects) and not any((root / label_name(image)).is_file() for image in unique):
             text = f"no image of {split} has a label file; an empty one says that an image has no objects"
             problems.append(Problem(label_name(unique[0]), 0, "missing file", text))
         if layout.names is None:
             others = [name for name in yolo_splits(root) if name != split] if images is None else []
             indices = [index, *(read_yolo_index(root, s, list(dict.fromkeys(split_images(root, s)))) for s in others)]
-            most = max((int(one.names.max()) for one in indices if len(one.names)), default=-1)
-            names = {number: str(number) for number in range(most + 1)}
+            labels = np.concatenate([one.objects.labels for one in indices])
+            names = {number: str(number) for number in range(labels.max(initial=-1) + 1)}
         else:
             names = layout.names
         super().__init__(root, split, _name_classes(index, names), np.arange(len(unique)), problems)
@@ -224,16 +223,17 @@ class YOLOSource(Source):
 def _name_classes(index: Index, names: dict[int, str]) -> Index:
     """Give an index of class numbers its names; a number without one is a problem of its image."""
     problems = index.problems.tolist()
-    known = np.array(list(names), dtype=np.int64)
-    unknown = ~np.isin(index.names, known)
+    numbers, objects = np.array(list(names), dtype=np.int64), index.objects
+    unknown = ~np.isin(objects.labels, numbers)
     for item in np.flatnonzero(unknown).tolist():
         image = int(np.searchsorted(index.first, item, side="right")) - 1
-        text = f"line {index.number[item]}: class {index.names[item]} has no name; {len(names)} classes have"
+        text = f"line {objects.number[item]}: class {objects.labels[item]} has no name; {len(names)} classes have"
         problems[image] = "\n".join(filter(None, (problems[image], text)))
-    place = np.searchsorted(known, np.where(unknown, known[0] if len(known) else 0, index.names))
+    # an unknown number stands for any class, since its image's problem is told before its objects are looked at
+    labels = np.searchsorted(numbers, np.where(unknown, numbers[0] if len(numbers) else 0, objects.labels))
     return replace(
         index,
-        names=place,
+        objects=replace(objects, labels=labels),
         classes=np.array(list(names.values()), dtype=np.str_),
         problems=np.array(problems, dtype=np.str_),
     )

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.data.image_file import image_size
-from detkit.data.index import Index, cached_index, fingerprint, object_arrays, shortest_names
+from detkit.data.index import Index, cached_index, fingerprint, shortest_names
 from detkit.errors import UserError
 from detkit.files import read_text
 
@@ -30,32 +31,32 @@ class Labels:
 
 def parse_labels(text: str) -> Labels:
     """Read `class cx cy w h` rows; `class x y x y x y ...`, a polygon, stands for the box around it. Never raises."""
-    found = Labels()
+    labels = Labels()
     for line, content in enumerate(text.splitlines(), 1):
         words = content.split()
         if not words:
             continue
         numbers = [_number(word) for word in words]
         if None in numbers:
-            found.problems.append(f"line {line}: {words[numbers.index(None)]!r} is not a number")
+            labels.problems.append(f"line {line}: {words[numbers.index(None)]!r} is not a number")
             continue
-        name, *values = (number for number in numbers if number is not None)
-        if name < 0 or name != int(name):
-            found.problems.append(f"line {line}: class {words[0]!r} is not a whole number from 0 on")
+        label, *values = (number for number in numbers if number is not None)
+        if label < 0 or label != int(label):
+            labels.problems.append(f"line {line}: class {words[0]!r} is not a whole number from 0 on")
             continue
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             text = f"{len(words)} numbers, not the 5 of class cx cy w h"
-            found.problems.append(f"line {line}: {text}")
+            labels.problems.append(f"line {line}: {text}")
             continue
-        outside = [place for place, value in enumerate(values) if not -SLACK <= value <= 1 + SLACK]
+        outside = [column for column, value in enumerate(values) if not -SLACK <= value <= 1 + SLACK]
         if outside:
-            place = outside[0]
-            what = FIELDS[place] if len(values) == 4 else f"{'xy'[place % 2]} of point {place // 2 + 1}"
-            text = f"{what} is {words[place + 1]}; in parts of the image it lies between 0 and 1"
-            found.problems.append(f"line {line}: {text}")
+            column = outside[0]
+            what = FIELDS[column] if len(values) == 4 else f"{'xy'[column % 2]} of point {column // 2 + 1}"
+            text = f"{what} is {words[column + 1]}; in parts of the image it lies between 0 and 1"
+            labels.problems.append(f"line {line}: {text}")
             continue
-        found.rows.append((line, int(name), _box(values)))
-    return found
+        labels.rows.append((line, int(label), _box(values)))
+    return labels
 
 
 def _number(word: str) -> float | None:
@@ -79,9 +80,9 @@ def label_name(image: str) -> str:
     any the label lies beside the image."""
     path = PurePosixPath(image)
     parts = list(path.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
+    for level in range(len(parts) - 2, -1, -1):
+        if parts[level] == "images":
+            parts[level] = "labels"
             break
     return str(PurePosixPath(*parts).with_suffix(".txt"))
 
@@ -89,7 +90,7 @@ def label_name(image: str) -> str:
 def read_yolo_index(root: Path, split: str, images: Sequence[str]) -> Index:
     """Return the index of some images, named relative to `root`; see `cached_index`.
 
-    `names` are class numbers still, and there are no `classes`. Its file is right when names, sizes and modification
+    Labels are class numbers still, and there are no `classes`. Its file is right when names, sizes and modification
     times of images and labels are what they were: images are looked into, since labels are in parts of their size.
     """
     files = [(image, _state(root / image), _state(root / label_name(image))) for image in images]
@@ -128,8 +129,8 @@ def _build(root: Path, images: Sequence[str]) -> Index:
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         problems=np.array(problems, dtype=np.str_),
         first=np.cumsum([0, *map(len, objects)]),
+        objects=Annotations.from_objects([item for of_image in objects for item in of_image]),
         classes=np.array([], dtype=np.str_),
-        **object_arrays([item for own in objects for item in own]),
     )
 
 
@@ -155,20 +156,20 @@ class _Flags:
     area: dict[int, float] = field(default_factory=dict)
 
 
-def _objects(labels: Labels, size: tuple[int, int], flags: _Flags) -> Iterable[tuple]:
+def _objects(labels: Labels, size: tuple[int, int], flags: _Flags) -> Iterable[AnnotatedObject]:
     width, height = size
-    for place, (line, name, (cx, cy, w, h)) in enumerate(labels.rows, 1):
+    for position, (line, label, (cx, cy, w, h)) in enumerate(labels.rows, 1):
         edges = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
         box = tuple(round(edge, PIXEL_DECIMALS) for edge in edges)
-        told = (place in flags.difficult, place in flags.crowd, place in flags.truncated)
-        yield line, name, box, *told, flags.area.get(place, math.nan)
+        marks = (position in flags.difficult, position in flags.crowd, position in flags.truncated)
+        yield AnnotatedObject(label, box, line, *marks, flags.area.get(position, math.nan))
 
 
 def read_flags(root: Path) -> dict[str, _Flags]:
     """Read what YOLO's rows cannot hold, from the flags.json that detkit's converter writes, where there is one.
 
     {"labels/train/a.txt": {"rows": 3, "difficult": [2], "crowd": [], "truncated": [1, 2], "area": {"2": 310.5}}}:
-    objects of the file by their place from 1. Raises UserError where it is something else.
+    objects of the file by their position from 1. Raises UserError where it is something else.
     """
     path = root / FLAGS_NAME
     if not path.is_file():
@@ -176,7 +177,7 @@ def read_flags(root: Path) -> dict[str, _Flags]:
     try:
         return {name: _flags(entry) for name, entry in json.loads(read_text(path)).items()}
     except (ValueError, AttributeError, TypeError, KeyError):
-        raise UserError(f"{path}: not what detkit's converter writes; remove it if its flags are not wanted") from None
+        raise UserError(f"{path}: not what detkit's converter writes; remove it if its flags are not needed") from None
 
 
 def _flags(entry: dict[str, Any]) -> _Flags:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from detkit.data.image_file import image_header
 from detkit.data.items import Item, Splits, plain
@@ -20,26 +21,26 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
     A split is a folder images/SPLIT. Where splits share images, each lies in the folder of the smallest of them, and
     the others are lists, SPLIT.txt. An image without objects has an empty label file.
     """
-    import yaml
-
     home: dict[str, str] = {}
-    for split, own in sorted(splits.items(), key=lambda pair: len(pair[1])):
-        for item in own:
+    for split, split_items in sorted(splits.items(), key=lambda pair: len(pair[1])):
+        for item in split_items:
             home.setdefault(item.name, split)
-    places = {item.name: f"images/{home[item.name]}/{item.file}" for own in splits.values() for item in own}
+    targets = {
+        item.name: f"images/{home[item.name]}/{item.file}" for split_items in splits.values() for item in split_items
+    }
     flags = {}
-    for item in {item.name: item for own in splits.values() for item in own}.values():
-        name = label_name(places[item.name])
+    for item in {item.name: item for split_items in splits.values() for item in split_items}.values():
+        name = label_name(targets[item.name])
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yolo_rows(item), encoding="utf-8")
         if entry := _flags(item):
             flags[name] = entry
     entries = {}
-    for split, own in splits.items():
+    for split, split_items in splits.items():
         entries[split] = f"images/{split}"
-        if any(home[item.name] != split for item in own):
+        if any(home[item.name] != split for item in split_items):
             entries[split] = f"{split}.txt"
-            text = "".join(f"./{places[item.name]}\n" for item in own)
+            text = "".join(f"./{targets[item.name]}\n" for item in split_items)
             (folder / entries[split]).write_text(text, encoding="utf-8")
     if flags:
         lines = (f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}" for name, entry in flags.items())
@@ -47,14 +48,14 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
     content = {**entries, "names": dict(enumerate(classes))}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
-    return places
+    return targets
 
 
 def yolo_rows(item: Item) -> str:
     """Return the label file of one image."""
     boxes, (width, height) = upright(item)
     lines = []
-    for label, (left, top, right, bottom) in zip(item.record.labels.tolist(), boxes.tolist()):
+    for label, (left, top, right, bottom) in zip(item.record.annotations.labels.tolist(), boxes.tolist()):
         values = (
             (left + right) / 2 / width,
             (top + bottom) / 2 / height,
@@ -96,10 +97,11 @@ TURNS = {5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x")}
 
 def _flags(item: Item) -> dict[str, Any]:
     """The item's entry in flags.json, see `read_flags`; empty where the rows say all."""
-    record = item.record
-    marks = {name: (np.flatnonzero(getattr(record, name)) + 1).tolist() for name in ("difficult", "crowd", "truncated")}
-    entry: dict[str, Any] = {name: places for name, places in marks.items() if places}
-    areas = {str(place): plain(area) for place, area in enumerate(item.own_areas(), 1) if area is not None}
-    if areas:
-        entry["area"] = areas
-    return {"rows": len(record.labels), **entry} if entry else {}
+    objects = item.record.annotations
+    flags = {"difficult": objects.difficult, "crowd": objects.crowd, "truncated": objects.truncated}
+    marks = {name: (np.flatnonzero(flag) + 1).tolist() for name, flag in flags.items()}
+    entry: dict[str, Any] = {name: positions for name, positions in marks.items() if positions}
+    areas = enumerate(item.annotated_areas(), 1)
+    if area := {str(position): plain(value) for position, value in areas if value is not None}:
+        entry["area"] = area
+    return {"rows": len(objects), **entry} if entry else {}

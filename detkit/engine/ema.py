@@ -21,7 +21,7 @@ class ModelEMA(Generic[D]):
         self.detector.eval().requires_grad_(False)
         self.decay = decay
         pairs = list(zip(self.detector.state_dict().values(), detector.state_dict().values()))
-        # state_dict's tensors share memory with the modules, and every update and load is in place
+        # state_dict's tensors share memory with the modules, and all updates and loads are in place
         self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
 

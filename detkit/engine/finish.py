@@ -2,30 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 
 from detkit.checkpoints import checkpoint
+from detkit.data.dataset import DetectionDataset
 from detkit.engine.run import Run
 from detkit.errors import UserError
 from detkit.evaluation import per_class_table
 from detkit.files import save_atomic
 from detkit.inference.evaluate import evaluate
+from detkit.report import write_report
 from detkit.runtime.device import to_device
 from detkit.structures import DetectionSet
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
+from detkit.viz import draw_pair, loss_plot, pr_plot
 
 SAMPLES = 12  # images in samples/
-SAMPLE_SCORE = 0.3  # least score of a detection drawn in them
+SAMPLE_SCORE = 0.3  # threshold of the detections that are drawn in them
 
 
 def finish(run: Run) -> None:
     """Evaluate best.pt on the test split; print the table, write metrics.json, report.html, plots/ and samples/.
 
-    The report costs seconds at most.
+    The report takes seconds at most.
     """
     try:
         conclude(run)
@@ -38,11 +38,6 @@ def finish(run: Run) -> None:
 
 def conclude(run: Run) -> None:
     """See `finish`."""
-    from rich.console import Console
-
-    from detkit.report import write_report
-    from detkit.viz import loss_plot, pr_plot
-
     best = run.folder / "best.pt"
     records = []
     if run.writes:
@@ -66,18 +61,16 @@ def conclude(run: Run) -> None:
         run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, report.html, plots/, samples/")
 
 
-def save_samples(dataset: "DetectionDataset", detections: DetectionSet, folder: Path) -> None:
+def save_samples(dataset: DetectionDataset, detections: DetectionSet, folder: Path) -> None:
     """Write SAMPLES images, spread over the data set, of the ground truth beside the detections."""
     from PIL import Image
-
-    from detkit.viz import draw_pair
 
     count = min(SAMPLES, len(dataset))
     for index in torch.linspace(0, len(dataset) - 1, count).round().int().tolist():
         record = dataset.record(index)
-        truth = {"boxes": record.boxes, "labels": record.labels, "ignore": record.ignore}
+        truth = {name: getattr(record.annotations, name) for name in ("boxes", "labels", "ignore")}
         shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
-        found = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
-        image = Image.fromarray(draw_pair(dataset.image(index), truth, found, dataset.classes))
+        predicted = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
+        image = Image.fromarray(draw_pair(dataset.image(index), truth, predicted, dataset.classes))
         path = folder / f"{record.id.replace('/', '_')}.jpg"
         save_atomic(path, lambda temporary, image=image: image.save(temporary, quality=90))

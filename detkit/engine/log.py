@@ -7,15 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.console import Console
 
 from detkit.checkpoints.checkpoint import write_file
 from detkit.errors import UserError
+from detkit.runtime.progress import Progress
 
-PLAIN_EVERY = 20.0  # seconds between two lines where the output is not a terminal
+BAR = "steps"
 
 
 class Log:
@@ -29,34 +27,27 @@ class Log:
         self.writes = writes
         self.console = Console(quiet=not writes, highlight=False)
         self._iterations = iterations
-        self._start, self._done = start, start
+        self._start = start
         self._begun = time.monotonic()
-        self._printed = 0.0
+        self._progress = Progress(self.console)
+        self._first_losses = True
         self._board: Any = None
-        speed = TextColumn("{task.fields[speed]}")
-        columns = (BarColumn(None), MofNCompleteColumn(), speed, TimeRemainingColumn(compact=True), "left")
-        self._progress = Progress(*columns, console=self.console, expand=True)
-        self._task = self._progress.add_task("train", total=iterations, completed=start, speed="")
-        self._status = Text(no_wrap=True, overflow="ellipsis")
-        self._live = Live(Group(self._progress, self._status), console=self.console, refresh_per_second=4)
         if writes:
             truncate(self.path, start)
             self._board = _tensorboard(folder, start)
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal and self.writes:
-            self._live.start()
+        self._progress.move(BAR, self._start, self._iterations)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._live.stop()
+        self._progress.stop()
         if self._board is not None:
             self._board.close()
 
     def step(self, done: int) -> None:
         """Move the bar."""
-        self._done = done
-        self._progress.update(self._task, completed=done)
+        self._progress.move(BAR, done, self._iterations)
 
     def losses(self, done: int, losses: dict[str, float], times: dict[str, float], rate: float) -> None:
         """Record the mean loss parts of the steps up to `done`."""
@@ -64,14 +55,12 @@ class Log:
         parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         speed = f"{times['images_per_second']:.1f} images/s  data {times['data_share']:.0%}"
         status = f"{parts}  lr {rate:.2g}"
-        self._status.plain = status
-        self._progress.update(self._task, speed=speed)
-        if not self.console.is_terminal and (
-            time.monotonic() - self._printed > PLAIN_EVERY or done == self._iterations
-        ):
-            self._printed = time.monotonic()
-            left = (self._printed - self._begun) / (done - self._start) * (self._iterations - done)
+        self._progress.note(status)
+        self._progress.move(BAR, done, self._iterations, speed=speed)
+        if self._progress.line_due(self._first_losses or done == self._iterations):
+            left = (time.monotonic() - self._begun) / (done - self._start) * (self._iterations - done)
             self.say(f"{done}/{self._iterations}  {status}  {speed}  {_clock(left)} left")
+        self._first_losses = False
 
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
         """Record an evaluation (metrics as in metrics.json)."""

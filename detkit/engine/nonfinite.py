@@ -1,20 +1,20 @@
 """The end of a run whose loss is no longer a number."""
 
 import json
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 
 from detkit.checkpoints import checkpoint
+from detkit.engine.batches import train_batches
+from detkit.engine.run import Run
 from detkit.errors import UserError
+from detkit.models import SGD
 from detkit.runtime import distributed
 from detkit.structures import InputSpec
 
-if TYPE_CHECKING:
-    from detkit.engine.run import Run
 
-
-def stop_nonfinite(spec: InputSpec, run: "Run", bad: tuple[int, dict[str, float]] | None) -> NoReturn:
+def stop_nonfinite(run: Run, stage: SGD, spec: InputSpec, bad: tuple[int, dict[str, float]] | None) -> NoReturn:
     """Save the batch behind a non-finite loss for inspection, and raise UserError with its images' ids.
 
     bad: iteration and loss parts, None where another process saw it. The batch is not kept for this: the loader's
@@ -24,7 +24,7 @@ def stop_nonfinite(spec: InputSpec, run: "Run", bad: tuple[int, dict[str, float]
     if bad is None:
         raise UserError("the loss of another process is not finite, see its message")
     iteration, losses = bad
-    images, targets = next(iter(run.batches(spec, iteration, iteration + 1, workers=0)))
+    images, targets = next(iter(train_batches(run, stage, spec, iteration, iteration + 1, workers=0)))
     rank = distributed.rank()
     path = run.folder / (f"nonfinite-{rank}.pt" if rank else "nonfinite.pt")
     content = {

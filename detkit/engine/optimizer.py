@@ -1,18 +1,15 @@
 """The optimiser and its parameter groups."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from detkit.config import TrainConfig
-
-if TYPE_CHECKING:
-    from detkit.models import Detector
+from detkit.models import Detector
 
 
-def build_optimizer(detector: "Detector", config: TrainConfig) -> Optimizer:
+def build_optimizer(detector: Detector, config: TrainConfig) -> Optimizer:
     """Return SGD or AdamW over the trainable parameters.
 
     Each group carries `scale`, its factor on the learning rate: biases have `bias_lr` (2 in the Caffe recipes),

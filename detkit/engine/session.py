@@ -1,22 +1,24 @@
-"""A whole training session: config, folder, data, detector, stages, and the test at the end."""
+"""A training session: config, folder, data, detector, stages, and the test at the end."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, TrainConfig
+from detkit.data import open_dataset, split_names
+from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import open_proposals
 from detkit.engine.finish import finish
-from detkit.engine.run import Run, check_folder, create_folder
+from detkit.engine.run import Run
+from detkit.engine.run_folder import check_folder, create_folder
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
 from detkit.experiment import load_config, to_plain
+from detkit.models import MODELS, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 
 def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
@@ -24,9 +26,6 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
 
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
-    from detkit.data import open_dataset, split_names
-    from detkit.models import build_detector
-
     settings = load_config(str(config), overrides) if resume is None else resumed_config(resume, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)
@@ -35,12 +34,12 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         if resume is None:
             check_folder(out)
         resumed = None if resume is None else checkpoint.load(Path(resume) / "last.pt")
-        with distributed.main_first():  # it may draw the data set, or index it
+        with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
             data = open_dataset(settings.data, "train", classes)
             val = open_dataset(settings.data, "val", data.classes) if split_names(settings.data, "val") else None
             test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
-            check_proposals(settings, [one for one in (data, val, test) if one is not None])
+            check_proposals(settings, [split for split in (data, val, test) if split is not None])
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
         if resumed is None and settings.train.weights is not None:
@@ -58,16 +57,16 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
 
 
 def resumed_config(folder: str, config: str | None, overrides: list[str]) -> Config:
-    """Read the config of a run to resume; where `config` is given too it must say the same."""
-    own = Path(folder) / "config.yaml"
-    for path in (own, Path(folder) / "last.pt"):
+    """Read the config of a run to resume; a `config` that is named, too, must say the same."""
+    saved = Path(folder) / "config.yaml"
+    for path in (saved, Path(folder) / "last.pt"):
         if not path.is_file():
             raise UserError(f"--resume {folder}: there is no {path}; give the folder of an earlier run")
-    settings = load_config(own, overrides)
+    settings = load_config(saved, overrides)
     if config is not None:
         changed = difference(to_plain(load_config(config, overrides)), to_plain(settings))
         if changed:
-            raise UserError(f"{config} is not what {own} says: {changed}; leave it away to go on with {folder}")
+            raise UserError(f"{config} is not what {saved} says: {changed}; leave it away to go on with {folder}")
     return settings
 
 
@@ -81,11 +80,8 @@ def difference(one: Any, other: Any, key: str = "") -> str:
     return "" if one == other else f"{key}: {one!r}, not {other!r}"
 
 
-def check_proposals(settings: Config, datasets: "list[DetectionDataset]") -> None:
-    """Raise UserError where the detector classifies given regions and a data set has none."""
-    from detkit.data.loader import open_proposals
-    from detkit.models import MODELS
-
+def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
+    """Raise UserError where the detector classifies stored proposals and a data set has none."""
     if MODELS.get(settings.model.name).takes_proposals and not settings.data.proposals:
         raise UserError(
             f"data.proposals is empty, but {settings.model.name} classifies given regions; make them with "

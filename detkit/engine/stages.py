@@ -1,31 +1,28 @@
 """The stages of a detector's training, run one after the other."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from detkit.engine.run import Run
+from detkit.engine.stage_context import StageContext
 from detkit.errors import UserError
-
-if TYPE_CHECKING:
-    from detkit.models import Detector, Stage
+from detkit.models import Detector
 
 
-def run_stages(detector: "Detector", run: Run) -> None:
+def run_stages(detector: Detector, run: Run) -> None:
     """Run the detector's stages; a resumed run begins with the stage that last.pt was saved in, if it isn't done."""
-    stages: Sequence[Stage] = detector.stages()
+    stages = detector.stages()
     if run.resumed is not None:
         names = [stage.name for stage in stages]
         name = run.resumed["training"]["stage"]
         if name not in names:
-            raise UserError(f"{run.folder / 'last.pt'}: saved in stage {name!r}; this model has {', '.join(names)}")
+            raise UserError(f"{run.last}: saved in stage {name!r}; this model has {', '.join(names)}")
         first = names.index(name)
         run.before = run.config.train.iterations * sum(stage.iterations_factor for stage in stages[:first])
         if run.resumed["training"].get("finished"):
             run.restore(detector)
             first += 1
         stages = stages[first:]
+    context = StageContext(run)
     for stage in stages:
         run.stage = stage.name
         detector.begin_stage(stage.name)
-        stage.run(detector, run)
+        stage.run(detector, context)
         run.before += run.config.train.iterations * stage.iterations_factor

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -11,9 +11,7 @@ from detkit.checkpoints import checkpoint
 from detkit.engine.ema import ModelEMA
 from detkit.engine.meter import Meter
 from detkit.errors import UserError
-
-if TYPE_CHECKING:
-    from detkit.models import Detector
+from detkit.models import Detector
 
 
 @dataclass
@@ -23,14 +21,14 @@ class State:
     Nothing else has state: batches, learning rate and random numbers are functions of the iteration.
     """
 
-    detector: "Detector"
+    detector: Detector
     optimizer: Optimizer
     scaler: GradScaler
-    average: "ModelEMA[Detector] | None"
+    average: ModelEMA[Detector] | None
     meter: Meter
 
     @property
-    def averaged(self) -> "Detector":
+    def averaged(self) -> Detector:
         """What is evaluated and used for inference: the average where there is one."""
         return self.detector if self.average is None else self.average.detector
 
@@ -53,14 +51,16 @@ class State:
         checkpoint.load_weights(self.detector, training["weights"], source)
         if self.average is not None:
             checkpoint.load_weights(self.average.detector, content["model"], source)
-        saved, own = training["optimizer"], self.optimizer.state_dict()
-        parameters = [[len(group["params"]) for group in groups["param_groups"]] for groups in (saved, own)]
-        if (
-            content["config"]["train"]["optimizer"] != type(self.optimizer).__name__.lower()
-            or len(set(map(tuple, parameters))) > 1
-        ):
+        saved, current = training["optimizer"], self.optimizer.state_dict()
+        same_kind = content["config"]["train"]["optimizer"] == type(self.optimizer).__name__.lower()
+        if not same_kind or _group_sizes(saved) != _group_sizes(current):
             raise UserError(f"{source}: saved by another optimiser; keep train.optimizer and the factors on the rate")
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": current["param_groups"]})
         self.scaler.load_state_dict(training["scaler"])
         self.meter.steps = training["losses"]
         return training["iteration"]
+
+
+def _group_sizes(optimizer_state: dict[str, Any]) -> list[int]:
+    """Return the number of parameters in each group of an optimiser's state dict."""
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]

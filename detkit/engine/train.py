@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import TrainConfig
+from detkit.engine.batches import Batch, train_batches
 from detkit.engine.ema import ModelEMA
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
@@ -19,24 +19,23 @@ from detkit.engine.optimizer import build_optimizer, set_rate
 from detkit.engine.run import Run
 from detkit.engine.schedule import learning_rate
 from detkit.engine.state import State
-from detkit.models import SGD
+from detkit.engine.validation import validate
+from detkit.models import SGD, Detector
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, images_to_device, to_device
 from detkit.runtime.signals import Interrupt, Stopped
 from detkit.structures import Images, Targets
 
-if TYPE_CHECKING:
-    from detkit.models import Detector
 
-
-def fit(detector: "Detector", run: Run, stage: SGD) -> None:
+def fit(detector: Detector, run: Run, stage: SGD) -> None:
     """Train `detector` in place by `run.config.train` and `stage`, from where `run.resumed` ends.
 
     A step is a function of the state and the iteration alone: batches, learning rate and random numbers are addressed
     by the iteration. So a resumed run repeats the uninterrupted one exactly, bit for bit on the CPU.
     Raises Stopped after SIGTERM or Ctrl-C, with last.pt saved; UserError where a loss is not finite.
     """
-    recipe, device, before = stage_recipe(run.config.train, stage), run.device, run.before
+    recipe = stage_recipe(run.config.train, stage)
+    device, before = run.device, run.before
     to_device(detector, device, recipe.channels_last)
     detector.train()
     optimizer = build_optimizer(detector, recipe)
@@ -45,7 +44,8 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
     meter = Meter(device)
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
-    batches = run.batches(detector.input, start, recipe.iterations)  # a transform that cannot be is refused by now
+    # an augmentation that cannot be is refused here, before anything is written
+    batches = train_batches(run, stage, detector.input, start, recipe.iterations)
     run.begin()
     if not resumed:
         run.save_last(state.averaged, state.dump(0), before)  # a run can be resumed from its first second
@@ -58,7 +58,7 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
             torch.manual_seed(step_seed(recipe.seed, before + iteration, distributed.rank()))
             set_rate(optimizer, rate := learning_rate(recipe, iteration))
             parts: list[dict[str, Tensor]] = []
-            for micro_images, micro_targets in split(images, targets, recipe.accumulate):
+            for micro_images, micro_targets in micro_batches(images, targets, recipe.accumulate):
                 micro_images = images_to_device(micro_images, device, recipe.channels_last)
                 with synchronised(model, len(parts) + 1 == recipe.accumulate), autocast(device, recipe.amp):
                     parts.append(model(micro_images, micro_targets.to(device)))
@@ -74,7 +74,7 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
             if logging or saving or meter.instant:
                 bad = meter.read()
                 if distributed.all_reduce_max(bad is not None):
-                    stop_nonfinite(detector.input, run, bad)
+                    stop_nonfinite(run, stage, detector.input, bad)
 
             if recipe.clip is not None:
                 scaler.unscale_(optimizer)
@@ -89,7 +89,7 @@ def fit(detector: "Detector", run: Run, stage: SGD) -> None:
             if logging:
                 log.losses(before + done, *meter.summary(), rate)
             if evaluating:
-                run.evaluate(state.averaged, before + done, log)
+                validate(state.averaged, run, before + done, log)
             if saving:
                 run.save_last(state.averaged, state.dump(done), before + done)
                 meter.restart()
@@ -120,12 +120,12 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def split(images: Images, targets: Targets, count: int) -> Iterator[tuple[Images, Targets]]:
-    """Cut a batch into `count` equal micro-batches; each has its loss normalised by its own objects."""
+def micro_batches(images: Images, targets: Targets, count: int) -> Iterator[Batch]:
+    """Cut a batch into `count` equal parts; the loss of each is normalised by the objects in it alone."""
     size = len(images) // count
     for first in range(0, len(images), size):
-        part = slice(first, first + size)
-        yield images.part(part), Targets(targets.boxes[part], targets.labels[part], targets.ignore[part])
+        rows = slice(first, first + size)
+        yield images.part(rows), targets.part(rows)
 
 
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager:
@@ -133,7 +133,7 @@ def synchronised(model: nn.Module, last: bool) -> AbstractContextManager:
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
-def compiled(detector: "Detector") -> "Detector":
+def compiled(detector: Detector) -> Detector:
     """Compile the detector's `network`, from normalised pixels to raw tensors; matching and losses stay as they are."""
     detector.network = torch.compile(detector.network)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return detector

@@ -5,24 +5,24 @@ They are those of pycocotools.cocoeval, its order of ties and its floats include
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
-from detkit.evaluation.voc import VOCResult
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, starts
+from detkit.evaluation.voc import VOCResult, recall_precision
+from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
 IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-LEVELS = tuple(np.linspace(0, 1, 101).tolist())
+RECALLS = tuple(np.linspace(0, 1, 101).tolist())
 # square pixels from and to, both included
 AREAS = {"all": (0.0, 1e5**2), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
-# detections taken of each class in each image
-MOST = (1, 10, 100)
-LAST = torch.iinfo(torch.int64).max
+MAX_DETECTIONS = (1, 10, 100)  # of each class in each image
+NOBODY = torch.iinfo(torch.int64).max  # after all detections
 
 
 @dataclass(frozen=True)
@@ -120,21 +120,23 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     Raises UserError where detections name an image or a class that the truth does not have, or hold a score or box
     that is not finite; ValueError where a label or an image index is out of range.
     """
+    classes = len(truth.classes)
     labels, image = join(detections, truth)
     order, rank = _best(labels, image, detections.scores, truth)
     labels, scores = labels[order], detections.scores[order]
-    group = image[order] * len(truth.classes) + labels
-    found, objects = _columns(detections.boxes[order]), _columns(truth.boxes)
+    group = image[order] * classes + labels
+    boxes, objects = _columns(detections.boxes[order]), _columns(truth.boxes)
 
-    limits = torch.tensor(list(AREAS.values()), dtype=torch.float64, device=found.device).T.unsqueeze(2)
+    low, high = _tensor(tuple(AREAS.values()), boxes).T.unsqueeze(2)  # (A, 1) each
     area = objects[4] if truth.area is None else truth.area.double()
-    inside = (found[4] >= limits[0]) & (found[4] <= limits[1])
-    ignore = truth.ignore | (area < limits[0]) | (area > limits[1])
-    npos = _count(torch.arange(len(AREAS), device=area.device).unsqueeze(1), truth.labels, ~ignore, len(truth.classes))
+    inside = (boxes[4] >= low) & (boxes[4] <= high)  # (A, D)
+    ignore = truth.ignore | (area < low) | (area > high)  # (A, G)
+    npos = torch.stack([torch.bincount(truth.labels[~row], minlength=classes) for row in ignore])
 
-    cell, taker, taken = _match(*_near(found, objects, group, truth), ignore, truth.ignore, len(order))
-    right = ~ignore[cell // len(IOUS), taken]
-    precision, recall = _average(cell, taker, right, inside, labels, rank, npos)
+    pairs = _pairs(boxes, objects, group, truth)
+    matched = _match(pairs, ignore, truth.ignore, len(order))
+    tp = ~ignore[matched.cell // len(IOUS), matched.object]
+    precision, recall = _average(matched, tp, inside, labels, rank, npos)
     none = (npos == 0).unsqueeze(1)
     return COCOResult(
         images=len(truth.ids),
@@ -142,7 +144,7 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
         precision=precision.masked_fill(none, torch.nan),
         recall=recall.masked_fill(none, torch.nan),
         npos=npos,
-        curves=_curves(cell, taker, right, inside[0], labels, scores, npos[0], precision[0, 0], truth),
+        curves=_curves(matched, tp, inside[0], labels, scores, npos[0], precision[0, 0], truth),
     )
 
 
@@ -152,22 +154,21 @@ def coco_matches(detections: DetectionSet, truth: TruthSet) -> Matches:
     order, _ = _best(labels, image, detections.scores, truth)
     labels = labels[order]
     group = image[order] * len(truth.classes) + labels
-    pairs = _near(_columns(detections.boxes[order]), _columns(truth.boxes), group, truth)
-    cell, taker, taken = _match(*pairs, truth.ignore.unsqueeze(0), truth.ignore, len(order))
-    taker, taken = taker[cell == 0], taken[cell == 0]
+    pairs = _pairs(_columns(detections.boxes[order]), _columns(truth.boxes), group, truth)
+    matched = _match(pairs, truth.ignore.unsqueeze(0), truth.ignore, len(order)).of_first_cell()
     match = torch.full_like(order, len(truth.labels))
-    match[taker] = taken
-    right, counts = torch.zeros_like(order, dtype=torch.bool), torch.ones_like(order, dtype=torch.bool)
-    right[taker] = counts[taker] = ~truth.ignore[taken]
-    return Matches(order, labels, match, right, counts)
+    match[matched.detection] = matched.object
+    tp = torch.zeros_like(order, dtype=torch.bool)
+    tp[matched.detection] = ~truth.ignore[matched.object]
+    return Matches(order, labels, match, tp=tp, fp=match == len(truth.labels))
 
 
 def coco_average(recall: Tensor, precision: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Return (groups,) AP from the points (P,) of true positives: the mean of the precision envelope at LEVELS."""
-    level = torch.searchsorted(_tensor(LEVELS, precision), recall, right=True) - 1
-    best = precision.new_zeros(groups * len(LEVELS))
-    best.scatter_reduce_(0, group * len(LEVELS) + level, precision, "amax")
-    return best.view(groups, len(LEVELS)).flip(1).cummax(1).values.mean(1)
+    """Return (groups,) AP from the points (P,) of true positives: the mean of the precision envelope at RECALLS."""
+    level = torch.searchsorted(_tensor(RECALLS, precision), recall, right=True) - 1
+    best = precision.new_zeros(groups * len(RECALLS))
+    best.scatter_reduce_(0, group * len(RECALLS) + level, precision, "amax")
+    return best.view(groups, len(RECALLS)).flip(1).cummax(1).values.mean(1)
 
 
 def _best(labels: Tensor, image: Tensor, scores: Tensor, truth: TruthSet) -> tuple[Tensor, Tensor]:
@@ -180,11 +181,9 @@ def _best(labels: Tensor, image: Tensor, scores: Tensor, truth: TruthSet) -> tup
     group = image[order] * len(truth.classes) + labels[order]
     by_group = group.sort(stable=True).indices
     count = torch.bincount(group, minlength=len(truth.ids) * len(truth.classes))
-    start = count.cumsum(0) - count
-    place = torch.arange(len(order), device=order.device)
     rank = torch.empty_like(order)
-    rank[by_group] = place - start[group[by_group]]
-    counts = rank < MOST[-1]
+    rank[by_group] = torch.arange(len(order), device=order.device) - starts(count)[group[by_group]]
+    counts = rank < MAX_DETECTIONS[-1]
     return order[counts], rank[counts]
 
 
@@ -195,108 +194,138 @@ def _columns(boxes: Tensor) -> Tensor:
     return torch.stack((left, top, left + width, top + height, width * height))
 
 
-def _near(found: Tensor, objects: Tensor, group: Tensor, truth: TruthSet) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pairs of one group that reach the least IoU: detection, object, IoU (P,); the best IoU first.
+class Pairs(NamedTuple):
+    """Detections and objects of one group that may be matched, the best IoU first: (P,) each.
 
-    Of equal IoUs the last object comes first, as pycocotools takes it.
+    A lower number of a detection is a better score. Of equal IoUs the last object comes first, as pycocotools takes it.
     """
+
+    detection: Tensor
+    object: Tensor
+    iou: Tensor
+
+
+class Matched(NamedTuple):
+    """Which detection takes which object in which cell, (M,) each, ordered by cell, then detection.
+
+    A cell is area * T + iou: matching is done for each range of areas and each IoU.
+    """
+
+    cell: Tensor
+    detection: Tensor
+    object: Tensor
+
+    def of_first_cell(self) -> "Matched":
+        """Return what is matched at the first IoU, of the first range of areas: all."""
+        first = self.cell == 0
+        return Matched(*(part[first] for part in self))
+
+
+def _pairs(boxes: Tensor, objects: Tensor, group: Tensor, truth: TruthSet) -> Pairs:
+    """Return the pairs of detections and objects, both (5, N) of `_columns`, that reach the first of IOUS."""
     classes = len(truth.classes)
-    owner = truth.image * classes + truth.labels
-    parts = [(owner[:0], owner[:0], found[0, :0])]
+    object_group = truth.image * classes + truth.labels
+    parts = [(object_group[:0], object_group[:0], boxes[0, :0])]
     # a loop over parts of bounded memory, few of which there are
-    for part, row, candidate in candidates(group, owner, len(truth.ids) * classes):
-        overlap = _iou(found[:, part].index_select(1, row), objects.index_select(1, candidate), truth.ignore[candidate])
-        near = (overlap >= IOUS[0]).nonzero().squeeze(1)
-        parts.append((part[row[near]], candidate[near], overlap[near]))
-    detection, item, overlap = (torch.cat(column).flip(0) for column in zip(*parts))
-    order = (-overlap).sort(stable=True).indices
-    return detection[order], item[order], overlap[order]
+    for part, row, candidate in candidates(group, object_group, len(truth.ids) * classes):
+        a = boxes[:, part].index_select(1, row)
+        b = objects.index_select(1, candidate)
+        iou = paired_iou(a[:4].T, b[:4].T, areas=(a[4], b[4]), crowd=truth.ignore[candidate])
+        near = (iou >= IOUS[0]).nonzero().squeeze(1)
+        parts.append((part[row[near]], candidate[near], iou[near]))
+    detection, item, iou = (torch.cat(column).flip(0) for column in zip(*parts))
+    order = (-iou).sort(stable=True).indices
+    return Pairs(detection[order], item[order], iou[order])
 
 
-def _iou(a: Tensor, b: Tensor, crowd: Tensor) -> Tensor:
-    """IoU of pairs (5, N), (5, N) -> (N,), with a crowd (N,) the share of `a` in it; 0 where they do not meet."""
-    width = torch.minimum(a[2], b[2]) - torch.maximum(a[0], b[0])
-    height = torch.minimum(a[3], b[3]) - torch.maximum(a[1], b[1])
-    shared = width * height
-    union = torch.where(crowd, a[4], a[4] + b[4] - shared)
-    return torch.where((width > 0) & (height > 0), shared / union, 0.0)
-
-
-def _match(
-    detection: Tensor, item: Tensor, overlap: Tensor, ignore: Tensor, crowd: Tensor, detections: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return who takes what: cell, detection, object (M,), ordered by cell, then detection.
-
-    detection, item, overlap: (P,) pairs, see `_near`; a lower detection has the better score. ignore: (A, G); crowd:
-    (G,). A cell is area * T + iou.
+def _match(pairs: Pairs, ignore: Tensor, crowd: Tensor, detections: int) -> Matched:
+    """Match detections and objects in all cells. ignore: (A, G) bool; crowd: (G,) bool.
 
     pycocotools lets one detection after the other choose. As all objects prefer the same detections, those of better
     scores, its matching is the only stable one, and proposals with rejections (Gale and Shapley 1962) find it for all
     images, classes, IoUs and areas at once.
     """
-    reached = torch.searchsorted(_tensor(IOUS, overlap), overlap, right=True)
-    # what a detection prefers: objects that count, then those of larger IoU, which come first already
-    order = (detection * 2 + ignore[:, item]).sort(dim=1, stable=True).indices
-    steps = torch.arange(len(IOUS), device=order.device).unsqueeze(1)
-    areas, objects, pairs = len(ignore), len(crowd), len(detection)
-    row = (reached[order].unsqueeze(1) > steps).view(-1).nonzero().squeeze(1)
-    cell = row // max(1, pairs)
-    pair = order.view(-1).index_select(0, cell // len(IOUS) * pairs + (row - cell * pairs))
-    chooser = cell * detections + detection.index_select(0, pair)
-    chosen = cell * objects + item.index_select(0, pair)
+    areas, objects = ignore.shape
+    cell, pair = _preferences(pairs, ignore)
+    # numbers that tell a detection or an object in one cell from the same in another
+    chooser = cell * detections + pairs.detection.index_select(0, pair)
+    chosen = cell * objects + pairs.object.index_select(0, pair)
     # One round for each rejection that follows from another: a few, and no more than a group has detections, since a
     # round settles at least the best of those still open. Only the values can say whether there is one more, so each
     # round waits for the device.
     while True:
-        # each detection's first row is its choice among what is left; an object keeps the best of those that chose it
-        first = F.pad(chooser[1:] != chooser[:-1], (min(1, len(chooser)), 0), value=True).nonzero().squeeze(1)
-        now, wanted = chooser.index_select(0, first), chosen.index_select(0, first)
-        keeper = torch.full((areas * len(IOUS) * objects,), LAST, device=now.device)
-        keeper.scatter_reduce_(0, wanted, now, "amin").view(areas * len(IOUS), objects).masked_fill_(crowd, LAST)
-        stays = (chooser <= keeper.index_select(0, chosen)).nonzero().squeeze(1)
-        if len(stays) == len(chooser):
-            cell = now // max(1, detections)
-            return cell, now - cell * detections, wanted - cell * objects
-        chooser, chosen = chooser.index_select(0, stays), chosen.index_select(0, stays)
+        # each detection asks for its first choice among what is left
+        is_first = F.pad(chooser[1:] != chooser[:-1], (min(1, len(chooser)), 0), value=True)
+        first = is_first.nonzero().squeeze(1)
+        asking, asked = chooser.index_select(0, first), chosen.index_select(0, first)
+        # an object keeps the best of those that ask for it; a crowd keeps all
+        keeper = torch.full((areas * len(IOUS) * objects,), NOBODY, device=asked.device)
+        keeper.scatter_reduce_(0, asked, asking, "amin")
+        keeper.view(areas * len(IOUS), objects).masked_fill_(crowd, NOBODY)
+        # all others strike the object off their lists
+        listed = (chooser <= keeper.index_select(0, chosen)).nonzero().squeeze(1)
+        if len(listed) == len(chooser):
+            cell = asking // max(1, detections)
+            return Matched(cell, asking - cell * detections, asked - cell * objects)
+        chooser, chosen = chooser.index_select(0, listed), chosen.index_select(0, listed)
+
+
+def _preferences(pairs: Pairs, ignore: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pairs that reach a cell's IoU, (N,) cell and (N,) pair, by cell and detection, its first choice first.
+
+    A detection prefers objects that count, and of these larger IoUs, in which order the pairs are.
+    """
+    count = len(pairs.iou)
+    thresholds_reached = torch.searchsorted(_tensor(IOUS, pairs.iou), pairs.iou, right=True)
+    order = (pairs.detection * 2 + ignore[:, pairs.object]).sort(dim=1, stable=True).indices  # (A, P)
+    threshold = torch.arange(len(IOUS), device=order.device).unsqueeze(1)
+    reached = thresholds_reached[order].unsqueeze(1) > threshold  # (A, T, P)
+    flat = reached.view(-1).nonzero().squeeze(1)
+    cell = flat // max(1, count)
+    area = cell // len(IOUS)
+    return cell, order.view(-1).index_select(0, area * count + (flat - cell * count))
 
 
 def _average(
-    cell: Tensor, taker: Tensor, right: Tensor, inside: Tensor, labels: Tensor, rank: Tensor, npos: Tensor
+    matched: Matched, tp: Tensor, inside: Tensor, labels: Tensor, rank: Tensor, npos: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return AP (A, T, C) and recall (3, A, T, C).
 
-    Only detections that take an object are looked at one by one: precision is best at those, and between them the
-    counts of the others tell how many went by.
+    tp: (M,) bool, whether what is matched counts. inside: (A, D) bool, whether a detection's own area is in the range;
+    labels, rank: (D,) of the detections; npos: (A, C).
+
+    Only matched detections are looked at one by one: precision is best at true positives, and how many false ones went
+    by before them is a difference of two running counts.
     """
+    cell, detection, _ = matched
     areas, classes = npos.shape
     shape = areas, len(IOUS), classes
     groups = areas * len(IOUS) * classes
     area = cell // len(IOUS)
-    # detections of the class so far that count unless they take an object: those of the range of areas
-    seen = F.pad(inside.cumsum(1), (1, 0))
-    first = F.pad(torch.bincount(labels, minlength=classes).cumsum(0), (1, 0))[labels[taker]]
-    counted = seen[area, taker + 1] - seen[area, first]
-    # those that do: one of another area counts after all, one that takes an ignored object does not
-    change = F.pad((right.long() - inside[area, taker].long()).cumsum(0), (1, 0))
-    group = cell * classes + labels[taker]
-    count = torch.bincount(group, minlength=groups)
-    counted += change[1:] - change[(count.cumsum(0) - count)[group]]
+    # how many of the class so far would count if none was matched: those of the range of areas
+    inside_before = F.pad(inside.cumsum(1), (1, 0))
+    first_of_class = F.pad(torch.bincount(labels, minlength=classes).cumsum(0), (1, 0))[labels[detection]]
+    counted = inside_before[area, detection + 1] - inside_before[area, first_of_class]
+    # a match changes that: one of another area counts after all, one of an ignored object does not
+    change = F.pad((tp.long() - inside[area, detection].long()).cumsum(0), (1, 0))
+    group = cell * classes + labels[detection]
+    first_of_group = starts(torch.bincount(group, minlength=groups))[group]
+    counted += change[1:] - change[first_of_group]
 
-    group, counted, taker = group[right], counted[right], taker[right]
-    count = torch.bincount(group, minlength=groups)
-    hits = torch.arange(1, len(group) + 1, device=group.device) - (count.cumsum(0) - count)[group]
+    group, counted, detection = group[tp], counted[tp], detection[tp]
+    tp_so_far = torch.arange(1, len(group) + 1, device=group.device)
+    tp_so_far -= starts(torch.bincount(group, minlength=groups))[group]
     # pycocotools' guard against 0 / 0, which makes 1 / 1 a little less than 1
-    precision = hits / (counted.double() + torch.finfo(torch.float64).eps)
+    precision = tp_so_far / (counted.double() + torch.finfo(torch.float64).eps)
     total = npos.unsqueeze(1).expand(shape).reshape(-1).clamp(min=1).double()
-    average = coco_average(hits / total[group], precision, group, groups)
-    recall = torch.stack([torch.bincount(group[rank[taker] < most], minlength=groups) for most in MOST]) / total
-    return average.view(shape), recall.view(len(MOST), *shape)
+    average = coco_average(tp_so_far / total[group], precision, group, groups)
+    found = [torch.bincount(group[rank[detection] < limit], minlength=groups) for limit in MAX_DETECTIONS]
+    return average.view(shape), (torch.stack(found) / total).view(len(MAX_DETECTIONS), *shape)
 
 
 def _curves(
-    cell: Tensor,
-    taker: Tensor,
-    right: Tensor,
+    matched: Matched,
+    tp: Tensor,
     inside: Tensor,
     labels: Tensor,
     scores: Tensor,
@@ -304,16 +333,14 @@ def _curves(
     ap: Tensor,
     truth: TruthSet,
 ) -> VOCResult:
-    """The curves of the first cell: all areas, least IoU."""
-    classes = len(npos)
-    taker, right = taker[cell == 0], right[cell == 0]
-    counts, hit = inside.clone(), torch.zeros_like(inside)
-    counts[taker] = hit[taker] = right
-    labels, scores, hit = labels[counts], scores[counts], hit[counts]
-    counted = torch.bincount(labels, minlength=classes)
-    found = torch.bincount(labels[hit], minlength=classes)
-    hits = hit.cumsum(0) - (found.cumsum(0) - found)[labels]
-    place = torch.arange(1, len(labels) + 1, device=labels.device) - (counted.cumsum(0) - counted)[labels]
+    """The curves of the first cell: all areas, lowest IoU. Arguments as in `_average`, of all areas alone."""
+    detection, tp = matched.detection[matched.cell == 0], tp[matched.cell == 0]
+    counts = inside.clone()
+    counts[detection] = tp
+    is_tp = torch.zeros_like(inside)
+    is_tp[detection] = tp
+    labels, scores, is_tp = labels[counts], scores[counts], is_tp[counts]
+    recall, precision = recall_precision(labels, is_tp, npos)
     return VOCResult(
         metric="coco",
         iou=IOUS[0],
@@ -321,18 +348,13 @@ def _curves(
         classes=truth.classes,
         ap=ap.masked_fill(npos == 0, torch.nan),
         npos=npos,
-        found=found,
-        counted=counted,
-        recall=hits / npos.clamp(min=1)[labels].double(),
-        precision=hits / place.double(),
+        found=torch.bincount(labels[is_tp], minlength=len(npos)),
+        counted=torch.bincount(labels, minlength=len(npos)),
+        recall=recall,
+        precision=precision,
         scores=scores,
     )
 
 
-def _count(area: Tensor, labels: Tensor, which: Tensor, classes: int) -> Tensor:
-    """Return (A, C) int64: how many of `which` (A, G) are of each class."""
-    return torch.bincount((area * classes + labels)[which], minlength=len(area) * classes).view(len(area), classes)
-
-
-def _tensor(values: tuple[float, ...], like: Tensor) -> Tensor:
+def _tensor(values: tuple, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device)

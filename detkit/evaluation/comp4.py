@@ -41,13 +41,13 @@ def read_comp4(
     counts = []
     with _no_collection():
         for name in classes:
-            owners, numbers = _read(folder / f"{prefix}{name}.txt", known)
-            names += owners
+            images, numbers = _read(folder / f"{prefix}{name}.txt", known)
+            names += images
             values.append(numbers)
-            counts.append(len(owners))
+            counts.append(len(images))
         ids = tuple(dict.fromkeys(names)) if ids is None else tuple(ids)
-        place = {name: row for row, name in enumerate(ids)}
-        image = torch.tensor([place[name] for name in names], dtype=torch.int64)
+        index = {name: number for number, name in enumerate(ids)}
+        image = torch.tensor([index[name] for name in names], dtype=torch.int64)
         table = torch.cat([torch.tensor(numbers, dtype=torch.float64) for numbers in values]).reshape(-1, 5)
     boxes = table[:, 1:] - torch.tensor([1, 1, 0, 0])
     labels = torch.repeat_interleave(torch.tensor(counts))
@@ -73,8 +73,8 @@ def write_comp4(folder: str | Path, detections: DetectionSet, split: str = "test
         left, top, right, bottom = box
         lines[label].append(f"{detections.ids[image]} {score:.9g} {left:.6f} {top:.6f} {right:.6f} {bottom:.6f}\n")
     paths = [Path(folder) / f"comp4_det_{split}_{name}.txt" for name in detections.classes]
-    for path, own in zip(paths, lines):
-        write_atomic(path, "".join(own))
+    for path, class_lines in zip(paths, lines):
+        write_atomic(path, "".join(class_lines))
     return paths
 
 

@@ -57,25 +57,29 @@ def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> lis
     which it has none, it counts in both groups, so that a small group's AP is lower: compare recall there.
     """
     area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).double().prod(1) if truth.area is None else truth.area.double()
-    own = (detections.boxes[:, 2:] - detections.boxes[:, :2]).double().prod(1)
-    every = torch.ones_like(own, dtype=torch.bool)
+    detection_area = (detections.boxes[:, 2:] - detections.boxes[:, :2]).double().prod(1)
+    all_detections = torch.ones_like(detection_area, dtype=torch.bool)
     if metric == "coco":  # its own, since an object of another area is not taken by many as a crowd is
         result = coco_ap(detections, truth)
         ap, recall = (values[..., 0, :].nanmean(-1).tolist() for values in (result.precision, result.recall[-1]))
         objects = result.npos.sum(1).tolist()
-        groups = [Group(name, objects[row], ap[row], recall[row]) for row, name in enumerate(AREAS)]
+        groups = [Group(name, objects[index], ap[index], recall[index]) for index, name in enumerate(AREAS)]
     else:
         groups = [
-            _group(name, detections, truth, metric, (area >= low) & (area <= high), (own >= low) & (own <= high))
-            for name, (low, high) in AREAS.items()
+            _group(name, detections, truth, metric, _between(area, limits), _between(detection_area, limits))
+            for name, limits in AREAS.items()
         ]
     if truth.truncated is not None:
-        groups.append(_group("truncated", detections, truth, metric, truth.truncated, every))
-        groups.append(_group("not truncated", detections, truth, metric, ~truth.truncated, every))
+        groups.append(_group("truncated", detections, truth, metric, truth.truncated, all_detections))
+        groups.append(_group("not truncated", detections, truth, metric, ~truth.truncated, all_detections))
     if truth.difficult is not None and truth.difficult.any():
         found = replace(truth, ignore=truth.ignore & ~truth.difficult)
-        groups.append(_group("difficult", detections, found, metric, truth.difficult, every))
+        groups.append(_group("difficult", detections, found, metric, truth.difficult, all_detections))
     return groups
+
+
+def _between(values: Tensor, limits: tuple[float, float]) -> Tensor:
+    return (values >= limits[0]) & (values <= limits[1])
 
 
 def _group(name: str, detections: DetectionSet, truth: TruthSet, metric: str, members: Tensor, inside: Tensor) -> Group:
@@ -84,15 +88,15 @@ def _group(name: str, detections: DetectionSet, truth: TruthSet, metric: str, me
     matches = match(detections, truth, metric)
     npos = torch.bincount(truth.labels[~truth.ignore], minlength=len(truth.classes))
     # a duplicate of a member is a false positive, whatever its own area
-    counts = matches.counts & (inside[matches.order] | (matches.object < len(truth.labels)))
-    labels, right = matches.labels[counts], matches.right[counts]
-    real = npos > 0
-    found = torch.bincount(labels[right], minlength=len(npos))
+    counted = matches.counted & (inside[matches.order] | (matches.object < len(truth.labels)))
+    labels, tp = matches.labels[counted], matches.tp[counted]
+    present = npos > 0
+    found = torch.bincount(labels[tp], minlength=len(npos))
     return Group(
         name,
         int(npos.sum()),
-        float(average(labels, right, npos, metric)[real].mean()),
-        float((found[real] / npos[real].double()).mean()),
+        float(average(labels, tp, npos, metric)[present].mean()),
+        float((found[present] / npos[present].double()).mean()),
     )
 
 
@@ -122,13 +126,13 @@ def confusion_matrix(detections: DetectionSet, truth: TruthSet, score: float) ->
     keep = detections.scores >= score
     parts = {name: getattr(detections, name)[keep] for name in ("boxes", "scores", "labels", "image")}
     matches = voc_matches(classless(replace(detections, **parts)), classless(truth))
-    classes, objects = len(truth.classes), len(truth.labels)
+    classes = len(truth.classes)
     column = labels[keep][matches.order]
-    row = torch.where(matches.right, torch.cat((truth.labels, truth.labels.new_zeros(1)))[matches.object], classes)
-    free = ~truth.ignore
-    free[matches.object[matches.right & (matches.object < objects)]] = False
-    lone = truth.labels[free]
-    cells = torch.cat(((row * (classes + 1) + column)[matches.counts], lone * (classes + 1) + classes))
+    row = torch.where(matches.tp, torch.cat((truth.labels, truth.labels.new_zeros(1)))[matches.object], classes)
+    not_found = ~truth.ignore
+    not_found[matches.object[matches.tp]] = False
+    lost = truth.labels[not_found]
+    cells = torch.cat(((row * (classes + 1) + column)[matches.counted], lost * (classes + 1) + classes))
     return torch.bincount(cells, minlength=(classes + 1) ** 2).view(classes + 1, classes + 1)
 
 
@@ -141,10 +145,10 @@ def calibrate(scores: Tensor, right: Tensor) -> Calibration | None:
     if len(scores) and (float(scores.min()) < 0 or float(scores.max()) > 1):
         return None
     scores = scores.double()
-    place = (scores * BINS).long().clamp(max=BINS - 1)
-    count = torch.bincount(place, minlength=BINS)
-    score = torch.bincount(place, scores, BINS) / count
-    precision = torch.bincount(place, right.double(), BINS) / count
+    bin_index = (scores * BINS).long().clamp(max=BINS - 1)
+    count = torch.bincount(bin_index, minlength=BINS)
+    score = torch.bincount(bin_index, scores, BINS) / count
+    precision = torch.bincount(bin_index, right.double(), BINS) / count
     gap = ((score - precision).abs() * count).nansum() / count.sum()
     return Calibration(count, score, precision, float(gap))
 

@@ -4,7 +4,7 @@ After TIDE (Bolya, Foley, Hays and Hoffman, ECCV 2020, sections 2.2 and 2.3), wi
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from detkit.evaluation.coco import coco_average, coco_matches
 from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
 from detkit.evaluation.voc import recall_precision, voc_average, voc_matches
+from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
 FOREGROUND, BACKGROUND = 0.5, 0.1  # t_f and t_b
@@ -91,28 +92,25 @@ def match(detections: DetectionSet, truth: TruthSet, metric: str) -> Matches:
     return coco_matches(detections, truth) if metric == "coco" else voc_matches(detections, truth)
 
 
-def average(labels: Tensor, right: Tensor, npos: Tensor, metric: str) -> Tensor:
-    """Return (C,) float64 AP, 0 for a class without true positives.
-
-    labels: (P,) ascending, best score first within a class; right: (P,) bool; npos: (C,) objects to find.
-    """
-    recall, precision = recall_precision(labels, right, npos)
-    points = recall[right], precision[right], labels[right]
+def average(labels: Tensor, tp: Tensor, npos: Tensor, metric: str) -> Tensor:
+    """Return (C,) float64 AP, 0 for a class without true positives. Arguments as in `recall_precision`."""
+    recall, precision = recall_precision(labels, tp, npos)
+    recall, precision, labels = recall[tp], precision[tp], labels[tp]
     if metric != "coco":
-        return voc_average(*points, npos, metric)
+        return voc_average(recall, precision, labels, npos, metric)
     # pycocotools' guard against 0 / 0 again, which shows in the last digits
-    hits = points[0] * npos[points[2]]
-    guarded = hits / (hits / points[1] + torch.finfo(torch.float64).eps)
-    return coco_average(points[0], guarded, points[2], len(npos))
+    tp_so_far = recall * npos[labels]
+    guarded = tp_so_far / (tp_so_far / precision + torch.finfo(torch.float64).eps)
+    return coco_average(recall, guarded, labels, len(npos))
 
 
 def analyse_errors(detections: DetectionSet, truth: TruthSet, metric: str) -> ErrorAnalysis:
     """Tell what went wrong, by TIDE's definitions and, as to what is right, by the metric's own rules at IoU .5.
 
     Only objects to find count; difficult ones and crowds, and detections that the metric leaves out for them, are no
-    errors. A false positive, with its best IoU over objects of its own class and over those of others, is the first of
-    these that fits (the order of the authors' code, since the paper's conditions overlap): localisation, own class in
-    [.1, .5); class, another class >= .5; duplicate, own class >= .5 (a better detection has that object); background,
+    errors. A false positive, with its best IoU over objects of its class and over those of others, is the first of
+    these that fits (the order of the authors' code, since the paper's conditions overlap): localisation, its class in
+    [.1, .5); class, another class >= .5; duplicate, its class >= .5 (a better detection has that object); background,
     none > .1; both, any other. Missed is an object that no detection took and that is not the nearest of any
     localisation or class error.
 
@@ -127,18 +125,17 @@ def analyse_errors(detections: DetectionSet, truth: TruthSet, metric: str) -> Er
     matches = match(detections, truth, metric)
     order, objects = matches.order, len(truth.labels)
     npos = torch.bincount(truth.labels[~truth.ignore], minlength=len(truth.classes))
-    own, own_object, other, other_object, reach = _nearest(detections.boxes, labels, image, truth)
+    nearest = _nearest(detections.boxes, labels, image, truth)
+    same, other = nearest.same_iou[order], nearest.other_iou[order]
 
-    wrong = matches.counts & ~matches.right
-    state = torch.full_like(order, BOTH)
-    near, far = own[order], other[order]
-    # from the last to be asked to the first
-    state[torch.maximum(near, far) <= BACKGROUND] = EMPTY
-    state[near >= FOREGROUND] = DUPLICATE
-    state[far >= FOREGROUND] = CLASS
-    state[(near >= BACKGROUND) & (near < FOREGROUND)] = LOCALISATION
-    state = torch.where(wrong, state, torch.where(matches.right, RIGHT, IGNORED))
-    item = torch.where(state == CLASS, other_object[order], own_object[order])
+    kind = torch.full_like(order, BOTH)
+    # from the last condition to the first, which is the one that stays
+    kind[torch.maximum(same, other) <= BACKGROUND] = EMPTY
+    kind[same >= FOREGROUND] = DUPLICATE
+    kind[other >= FOREGROUND] = CLASS
+    kind[(same >= BACKGROUND) & (same < FOREGROUND)] = LOCALISATION
+    state = torch.where(matches.fp, kind, torch.where(matches.tp, RIGHT, IGNORED))
+    item = torch.where(state == CLASS, nearest.other_object[order], nearest.same_object[order])
     item = torch.where((state == EMPTY) | (state == BOTH) | (state == IGNORED), objects, item)
     item = torch.where(state == RIGHT, matches.object, item)
 
@@ -146,22 +143,23 @@ def analyse_errors(detections: DetectionSet, truth: TruthSet, metric: str) -> Er
     lost = _marks(item[(state == LOCALISATION) | (state == CLASS)], objects)
     missed = ~(found | lost | truth.ignore)
     ap, fixed = _oracles(detections.scores[order], matches.labels, state, item, missed, truth, npos, metric)
-    every = torch.full_like(labels, IGNORED)
-    every[order] = state
-    refers = torch.full_like(labels, objects)
-    refers[order] = item
+    # from the metric's order back to the order given; what the metric does not look at is ignored
+    given_state = torch.full_like(labels, IGNORED)
+    given_state[order] = state
+    given_item = torch.full_like(labels, -1)
+    given_item[order] = torch.where(item == objects, -1, item)
     return ErrorAnalysis(
         metric=metric,
         classes=truth.classes,
         ap=ap,
         fixed=fixed,
         npos=npos,
-        state=every,
-        object=torch.where(refers == objects, -1, refers),
-        near=own,
+        state=given_state,
+        object=given_item,
+        near=nearest.same_iou,
         found=found,
         missed=missed,
-        reach=reach,
+        reach=nearest.reach,
     )
 
 
@@ -171,36 +169,43 @@ def _marks(index: Tensor, count: int) -> Tensor:
     return marks
 
 
-def _nearest(
-    boxes: Tensor, labels: Tensor, image: Tensor, truth: TruthSet
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return each detection's best IoU and its object, of the own class, then of others; and each object's best IoU.
+class Nearest(NamedTuple):
+    """Each detection's best IoU and that object, of its class and of other classes, (D,) each; the object is
+    len(truth.labels) where the IoU is 0. reach: (G,) best IoU of each object with a detection of its class."""
 
-    (D,) twice two, then (G,). Only objects to find count, for detections; the first of equal ones is taken. The object
-    is len(truth.labels) where the IoU is 0.
+    same_iou: Tensor
+    same_object: Tensor
+    other_iou: Tensor
+    other_object: Tensor
+    reach: Tensor
+
+
+def _nearest(boxes: Tensor, labels: Tensor, image: Tensor, truth: TruthSet) -> Nearest:
+    """Compare detections with all objects of their images; of equal IoUs the first object is taken.
+
+    Only objects to find count for detections.
     """
     objects = len(truth.labels)
-    owner = truth.image + truth.ignore * len(truth.ids)  # ignored objects lie in images that have no detections
+    # ignored objects lie in images that have no detections
+    object_image = truth.image + truth.ignore * len(truth.ids)
+    # row 0: the same class, row 1: others
     best = torch.zeros(2, len(labels), dtype=torch.float64, device=boxes.device)
     item = torch.full((2, len(labels)), objects, device=boxes.device)
     reach = torch.zeros(objects, dtype=torch.float64, device=boxes.device)
-    for part, row, candidate in candidates(image, owner, 2 * len(truth.ids)):
-        overlap = pair_iou(boxes[part].double()[row], truth.boxes.double()[candidate])
-        other = (labels[part][row] != truth.labels[candidate]).long()
-        place = other * len(part) + row
-        top = overlap.new_zeros(2 * len(part)).scatter_reduce_(0, place, overlap, "amax")
-        first = torch.where((overlap == top[place]) & (overlap > 0), candidate, objects)
-        chosen = item.new_full((2 * len(part),), objects).scatter_reduce_(0, place, first, "amin")
-        best[:, part], item[:, part] = top.view(2, -1), chosen.view(2, -1)
-        reach.scatter_reduce_(0, candidate, torch.where(other == 0, overlap, 0.0), "amax")
-    return best[0], item[0], best[1], item[1], reach
-
-
-def pair_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of pairs: (N, 4), (N, 4) float64 -> (N,); 0 where they do not meet."""
-    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
-    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared
-    return torch.where(shared > 0, shared / union, 0.0)
+    truth_columns = truth.boxes.T.double().contiguous()
+    for part, row, candidate in candidates(image, object_image, 2 * len(truth.ids)):
+        columns = boxes[part].T.double()
+        iou = paired_iou(columns.index_select(1, row).T, truth_columns.index_select(1, candidate).T)
+        is_other = (labels[part][row] != truth.labels[candidate]).long()
+        cell = is_other * len(part) + row
+        best_iou = iou.new_zeros(2 * len(part)).scatter_reduce_(0, cell, iou, "amax")
+        is_best = (iou == best_iou[cell]) & (iou > 0)
+        best_item = item.new_full((2 * len(part),), objects)
+        best_item.scatter_reduce_(0, cell, torch.where(is_best, candidate, objects), "amin")
+        best[:, part] = best_iou.view(2, -1)
+        item[:, part] = best_item.view(2, -1)
+        reach.scatter_reduce_(0, candidate, torch.where(is_other == 0, iou, 0.0), "amax")
+    return Nearest(best[0], item[0], best[1], item[1], reach)
 
 
 def _oracles(
@@ -214,37 +219,39 @@ def _oracles(
     metric: str,
 ) -> tuple[Tensor, Tensor]:
     """Return AP (C,) as it is and (8, C) with each of ORACLES. All (K,) tensors are in the order of Matches."""
-    right, counts = state == RIGHT, state != IGNORED
+    tp, counted = state == RIGHT, state != IGNORED
+    # each detection's rank among those of all classes
+    rank = torch.empty_like(state)
+    rank[by_class_and_score(torch.zeros_like(labels), scores)] = torch.arange(len(state), device=state.device)
 
-    def measure(labels: Tensor, right: Tensor, keep: Tensor, npos: Tensor = npos) -> Tensor:
-        kept, right = labels[keep], right[keep]
-        order = by_class_and_score(kept, scores[keep])
-        return average(kept[order], right[order], npos, metric)
+    def ap_of(labels: Tensor, tp: Tensor, keep: Tensor, npos: Tensor = npos) -> Tensor:
+        kept_labels, kept_tp = labels[keep], tp[keep]
+        order = by_class_and_score(kept_labels, scores[keep])
+        return average(kept_labels[order], kept_tp[order], npos, metric)
 
     def moved(kind: int) -> Tensor:
-        claims = right | (state == kind)
-        rank = torch.empty_like(state)
-        rank[by_class_and_score(torch.zeros_like(labels), scores)] = torch.arange(len(state), device=state.device)
-        first = torch.full((len(missed) + 1,), len(state), device=state.device)
-        first.scatter_reduce_(0, item[claims], rank[claims], "amin")
-        wins = claims & (first[item] == rank)
+        """AP where errors of one kind get their object's box or class; the best of those that claim an object stays."""
+        claims = tp | (state == kind)
+        best = torch.full((len(missed) + 1,), len(state), device=state.device)
+        best.scatter_reduce_(0, item[claims], rank[claims], "amin")
+        wins = claims & (best[item] == rank)
         # the class of the object, which a true positive has already
-        owner = torch.cat((truth.labels, truth.labels.new_zeros(1)))[item]
-        return measure(torch.where(claims, owner, labels), wins, counts & (wins | ~claims))
+        object_label = torch.cat((truth.labels, truth.labels.new_zeros(1)))[item]
+        return ap_of(torch.where(claims, object_label, labels), wins, counted & (wins | ~claims))
 
     classes = len(npos)
     lost = torch.bincount(truth.labels[missed], minlength=classes)
-    hits = torch.bincount(labels[right], minlength=classes)
-    fixed = [
+    found = torch.bincount(labels[tp], minlength=classes)
+    fixed = [  # in the order of ORACLES
         moved(LOCALISATION),
         moved(CLASS),
-        *(measure(labels, right, counts & (state != kind)) for kind in (BOTH, DUPLICATE, EMPTY)),
-        measure(labels, right, counts, npos - lost),
-        measure(labels, right, right),
-        measure(labels, right, counts, hits),
+        *(ap_of(labels, tp, counted & (state != kind)) for kind in (BOTH, DUPLICATE, EMPTY)),
+        ap_of(labels, tp, counted, npos - lost),
+        ap_of(labels, tp, tp),
+        ap_of(labels, tp, counted, found),
     ]
     none = npos == 0
-    ap = measure(labels, right, counts).masked_fill(none, torch.nan)
+    ap = ap_of(labels, tp, counted).masked_fill(none, torch.nan)
     return ap, torch.stack(fixed).masked_fill(none, torch.nan)
 
 

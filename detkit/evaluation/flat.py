@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detkit.errors import UserError, did_you_mean
+from detkit.ops.sorting import argsort_descending
 from detkit.structures import DetectionSet, TruthSet
 
 # (detection, object) pairs whose IoU is held at once: bounds the memory, and fits the cache
@@ -18,14 +19,19 @@ class Matches(NamedTuple):
 
     order: (K,) the detections that the metric looks at, class by class, best score first, equal scores in the metric's
     order. labels: (K,) their classes as the truth numbers them. object: (K,) the object, the number of objects where
-    there is none. right: (K,) bool, true positives. counts: (K,) bool, False for what is neither right nor wrong.
+    there is none. tp, fp: (K,) bool, true and false positives; a detection of an ignored object is neither.
     """
 
     order: Tensor
     labels: Tensor
     object: Tensor
-    right: Tensor
-    counts: Tensor
+    tp: Tensor
+    fp: Tensor
+
+    @property
+    def counted(self) -> Tensor:
+        """(K,) bool, what precision is computed from."""
+        return self.tp | self.fp
 
 
 def join(detections: DetectionSet, truth: TruthSet) -> tuple[Tensor, Tensor]:
@@ -68,7 +74,7 @@ def _rename(index: Tensor, names: tuple[str, ...], known: tuple[str, ...], what:
     """Turn indices into `names` into indices into `known`."""
     if names == known:
         return index
-    position = {name: place for place, name in enumerate(known)}
+    position = {name: number for number, name in enumerate(known)}
     for name in names:
         if name not in position:
             hint = did_you_mean(name, known) if what == "class" else ""
@@ -77,34 +83,33 @@ def _rename(index: Tensor, names: tuple[str, ...], known: tuple[str, ...], what:
 
 
 def by_class_and_score(labels: Tensor, scores: Tensor) -> Tensor:
-    """Return the order by class, then from the best score down, equal scores as given.
-
-    Sorts the scores' bits as integers, five times as fast as floats on a CPU.
-    """
-    bits = (scores.double() + 0.0).view(torch.int64)  # + 0.0: minus zero becomes zero
-    # the bits of floats compare like integers once those of negative ones, sign apart, are turned around
-    descending = ~torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
-    order = descending.sort(stable=True).indices
+    """Return the order by class, then from the best score down, equal scores as given."""
+    order = argsort_descending(scores)
     return order[labels[order].sort(stable=True).indices]
 
 
-def candidates(group: Tensor, owner: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def starts(counts: Tensor) -> Tensor:
+    """Return where each of several runs begins that lie one after the other, from how long they are: both (N,)."""
+    return counts.cumsum(0) - counts
+
+
+def candidates(group: Tensor, object_group: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield all pairs of a detection and an object of its group, about PAIRS at once.
 
-    group: (D,) int64 group of each detection; owner: (G,) that of each object; groups: how many there are. Yields
-    (part, row, candidate): part (d,) detections, ascending; row (n,) into `part` and candidate (n,) into the objects
-    are the pairs, those of a detection one after the other, its objects in the order given.
+    group: (D,) int64 group of each detection; object_group: (G,) that of each object; groups: how many there are.
+    Yields (part, row, candidate): part (d,) detections, ascending; row (n,) into `part` and candidate (n,) into the
+    objects are the pairs, those of a detection one after the other, its objects in the order given.
     """
-    by_group = owner.sort(stable=True).indices
-    count = torch.bincount(owner, minlength=groups)
-    start = count.cumsum(0) - count
-    compared = count[group].nonzero().squeeze(1) if len(owner) else group[:0]
+    objects_by_group = object_group.sort(stable=True).indices
+    count = torch.bincount(object_group, minlength=groups)
+    start = starts(count)
+    compared = count[group].nonzero().squeeze(1) if len(object_group) else group[:0]
     pairs = count[group[compared]].cumsum(0)
     parts = int(pairs[-1]) // PAIRS if len(pairs) else 0
     limits = torch.arange(1, parts + 1, device=pairs.device) * PAIRS
     for part in torch.tensor_split(compared, torch.searchsorted(pairs, limits).cpu()):
-        each = count[group[part]]
-        offset = each.cumsum(0) - each
-        row = torch.repeat_interleave(each)
-        place = torch.arange(len(row), device=row.device) + (start[group[part]] - offset)[row]
-        yield part, row, by_group[place]
+        objects = count[group[part]]  # to compare each detection with
+        row = torch.repeat_interleave(objects)
+        # from where a detection's pairs begin among all to where its objects begin
+        shift = start[group[part]] - starts(objects)
+        yield part, row, objects_by_group[torch.arange(len(row), device=row.device) + shift[row]]

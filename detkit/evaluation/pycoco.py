@@ -49,13 +49,13 @@ def coco_dicts(detections: DetectionSet, truth: TruthSet) -> tuple[dict, dict]:
     """
     images = [{"id": number} for number in range(1, len(truth.ids) + 1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(truth.classes, 1)]
-    place = {name: number for number, name in enumerate(truth.ids, 1)}
+    number = {name: index for index, name in enumerate(truth.ids, 1)}
     label = {name: number for number, name in enumerate(truth.classes, 1)}
     area = _area(truth.boxes) if truth.area is None else truth.area.double()
     objects = _annotations(truth, truth.image + 1, truth.labels + 1, area)
     for annotation, crowd in zip(objects, truth.ignore.tolist()):
         annotation["iscrowd"] = int(crowd)
-    image = torch.tensor([place[name] for name in detections.ids], dtype=torch.int64)[detections.image.cpu()]
+    image = torch.tensor([number[name] for name in detections.ids], dtype=torch.int64)[detections.image.cpu()]
     labels = torch.tensor([label[name] for name in detections.classes], dtype=torch.int64)[detections.labels.cpu()]
     found = _annotations(detections, image, labels, _area(detections.boxes))
     for annotation, score in zip(found, detections.scores.tolist()):
@@ -70,8 +70,8 @@ def _annotations(objects: DetectionSet | TruthSet, image: Tensor, labels: Tensor
     boxes = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
     columns = zip(*(column.tolist() for column in (image, labels, boxes, area)))
     return [
-        {"id": number, "image_id": owner, "category_id": category, "bbox": box, "area": size, "iscrowd": 0}
-        for number, (owner, category, box, size) in enumerate(columns, 1)
+        {"id": number, "image_id": image_id, "category_id": category, "bbox": box, "area": size, "iscrowd": 0}
+        for number, (image_id, category, box, size) in enumerate(columns, 1)
     ]
 
 

@@ -59,11 +59,11 @@ def proposal_recall(
         if not 0 < iou <= 1:
             raise UserError(f"iou {iou:g} is not above 0 and up to 1")
     counts = torch.tensor([len(boxes) for boxes in proposals], dtype=torch.int64)
-    most = int(counts.max()) if len(counts) else 0
-    limits = torch.tensor([most if number is None else number for number in numbers], dtype=torch.int64)
-    wanted = (~truth.ignore).nonzero().squeeze(1)
-    labels = truth.labels[wanted]
-    best = _best_overlaps(proposals, truth, wanted, limits)
+    longest = int(counts.max()) if len(counts) else 0
+    limits = torch.tensor([longest if number is None else number for number in numbers], dtype=torch.int64)
+    to_find = (~truth.ignore).nonzero().squeeze(1)
+    labels = truth.labels[to_find]
+    best = _best_overlaps(proposals, truth, to_find, limits)
 
     classes = len(truth.classes)
     objects = torch.bincount(labels, minlength=classes)
@@ -80,17 +80,19 @@ def proposal_recall(
     )
 
 
-def _best_overlaps(proposals: Sequence[Tensor | np.ndarray], truth: TruthSet, wanted: Tensor, limits: Tensor) -> Tensor:
-    """Return (K, G) float64, each wanted object's largest IoU with the first limits[k] boxes of its image."""
-    best = torch.zeros(len(limits), len(wanted), dtype=torch.float64, device=wanted.device)
-    image = truth.image[wanted]
-    order = image.argsort()
-    owners, counts = image[order].unique_consecutive(return_counts=True)
+def _best_overlaps(
+    proposals: Sequence[Tensor | np.ndarray], truth: TruthSet, to_find: Tensor, limits: Tensor
+) -> Tensor:
+    """Return (K, G) float64, the largest IoU of each object to find with the first limits[k] boxes of its image."""
+    best = torch.zeros(len(limits), len(to_find), dtype=torch.float64, device=to_find.device)
+    image = truth.image[to_find]
+    by_image = image.argsort()
+    images, counts = image[by_image].unique_consecutive(return_counts=True)
     # Ragged lists, a loop over images: to pad 5000 images to 10,000 boxes would take gigabytes.
-    for owner, rows in zip(owners.tolist(), order.split(counts.tolist())):
-        boxes = torch.as_tensor(proposals[owner]).to(wanted.device)
+    for index, rows in zip(images.tolist(), by_image.split(counts.tolist())):
+        boxes = torch.as_tensor(proposals[index]).to(to_find.device)
         if len(boxes):
-            overlap = box_iou(truth.boxes[wanted[rows]].double(), boxes.double())
+            overlap = box_iou(truth.boxes[to_find[rows]].double(), boxes.double())
             running = overlap.cummax(1).values
             best[:, rows] = running[:, (limits - 1).clamp(max=len(boxes) - 1)].T
     return best

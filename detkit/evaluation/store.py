@@ -3,7 +3,7 @@
 {"format": "detkit detections 1", "precision": "float32", "classes": [name, ...], "images": [id, ...],
  "columns": ["image", "class", "score", "left", "top", "right", "bottom"], "detections": [[0, 14, 0.9, ...], ...]}
 
-`image` and `class` are places in the lists before them; boxes are continuous pixels of the image, 0 at its left and
+`image` and `class` are indices into the lists before them; boxes are continuous pixels of the image, 0 at its left and
 upper edge. Numbers have as many digits as their precision needs, so what is read is what was written, bit for bit.
 """
 
@@ -72,7 +72,7 @@ def read_detections(path: str | Path) -> DetectionSet:
         if wrong.any():
             row = int(wrong.int().argmax())
             value = rows[row][COLUMNS.index(name)]
-            raise UserError(f"{path}: detection {row}: {name} {value} is not a place in the list of {len(known)}")
+            raise UserError(f"{path}: detection {row}: {name} {value} is not an index into the list of {len(known)}")
     return DetectionSet(
         boxes=table[:, 3:].to(dtype, copy=True),
         scores=table[:, 2].to(dtype, copy=True),

@@ -1,21 +1,19 @@
 """The tables that training and evaluation end with."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
 from detkit.evaluation.coco import COCOResult
 from detkit.evaluation.score import Result
 from detkit.evaluation.voc import VOCResult
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 Columns = dict[str, tuple[str, list[str]]]  # title -> foot, cells
 
 
-def per_class_table(result: Result, *, split: str, source: str) -> "Table":
+def per_class_table(result: Result, *, split: str, source: str) -> Table:
     """Return a rich table, one row a class, the means below.
 
     It has AP, objects, how many of them were found, and detections; for COCO's metric AP, AP50, AP75, AR100 and
@@ -23,9 +21,6 @@ def per_class_table(result: Result, *, split: str, source: str) -> "Table":
     checkpoint, a file of detections); they stand in the caption beside metric and IoU, since a number says nothing
     without its protocol.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     caption = f"{result.protocol}\n{split}: {result.images} images\n{source}"
     if isinstance(result, COCOResult):
         columns, npos = _coco_columns(result), result.npos[0]
@@ -71,10 +66,8 @@ def _numbers(values: Tensor) -> tuple[str, list[str]]:
     return str(int(values.sum())), [str(value) for value in values.tolist()]
 
 
-def reference_table(ours: Mapping[str, float], reference: Mapping[str, float], name: str) -> "Table":
+def reference_table(ours: Mapping[str, float], reference: Mapping[str, float], name: str) -> Table:
     """Return a rich table of our numbers, those of the reference `name`, and their differences."""
-    from rich.table import Table
-
     table = Table()
     table.add_column("")
     for title in ("detkit", name, "difference"):

@@ -1,4 +1,8 @@
-"""Average precision by the PASCAL VOC development kit's rules (VOCevaldet.m, VOCap.m, VOC07's xVOCap.m)."""
+"""Average precision by the PASCAL VOC development kit's rules (VOCevaldet.m, VOCap.m, VOC07's xVOCap.m).
+
+The steps are the kit's, in its order, each for all classes at once: sort the detections, assign them to objects,
+compute precision and recall, then AP. tests/evaluation/reference.py has the same as the kit's loops.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +12,8 @@ import torch
 from torch import Tensor
 
 from detkit.errors import UserError
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, starts
+from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
 Metric = Literal["voc07", "voc"]
@@ -94,61 +99,42 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
         raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if not 0 < iou <= 1:
         raise UserError(f"iou {iou:g} is not above 0 and up to 1")
-    matches = voc_matches(detections, truth, iou=iou)
-
     classes = len(truth.classes)
     npos = torch.bincount(truth.labels[~truth.ignore], minlength=classes)
-    labels, right = matches.labels[matches.counts], matches.right[matches.counts]
-    scores = detections.scores[matches.order[matches.counts]]
-    recall, precision = recall_precision(labels, right, npos)
-    ap = torch.where(npos > 0, voc_average(recall[right], precision[right], labels[right], npos, metric), torch.nan)
+    matches = voc_matches(detections, truth, iou=iou)
+    counted = matches.counted
+    labels, tp = matches.labels[counted], matches.tp[counted]
+    recall, precision = recall_precision(labels, tp, npos)
+    ap = voc_average(recall[tp], precision[tp], labels[tp], npos, metric)
     return VOCResult(
         metric=metric,  # pyright: ignore[reportArgumentType]
         iou=iou,
         images=len(truth.ids),
         classes=truth.classes,
-        ap=ap,
+        ap=ap.masked_fill(npos == 0, torch.nan),
         npos=npos,
-        found=torch.bincount(labels[right], minlength=classes),
+        found=torch.bincount(labels[tp], minlength=classes),
         counted=torch.bincount(labels, minlength=classes),
         recall=recall,
         precision=precision,
-        scores=scores,
+        scores=detections.scores[matches.order[counted]],
     )
 
 
 def voc_matches(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5) -> Matches:
     """Return which object each detection takes by the rules of `voc_ap`, whose errors it raises."""
     labels, image = join(detections, truth)
-    match = _best_object(detections.boxes, image * len(truth.classes) + labels, truth, iou)
+    # sort detections by decreasing confidence, class after class
     order = by_class_and_score(labels, detections.scores)
-    match = match[order]
-    objects = len(truth.labels)
+    # assign detections to ground truth objects: of all detections of an object the first takes it
+    match = _best_object(detections.boxes, image * len(truth.classes) + labels, truth, iou)[order]
     rank = torch.arange(len(match), device=match.device)
-    first = torch.full((objects + 1,), len(match), device=match.device)
-    first.scatter_reduce_(0, match, rank, "amin")
-    # one more row stands for "no object"
-    ignore = torch.cat((truth.ignore, truth.ignore.new_zeros(1)))[match]
-    right = (match < objects) & (first[match] == rank) & ~ignore
-    return Matches(order, labels[order], match, right, ~ignore)
-
-
-def recall_precision(labels: Tensor, right: Tensor, npos: Tensor) -> tuple[Tensor, Tensor]:
-    """Return recall and precision (P,) float64 after each detection.
-
-    labels: (P,) ascending, best score first within a class; right: (P,) bool; npos: (C,) objects to find.
-    """
-    counted = torch.bincount(labels, minlength=len(npos))
-    found = torch.bincount(labels[right], minlength=len(npos))
-    place = torch.arange(1, len(labels) + 1, device=labels.device) - (counted.cumsum(0) - counted)[labels]
-    hits = right.cumsum(0) - (found.cumsum(0) - found)[labels]
-    return hits / npos.clamp(min=1)[labels].double(), hits / place.double()
-
-
-def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: Metric | str) -> Tensor:
-    """Return (C,) AP from the points of true positives alone, the only ones where the precision envelope steps."""
-    measure = _eleven_points if metric == "voc07" else _area
-    return measure(recall, precision, labels, npos)
+    no_object = len(truth.labels)
+    taker = torch.full((no_object + 1,), len(match), device=match.device)
+    taker.scatter_reduce_(0, match, rank, "amin")
+    difficult = torch.cat((truth.ignore, truth.ignore.new_zeros(1)))[match]  # False for no_object
+    tp = (match < no_object) & (taker[match] == rank) & ~difficult
+    return Matches(order, labels[order], match, tp=tp, fp=~tp & ~difficult)
 
 
 def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> Tensor:
@@ -156,29 +142,39 @@ def _best_object(boxes: Tensor, group: Tensor, truth: TruthSet, iou: float) -> T
 
     group: (D,) image * C + class; only objects of the same group are compared.
     """
-    objects, classes = len(truth.labels), len(truth.classes)
-    best_object = torch.full_like(group, objects)
-    owner = truth.image * classes + truth.labels
-    truth_boxes = truth.boxes.T.double().contiguous()
-    for part, row, candidate in candidates(group, owner, len(truth.ids) * classes):
-        overlap = _iou(boxes[part].T.double().index_select(1, row), truth_boxes.index_select(1, candidate))
+    no_object, classes = len(truth.labels), len(truth.classes)
+    best_object = torch.full_like(group, no_object)
+    object_group = truth.image * classes + truth.labels
+    truth_columns = truth.boxes.T.double().contiguous()
+    for part, row, candidate in candidates(group, object_group, len(truth.ids) * classes):
+        columns = boxes[part].T.double()
+        overlap = paired_iou(columns.index_select(1, row).T, truth_columns.index_select(1, candidate).T)
         best = torch.zeros(len(part), dtype=torch.float64, device=row.device)
         best.scatter_reduce_(0, row, overlap, "amax")
         # the first of the objects with the largest IoU; order within a group is the order given
-        candidate = torch.where((overlap == best[row]) & (overlap >= iou), candidate, objects)
+        is_best = (overlap == best[row]) & (overlap >= iou)
+        candidate = torch.where(is_best, candidate, no_object)
         best_object[part] = best_object[part].scatter_reduce(0, row, candidate, "amin")
     return best_object
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of pairs: (4, N), (4, N) -> (N,); 0 where they do not meet, so also for boxes without area."""
-    ax1, ay1, ax2, ay2 = a
-    bx1, by1, bx2, by2 = b
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    shared = width * height
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
-    return torch.where(shared > 0, shared / union, 0.0)
+def recall_precision(labels: Tensor, tp: Tensor, npos: Tensor) -> tuple[Tensor, Tensor]:
+    """Return recall and precision (P,) float64 after each detection.
+
+    labels: (P,) ascending, best score first within a class; tp: (P,) bool, the others are false positives; npos: (C,)
+    objects to find.
+    """
+    counted = torch.bincount(labels, minlength=len(npos))
+    found = torch.bincount(labels[tp], minlength=len(npos))
+    tp_so_far = tp.cumsum(0) - starts(found)[labels]
+    counted_so_far = torch.arange(1, len(labels) + 1, device=labels.device) - starts(counted)[labels]
+    return tp_so_far / npos.clamp(min=1)[labels].double(), tp_so_far / counted_so_far.double()
+
+
+def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: Metric | str) -> Tensor:
+    """Return (C,) AP from the points of true positives alone, the only ones where the precision envelope steps."""
+    average = _eleven_points if metric == "voc07" else _area
+    return average(recall, precision, labels, npos)
 
 
 def _eleven_points(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor) -> Tensor:

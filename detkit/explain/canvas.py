@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw
 
 from detkit.viz.draw import INK, PAPER, Colour, font_of, outline, shorten, write_name
 from detkit.viz.sheet import mosaic
@@ -42,8 +43,8 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of a detector. name: fit for a file; text: what happened, in numbers of this image."""
+class Section:
+    """One step of a detector, drawn. name: fit for a file; text: what happened, in numbers of this image."""
 
     name: str
     title: str
@@ -66,11 +67,11 @@ class Canvas:
     """An image enlarged to draw on. All coordinates are pixels of the image."""
 
     def __init__(self, image: ArrayLike, side: int = SIDE, light: float = 1.0, window: ArrayLike | None = None) -> None:
-        """side: pixels that the longer side gets; light: 1 leaves the image as it is. window: the part that is shown,
+        """Scale the image up.
+
+        side: pixels that the longer side gets; light: 1 leaves the image as it is. window: the part that is shown,
         xyxy, by default all; what of it lies outside the image is grey.
         """
-        from PIL import Image, ImageDraw
-
         image = np.asarray(image, np.uint8)
         height, width = image.shape[:2]
         left, top, right, bottom = (0, 0, width, height) if window is None else np.asarray(window, float).tolist()
@@ -78,16 +79,15 @@ class Canvas:
         right, bottom = max(right, left + 1), max(bottom, top + 1)
         part = np.full((bottom - top, right - left, 3), 128, np.uint8)
         rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
-        seen = image[rows, columns]
-        if seen.size:
-            at = max(-top, 0), max(-left, 0)
-            part[at[0] : at[0] + seen.shape[0], at[1] : at[1] + seen.shape[1]] = seen
+        inside = image[rows, columns]
+        if inside.size:
+            y, x = max(-top, 0), max(-left, 0)
+            part[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
         self.factor = side / max(part.shape[:2])
         self.origin = np.array([left, top, left, top], float)
         size = (max(1, round(part.shape[1] * self.factor)), max(1, round(part.shape[0] * self.factor)))
         lit = (part * light).astype(np.uint8)
         self._canvas = Image.fromarray(lit).resize(size, Image.Resampling.BICUBIC).convert("RGBA")
-        self._Draw, self._Image = ImageDraw.Draw, Image
         self.line = max(2, round(side / 320))
         self.font = font_of(max(14, round(side / 34)))
         self._names: list[tuple[NDArray, str, Colour]] = []
@@ -96,19 +96,19 @@ class Canvas:
         """Draw an outline; width: in thin lines."""
         line = max(1, round(self.line * width))
         if alpha >= 1:
-            outline(self._Draw(self._canvas), self._place(box), line, shade, dashed)
+            outline(ImageDraw.Draw(self._canvas), self._scaled(box), line, shade, dashed)
             return
-        layer = self._Image.new("RGBA", self._canvas.size)
-        outline(self._Draw(layer), self._place(box), line, (*shade, round(255 * alpha)), dashed)  # pyright: ignore
+        layer = Image.new("RGBA", self._canvas.size)
+        outline(ImageDraw.Draw(layer), self._scaled(box), line, (*shade, round(255 * alpha)), dashed)  # pyright: ignore
         self._canvas.alpha_composite(layer)
 
     def boxes(self, boxes: ArrayLike, shades: Sequence[Colour], alphas: Sequence[float]) -> None:
         """Draw many thin outlines, the last on top."""
-        layer = self._Image.new("RGBA", self._canvas.size)
-        pen = self._Draw(layer)
+        layer = Image.new("RGBA", self._canvas.size)
+        pen = ImageDraw.Draw(layer)
         line = self.line if len(shades) <= CROWD else max(1, self.line - 1)
         for box, shade, alpha in zip(np.asarray(boxes), shades, alphas):
-            outline(pen, self._place(box), line, (*shade, round(255 * alpha)), False)  # pyright: ignore
+            outline(pen, self._scaled(box), line, (*shade, round(255 * alpha)), False)  # pyright: ignore
         self._canvas.alpha_composite(layer)
 
     def truth(self, box: ArrayLike, name: str | None = None) -> None:
@@ -120,26 +120,26 @@ class Canvas:
 
     def fill(self, box: ArrayLike, shade: Colour, alpha: float) -> None:
         """Tint a part of the image."""
-        layer = self._Image.new("RGBA", self._canvas.size)
-        x1, y1, x2, y2 = self._place(box)
+        layer = Image.new("RGBA", self._canvas.size)
+        x1, y1, x2, y2 = self._scaled(box)
         corners = (round(x1), round(y1), max(round(x1), round(x2) - 1), max(round(y1), round(y2) - 1))
-        self._Draw(layer).rectangle(corners, fill=(*shade, round(255 * alpha)))
+        ImageDraw.Draw(layer).rectangle(corners, fill=(*shade, round(255 * alpha)))
         self._canvas.alpha_composite(layer)
 
-    def tint(self, values: NDArray, box: ArrayLike, shade: Colour, most: float = 0.85) -> None:
+    def tint(self, values: NDArray, box: ArrayLike, shade: Colour, opacity: float = 0.85) -> None:
         """Lay a map (h, w) of values from 0 to 1 over a part of the image, its cells as squares."""
-        x1, y1, x2, y2 = (round(edge) for edge in self._place(box))
-        alpha = np.round(np.clip(values, 0, 1) * 255 * most).astype(np.uint8)
+        x1, y1, x2, y2 = (round(edge) for edge in self._scaled(box))
+        alpha = np.round(np.clip(values, 0, 1) * 255 * opacity).astype(np.uint8)
         pixels = np.concatenate((np.broadcast_to(np.array(shade, np.uint8), (*alpha.shape, 3)), alpha[..., None]), -1)
-        layer = self._Image.fromarray(pixels).resize((max(1, x2 - x1), max(1, y2 - y1)), self._Image.Resampling.NEAREST)
-        whole = self._Image.new("RGBA", self._canvas.size)
-        whole.paste(layer, (x1, y1))
-        self._canvas.alpha_composite(whole)
+        layer = Image.fromarray(pixels).resize((max(1, x2 - x1), max(1, y2 - y1)), Image.Resampling.NEAREST)
+        overlay = Image.new("RGBA", self._canvas.size)
+        overlay.paste(layer, (x1, y1))
+        self._canvas.alpha_composite(overlay)
 
     def grid(self, rows: int, columns: int, box: ArrayLike, shade: Colour = PAPER, alpha: float = 0.45) -> None:
         """Draw the lines between rows x columns cells of a part of the image."""
-        layer = self._Image.new("RGBA", self._canvas.size)
-        pen, (x1, y1, x2, y2) = self._Draw(layer), self._place(box)
+        layer = Image.new("RGBA", self._canvas.size)
+        pen, (x1, y1, x2, y2) = ImageDraw.Draw(layer), self._scaled(box)
         ink = (*shade, round(255 * alpha))
         for x in np.linspace(x1, x2, columns + 1).round().tolist():
             pen.line((x, y1, x, y2), ink, 1)
@@ -150,40 +150,38 @@ class Canvas:
     def dot(self, point: ArrayLike, shade: Colour) -> None:
         left, top = ((np.asarray(point) - self.origin[:2]) * self.factor).tolist()
         size = 2 * self.line
-        self._Draw(self._canvas).ellipse((left - size, top - size, left + size, top + size), shade, INK)
+        ImageDraw.Draw(self._canvas).ellipse((left - size, top - size, left + size, top + size), shade, INK)
 
     def name(self, box: ArrayLike, text: str, shade: Colour) -> None:
         """Write a box's name, when all is drawn; the first has the first choice of places."""
-        self._names.append((self._place(box), text, shade))
+        self._names.append((self._scaled(box), text, shade))
 
     def drawing(self) -> NDArray[np.uint8]:
         canvas = self._canvas.convert("RGB")
-        pen, placed = self._Draw(canvas), []
+        pen, placed = ImageDraw.Draw(canvas), []
         for box, text, shade in self._names:
             write_name(pen, text, box, self.line, self.font, shade, False, placed)
         return np.array(canvas)
 
-    def _place(self, box: ArrayLike) -> NDArray:
+    def _scaled(self, box: ArrayLike) -> NDArray:
         return (np.asarray(box, np.float64) - self.origin) * self.factor
 
 
-def side_of(panels: int) -> int:
+def panel_side(panels: int) -> int:
     """Pixels of the longer side of each of so many panels."""
     return SIDE if panels <= 1 else PANEL
 
 
-def window(boxes: NDArray, margin: float, least: float) -> NDArray:
-    """The square around boxes (N, 4), with a margin in shares of its side, at least `least` pixels a side."""
+def square_around(boxes: NDArray, margin: float, min_side: float) -> NDArray:
+    """The square around boxes (N, 4), with a margin in shares of its side, at least `min_side` pixels a side."""
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-    half = max(float((high - low).max()) * (1 + 2 * margin), least) / 2
+    half = max(float((high - low).max()) * (1 + 2 * margin), min_side) / 2
     centre = (low + high) / 2
     return np.concatenate((centre - half, centre + half))
 
 
 def _with_legend(drawing: NDArray[np.uint8], legend: Sequence[Key]) -> NDArray[np.uint8]:
     """The image with a strip below that explains its colours."""
-    from PIL import Image, ImageDraw
-
     if not legend:
         return drawing
     width = drawing.shape[1]

@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const {boxes, by, labels, scores, classes, final, iou} = data;
-const group = document.getElementById("boxes"), slider = document.getElementById("step");
+const group = document.getElementById("scene-boxes"), slider = document.getElementById("step");
 const said = document.getElementById("said");
 // the worst first, so that the best lie on top and are tapped first
 const rects = boxes.map(() => document.createElementNS(group.namespaceURI, "rect"));

@@ -1,61 +1,58 @@
-"""How the stages of an explanation name things."""
+"""How the sections of an explanation name things, and what draws the ground truth in all of them."""
 
-from typing import TYPE_CHECKING
-
-from detkit.explain.canvas import DARK, NEGATIVE, PANEL, Canvas, Key, Kind, Panel
+from detkit.explain.canvas import Canvas, Key, Kind
+from detkit.explain.explanation import Explanation
+from detkit.models.trace import MapShape
 from detkit.viz.draw import colour
 
-if TYPE_CHECKING:
-    from detkit.explain.trace import Assignment, Explanation
+LEGEND = 20  # most classes in a legend
 
 
-def final_name(explanation: "Explanation", place: int) -> str:
-    """How a final box is called in every stage: number, class and score."""
-    work = explanation.work
-    row = work.final[place]
-    return f"{place + 1} {explanation.classes[work.labels[row]]} {work.scores[row]:.2f}"
+def detection_name(explanation: Explanation, index: int) -> str:
+    """How a detection is called in every section: number, class and score."""
+    return f"{index + 1} {explanation.classes[explanation.labels[index]]} {explanation.scores[index]:.2f}"
 
 
-def class_legend(explanation: "Explanation") -> list[Key]:
-    """The colours of the classes that are seen."""
-    seen = sorted({*explanation.work.labels.tolist(), *explanation.labels.tolist()})
-    return [Key(colour(label), "solid", explanation.classes[label]) for label in seen[:20]]
+def class_legend(explanation: Explanation) -> list[Key]:
+    """The colours of the candidates' classes."""
+    labels = sorted(set(explanation.nms.labels.tolist()))[:LEGEND]
+    return [Key(colour(label), "solid", explanation.classes[label]) for label in labels]
 
 
-def draw_truth(canvas: Canvas, explanation: "Explanation") -> None:
-    """Draw the annotated objects, numbered by letters, so that they differ from final boxes."""
-    truth = explanation.truth
-    if truth is not None:
-        for number, (box, label) in enumerate(zip(truth.boxes, truth.labels.tolist())):
-            canvas.truth(box, f"{object_name(number)} {explanation.classes[label]}")
-
-
-def truth_legend(explanation: "Explanation", what: str, kind: Kind = "solid") -> list[Key]:
+def truth_legend(explanation: Explanation, what: str, kind: Kind = "solid") -> list[Key]:
     """The classes of the annotated objects, and what their colour stands for."""
     assert explanation.truth is not None
-    seen = sorted(set(explanation.truth.labels.tolist()))[:20]
-    return [Key(colour(label), kind, f"{what} {explanation.classes[label]}") for label in seen]
+    labels = sorted(set(explanation.truth.labels.tolist()))[:LEGEND]
+    return [Key(colour(label), kind, f"{what} {explanation.classes[label]}") for label in labels]
 
 
-def assignment_panels(explanation: "Explanation", learnt: "Assignment", names: tuple[str, str]) -> list[Panel]:
-    """Boxes of objects in one panel, background in another, called by `names`."""
+def draw_truth(canvas: Canvas, explanation: Explanation) -> None:
+    """Draw the annotated objects, named by letters, so that they differ from detections."""
+    if explanation.truth is not None:
+        for index, box in enumerate(explanation.truth.boxes):
+            canvas.truth(box, object_name(explanation, index))
+
+
+def object_name(explanation: Explanation, index: int) -> str:
+    """How an annotated object is called in every section: letter and class."""
     assert explanation.truth is not None
-    positive = learnt.owner >= 0
-    labels = explanation.truth.labels
-    panels = []
-    for chosen, what in zip((positive, ~positive), names):
-        canvas = Canvas(explanation.image, PANEL, DARK)
-        shades = [NEGATIVE if owner < 0 else colour(int(labels[owner])) for owner in learnt.owner[chosen]]
-        canvas.boxes(learnt.boxes[chosen], shades, [0.9] * len(shades))
-        draw_truth(canvas, explanation)
-        panels.append(Panel(canvas.drawing(), f"{len(shades)} {what}"))
-    return panels
+    return f"{letter(index)} {explanation.classes[explanation.truth.labels[index]]}"
 
 
-def object_name(number: int) -> str:
+def letter(index: int) -> str:
     """0 -> a, 25 -> z, 26 -> a1, ..."""
-    return "abcdefghijklmnopqrstuvwxyz"[number % 26] + (str(number // 26) if number >= 26 else "")
+    return "abcdefghijklmnopqrstuvwxyz"[index % 26] + (str(index // 26) if index >= 26 else "")
 
 
-def many(count: int, one: str, several: str) -> str:
+def plural(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
+
+
+def map_title(index: int, shape: MapShape) -> str:
+    return f"map {index + 1}: {shape.columns} x {shape.rows}"
+
+
+def map_extent(explanation: Explanation, shape: MapShape) -> tuple[float, float, float, float]:
+    """The box that a feature map covers, in pixels of the image."""
+    down, across = explanation.factors.tolist()
+    return (0.0, 0.0, shape.columns * shape.cell_width * across, shape.rows * shape.cell_height * down)

@@ -1,33 +1,31 @@
-"""explain.html: what each stage of a detector did with one image, in one page that needs nothing beside it."""
+"""explain.html: what each step of a detector did with one image, in one page that needs nothing beside it."""
 
 import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-from detkit.explain.canvas import Panel, Stage
+from detkit.explain.canvas import Panel, Section
+from detkit.explain.explanation import Explanation
 from detkit.report.template import as_data, fill, resource
 from detkit.viz.figure import hex_code
-
-if TYPE_CHECKING:
-    from detkit.explain.trace import Explanation
 
 QUALITY = 85  # of the page's JPEGs
 IMAGE = 1280  # pixels of the longer side of the image below the steps
 STEPS = 600  # candidates that a page shows in motion, the best
 
 
-def explain_page(explanation: "Explanation", stages: Sequence[Stage], title: str, protocol: str) -> str:
-    """Return the page's HTML: each stage with its words, images and legend, and the suppression step by step."""
+def explain_page(explanation: Explanation, sections: Sequence[Section], title: str, protocol: str) -> str:
+    """Return the page's HTML: each section with its text, images and legend, and the suppression step by step."""
     height, width = explanation.image.shape[:2]
     parts = {
         "title": escape(title),
         "protocol": escape(protocol),
-        "nav": "".join(f'<a href="#{stage.name}">{escape(stage.title)}</a>' for stage in stages),
-        "stages": "\n".join(_section(number, stage) for number, stage in enumerate(stages, 1)),
+        "nav": "".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
+        "sections": "\n".join(_section(number, section) for number, section in enumerate(sections, 1)),
         "width": str(width),
         "height": str(height),
         "image": _jpeg(explanation.image, IMAGE),
@@ -38,16 +36,16 @@ def explain_page(explanation: "Explanation", stages: Sequence[Stage], title: str
     return fill(resource("explain.html", "detkit.explain"), parts)
 
 
-def _section(number: int, stage: Stage) -> str:
-    one = " one" if len(stage.panels) == 1 else " small" if len(stage.panels) > 6 else ""
-    drawings = "".join(map(_figure, stage.panels))
+def _section(number: int, section: Section) -> str:
+    size = " one" if len(section.panels) == 1 else " small" if len(section.panels) > 6 else ""
+    figures = "".join(map(_figure, section.panels))
     legend = "".join(
         f'<li><i class="{key.kind}" style="--c:{hex_code(key.shade)}"></i>{escape(key.text)}</li>'
-        for key in stage.legend
+        for key in section.legend
     )
     return (
-        f'<section id="{stage.name}"><h2>{number}. {escape(stage.title)}</h2><p>{escape(stage.text)}</p>'
-        f'<div class="panels{one}">{drawings}</div><ul class="legend">{legend}</ul></section>'
+        f'<section id="{section.name}"><h2>{number}. {escape(section.title)}</h2><p>{escape(section.text)}</p>'
+        f'<div class="panels{size}">{figures}</div><ul class="legend">{legend}</ul></section>'
     )
 
 
@@ -60,25 +58,23 @@ def _figure(panel: Panel) -> str:
     )
 
 
-def _data(explanation: "Explanation") -> dict[str, object]:
-    """The suppression as the script wants it: of the best candidates, and of those that stay among them."""
-    work = explanation.work
+def _data(explanation: Explanation) -> dict[str, object]:
+    """The suppression as the script reads it: of the best candidates, and of those that stay among them."""
+    nms = explanation.nms
     return {
-        "boxes": np.round(work.boxes[:STEPS], 2).tolist(),
-        "scores": np.round(work.scores[:STEPS], 6).tolist(),
-        "labels": work.labels[:STEPS].tolist(),
-        "by": work.by[:STEPS].tolist(),
-        "final": work.final[work.final < STEPS].tolist(),
+        "boxes": np.round(nms.boxes[:STEPS], 2).tolist(),
+        "scores": np.round(nms.scores[:STEPS], 6).tolist(),
+        "labels": nms.labels[:STEPS].tolist(),
+        "by": nms.by[:STEPS].tolist(),
+        "final": nms.kept[nms.kept < STEPS].tolist(),
         "classes": list(explanation.classes),
-        "iou": work.iou,
+        "iou": nms.iou,
         "score": explanation.settings.score_threshold,
     }
 
 
 def _jpeg(drawing: np.ndarray, longest: int | None = None) -> str:
     """An image as a data: address."""
-    from PIL import Image
-
     image = Image.fromarray(np.ascontiguousarray(drawing))
     if longest is not None:
         image.thumbnail((longest, longest))

@@ -1,30 +1,29 @@
-"""A detector over a whole data set: its detections, and their average precision."""
+"""A detector over a data set: its detections, and their average precision."""
 
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.config import Config, DetectConfig
+from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import open_proposals, test_loader
+from detkit.evaluation import Result, score
 from detkit.inference.tta import predict_views
+from detkit.models import Detector, postprocess
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
-    from detkit.evaluation import Result
-    from detkit.models import Detector
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. seconds: of reading, network and post-processing, all images, without the metric."""
+    """The result of an evaluation. seconds: of reading, network and post-processing, all images, without the metric."""
 
-    result: "Result"
+    result: Result
     detections: DetectionSet
     seconds: float
 
@@ -34,8 +33,8 @@ class Evaluation:
 
 
 def evaluate(
-    detector: "Detector",
-    dataset: "DetectionDataset",
+    detector: Detector,
+    dataset: DetectionDataset,
     config: Config,
     device: torch.device | None = None,
 ) -> Evaluation:
@@ -44,9 +43,6 @@ def evaluate(
     The detector stays in the mode (train or eval) that it was in. Under torchrun each process takes a share of the
     images and all return the same result. device: where the detector is; by default that of its parameters.
     """
-    from detkit.data.loader import open_proposals, test_loader
-    from detkit.evaluation import score
-
     device = device or next(detector.parameters()).device
     loader = test_loader(
         dataset,
@@ -69,7 +65,7 @@ def evaluate(
 
 
 def detect_dataset(
-    detector: "Detector",
+    detector: Detector,
     loader: Iterable[tuple[Images, Targets]],
     settings: DetectConfig,
     *,
@@ -78,18 +74,19 @@ def detect_dataset(
     channels_last: bool = True,
 ) -> DetectionSet:
     """Run a detector over every batch of a loader. Detections stay on the device until the end: no waits between."""
-    found: list[tuple[Detections, tuple[str, ...]]] = []
+    batches: list[tuple[Detections, tuple[str, ...]]] = []
     training = detector.training
     detector.eval()
     with torch.inference_mode():
         for images, _ in loader:
-            found.append((detect_batch(detector, images, settings, device, amp, channels_last), images.ids))
+            detections = detect_batch(detector, images, settings, device, amp, channels_last)
+            batches.append((detections, images.ids))
     detector.train(training)
-    return DetectionSet.from_batches(found, detector.classes)
+    return DetectionSet.from_batches(batches, detector.classes)
 
 
 def detect_batch(
-    detector: "Detector",
+    detector: Detector,
     images: Images,
     settings: DetectConfig,
     device: torch.device,
@@ -97,9 +94,10 @@ def detect_batch(
     channels_last: bool,
     score_thresholds: Tensor | None = None,
 ) -> Detections:
-    """Move a batch to the device, predict, post-process; score_thresholds: (C,), on the device, see `postprocess`."""
-    from detkit.models import postprocess
+    """Move a batch to the device, predict, post-process, refine.
 
+    score_thresholds: (C,), on the device, see `postprocess`.
+    """
     images = images_to_device(images, device, channels_last)
     with autocast(device, amp):
         predictions = predict_views(detector, images, settings)
@@ -109,12 +107,12 @@ def detect_batch(
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:
     """Merge the shares of several processes into one set over `ids`, in the order that one process would give."""
-    place = {name: index for index, name in enumerate(ids)}
-    parts: dict[str, Tensor] = {
-        name: torch.cat([getattr(one, name) for one in shares]) for name in ("boxes", "scores", "labels")
-    }
-    image = torch.cat([torch.tensor([place[name] for name in one.ids], dtype=torch.int64)[one.image] for one in shares])
-    order = torch.argsort(image, stable=True)
-    return DetectionSet(
-        **{name: part[order] for name, part in parts.items()}, image=image[order], ids=ids, classes=shares[0].classes
+    index_of = {name: index for index, name in enumerate(ids)}
+    image = torch.cat(
+        [torch.tensor([index_of[name] for name in share.ids], dtype=torch.int64)[share.image] for share in shares]
     )
+    order = torch.argsort(image, stable=True)
+    boxes, scores, labels = (
+        torch.cat([getattr(share, name) for share in shares])[order] for name in ("boxes", "scores", "labels")
+    )
+    return DetectionSet(boxes, scores, labels, image[order], ids=ids, classes=shares[0].classes)

@@ -4,13 +4,13 @@ Images are decoded and resized (by the test loader's own transform) in a few thr
 so that a folder or video of any length needs the memory of a few batches.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +22,10 @@ from detkit.data.transforms import Transform, build_test, pad
 from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.sources import Video, VideoReader, find_sources
+from detkit.inference.thresholds import score_thresholds
+from detkit.models import Detector
 from detkit.proposals.methods import Method, find_method
 from detkit.structures import Detections, Images, Proposals
-
-if TYPE_CHECKING:
-    from detkit.models import Detector
 
 T = TypeVar("T")
 ImageArray = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
@@ -37,8 +36,8 @@ READERS = 4  # threads that decode
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found on one image.
+class DetectedImage:
+    """One image and its detections.
 
     image: (H, W, 3) RGB uint8, as read. detections: of this one image, on the CPU, without padding: boxes (1, D, 4)
     in its pixels.
@@ -63,20 +62,20 @@ class _Prepared:
 
 
 def detect_images(
-    detector: "Detector",
+    detector: Detector,
     images: Iterable[ImageArray | Path],
     config: Config,
     *,
     batch: int = BATCH,
-    limits: Tensor | None = None,
-) -> Generator[Found | Unreadable]:
+    score_thresholds: Tensor | None = None,
+) -> Generator[DetectedImage | Unreadable]:
     """Detect on each image or image file, in order, `batch` at once, on the detector's device.
 
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
-    number format and memory layout that evaluation uses too. limits: (C,) a threshold for each class instead, see
-    `score_thresholds`. Close the iterator if you leave it early.
+    number format and memory layout that evaluation uses too. score_thresholds: (C,) a threshold for each class in place
+    of its own, see `thresholds.score_thresholds`. Close the iterator if you leave it early.
     """
-    limits = None if limits is None else limits.to(next(detector.parameters()).device)
+    score_thresholds = None if score_thresholds is None else score_thresholds.to(next(detector.parameters()).device)
     transform = build_test(detector.input)
     propose = proposal_method(config) if detector.takes_proposals else None
 
@@ -86,49 +85,57 @@ def detect_images(
     with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
         for prepared in batches:
             usable = [item for item in prepared if isinstance(item, _Prepared)]
-            found = iter(_detect(detector, usable, config, limits) if usable else ())
+            detections = iter(_detect(detector, usable, config, score_thresholds) if usable else ())
             for item in prepared:
-                yield Found(item.image, next(found)) if isinstance(item, _Prepared) else item
+                yield DetectedImage(item.image, next(detections)) if isinstance(item, _Prepared) else item
 
 
 def detect(
-    detector: "Detector",
+    detector: Detector,
     source: Source | Iterable[Source],
-    config: Config,
-    limits: Tensor,
-    batch: int = BATCH,
+    *,
+    score: float,
+    classes: Collection[str] | None,
+    thresholds: Mapping[str, float] | None,
+    nms: str | None,
+    flip: bool | None,
+    scales: Sequence[float] | None,
+    batch: int,
 ) -> list[Detections]:
-    """See `Detector.detect`; limits: as in `detect_images`."""
+    """See `Detector.detect`."""
+    config = detector.experiment or Config(model=detector.config)
+    changes = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
+    settings = replace(config.detect, **{key: value for key, value in changes.items() if value is not None})
+    config = replace(config, detect=settings)
+    limits = score_thresholds(detector, score, classes, thresholds)
     sources: list[Source] = [source] if isinstance(source, Source) else [*source]
-    found = []
-    with closing(detect_images(detector, _images(sources), config, batch=batch, limits=limits)) as results:
+    detections = []
+    with closing(detect_images(detector, _images(sources), config, batch=batch, score_thresholds=limits)) as results:
         for result in results:
             if isinstance(result, Unreadable):
                 raise result.error
-            found.append(result.detections)
-    return found
+            detections.append(result.detections)
+    return detections
 
 
 def _images(sources: list[Source]) -> Iterator[ImageArray | Path]:
-    """Images, images and the frames of videos, one by one. All names are looked up before the first is read."""
-    places: list[Path | Video | ImageArray] = []
+    """Images and the frames of videos, one by one. All names are looked up before the first is read."""
+    opened: list[Path | Video | ImageArray] = []
     for source in sources:
-        places += find_sources([source]) if isinstance(source, str | Path | int) else [source]
-    for place in places:
-        if isinstance(place, Video) and place.is_camera:
-            raise UserError(
-                f"{place} has no end, so its detections make no list; detkit detect CHECKPOINT {place.place}"
-            )
-    return _frames(places)
+        opened += find_sources([source]) if isinstance(source, str | Path | int) else [source]
+    for item in opened:
+        if isinstance(item, Video) and item.is_camera:
+            raise UserError(f"{item} has no end, so its detections make no list; detkit detect CHECKPOINT {item.place}")
+    return _frames(opened)
 
 
-def _frames(places: list[Path | Video | ImageArray]) -> Iterator[ImageArray | Path]:
-    for place in places:
-        if isinstance(place, Video):
-            with VideoReader(place) as frames:
+def _frames(items: list[Path | Video | ImageArray]) -> Iterator[ImageArray | Path]:
+    for item in items:
+        if isinstance(item, Video):
+            with VideoReader(item) as frames:
                 yield from frames
         else:
-            yield place
+            yield item
 
 
 def _batches(
@@ -171,29 +178,30 @@ def _as_array(source: ImageArray) -> np.ndarray:
 
 
 def _detect(
-    detector: "Detector", items: list[_Prepared], config: Config, limits: Tensor | None
+    detector: Detector, items: list[_Prepared], config: Config, score_thresholds: Tensor | None
 ) -> Iterator[Detections]:
     """The network on one batch."""
     original = torch.tensor([item.image.shape[:2] for item in items])
     regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]
-    given = Proposals.pad(regions) if regions else None
-    images = Images(*pad([item.pixels for item in items]), original, tuple(map(str, range(len(items)))), given)
+    proposals = Proposals.pad(regions) if regions else None
+    ids = tuple(map(str, range(len(items))))
+    images = Images(*pad([item.pixels for item in items]), original, ids, proposals)
     training = detector.training
     detector.eval()
     with torch.inference_mode():
         device = next(detector.parameters()).device
         amp, channels_last = config.train.amp, config.train.channels_last
-        found = detect_batch(detector, images, config.detect, device, amp, channels_last, limits)
+        detections = detect_batch(detector, images, config.detect, device, amp, channels_last, score_thresholds)
     detector.train(training)
     # waits for the device, once a batch: its readers draw and print next
-    boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
-    for row in range(len(items)):
-        real = labels[row] >= 0
-        yield Detections(boxes[row][real][None], scores[row][real][None], labels[row][real][None])
+    detections = detections.to("cpu")
+    for index in range(len(items)):
+        boxes, scores, labels = detections.image(index)
+        yield Detections(boxes[None], scores[None], labels[None])
 
 
 def _one_ahead(iterator: Iterator[T]) -> Generator[T]:
-    """Run an iterator in a thread of its own, one item ahead of whoever takes them."""
+    """Run an iterator in another thread, one item ahead of whoever takes them."""
     end = object()
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, iterator, end)

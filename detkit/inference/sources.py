@@ -53,7 +53,7 @@ class Folder:
 class Sources:
     """What a user named: Path for an image, Video for a video file or a camera; each once, in the order given.
 
-    Can be gone through again and again; paths of folders are made on the way. len: how many, a place that was named
+    Can be gone through again and again; paths of folders are made on the way. len: how many, a file that was named
     twice counted twice. images: how many of them are images.
     """
 
@@ -77,8 +77,8 @@ class Sources:
         seen: set[str | int] = set()
         for part in self._parts:
             for source in part:
-                place = source.place if isinstance(source, Video) else source
-                key = place if isinstance(place, int) else os.path.abspath(place)
+                opened = source.place if isinstance(source, Video) else source
+                key = opened if isinstance(opened, int) else os.path.abspath(opened)
                 if key not in seen:
                     seen.add(key)
                     yield source
@@ -223,8 +223,8 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
     first, and writes them to an MP4 file of `fps` frames a second (or the nearest rate that MPEG-4 can say).
 
     Frames that come unevenly keep their times: one is shown until the next is due, and left out where the next is due
-    in the same 1 / fps. The file appears whole at the end, or not at all. MPEG-4 wants even sides: an odd last row or
-    column is left out.
+    in the same 1 / fps. The file appears at the end, complete, or not at all. MPEG-4 needs even sides: an odd last row
+    or column is left out.
     """
     import cv2
 
@@ -254,9 +254,9 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
             writer.release()
         # the writer says nothing of a full disk, but its index comes last: without it the file doesn't open
         check = cv2.VideoCapture(str(temporary))
-        whole = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) == written
+        complete = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) == written
         check.release()
-        if not whole:
+        if not complete:
             raise UserError(f"{path}: the video could not be written (no space left?), nothing kept")
 
 
@@ -266,11 +266,11 @@ def _mpeg4_rate(fps: float) -> float:
 
 
 def quiet() -> None:
-    """Keep OpenCV and FFmpeg from printing: what goes wrong is reported in a line of our own."""
+    """Keep OpenCV and FFmpeg from printing: what goes wrong is reported by detkit, in a line."""
     # read when the first video opens, so it can still be set
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    # decoding has threads of its own, and torch wants the cores
+    # images are decoded in detkit's threads, and torch needs the cores
     cv2.setNumThreads(1)

@@ -1,11 +1,10 @@
-"""Test-time augmentation: the network sees each image several times, and one NMS sees all that it found.
+"""Test-time augmentation: the network sees each image several times, and one NMS sees all of its boxes.
 
 Predictions are brought back to the pixels of the usual input before they are joined, so that scores stay what the
-network said: a box found in several views keeps its best score, as a box found twice in one.
+network said: an object that is detected in several views keeps its best score, as one detected twice in a view.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,34 +12,41 @@ from torch.nn.functional import interpolate
 
 from detkit.config import DetectConfig
 from detkit.errors import UserError
+from detkit.models import Detector
 from detkit.ops import flip, scale
 from detkit.structures import Images, Predictions
 
-if TYPE_CHECKING:
-    from detkit.models import Detector
 
+def predict_views(detector: Detector, images: Images, settings: DetectConfig) -> Predictions:
+    """Return what a detector predicts of the views that `settings.flip` and `settings.scales` name, joined.
 
-def predict_views(detector: "Detector", images: Images, settings: DetectConfig) -> Predictions:
-    """Return what a detector predicts of the views that `settings.flip` and `settings.scales` name, joined: (B, sum of
-    A, ...), in pixels of `images`. UserError as `check_scales`."""
+    boxes (B, sum of A, ...) are in pixels of `images`. features are those of the view that is the images as they are
+    where it is among them, else of the first. Raises UserError as `check_scales` does.
+    """
     check_scales(detector, settings)
-    parts = []
-    for mirrored in (False, True) if settings.flip else (False,):
-        for factor in settings.scales:
-            seen = mirror(images) if mirrored else images
-            seen, factors = resize_views(detector, seen, factor)
-            found = detector.predict(seen)
-            if factor != 1:
-                found = _unscaled(found, factors, images.sizes)
-            if mirrored:
-                found = replace(found, boxes=flip(found.boxes, images.sizes[:, 1]))
-            parts.append(found)
+    directions = (False, True) if settings.flip else (False,)
+    views = [(mirrored, factor) for mirrored in directions for factor in settings.scales]
+    parts = [_predict_view(detector, images, mirrored, factor) for mirrored, factor in views]
     if len(parts) == 1:
         return parts[0]
-    return Predictions(torch.cat([part.boxes for part in parts], 1), torch.cat([part.scores for part in parts], 1))
+    boxes = torch.cat([part.boxes for part in parts], 1)
+    scores = torch.cat([part.scores for part in parts], 1)
+    unchanged = views.index((False, 1.0)) if (False, 1.0) in views else 0
+    return Predictions(boxes, scores, parts[unchanged].features)
 
 
-def check_scales(detector: "Detector", settings: DetectConfig) -> None:
+def _predict_view(detector: Detector, images: Images, mirrored: bool, factor: float) -> Predictions:
+    """Predict on one view; boxes are brought back to the pixels of `images`."""
+    view, factors = resize_views(detector, mirror(images) if mirrored else images, factor)
+    predictions = detector.predict(view)
+    if factor != 1:
+        predictions = _unscaled(predictions, factors, images.sizes)
+    if mirrored:
+        predictions = replace(predictions, boxes=flip(predictions.boxes, images.sizes[:, 1]))
+    return predictions
+
+
+def check_scales(detector: Detector, settings: DetectConfig) -> None:
     """Raise UserError where the network cannot take a scale."""
     largest = max(settings.scales)
     if detector.input.resize == "stretch" and largest > 1:
@@ -56,14 +62,14 @@ def mirror(images: Images) -> Images:
     width = images.sizes[:, 1:]
     source = torch.where(column < width, width - 1 - column, column)
     pixels = images.pixels.gather(3, source[:, None, None].expand_as(images.pixels))
-    given = images.proposals
-    if given is not None:
-        boxes = torch.where(given.valid.unsqueeze(-1), flip(given.boxes, images.sizes[:, 1]), 0)
-        given = replace(given, boxes=boxes)
-    return replace(images, pixels=_laid_out_as(pixels, images.pixels), proposals=given)
+    proposals = images.proposals
+    if proposals is not None:
+        boxes = torch.where(proposals.valid.unsqueeze(-1), flip(proposals.boxes, images.sizes[:, 1]), 0)
+        proposals = replace(proposals, boxes=boxes)
+    return replace(images, pixels=_laid_out_as(pixels, images.pixels), proposals=proposals)
 
 
-def resize_views(detector: "Detector", images: Images, factor: float) -> tuple[Images, Tensor]:
+def resize_views(detector: Detector, images: Images, factor: float) -> tuple[Images, Tensor]:
     """Resize images, and their proposals, by a factor; return them and the exact factors (B, 2), vertical first.
 
     A network of one input size gets the smaller image at the upper left of its input, the rest in its mean colour.
@@ -83,20 +89,20 @@ def resize_views(detector: "Detector", images: Images, factor: float) -> tuple[I
         pixels, sizes = canvas, images.sizes
     else:
         sizes = (images.sizes * exact).ceil().long()
-    given = images.proposals
-    if given is not None:
-        given = replace(given, boxes=scale(given.boxes, exact))
-    return replace(images, pixels=_laid_out_as(pixels, images.pixels), sizes=sizes, proposals=given), exact
+    proposals = images.proposals
+    if proposals is not None:
+        proposals = replace(proposals, boxes=scale(proposals.boxes, exact))
+    return replace(images, pixels=_laid_out_as(pixels, images.pixels), sizes=sizes, proposals=proposals), exact
 
 
-def _unscaled(found: Predictions, factors: Tensor, sizes: Tensor) -> Predictions:
+def _unscaled(predictions: Predictions, factors: Tensor, sizes: Tensor) -> Predictions:
     """Bring boxes back; those centred beyond the image, on what fills up the network's input, are no objects."""
-    boxes = scale(found.boxes, 1 / factors)
+    boxes = scale(predictions.boxes, 1 / factors)
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     limit = sizes.flip(-1).view(len(sizes), *[1] * (centre.ndim - 2), 2)
     inside = (centre < limit).all(-1)
     inside = inside.unsqueeze(-1) if inside.ndim == 2 else inside
-    return Predictions(boxes, found.scores.masked_fill(~inside, -torch.inf))
+    return replace(predictions, boxes=boxes, scores=predictions.scores.masked_fill(~inside, -torch.inf))
 
 
 def _laid_out_as(pixels: Tensor, other: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a detector is, and what its training consists of."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -33,7 +33,7 @@ class Flops(NamedTuple):
 
 
 class StageRun(Protocol):
-    """The training run as a stage sees it; `engine/run.py` has the real one.
+    """The training run as a stage sees it; `engine/stage_context.py` implements it.
 
     config: the whole experiment. device: where the stage computes. last: the checkpoint that a resume begins from.
     """
@@ -70,9 +70,13 @@ class StageRun(Protocol):
         ...
 
     def dataset_pass(
-        self, detector: "Detector", rows: Sequence[int], text: str, *, done: int = 0, save: Any
+        self, detector: "Detector", indices: Sequence[int], text: str, *, done: int = 0, save: Callable[[int], None]
     ) -> Iterator[tuple[Images, Targets]]:
-        """Yield training images, by their numbers, without augmentation and on the device; see `dataset_pass`."""
+        """Yield the training images `indices` but for the first `done`, without augmentation and on the device.
+
+        text: what the progress is called. save: called with the number of images done, now and then and before the
+        stage is interrupted.
+        """
         ...
 
     def regions(self) -> Iterator[tuple[Targets, Proposals]]:
@@ -282,10 +286,6 @@ class Detector(nn.Module):
         """
         # The one import that goes up, for convenience: inference runs detectors, nothing here needs it at import.
         from detkit.inference.predict import detect
-        from detkit.inference.thresholds import score_thresholds
 
-        config = self.experiment or Config(model=self.config)
-        given = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
-        settings = replace(config.detect, **{key: value for key, value in given.items() if value is not None})
-        limits = score_thresholds(self, score, classes, thresholds)
-        return detect(self, source, replace(config, detect=settings), limits, batch)
+        filters = {"score": score, "classes": classes, "thresholds": thresholds}
+        return detect(self, source, **filters, nms=nms, flip=flip, scales=scales, batch=batch)

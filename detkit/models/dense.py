@@ -11,6 +11,8 @@ from detkit.backbones.describe import count_flops
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
 from detkit.models.parts import ExportPart, stretched_images
+from detkit.models.trace import AnchorStep, MapStep, SampleStep, Trace
+from detkit.ops import Match
 from detkit.structures import Images, Predictions, Targets
 
 
@@ -112,6 +114,42 @@ class DenseDetector(Detector):
             "scores": f"(batch, boxes, {len(self.classes)}) float32, of each class",
         }
         return {"": ExportPart(_Exported(self), stretched_images(self.input), outputs)}
+
+    def anchor_step(self) -> AnchorStep | None:
+        """Return the boxes that predictions are made for, in their order; None where there are no such boxes."""
+        return None
+
+    def sample_step(self, raw: Any, targets: Targets, level: Tensor) -> SampleStep | None:
+        """Return which of the boxes of `anchor_step` training would learn objects from, for one image.
+
+        level: (A,) the map of each box. By default those that `assign` matches, where it gives a Match.
+        """
+        match, anchors = self.assign(raw, targets), self.anchor_step()
+        if anchors is None or not isinstance(match, Match):
+            return None
+        positive = match.index[0] >= 0
+        return SampleStep(
+            torch.cat(anchors.boxes)[positive],
+            match.index[0][positive],
+            level[positive],
+            name="matching",
+            title="Matches to the objects (training)",
+            text="What training would learn from this image ({levels}).",
+            captions=("matched", "background"),
+            legend=("matched to", "background"),
+        )
+
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        raw = self.network(self.normalise(images.pixels, images.sizes))
+        anchors = self.anchor_step()
+        if anchors is None:
+            return Trace(self.decode(raw), [])
+        number = torch.arange(len(anchors.boxes), device=anchors.boxes[0].device)
+        counts = torch.tensor([len(boxes) for boxes in anchors.boxes], device=number.device)
+        level = number.repeat_interleave(counts)
+        sample = None if targets is None else self.sample_step(raw, targets, level)
+        learned = [] if sample is None else [sample]
+        return Trace(self.decode(raw), [anchors, *learned, MapStep(level, anchors.maps)])
 
 
 class _Exported(nn.Module):

@@ -79,7 +79,6 @@ class FasterRCNN(RegionDetector):
     config_type = FasterRCNNConfig
     paper = Paper("Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", 2015)
     takes_proposals: ClassVar[bool] = False
-    features: MapFeatures  # pyright: ignore[reportIncompatibleVariableOverride]
     head: RegionHead
     stage = "sgd"  # of training, see `begin_stage`
 
@@ -106,6 +105,7 @@ class FasterRCNN(RegionDetector):
 
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
         pooled = maps if self.neck is None else maps[:-1]
+        self.pooled_maps = len(pooled)
         self.features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale)
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes), c.beta)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
@@ -191,7 +191,7 @@ class FasterRCNN(RegionDetector):
     def export_image_parts(self) -> dict[str, ExportPart]:
         c = self.config
         names = [info.name for info in self.map_info]
-        pooled = names[: len(self.features.strides)]
+        pooled = names[: self.pooled_maps]
         outputs = {
             **{
                 f"logits_{name}": "(batch, anchors) float32, object or not; a sigmoid makes it a score"
@@ -215,8 +215,8 @@ class FasterRCNN(RegionDetector):
         self, images: Images, prepared: list[Tensor], targets: Targets | None
     ) -> tuple[Proposals, list[Step]]:
         output = self.rpn(prepared)
-        steps = self.rpn.trace(prepared, output, images, targets, self.training)
-        return self.rpn.propose(output, images, self.training), steps
+        steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
+        return self.rpn.propose(output, images, self.many_proposals), steps
 
 
 class _RPNNetwork(nn.Module):
@@ -229,7 +229,7 @@ class _RPNNetwork(nn.Module):
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         maps = self.detector.maps(pixels, sizes)
         logits, deltas, anchors = self.detector.rpn(maps)
-        return (*logits, *deltas, *anchors, *maps[: len(self.detector.features.strides)])
+        return (*logits, *deltas, *anchors, *maps[: self.detector.pooled_maps])
 
 
 def pad_to(pixels: Tensor, multiple: int) -> Tensor:

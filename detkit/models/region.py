@@ -4,7 +4,7 @@ Each detector's file shows how it fills the three: where its proposals come from
 which head classifies and moves it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -199,12 +199,18 @@ class RegionDetector(Detector):
         prepared = self.features.prepare(images, self)
         return self.predict_regions(prepared, self.propose(images, prepared))
 
-    def predict_regions(self, prepared: Any, proposals: Proposals) -> Predictions:
-        """Scores and boxes of every class for each proposal."""
+    def predict_regions(
+        self, prepared: Any, proposals: Proposals, watch: Callable[[Tensor], None] | None = None
+    ) -> Predictions:
+        """Scores and boxes of every class for each proposal. watch: is called with the features of each chunk."""
         scores, boxes = [], []
         # chunks, since what a region needs on its way may be large: of R-CNN's, a whole network's maps
         for regions in self.chunks(proposals.boxes):
-            region_scores, deltas = self.head.predict(self.features.pool(prepared, regions))
+            pooled = self.features.pool(prepared, regions)
+            if watch is not None:
+                watch(pooled)
+            region_scores, deltas = self.head.predict(pooled)
+            del pooled  # before the next chunk takes its memory
             scores.append(region_scores)
             boxes.append(self.head.coder.decode(deltas, regions.unsqueeze(2)))
         # padding is detected as nothing
@@ -312,22 +318,20 @@ class RegionDetector(Detector):
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
         prepared = self.features.prepare(images, self)
         proposals, steps = self.trace_proposals(images, prepared, targets)
-        predictions = self.predict_regions(prepared, proposals)
-        regions = proposals.boxes[0]
+        # all of a region's channels would be too many to keep and to see
+        means: list[Tensor] = []
+        predictions = self.predict_regions(prepared, proposals, lambda pooled: means.append(pooled.float().mean(2)))
         if targets is not None:
             steps.append(self.sample_step(proposals, targets))
-        # all of a region's channels would be too many to keep and to see
-        means = [self.features.pool(prepared, some).float().mean(2) for some in self.chunks(proposals.boxes)]
+
+        def crop(index: Tensor) -> Tensor | None:
+            crops = self.features.crops(prepared, proposals.boxes[:, index])
+            return None if crops is None else crops[0]
+
+        regions, scores = proposals.boxes[0], predictions.scores[0].amax(1)
         pooled = self.features.squares(torch.cat(means, 1)[0])
         scales = self.features.short_sides(proposals.boxes, images.sizes)
-
-        def crop(rows: Tensor) -> Tensor:
-            crops = self.features.crops(prepared, proposals.boxes[:, rows])
-            assert crops is not None
-            return crops[0].permute(0, 2, 3, 1)
-
-        cropped = crop if isinstance(self.features, CropFeatures) else None
-        steps.append(PooledStep(regions, pooled, None if scales is None else scales[0], cropped))
+        steps.append(PooledStep(regions, scores, pooled, None if scales is None else scales[0], crop))
         return Trace(predictions, [*steps, RegressionStep(regions)])
 
     def trace_proposals(self, images: Images, prepared: Any, targets: Targets | None) -> tuple[Proposals, list[Step]]:
@@ -347,9 +351,8 @@ class RegionDetector(Detector):
             title="Sampled regions (training)",
             text="What training would learn from this image: {samples} regions are sampled at random, {positive} that "
             "overlap an object enough, with the object's class, and {negative} of background.",
-            positive="of objects",
-            negative="of background",
-            noun="region of",
+            captions=("of objects", "of background"),
+            legend=("region of", "background"),
         )
 
 

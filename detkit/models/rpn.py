@@ -197,7 +197,8 @@ class RPN(nn.Module):
         """Return what the RPN did with one image."""
         steps = [step if isinstance(step, tuple) else (step, step) for step in self.steps(maps)]
         shapes = [MapShape(x.shape[-2], x.shape[-1], *step) for x, step in zip(maps, steps)]
-        trace: list[Step] = [AnchorStep(output.anchors, shapes, "anchors")]
+        note = "they may be larger than the image"
+        trace: list[Step] = [AnchorStep(output.anchors, shapes, "anchors", note)]
         if targets is not None:
             trace.append(self.sample_step(torch.cat(output.anchors), images.sizes, targets))
         trace.append(ObjectnessStep([logits[0].float().sigmoid() for logits in output.logits], shapes))
@@ -221,9 +222,8 @@ class RPN(nn.Module):
             title="Sampled anchors (training)",
             text="What the proposal network would learn from this image: {samples} anchors are sampled at random, "
             "{positive} that fit an object, the rest background. Anchors in between are left out.",
-            positive="of objects",
-            negative="of background",
-            noun="anchor of",
+            captions=("of objects", "of background"),
+            legend=("anchor of", "background"),
         )
 
 

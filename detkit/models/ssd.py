@@ -20,9 +20,9 @@ from detkit.models.base import Paper
 from detkit.models.dense import DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
-from detkit.models.trace import AnchorStep, MapShape, MapStep, SampleStep, Step, Trace
+from detkit.models.trace import AnchorStep, MapShape, SampleStep
 from detkit.ops import BoxCoder, Match, default_boxes, hard_negatives, match_ssd, multibox_loss
-from detkit.structures import Images, InputSpec, Predictions, Targets
+from detkit.structures import InputSpec, Predictions, Targets
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1, .2, .2
 
@@ -251,22 +251,17 @@ class SSD(DenseDetector):
         scores = logits.float().softmax(-1)[..., :-1]
         return Predictions(CODER.decode(deltas.float(), self.anchors), scores)
 
-    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
-        raw = self.network(self.normalise(images.pixels))
-        cells = self.input.size[0]
-        maps = [MapShape(side, side, cells / side, cells / side) for side in self.sides]
+    def anchor_step(self) -> AnchorStep:
+        size = self.input.size[0]
+        maps = [MapShape(side, side, size / side, size / side) for side in self.sides]
         counts = [side**2 * boxes for side, boxes in zip(self.sides, self.boxes_per_cell)]
-        number = torch.arange(len(counts), device=self.anchors.device)
-        level = number.repeat_interleave(torch.tensor(counts, device=number.device))
-        steps: list[Step] = [AnchorStep(list(self.anchors.split(counts)), maps, "default boxes")]
-        if targets is not None:
-            steps.append(self.sample_step(raw[0], targets, level))
-        return Trace(self.decode(raw), [*steps, MapStep(level, maps)])
+        note = "small boxes on fine maps, large ones on coarse"
+        return AnchorStep(list(self.anchors.split(counts)), maps, "default boxes", note)
 
-    def sample_step(self, logits: Tensor, targets: Targets, level: Tensor) -> SampleStep:
+    def sample_step(self, raw: tuple[Tensor, Tensor], targets: Targets, level: Tensor) -> SampleStep:
         """The matched default boxes and the hard negatives of one image."""
         match = self.assign(None, targets)
-        _, negative = hard_negatives(logits, match, targets.labels, self.config.neg_pos_ratio)
+        _, negative = hard_negatives(raw[0], match, targets.labels, self.config.neg_pos_ratio)
         chosen = (match.index[0] >= 0) | negative[0]
         return SampleStep(
             self.anchors[chosen],
@@ -277,9 +272,8 @@ class SSD(DenseDetector):
             text="What training would learn from this image: each object gets the default box it overlaps most, and "
             "all that overlap it enough ({levels}). Of the others the {negative} hardest are negatives: background "
             "that the network, as it is now, is least sure of.",
-            positive="matched",
-            negative="hard negatives",
-            noun="matched to",
+            captions=("matched", "hard negatives"),
+            legend=("matched to", "hard negative"),
         )
 
 

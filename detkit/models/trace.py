@@ -36,11 +36,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class AnchorStep(Step):
-    """Boxes that are laid over the image. boxes: (A, 4) of each map, cell by cell. noun: what the paper calls them."""
+    """Boxes that are laid over the image.
+
+    boxes: (A, 4) of each map, cell by cell. noun: what the paper calls them. note: what else there is to say of them,
+    for people.
+    """
 
     boxes: list[Tensor]
     maps: list[MapShape]
     noun: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class SampleStep(Step):
 
     boxes: (K, 4); matched_gt_index: (K,) the object of each, negative for background; level: (K,) the map of each, None
     where there is one. name, title, text: of the step, for people; text may hold {samples}, {positive}, {negative} and,
-    with levels, {levels}. positive, negative: what the two kinds of boxes are called; noun: of one box.
+    with levels, {levels}. captions: what the boxes of objects, and those of background, are called. legend: what their
+    colours stand for; the class follows the first.
     """
 
     boxes: Tensor
@@ -58,9 +64,8 @@ class SampleStep(Step):
     name: str
     title: str
     text: str
-    positive: str
-    negative: str
-    noun: str
+    captions: tuple[str, str]
+    legend: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -127,16 +132,17 @@ class ProposalStep(Step):
 class PooledStep(Step):
     """What the head reads of each region.
 
-    regions: (R, 4), of the rows of the predictions. pooled: of each level of pooling (R, n, n), means over channels.
-    scales: (R,) the short side of the image that each was pooled at, None where there is one. crop: takes numbers of
-    regions (P,) and returns what the network saw of them, (P, side, side, 3) from 0 to 255; None where that is the
-    image.
+    regions: (R, 4), of the rows of the predictions. scores: (R,) the best of each, -inf for padding. pooled: of each
+    level of pooling (R, n, n), means over channels. scales: (R,) the short side of the image that each was pooled at,
+    None where there is one. crop: takes indices of regions (P,) and returns what the network saw of them, (P, 3, side,
+    side) from 0 to 255; None where that is the image.
     """
 
     regions: Tensor
+    scores: Tensor
     pooled: list[Tensor]
-    scales: Tensor | None = None
-    crop: Callable[[Tensor], Tensor] | None = None
+    scales: Tensor | None
+    crop: Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)

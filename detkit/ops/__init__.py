@@ -1,10 +1,19 @@
 """Batched, padded tensor functions: boxes, anchors, coding, matching, losses, suppression, regions and linear fits."""
 
 from detkit.ops.anchors import default_boxes, grid_anchors, rpn_anchors, torchvision_anchors
-from detkit.ops.boxes import area, box_iou, clip, cxcywh_to_xyxy, flip, gather_boxes, scale, xyxy_to_cxcywh
+from detkit.ops.boxes import (
+    area,
+    box_iou,
+    clip,
+    cxcywh_to_xyxy,
+    flip,
+    gather_boxes,
+    paired_iou,
+    scale,
+    xyxy_to_cxcywh,
+)
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_per_chunk
-from detkit.ops.linear import feature_scale, fit_ridge, fit_svm
 from detkit.ops.losses import (
     hard_negative_mask,
     hard_negatives,
@@ -17,11 +26,13 @@ from detkit.ops.losses import (
 )
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
+from detkit.ops.ridge import fit_ridge
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
 from detkit.ops.soft_nms import soft_nms_dense
 from detkit.ops.svd import truncated_svd
+from detkit.ops.svm import feature_scale, fit_svm
 from detkit.ops.yolo import Cells, assign_cells, decode_cells, responsible_boxes, yolo_loss
 
 __all__ = [
@@ -54,6 +65,7 @@ __all__ = [
     "nms",
     "nms_dense",
     "nms_suppressors",
+    "paired_iou",
     "pyramid_pool",
     "region_loss",
     "rescale",

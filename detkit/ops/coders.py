@@ -12,7 +12,7 @@ from detkit.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 # of 1000), as commonly done. Beyond it exp() of an untrained network overflows.
 MAX_LOG_SCALE = math.log(1000 / 16)
 # Sides are at least this many pixels when they are divided by or enter a logarithm.
-SMALLEST_SIDE = 1e-6
+MIN_SIDE = 1e-6
 
 
 class BoxCoder:
@@ -30,11 +30,11 @@ class BoxCoder:
     def encode(self, boxes: Tensor, refs: Tensor) -> Tensor:
         """Return deltas (..., 4) that take `refs` to `boxes`, both (..., 4) xyxy, broadcast against each other.
 
-        Always finite for finite boxes: sides below SMALLEST_SIDE count as that.
+        Always finite for finite boxes: sides below MIN_SIDE count as that.
         """
         centre, sides = xyxy_to_cxcywh(boxes).split(2, -1)
         ref_centre, ref_sides = xyxy_to_cxcywh(refs).split(2, -1)
-        sides, ref_sides = sides.clamp(min=SMALLEST_SIDE), ref_sides.clamp(min=SMALLEST_SIDE)
+        sides, ref_sides = sides.clamp(min=MIN_SIDE), ref_sides.clamp(min=MIN_SIDE)
         shift = (centre - ref_centre) / ref_sides
         parts = (*shift.unbind(-1), *(sides / ref_sides).log().unbind(-1))
         # numbers, not a tensor of them: that would be copied from the host at every call

@@ -45,45 +45,67 @@ def crop_warp(
         )
     if not 0 <= 2 * context < size:
         raise ValueError(f"crop_warp: context {context} leaves nothing of a crop of {size} pixels")
-    images, boxes = images.float(), boxes.double()  # float64, as the authors' code: products fall on halves
+    images = images.float()
+    boxes = boxes.double()  # as the authors' code: products fall on halves
     batch, count = boxes.shape[:2]
-    height, width = images.shape[-2:]
-    limits = boxes.new_tensor([height, width]) if sizes is None else sizes.to(boxes)
-    limits = limits.view(-1, 1, 2).flip(-1)  # as (x, y)
-    low, high = boxes.split(2, -1)
-    centre, half = (low + high) / 2, (high - low) / 2 * (size / (size - 2 * context))
-    # rounded as 1-based pixels, since halves away from zero depend on where zero is
-    low, high = _round(centre - half + 1) - 1, _round(centre + half + 1) - 1
-    extent = high - low + 1
-    # (B, R, 2): crop pixels an image pixel; a true quotient, where torch's `size / extent` takes a rounded reciprocal
-    ratio = torch.full_like(extent, size) / extent
-    first, last = low.clamp(min=0), torch.minimum(high, limits - 1)
-    start = _round((first - low) * ratio)
-    length = torch.minimum(_round((last - first + 1) * ratio), size - start)
+    channels, height, width = images.shape[1:]
+    limits = boxes.new_tensor([[height, width]]) if sizes is None else sizes.to(boxes)
+    window = _window(boxes, size, context, limits)
 
-    out = images.new_empty(batch, count, images.shape[1], size, size)
+    out = images.new_empty(batch, count, channels, size, size)
     blank = images.new_tensor(tuple(fill)).view(-1, 1, 1)
-    step = images.new_tensor([2 / width, 2 / height])
-    place = torch.arange(size, device=images.device, dtype=images.dtype).unsqueeze(-1)  # (size, 1)
-    # Pieces, since the grid and the samples of all boxes would be as large as the result again.
-    rows = max(1, TEMPORARY // (max(1, batch) * (images.shape[1] + 3) * size * size * 4))
-    for piece in range(0, count, rows):
-        some = slice(piece, piece + rows)
-        begin, share, origin, final = (part[:, some].unsqueeze(2).float() for part in (start, length, first, last))
-        ahead = place - begin  # (B, r, size, 2)
-        inside = (ahead >= 0) & (ahead < share)
-        source = origin + (ahead + 0.5) * ((final - origin + 1) / share) - 0.5
-        source = source.maximum(origin).minimum(final)
-        # grid_sample's own coordinates; where nothing is seen, the corner stands in for infinities and NaN
-        source = torch.where(inside, (source + 0.5) * step - 1, -1)
-        x, y = source.unbind(-1)
+    pixel = images.new_tensor([2 / width, 2 / height])  # in grid_sample's coordinates
+    # by pieces, since the grid and the samples of all boxes would be as large as the result again
+    boxes_a_piece = max(1, TEMPORARY // (max(1, batch) * (channels + 3) * size * size * 4))
+    for begin in range(0, count, boxes_a_piece):
+        piece = slice(begin, begin + boxes_a_piece)
+        source, inside = _sources(window[:, :, piece].float(), size)
+        # where nothing is seen, the corner stands in for infinities and NaN
+        position = torch.where(inside, (source + 0.5) * pixel - 1, -1)
+        x, y = position.unbind(-1)
         shape = (*x.shape, size)
         grid = torch.stack((x.unsqueeze(2).expand(shape), y.unsqueeze(3).expand(shape)), -1)
-        seen = inside[..., 0].unsqueeze(2) & inside[..., 1].unsqueeze(3)
         samples = F.grid_sample(images, grid.flatten(1, 2), padding_mode="border", align_corners=False)
         samples = samples.unflatten(2, (-1, size)).transpose(1, 2)  # (B, r, 3, size, size)
-        out[:, some] = torch.where(seen.unsqueeze(2), samples, blank)
+        x_inside, y_inside = inside.unbind(-1)
+        seen = x_inside.unsqueeze(2) & y_inside.unsqueeze(3)
+        out[:, piece] = torch.where(seen.unsqueeze(2), samples, blank)
     return out
+
+
+def _window(boxes: Tensor, size: int, context: int, limits: Tensor) -> Tensor:
+    """Return what of each enlarged box lies in the image, and where in the crop: (4, B, R, 2) float64, (x, y) last.
+
+    The four: the first and the last pixel of the image that are seen; the crop's pixel at which they start, and how
+    many of its pixels they fill. boxes: (B, R, 4) float64; limits: (B, 2) or (1, 2), height and width.
+    """
+    low, high = boxes.split(2, -1)
+    centre = (low + high) / 2
+    half = (high - low) / 2 * (size / (size - 2 * context))
+    # rounded as 1-based pixels, since halves away from zero depend on where zero is
+    low = _round(centre - half + 1) - 1
+    high = _round(centre + half + 1) - 1
+    extent = high - low + 1
+    # crop pixels an image pixel; a true quotient, where torch's `size / extent` takes a rounded reciprocal
+    ratio = torch.full_like(extent, size) / extent
+    first = low.clamp(min=0)
+    last = torch.minimum(high, limits.flip(-1).unsqueeze(1) - 1)
+    start = _round((first - low) * ratio)
+    length = torch.minimum(_round((last - first + 1) * ratio), size - start)
+    return torch.stack((first, last, start, length))
+
+
+def _sources(window: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the image's coordinate under each crop pixel, and whether it is in the window: (B, r, size, 2), (x, y).
+
+    window: (4, B, r, 2) of `_window`. A coordinate is where to sample along one axis, whatever the other.
+    """
+    first, last, start, length = window.unsqueeze(-2).unbind(0)
+    crop_pixel = torch.arange(size, device=window.device, dtype=window.dtype).unsqueeze(-1)  # (size, 1)
+    offset = crop_pixel - start
+    inside = (offset >= 0) & (offset < length)
+    source = first + (offset + 0.5) * ((last - first + 1) / length) - 0.5
+    return source.maximum(first).minimum(last), inside
 
 
 def _round(values: Tensor) -> Tensor:

@@ -5,22 +5,23 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.ops.boxes import gather_boxes
 from detkit.ops.coders import BoxCoder
 from detkit.ops.matching import BACKGROUND, Match
 
 
-def world_mean(value: Tensor, least: float = 0.0) -> Tensor:
-    """Return a scalar's mean over all processes; the sum over the processes counts as at least `least`.
+def world_mean(value: Tensor, min_total: float = 0.0) -> Tensor:
+    """Return a scalar's mean over all processes; the sum over the processes counts as at least `min_total`.
 
-    As a loss's divisor it makes gradients averaged over processes equal those of one process with the whole batch.
+    As a loss's divisor it makes gradients averaged over processes equal those of one process with all images.
     """
     total = value.detach().float()
-    world = 1
+    world_size = 1
     if dist.is_available() and dist.is_initialized():
         total = total.clone()
         dist.all_reduce(total)
-        world = dist.get_world_size()
-    return total.clamp(min=least) / world
+        world_size = dist.get_world_size()
+    return total.clamp(min=min_total) / world_size
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
@@ -78,16 +79,13 @@ def multibox_loss(
     positive = match.index >= 0
     entropy, negative = hard_negatives(logits, match, labels, ratio)
     counted = positive | negative
+    target_deltas = coder.encode(gather_boxes(boxes, match.index.clamp(min=0)), anchors)
+    box = smooth_l1(deltas, target_deltas).sum(-1)
 
-    if boxes.shape[1] == 0:  # gather needs something to point at
-        boxes = boxes.new_zeros(len(boxes), 1, 4)
-    wanted = coder.encode(_rows(boxes, match.index.clamp(min=0)), anchors)
-    shift = smooth_l1(deltas, wanted).sum(-1)
-
-    count = world_mean(positive.sum(), least=1.0)
+    count = world_mean(positive.sum(), min_total=1.0)
     return {
         "classification": torch.where(counted, entropy, 0).sum() / count,
-        "box": torch.where(positive, shift, 0).sum() / count,
+        "box": torch.where(positive, box, 0).sum() / count,
     }
 
 
@@ -104,22 +102,20 @@ def rpn_loss(
     """Return the RPN's loss {"objectness", "rpn_box"}, two scalars to be added (Faster R-CNN, equation 1).
 
     logits: (B, A), of an object against background (section 3.1, the note that allows logistic regression); deltas:
-    (B, A, 4); match: of `match_rpn`; index, valid: (B, K), the anchors drawn by `sample`; boxes: (B, N, 4), the
-    objects; anchors: (A, 4). Cross-entropy over the drawn, smooth L1 with sigma 3 over the drawn positives, both summed
-    and divided by the number drawn in the batch, at least 1, averaged over processes (as the authors' Python code,
-    where the paper balances with lambda = 10 and the number of places).
+    (B, A, 4); match: of `match_rpn`; index, valid: (B, K), the anchors that `sample` chose; boxes: (B, N, 4), the
+    objects; anchors: (A, 4). Cross-entropy over the sampled, smooth L1 with sigma 3 over the sampled positives, both
+    summed and divided by the number sampled in the batch, at least 1, averaged over processes (as the authors' Python
+    code, where the paper balances with lambda = 10 and the number of anchor locations).
     """
-    owner = match.index.gather(1, index)
-    positive = valid & (owner >= 0)
+    matched = match.index.gather(1, index)
+    positive = valid & (matched >= 0)
     entropy = F.binary_cross_entropy_with_logits(logits.float().gather(1, index), positive.float(), reduction="none")
-    if boxes.shape[1] == 0:  # gather needs something to point at
-        boxes = boxes.new_zeros(len(boxes), 1, 4)
-    wanted = coder.encode(_rows(boxes, owner.clamp(min=0)), anchors[index])
-    shift = smooth_l1(_rows(deltas, index), wanted, beta=1 / 9).sum(-1)
-    count = world_mean(valid.sum(), least=1.0)
+    target_deltas = coder.encode(gather_boxes(boxes, matched.clamp(min=0)), anchors[index])
+    box = smooth_l1(gather_boxes(deltas, index), target_deltas, beta=1 / 9).sum(-1)
+    count = world_mean(valid.sum(), min_total=1.0)
     return {
         "objectness": torch.where(valid, entropy, 0).sum() / count,
-        "rpn_box": torch.where(positive, shift, 0).sum() / count,
+        "rpn_box": torch.where(positive, box, 0).sum() / count,
     }
 
 
@@ -130,28 +126,23 @@ def softmax_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     regions counted. Their sum is divided by their number, at least 1, averaged over processes.
     """
     entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-    return torch.where(valid, entropy, 0).sum() / world_mean(valid.sum(), least=1.0)
+    return torch.where(valid, entropy, 0).sum() / world_mean(valid.sum(), min_total=1.0)
 
 
 def region_loss(
-    logits: Tensor, deltas: Tensor, target: Tensor, wanted: Tensor, valid: Tensor, beta: float = 1.0
+    logits: Tensor, deltas: Tensor, target: Tensor, target_deltas: Tensor, valid: Tensor, beta: float = 1.0
 ) -> dict[str, Tensor]:
     """Return the multi-task loss {"classification", "box"} of regions (Fast R-CNN, equation 1, with lambda = 1).
 
     logits: (B, R, C + 1), background last; deltas: (B, R, C, 4), one set a class; target: (B, R) int64, 0..C, C for
-    background; wanted: (B, R, 4), deltas to learn where the target is a class; valid: (B, R) bool. beta: of
+    background; target_deltas: (B, R, 4), used where the target is a class; valid: (B, R) bool. beta: of
     `smooth_l1`. Both are summed and divided by the number of regions in the batch, at least 1, averaged over processes.
     """
     classes = deltas.shape[2]
-    own = target.clamp(max=classes - 1)[..., None, None].expand(-1, -1, 1, 4)
-    shift = smooth_l1(deltas.gather(2, own).squeeze(2), wanted, beta).sum(-1)
-    count = world_mean(valid.sum(), least=1.0)
+    target_class = target.clamp(max=classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+    box = smooth_l1(deltas.gather(2, target_class).squeeze(2), target_deltas, beta).sum(-1)
+    count = world_mean(valid.sum(), min_total=1.0)
     return {
         "classification": softmax_loss(logits, target, valid),
-        "box": torch.where(valid & (target < classes), shift, 0).sum() / count,
+        "box": torch.where(valid & (target < classes), box, 0).sum() / count,
     }
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """(B, N, 4), (B, K) -> (B, K, 4)."""
-    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))

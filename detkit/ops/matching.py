@@ -1,4 +1,4 @@
-"""Which object each reference box answers for."""
+"""Which object each reference box is matched to."""
 
 from dataclasses import dataclass
 
@@ -38,15 +38,14 @@ def match_ssd(boxes: Tensor, valid: Tensor, ignore: Tensor | None, anchors: Tens
     if count == 0 or len(anchors) == 0:
         shape = (batch, len(anchors))
         return Match(boxes.new_full(shape, BACKGROUND, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.float32))
-    iou, hidden = _overlap(boxes, valid, ignore, anchors, threshold)
+    iou, on_ignored = _overlap(boxes, valid, ignore, anchors, threshold)
     best, index = iou.max(1)
-    enough = best >= threshold
-    index = torch.where(enough, index, torch.where(hidden, IGNORED, BACKGROUND))
-    own, anchor = _bipartite(iou)
+    index = torch.where(best >= threshold, index, torch.where(on_ignored, IGNORED, BACKGROUND))
+    has_anchor, anchor = _bipartite(iou)
     # objects without an anchor write to a column that is dropped
     index = torch.cat((index, index[:, :1]), 1)
     objects = torch.arange(count, device=index.device).expand(batch, count)
-    index.scatter_(1, torch.where(own, anchor, len(anchors)), objects)
+    index.scatter_(1, torch.where(has_anchor, anchor, len(anchors)), objects)
     return Match(index[:, :-1], best)
 
 
@@ -74,13 +73,14 @@ def match_rpn(
     outside = torch.where(inside, BACKGROUND, IGNORED)
     if count == 0:
         return Match(outside, boxes.new_zeros(outside.shape, dtype=torch.float32))
-    iou, hidden = _overlap(boxes, valid, ignore, anchors, fg_iou)
+    iou, on_ignored = _overlap(boxes, valid, ignore, anchors, fg_iou)
     iou.masked_fill_(~inside.unsqueeze(1), 0)
     best, index = iou.max(1)
-    most = iou.amax(2, keepdim=True)
-    forced = ((iou == most) & (most > 0)).any(1)
-    state = torch.where((best < bg_iou) & ~hidden, BACKGROUND, IGNORED)
-    return Match(torch.where(inside, torch.where((best >= fg_iou) | forced, index, state), IGNORED), best)
+    best_of_object = iou.amax(2, keepdim=True)
+    forced = ((iou == best_of_object) & (best_of_object > 0)).any(1)
+    positive = (best >= fg_iou) | forced
+    state = torch.where((best < bg_iou) & ~on_ignored, BACKGROUND, IGNORED)
+    return Match(torch.where(inside, torch.where(positive, index, state), IGNORED), best)
 
 
 @torch.no_grad()
@@ -104,30 +104,31 @@ def match_regions(
     """
     if valid.shape[1] == 0:
         best = regions.new_zeros(region_valid.shape, dtype=torch.float32)
-        index, hidden = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(region_valid)
+        index = torch.zeros_like(best, dtype=torch.int64)
+        on_ignored = torch.zeros_like(region_valid)
     else:
-        iou, hidden = _overlap(boxes, valid, ignore, regions, fg_iou)
+        iou, on_ignored = _overlap(boxes, valid, ignore, regions, fg_iou)
         best, index = iou.max(1)
     low, high = bg_iou
-    state = torch.where((best >= low) & (best < high) & ~hidden, BACKGROUND, IGNORED)
-    owned = (best >= fg_iou) & (best > 0)
-    return Match(torch.where(region_valid, torch.where(owned, index, state), IGNORED), best)
+    positive = (best >= fg_iou) & (best > 0)
+    state = torch.where((best >= low) & (best < high) & ~on_ignored, BACKGROUND, IGNORED)
+    return Match(torch.where(region_valid, torch.where(positive, index, state), IGNORED), best)
 
 
 def _overlap(
     boxes: Tensor, valid: Tensor, ignore: Tensor | None, refs: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the IoU (B, N, A) of objects and references, 0 for objects that are not trained on; and hidden (B, A)
-    bool, whether a reference reaches the threshold with an ignored object.
+    """Return the IoU (B, N, A) of objects and references, 0 for objects that are not trained on; and (B, A) bool,
+    whether a reference reaches the threshold with an ignored object.
     """
     iou = box_iou(boxes, refs)
     if ignore is None:
-        hidden = iou.new_zeros(iou.shape[0], iou.shape[2], dtype=torch.bool)
+        on_ignored = iou.new_zeros(iou.shape[0], iou.shape[2], dtype=torch.bool)
         used = valid
     else:
-        hidden = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= threshold
+        on_ignored = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= threshold
         used = valid & ~ignore
-    return iou.masked_fill_(~used.unsqueeze(-1), 0), hidden
+    return iou.masked_fill_(~used.unsqueeze(-1), 0), on_ignored
 
 
 def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,16 +140,18 @@ def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
     seldom want the same anchor there are about three, and they touch only the rows of objects which were turned down.
     """
     batch, count, anchors = iou.shape
-    value, anchor = iou.max(-1)
+    value, anchor = iou.max(-1)  # what each object asks for
+    # what each anchor holds; the last column takes what losers write
     held = iou.new_zeros(batch, anchors + 1)
     holder = anchor.new_full((batch, anchors + 1), -1)
     objects = torch.arange(count, device=iou.device)
     earlier = objects.unsqueeze(1) < objects
     image = torch.arange(batch, device=iou.device).unsqueeze(1)
     while True:
-        mine, other = value.unsqueeze(1), value.unsqueeze(2)  # [b, other, mine]
-        beaten = (other > mine) | ((other == mine) & earlier)
-        lost = ((anchor.unsqueeze(2) == anchor.unsqueeze(1)) & beaten).any(1) & (value > 0)
+        this, other = value.unsqueeze(1), value.unsqueeze(2)  # [b, other, this]
+        same_anchor = anchor.unsqueeze(1) == anchor.unsqueeze(2)
+        beaten = (other > this) | ((other == this) & earlier)
+        lost = (same_anchor & beaten).any(1) & (value > 0)
         winner = ~lost & (value > 0)
         column = torch.where(winner, anchor, anchors)
         held[image, column] = value
@@ -157,7 +160,7 @@ def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
         rows, losers = lost.nonzero(as_tuple=True)
         if len(rows) == 0:
             return winner, anchor
-        wish = iou[rows, losers]
-        bar, rival = held[rows, :-1], holder[rows, :-1]
-        refused = (bar > wish) | ((bar == wish) & (rival < losers.unsqueeze(1)))
-        value[rows, losers], anchor[rows, losers] = wish.masked_fill_(refused, 0).max(-1)
+        offered = iou[rows, losers]
+        held_iou, held_by = held[rows, :-1], holder[rows, :-1]
+        refused = (held_iou > offered) | ((held_iou == offered) & (held_by < losers.unsqueeze(1)))
+        value[rows, losers], anchor[rows, losers] = offered.masked_fill_(refused, 0).max(-1)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of a whole batch at once.
+"""Non-maximum suppression of a batch at once.
 
 Greedy and exact: in each group (one class in one image) boxes are taken best first, and a box is dropped when its IoU
 with a box that was kept before is above the threshold. Groups are kept apart by their index alone, never by shifting
@@ -14,12 +14,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detkit.ops.boxes import box_iou
+from detkit.ops.boxes import box_iou, gather_boxes
+from detkit.ops.sorting import argsort_descending, ranked_rows
 
 # Boxes of a group that are settled at once, and pairs of boxes compared at once (float32: 16 MiB and 256 MiB). Small
 # blocks compare fewer boxes that are dropped anyway, many pairs at once make fewer calls.
 CPU_BLOCK, CPU_PAIRS = 128, 1 << 22
 GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """M pairs of box and class of a batch, flat.
+
+    boxes: (M, 4); scores: (M,). All others (M,) int64: the image that each belongs to, its index among that image's
+    boxes, its label, and its group: image * C + label.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    image: Tensor
+    index: Tensor
+    label: Tensor
+    group: Tensor
 
 
 @torch.no_grad()
@@ -42,26 +59,11 @@ def nms(
     over all classes. A box is dropped when its IoU with a better one that stays in its class is > `iou`. Of equal
     scores the lower index is better. Boxes with a coordinate that is not finite are dropped.
     """
-    batch, count = scores.shape
-    if boxes.shape != (batch, count, 4):
-        raise ValueError(f"nms: expected boxes ({batch}, {count}, 4) for scores ({batch}, {count}), got {boxes.shape}")
-    real = scores > score
-    if valid is not None:
-        real &= valid
-    if labels is not None:
-        real &= labels >= 0
-    place = real.flatten().nonzero().squeeze(1)  # host sync
-    image = place // max(count, 1)
-    group, groups = image, batch
-    if labels is not None and len(place):
-        label = labels.flatten()[place]
-        classes = int(label.max()) + 1  # host sync
-        group, groups = image * classes + label, batch * classes
-    kept, rank = _suppress(
-        boxes.reshape(-1, 4)[place], scores.flatten()[place], image, batch, group, groups, iou, top_k, max_out
-    )
-    out = place.new_full((batch, max_out), -1)
-    out[image[kept], rank] = place[kept] % max(count, 1)
+    batch = len(scores)
+    candidates, classes = _candidates(boxes, scores, labels, score, valid)
+    kept, rank = _suppress(candidates, batch, classes, iou, top_k, max_out)
+    out = candidates.index.new_full((batch, max_out), -1)
+    out[candidates.image[kept], rank] = candidates.index[kept]
     return out
 
 
@@ -75,58 +77,12 @@ def nms_dense(
     the label (B, max_out), best first, both padded with -1. The same as `nms` of the A * C boxes laid flat.
     score: one for all classes, or (C,), one for each.
     """
-    found = topk_candidates(boxes, scores, top_k, score)
-    kept, rank = _suppress(
-        found.boxes,
-        found.scores,
-        found.image,
-        len(scores),
-        found.group,
-        len(scores) * scores.shape[2],
-        iou,
-        top_k,
-        max_out,
-    )
-    out = found.image.new_full((2, len(scores), max_out), -1)
-    out[:, found.image[kept], rank] = torch.stack((found.index[kept], found.label[kept]))
+    batch, _, classes = scores.shape
+    candidates = topk_candidates(boxes, scores, top_k, score)
+    kept, rank = _suppress(candidates, batch, classes, iou, top_k, max_out)
+    out = candidates.index.new_full((2, batch, max_out), -1)
+    out[:, candidates.image[kept], rank] = torch.stack((candidates.index[kept], candidates.label[kept]))
     return out[0], out[1]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """M pairs of box and class of a batch, flat: boxes (M, 4), scores (M,), the image that each belongs to, its index
-    among that image's boxes, its label, and its group, image * C + label: (M,) int64."""
-
-    boxes: Tensor
-    scores: Tensor
-    image: Tensor
-    index: Tensor
-    label: Tensor
-    group: Tensor
-
-
-def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
-    """Return what of a detector's raw output, see `nms_dense`, is above its threshold and may be among the best top_k
-    of its class in its image."""
-    batch, anchors, classes = scores.shape
-    if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
-        raise ValueError(
-            f"nms_dense: expected boxes ({batch}, {anchors}, 4) or ({batch}, {anchors}, {classes}, 4) for scores "
-            f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
-        )
-    real = scores > score
-    if 0 < top_k < anchors:
-        # Sorting is spared to all but the best of a crowded class. What equals the last score stays for now, since
-        # topk promises nothing about which of equals it takes; who makes a table of it cuts it off in order.
-        b, c = (real.sum(1) > top_k).nonzero(as_tuple=True)  # host sync
-        if len(b):
-            rows = scores[b, :, c].masked_fill(~real[b, :, c], -torch.inf)
-            real[b, :, c] &= rows >= rows.topk(top_k).values[:, -1:]
-    place = real.flatten().nonzero().squeeze(1)  # host sync
-    box, label = place // max(classes, 1), place % max(classes, 1)
-    image, index = box // max(anchors, 1), box % max(anchors, 1)
-    chosen = boxes.reshape(-1, 4)[box if boxes.ndim == 3 else place]
-    return Candidates(chosen, scores.flatten()[place], image, index, label, image * classes + label)
 
 
 @torch.no_grad()
@@ -140,136 +96,165 @@ def nms_suppressors(
     score: float = -torch.inf,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Return (B, N) int64: of each box, which box removed it; its own index where it stays; -1 where it took no part.
+    """Return (B, N) int64: of each box, which box removed it; its index where it stays; -1 where it took no part.
 
     Arguments as in `nms`, whose boxes are those that stay, before `max_out` cuts them. A box is removed by the best box
     that stays in its class and overlaps it more than `iou`, the first that greedy suppression compares it with. No part
     took what the threshold, `valid` or `top_k` leave out, and boxes with a coordinate that is not finite.
     """
+    batch = len(scores)
+    candidates, classes = _candidates(boxes, scores, labels, score, valid)
+    removed_by = candidates.index.new_full(scores.shape, -1)
+    if len(candidates.scores) == 0 or top_k <= 0:
+        return removed_by
+    best_first = argsort_descending(candidates.scores)
+    rows, filled = ranked_rows(candidates.group, batch * classes, best_first, top_k)
+    row_boxes = candidates.boxes[rows]
+    keep = _greedy(row_boxes, filled, iou)
+    itself = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    suppressor = torch.where(keep, itself, _first_over(row_boxes, keep, iou))
+    removed, by = rows[filled], rows.gather(1, suppressor)[filled]
+    removed_by[candidates.image[removed], candidates.index[removed]] = candidates.index[by]
+    return removed_by.masked_fill_(~boxes.isfinite().all(-1), -1)
+
+
+def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
+    """Return what of a detector's raw output, see `nms_dense`, is above its threshold and may be among the best top_k
+    of its class in its image."""
+    batch, anchors, classes = scores.shape
+    if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
+        raise ValueError(
+            f"nms_dense: expected boxes ({batch}, {anchors}, 4) or ({batch}, {anchors}, {classes}, 4) for scores "
+            f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
+        )
+    takes_part = scores > score
+    if 0 < top_k < anchors:
+        # Sorting is spared to all but the best of a crowded class. What equals the last score stays for now, since
+        # topk promises nothing about which of equals it takes; ranked_rows cuts it off in order.
+        image, label = (takes_part.sum(1) > top_k).nonzero(as_tuple=True)  # host sync
+        if len(image):
+            crowded = takes_part[image, :, label]
+            values = scores[image, :, label].masked_fill(~crowded, -torch.inf)
+            last = values.topk(top_k).values[:, -1:]
+            takes_part[image, :, label] = crowded & (values >= last)
+    pair = takes_part.flatten().nonzero().squeeze(1)  # host sync
+    box, label = pair // max(classes, 1), pair % max(classes, 1)
+    image, index = box // max(anchors, 1), box % max(anchors, 1)
+    return Candidates(
+        boxes=boxes.reshape(-1, 4)[box if boxes.ndim == 3 else pair],
+        scores=scores.flatten()[pair],
+        image=image,
+        index=index,
+        label=label,
+        group=image * classes + label,
+    )
+
+
+def _candidates(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None
+) -> tuple[Candidates, int]:
+    """Return the boxes that take part, see `nms`, and the number of classes: one more than their largest label."""
     batch, count = scores.shape
-    if labels is None:
-        labels = torch.zeros_like(scores, dtype=torch.int64)
-    real = (scores > score) & (labels >= 0)
+    if boxes.shape != (batch, count, 4):
+        raise ValueError(f"nms: expected boxes ({batch}, {count}, 4) for scores ({batch}, {count}), got {boxes.shape}")
+    takes_part = scores > score
     if valid is not None:
-        real &= valid
-    place = real.flatten().nonzero().squeeze(1)  # host sync
-    out = place.new_full((batch * count,), -1)
-    if len(place) == 0 or top_k <= 0:
-        return out.view(batch, count)
-    label = labels.flatten()[place]
-    classes = int(label.max()) + 1  # host sync
-    group = place // count * classes + label
-    table, inside = table_of(group, batch * classes, descending(scores.flatten()[place]), top_k)
-    rows = boxes.reshape(-1, 4)[place][table]
-    keep = _greedy(rows, inside, iou)
-    own = torch.arange(table.shape[1], device=table.device).expand_as(table)
-    by = torch.where(keep, own, _first_over(rows, keep, iou))
-    out[place[table[inside]]] = place[table.gather(1, by)[inside]] % count
-    return out.view(batch, count).masked_fill_(~boxes.isfinite().all(-1), -1)
-
-
-def _first_over(boxes: Tensor, keep: Tensor, iou: float) -> Tensor:
-    """Boxes (G, K, 4) best first -> of each the first kept box that overlaps it too much (G, K), 0 where none does."""
-    pairs = CPU_PAIRS if boxes.device.type == "cpu" else GPU_PAIRS
-    columns = max(1, pairs // max(1, keep.numel()))
-    stays = keep.unsqueeze(-1)
-    # argmax gives the first of equals; pieces, so that memory stays bounded
-    return torch.cat([(_over(boxes, some, iou) * stays).argmax(1) for some in boxes.split(columns, 1)], 1)
+        takes_part &= valid
+    if labels is not None:
+        takes_part &= labels >= 0
+    flat = takes_part.flatten().nonzero().squeeze(1)  # host sync
+    image = flat // max(count, 1)
+    if labels is None or len(flat) == 0:
+        label, classes = torch.zeros_like(flat), 1
+    else:
+        label = labels.flatten()[flat]
+        classes = int(label.max()) + 1  # host sync
+    candidates = Candidates(
+        boxes=boxes.reshape(-1, 4)[flat],
+        scores=scores.flatten()[flat],
+        image=image,
+        index=flat - image * count,
+        label=label,
+        group=image * classes + label,
+    )
+    return candidates, classes
 
 
 def _suppress(
-    boxes: Tensor,
-    scores: Tensor,
-    image: Tensor,
-    images: int,
-    group: Tensor,
-    groups: int,
-    iou: float,
-    top_k: int,
-    max_out: int,
+    candidates: Candidates, images: int, classes: int, iou: float, top_k: int, max_out: int
 ) -> tuple[Tensor, Tensor]:
-    """NMS of M candidates that belong to groups, groups to images; of equal scores the earlier candidate is better.
+    """NMS of candidates; of equal scores the earlier one is better.
 
-    boxes: (M, 4); scores, image, group: (M,). Returns which candidates stay, image by image and best first, and each
-    one's rank in its image, below max_out.
+    Returns which candidates stay, image by image and best first, and each one's rank in its image, below max_out.
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"nms: iou {iou} is not between 0 and 1")
-    if len(scores) == 0 or top_k <= 0 or max_out <= 0:
-        return group[:0], group[:0]
-    best_first = descending(scores)
-    table, inside = table_of(group, groups, best_first, top_k)
-    keep = _greedy(boxes[table], inside, iou)
-    stays = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    stays[table[keep]] = True
-    table, inside = table_of(image, images, best_first[stays[best_first]], max_out)  # host sync
-    return table[inside], inside.nonzero()[:, 1]  # host syncs: how many stay is data
-
-
-def descending(scores: Tensor) -> Tensor:
-    """Stable order of scores (M,), highest first.
-
-    The bits of a float, its lower ones flipped where it is negative, are an integer of the same order; integers are
-    sorted several times faster on a CPU (radix sort, ascending only). Adding 0 makes -0 equal to 0.
-    """
-    bits = (scores.float() + 0.0).view(torch.int32)
-    return (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).argsort(stable=True)
-
-
-def table_of(key: Tensor, keys: int, order: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Write candidates that are listed in `order` into rows by their key, each row in that order.
-
-    Returns (keys, K) candidates and (keys, K) bool where there is one; K is the longest row, cut to `most`.
-    """
-    key = key[order]
-    order = order[key.int().argsort(stable=True)]
-    sizes = torch.bincount(key, minlength=keys)
-    width = min(int(sizes.max()), most) if keys else 0  # host sync
-    rank = torch.arange(width, device=order.device)
-    inside = rank < sizes.unsqueeze(1)
-    start = (sizes.cumsum(0) - sizes).unsqueeze(1)
-    return order[torch.where(inside, start + rank, 0)], inside
+    if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
+        return candidates.index[:0], candidates.index[:0]
+    best_first = argsort_descending(candidates.scores)
+    rows, filled = ranked_rows(candidates.group, images * classes, best_first, top_k)
+    keep = _greedy(candidates.boxes[rows], filled, iou)
+    stays = torch.zeros_like(best_first, dtype=torch.bool)
+    stays[rows[keep]] = True
+    best_kept = best_first[stays[best_first]]  # host sync
+    rows, filled = ranked_rows(candidates.image, images, best_kept, max_out)
+    return rows[filled], filled.nonzero()[:, 1]  # host syncs: how many stay is data
 
 
 def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     """Greedy NMS of rows: boxes (G, K, 4) best first, valid (G, K) with the padding last -> kept (G, K) bool."""
     block, pairs = (CPU_BLOCK, CPU_PAIRS) if boxes.device.type == "cpu" else (GPU_BLOCK, GPU_PAIRS)
-    sizes, largest = valid.sum(1).sort(descending=True)
+    sizes, longest_first = valid.sum(1).sort(descending=True)
     lengths = sizes.tolist()  # host sync
     keep = torch.zeros_like(valid)
     first = 0
-    # Rows of like length together, so many that memory stays bounded.
+    # rows of like length together, so many that memory stays bounded
     while first < len(lengths) and lengths[first] > 0:
         width = lengths[first]
-        rows = largest[first : first + max(1, pairs // (min(width, block) * width))]
+        count = max(1, pairs // (min(width, block) * width))
+        rows = longest_first[first : first + count]
         keep[rows, :width] = _greedy_rows(boxes[rows, :width], valid[rows, :width], iou, block)
         first += len(rows)
     return keep
 
 
 def _greedy_rows(boxes: Tensor, valid: Tensor, iou: float, block: int) -> Tensor:
-    """Greedy NMS of rows that are compared at once, by blocks: settle the best ones, then drop what they suppress."""
+    """Greedy NMS of rows that are compared at once: settle a block of the best, drop what it suppresses, go on.
+
+    Boxes that are left are packed after each block; `column` tells where in `keep` each belongs.
+    """
     width = valid.shape[1]
     keep = valid.new_zeros(len(valid), width + 1)  # the last column takes what padding writes
     valid = valid & boxes.isfinite().all(-1)
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0)  # boxes of no area overlap nothing
-    place = torch.arange(width, device=valid.device).expand_as(valid)
+    column = torch.arange(width, device=valid.device).expand_as(valid)
     while True:
-        head, rest = boxes[:, :block], boxes[:, block:]
-        stays = _settle(_over(head, head, iou).triu_(1), valid[:, :block])
-        keep.scatter_(1, torch.where(stays, place[:, :block], width), stays)
-        if rest.shape[1] == 0:
+        head, head_valid, head_column = boxes[:, :block], valid[:, :block], column[:, :block]
+        better_over_worse = _over(head, head, iou).triu_(1)
+        stays = _settle(better_over_worse, head_valid)
+        keep.scatter_(1, torch.where(stays, head_column, width), stays)
+        if boxes.shape[1] <= block:
             return keep[:, :width]
-        # Only boxes that are still in the game are packed and go on: two host syncs a block.
-        head, _, _ = _pack(stays, head, place[:, :block])
-        left = valid[:, block:] & (_over(head, rest, iou).amax(1) == 0)
-        boxes, valid, place = _pack(left, rest, place[:, block:])
+        rest, rest_valid, rest_column = boxes[:, block:], valid[:, block:], column[:, block:]
+        # both are packed, so that only boxes that still matter are compared: two host syncs a block
+        kept, _, _ = _pack(stays, head, head_column)
+        clear = _over(kept, rest, iou).amax(1) == 0
+        boxes, valid, column = _pack(rest_valid & clear, rest, rest_column)
 
 
 def _over(a: Tensor, b: Tensor, iou: float) -> Tensor:
     """1. where the IoU of a (G, M, 4) and b (G, N, 4) is above the threshold, else 0: floats, to be multiplied."""
     overlap = box_iou(a, b)
     return torch.gt(overlap, iou, out=overlap)
+
+
+def _first_over(boxes: Tensor, keep: Tensor, iou: float) -> Tensor:
+    """Boxes (G, K, 4) best first -> of each the first kept box that overlaps it too much (G, K), 0 where none does."""
+    pairs = CPU_PAIRS if boxes.device.type == "cpu" else GPU_PAIRS
+    columns = max(1, pairs // max(1, keep.numel()))
+    kept = keep.unsqueeze(-1)
+    # argmax gives the first of equals; by pieces, so that memory stays bounded
+    return torch.cat([(_over(boxes, piece, iou) * kept).argmax(1) for piece in boxes.split(columns, 1)], 1)
 
 
 def _settle(over: Tensor, valid: Tensor) -> Tensor:
@@ -280,21 +265,25 @@ def _settle(over: Tensor, valid: Tensor) -> Tensor:
     """
     keep = valid
     while True:
-        new = valid & (torch.bmm(keep.to(over.dtype).unsqueeze(1), over).squeeze(1) == 0)
-        if torch.equal(new, keep):  # host sync: one a round, in place of always K rounds
-            return new
-        keep = new
+        suppressors = torch.bmm(keep.to(over.dtype).unsqueeze(1), over).squeeze(1)
+        settled = valid & (suppressors == 0)
+        if torch.equal(settled, keep):  # host sync: one a round, in place of always K rounds
+            return keep
+        keep = settled
 
 
-def _pack(mask: Tensor, boxes: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Move the boxes (G, K, 4) and places (G, K) under mask (G, K) to the front; returns them and where they are."""
+def _pack(mask: Tensor, boxes: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the boxes (G, K, 4) and columns (G, K) under mask (G, K) to the front of their rows.
+
+    Returns both, as wide as the row with most of them, with boxes 0 for padding; and valid, False there.
+    """
     ordinal = mask.cumsum(1)
-    width = max(1, int(ordinal[:, -1].max()))  # host sync
+    counts = ordinal[:, -1:]
+    width = max(1, int(counts.max()))  # host sync
     source = torch.zeros(len(mask), width + 1, dtype=torch.int64, device=mask.device)
-    source.scatter_(
-        1, torch.where(mask, ordinal - 1, width), torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    )
+    target = torch.where(mask, ordinal - 1, width)  # a last column, cut off below, for what is not under the mask
+    source.scatter_(1, target, torch.arange(mask.shape[1], device=mask.device).expand_as(mask))
     source = source[:, :width]
-    real = torch.arange(width, device=mask.device) < ordinal[:, -1:]
-    boxes = boxes.gather(1, source.unsqueeze(-1).expand(-1, -1, 4)) * real.unsqueeze(-1)
-    return boxes, real, place.gather(1, source)
+    valid = torch.arange(width, device=mask.device) < counts
+    boxes = gather_boxes(boxes, source) * valid.unsqueeze(-1)
+    return boxes, valid, column.gather(1, source)

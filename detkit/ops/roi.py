@@ -2,7 +2,7 @@
 
 Boxes are (B, R, 4) xyxy in input pixels, float32 and finite; the features of image b are features[b]. A padded row is
 an ordinary box whose output the caller ignores, or with `valid` (B, R) bool one whose output and gradients are 0
-whatever stands in it. R and B may be 0. The arithmetic is float32 (float64 for float64 features) whatever autocast is
+whatever its numbers. R and B may be 0. The arithmetic is float32 (float64 for float64 features) whatever autocast is
 on. Gradients reach the features, never the boxes: proposals are constants.
 """
 
@@ -68,10 +68,10 @@ def pyramid_pool(
         # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
         rows = (level == number).nonzero().squeeze(1)
         if align:
-            own = _roi_align(x, rois[rows], size, 1 / stride, 2, aligned)
+            level_pooled = _roi_align(x, rois[rows], size, 1 / stride, 2, aligned)
         else:
-            own = _roi_pool(x, rois[rows], size, 1 / stride)
-        pooled = pooled.index_copy(0, rows, own)
+            level_pooled = _roi_pool(x, rois[rows], size, 1 / stride)
+        pooled = pooled.index_copy(0, rows, level_pooled)
     return _per_image(pooled, boxes, None)
 
 
@@ -132,7 +132,7 @@ def _real(features: Tensor) -> Tensor:
 
 
 def _rois(features: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
-    """Boxes (B, R, 4) as the kernels want them, (B * R, 5) with the image in front, without a host sync."""
+    """Boxes (B, R, 4) as the kernels take them, (B * R, 5) with the image in front, without a host sync."""
     if boxes.ndim != 3 or boxes.shape[-1] != 4 or len(boxes) != len(features):
         raise ValueError(f"expected boxes ({len(features)}, R, 4), one row of boxes an image, got {tuple(boxes.shape)}")
     boxes = boxes.detach().to(features.dtype)

@@ -1,4 +1,4 @@
-"""Random samples of anchors and regions, of a whole batch at once."""
+"""Random samples of anchors and regions, of a batch at once."""
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ def sample(
     """
     keys = torch.rand(positive.shape, device=positive.device)
     rank = torch.where(positive, keys, 2).argsort(1).argsort(1)
-    drawn = positive & (rank < int(batch_size_per_image * positive_fraction))
-    left = batch_size_per_image - drawn.sum(1, keepdim=True)
+    sampled_positive = positive & (rank < int(batch_size_per_image * positive_fraction))
+    left = batch_size_per_image - sampled_positive.sum(1, keepdim=True)
     rank = torch.where(negative, keys, 2).argsort(1).argsort(1)
-    # drawn positives lie above 2, drawn negatives between 1 and 2
-    keys = drawn * (2 + keys) + (negative & (rank < left)) * (1 + keys)
+    sampled_negative = negative & (rank < left)
+    # sampled positives lie above 2, sampled negatives between 1 and 2, all others at 0
+    keys = sampled_positive * (2 + keys) + sampled_negative * (1 + keys)
     best, index = keys.topk(min(batch_size_per_image, keys.shape[1]), dim=1)
     return index, best > 0

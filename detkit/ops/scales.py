@@ -33,22 +33,22 @@ def sppnet_scale(boxes: Tensor, sizes: Tensor, short_sides: Sequence[float], tar
 
 
 def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
-    """Resize each image of a padded batch by its own factor, bilinear and without antialiasing, as the loader does.
+    """Resize each image of a padded batch by its factor, bilinear and without antialiasing, as the loader does.
 
     pixels: (B, C, H, W) float, images at the upper left; sizes: (B, 2), height and width of each; factor: (B,), pixels
     a pixel of the image, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
     round(size * factor) pixels is padded; h and w are those of the largest.
     """
     scaled = (sizes * factor.unsqueeze(1)).round().clamp(min=1)  # (B, 2)
-    # host sync: the size of the result, once a scale, before a whole backbone runs on it
+    # host sync: the size of the result, once a scale, before a backbone runs on it
     height, width = (int(side) for side in scaled.amax(0).tolist())
     axes, inside = [], []
     for axis, (length, full) in enumerate(((height, pixels.shape[2]), (width, pixels.shape[3]))):
-        place = torch.arange(length, device=pixels.device, dtype=pixels.dtype)
-        source = (place + 0.5) / factor.to(pixels.dtype).unsqueeze(1) - 0.5
+        pixel = torch.arange(length, device=pixels.device, dtype=pixels.dtype)
+        source = (pixel + 0.5) / factor.to(pixels.dtype).unsqueeze(1) - 0.5
         source = source.clamp(min=0).minimum(sizes[:, axis, None].to(pixels.dtype) - 1)  # edge pixels are repeated
-        axes.append((source + 0.5) * (2 / full) - 1)  # grid_sample's own coordinates
-        inside.append(place < scaled[:, axis, None])
+        axes.append((source + 0.5) * (2 / full) - 1)  # grid_sample's coordinates
+        inside.append(pixel < scaled[:, axis, None])
     shape = (len(pixels), height, width)
     grid = torch.stack((axes[1].unsqueeze(1).expand(shape), axes[0].unsqueeze(2).expand(shape)), -1)
     resized = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)

@@ -1,4 +1,4 @@
-"""Soft non-maximum suppression of a whole batch at once (Bodla, Singh, Chellappa, Davis: Soft-NMS, ICCV 2017).
+"""Soft non-maximum suppression of a batch at once (Bodla, Singh, Chellappa, Davis: Soft-NMS, ICCV 2017).
 
 The best box M of a group (one class in one image) is taken, the scores of the others fall by how much they overlap it,
 and so on: nothing is dropped but what falls to the score threshold. All groups take their next box together.
@@ -7,8 +7,9 @@ and so on: nothing is dropped but what falls to the score threshold. All groups 
 import torch
 from torch import Tensor
 
-from detkit.ops.boxes import box_iou
-from detkit.ops.nms import descending, table_of, topk_candidates
+from detkit.ops.boxes import box_iou, gather_boxes
+from detkit.ops.nms import topk_candidates
+from detkit.ops.sorting import argsort_descending, ranked_rows
 
 METHODS = ("linear", "gaussian")
 
@@ -39,51 +40,52 @@ def soft_nms_dense(
     if method not in METHODS:
         raise ValueError(f"soft_nms: method {method!r} is not one of {', '.join(METHODS)}")
     batch, _, classes = scores.shape
-    found = topk_candidates(boxes, scores, top_k, score)
-    index = found.image.new_full((2, batch, max_out), -1)
-    values = torch.zeros(batch, max_out, device=scores.device)
-    if len(found.scores) == 0 or top_k <= 0 or max_out <= 0:
-        return index[0], index[1], values
-    table, inside = table_of(found.group, batch * classes, descending(found.scores), top_k)
-    some = inside.any(1).nonzero().squeeze(1)  # host sync: most classes are in few images
-    table, inside = table[some], inside[some]
-    inside &= found.boxes[table].isfinite().all(-1)
+    candidates = topk_candidates(boxes, scores, top_k, score)
+    out = candidates.index.new_full((2, batch, max_out), -1)  # index and label
+    out_scores = torch.zeros(batch, max_out, device=scores.device)
+    if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
+        return out[0], out[1], out_scores
+    rows, filled = ranked_rows(candidates.group, batch * classes, argsort_descending(candidates.scores), top_k)
+    present = filled.any(1).nonzero().squeeze(1)  # host sync: most classes are in few images
+    rows, filled = rows[present], filled[present]
+    filled &= candidates.boxes[rows].isfinite().all(-1)
     # 0, lest the IoU with what is not finite be NaN; and boxes of no area overlap nothing
-    rows = torch.where(inside.unsqueeze(-1), found.boxes[table].float(), 0)
-    column, taken = _take(rows, found.scores[table].float(), inside, method, iou, sigma, min(table.shape[1], max_out))
+    row_boxes = torch.where(filled.unsqueeze(-1), candidates.boxes[rows].float(), 0)
+    count = min(rows.shape[1], max_out)
+    column, lowered = _take(row_boxes, candidates.scores[rows].float(), filled, method, iou, sigma, count)
 
-    least = score if isinstance(score, float | int) else score[found.label[table[:, :1]]]
-    stays = taken > least
-    place, after = table.gather(1, column)[stays], taken[stays]  # host sync
-    order = place.argsort()  # of equal scores the earlier candidate is better
-    place, after = place[order], after[order]
-    best, real = table_of(found.image[place], batch, descending(after), max_out)
-    row, rank = real.nonzero(as_tuple=True)  # host sync
-    best = best[real]
-    index[:, row, rank] = torch.stack((found.index[place[best]], found.label[place[best]]))
-    values[row, rank] = after[best]
-    return index[0], index[1], values
+    threshold = score if isinstance(score, float | int) else score[candidates.label[rows[:, :1]]]
+    stays = lowered > threshold
+    kept, lowered = rows.gather(1, column)[stays], lowered[stays]  # host sync
+    by_index = kept.argsort()  # of equal scores the earlier candidate is better
+    kept, lowered = kept[by_index], lowered[by_index]
+    best, filled = ranked_rows(candidates.image[kept], batch, argsort_descending(lowered), max_out)
+    image, rank = filled.nonzero(as_tuple=True)  # host sync
+    best = best[filled]
+    out[:, image, rank] = torch.stack((candidates.index[kept[best]], candidates.label[kept[best]]))
+    out_scores[image, rank] = lowered[best]
+    return out[0], out[1], out_scores
 
 
 def _take(
-    boxes: Tensor, scores: Tensor, inside: Tensor, method: str, iou: float, sigma: float, count: int
+    boxes: Tensor, scores: Tensor, valid: Tensor, method: str, iou: float, sigma: float, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Take `count` boxes of each row, best first: boxes (G, K, 4), scores and inside (G, K) -> columns and scores
+    """Take `count` boxes of each row, best first: boxes (G, K, 4), scores and valid (G, K) -> columns and scores
     (G, count), the scores -inf where a row has no more.
 
     One step a box, since each choice rests on those before it. As scores only fall, what a row gives after `count`
     boxes is never among the best `count` of an image.
     """
-    left = torch.where(inside, scores, -torch.inf)
-    column = torch.zeros(len(left), count, dtype=torch.int64, device=left.device)
+    left = torch.where(valid, scores, -torch.inf)
+    columns = torch.zeros(len(left), count, dtype=torch.int64, device=left.device)
     taken = left.new_full((len(left), count), -torch.inf)
     for step in range(count):
-        best, at = left.max(1, keepdim=True)  # the first of equals
-        column[:, step : step + 1], taken[:, step : step + 1] = at, best
-        left.scatter_(1, at, -torch.inf)
-        chosen = boxes.gather(1, at.unsqueeze(-1).expand(-1, -1, 4))
-        overlap = box_iou(chosen, boxes).squeeze(1)
+        best, column = left.max(1, keepdim=True)  # the first of equals
+        columns[:, step : step + 1] = column
+        taken[:, step : step + 1] = best
+        left.scatter_(1, column, -torch.inf)
+        overlap = box_iou(gather_boxes(boxes, column), boxes).squeeze(1)
         factor = torch.exp(-(overlap**2) / sigma) if method == "gaussian" else 1 - overlap * (overlap >= iou)
         # a row that has no more takes its first column again and again, which must not matter
         left = torch.where((left > 0) & (best > -torch.inf), left * factor, left)
-    return column, taken
+    return columns, taken

@@ -1,4 +1,4 @@
-"""YOLOv1's grid of cells: which object a cell answers for, its boxes, and the loss (Redmon et al., CVPR 2016).
+"""YOLOv1's grid of cells: which object a cell is responsible for, its boxes, and the loss (Redmon et al., CVPR 2016).
 
 A grid has S x S cells, row by row, each with K boxes and one set of C class scores. A box is (x, y, w, h): x and y the
 centre within the cell, in units of the cell; w and h the square roots of the sides as fractions of the image.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detkit.ops.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.ops.boxes import box_iou, cxcywh_to_xyxy, gather_boxes, xyxy_to_cxcywh
 from detkit.ops.matching import BACKGROUND, IGNORED
 
 
@@ -33,9 +33,9 @@ def assign_cells(
     """Return the object of each cell (B, S * S) int64: an index, or BACKGROUND (-1), or IGNORED (-2).
 
     boxes: (B, N, 4) xyxy in pixels of an image of `size`, height and width; valid: (B, N) bool, False for padding;
-    ignore: (B, N) bool, objects not trained on, or None; grid: S. A cell answers for the object whose centre falls
-    into it (section 2); of several, for the one of highest `priority` (B, N), by default the first. A cell with ignored
-    objects only is IGNORED.
+    ignore: (B, N) bool, objects not trained on, or None; grid: S. A cell is responsible for the object whose centre
+    falls into it (section 2); of several, for the one of highest `priority` (B, N), by default the first. A cell with
+    ignored objects only is IGNORED.
     """
     batch, count = valid.shape
     if count == 0:
@@ -48,17 +48,16 @@ def assign_cells(
         order = torch.arange(count, device=cell.device).expand(batch, count)
     else:
         order = priority.argsort(dim=1, descending=True, stable=True)
-    # the place in the order of each cell's best object; objects that are not trained on write to a column that is
-    # dropped
-    place = torch.arange(count, device=cell.device).expand(batch, count)
+    # the rank of each cell's best object; what is not trained on writes to one more column, which is dropped
+    rank = torch.arange(count, device=cell.device).expand(batch, count)
     target = torch.where(used, cell, grid * grid).gather(1, order)
-    best = place.new_full((batch, grid * grid + 1), count).scatter_reduce_(1, target, place, "amin")[:, :-1]
+    best = rank.new_full((batch, grid * grid + 1), count).scatter_reduce_(1, target, rank, "amin")[:, :-1]
     index = order.gather(1, best.clamp(max=count - 1))
-    free = torch.full_like(best, BACKGROUND)
+    no_object = torch.full_like(best, BACKGROUND)
     if ignore is not None:
-        hidden = torch.where(valid & ignore, cell, grid * grid)
-        free = torch.cat((free, free[:, :1]), 1).scatter_(1, hidden, IGNORED)[:, :-1]
-    return torch.where(best < count, index, free)
+        ignored_cell = torch.where(valid & ignore, cell, grid * grid)
+        no_object = torch.cat((no_object, no_object[:, :1]), 1).scatter_(1, ignored_cell, IGNORED)[:, :-1]
+    return torch.where(best < count, index, no_object)
 
 
 def decode_cells(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,8 +77,8 @@ def encode_cells(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def responsible(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Return which of K boxes (..., K, 4) is responsible for the object (..., 4): (...) int64; and each IoU (..., K).
 
-    It is the box of highest IoU (section 2), and where all are 0 the one of least root-mean-square error of centre and
-    sides, as in the authors' code. Ties go to the first. All are xyxy as fractions of the image.
+    It is the box of highest IoU (section 2), and where all are 0 the one of smallest root-mean-square error of centre
+    and sides, as in the authors' code. Ties go to the first. All are xyxy as fractions of the image.
     """
     truth = truth.unsqueeze(-2)
     iou = box_iou(predicted, truth).squeeze(-1)
@@ -91,10 +90,10 @@ def responsible(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def responsible_boxes(cells: Cells, index: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return which boxes are responsible for their cell's object (B, S * S, K) bool, and each box's IoU with it.
 
-    cells: raw outputs; index: (B, S * S) of `assign_cells`; boxes: (B, N, 4), N >= 1, xyxy in pixels of images of
-    `size`. The IoU means nothing in a cell without an object.
+    cells: raw outputs; index: (B, S * S) of `assign_cells`; boxes: (B, N, 4) xyxy in pixels of images of `size`. The
+    IoU means nothing in a cell without an object.
     """
-    truth = boxes.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
+    truth = gather_boxes(boxes, index.clamp(min=0))
     best, iou = responsible(decode_cells(cells.boxes, (1, 1)), truth / _extent(truth, size))
     ordinal = torch.arange(iou.shape[-1], device=best.device)
     return (index >= 0).unsqueeze(-1) & (best.unsqueeze(-1) == ordinal), iou
@@ -123,21 +122,22 @@ def yolo_loss(
     cells = Cells(*(part.float() for part in cells))
     batch = len(index)
     if labels.shape[1] == 0:  # gather needs something to point at
-        boxes, labels = boxes.new_zeros(batch, 1, 4), labels.new_zeros(batch, 1)
-    own, iou = responsible_boxes(cells, index, boxes, size)
-    index = index.unsqueeze(-1)
-    found, owner = index >= 0, index.clamp(min=0)
-    truth = boxes.gather(1, owner.expand(-1, -1, 4)).unsqueeze(2)
+        labels = labels.new_zeros(batch, 1)
+    is_responsible, iou = responsible_boxes(cells, index, boxes, size)
+    has_object = (index >= 0).unsqueeze(-1)
+    matched = index.clamp(min=0)
+    truth = gather_boxes(boxes, matched).unsqueeze(2)
 
-    shift = (cells.boxes - encode_cells(truth, size)).square()
-    wanted = labels.gather(1, owner.squeeze(-1)).unsqueeze(-1)
-    one_hot = wanted == torch.arange(cells.classes.shape[-1], device=wanted.device)
+    error = (cells.boxes - encode_cells(truth, size)).square()
+    target_label = labels.gather(1, matched).unsqueeze(-1)
+    one_hot = target_label == torch.arange(cells.classes.shape[-1], device=labels.device)
+    counts_as_empty = ~(is_responsible | (index == IGNORED).unsqueeze(-1))
     terms = {
-        "centre": coord * torch.where(own, shift[..., :2].sum(-1), 0),
-        "side": coord * torch.where(own, shift[..., 2:].sum(-1), 0),
-        "object": torch.where(own, (cells.confidence - iou).square(), 0),
-        "no_object": noobj * torch.where(own | (index == IGNORED), 0, cells.confidence.square()),
-        "class": torch.where(found, (cells.classes - one_hot.float()).square(), 0),
+        "centre": coord * torch.where(is_responsible, error[..., :2].sum(-1), 0),
+        "side": coord * torch.where(is_responsible, error[..., 2:].sum(-1), 0),
+        "object": torch.where(is_responsible, (cells.confidence - iou).square(), 0),
+        "no_object": noobj * torch.where(counts_as_empty, cells.confidence.square(), 0),
+        "class": torch.where(has_object, (cells.classes - one_hot.float()).square(), 0),
     }
     return {name: term.sum() / (2 * batch) for name, term in terms.items()}
 

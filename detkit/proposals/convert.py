@@ -16,16 +16,14 @@ or, where there are scores, and as `write_json` writes it,
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from detkit.data.dataset import DetectionDataset
 from detkit.data.proposal_store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 from detkit.errors import UserError
 from detkit.files import read_text, write_atomic
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 
 @dataclass(frozen=True)
@@ -109,15 +107,15 @@ def read_json(path: Path) -> Boxes:
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "boxes" not in entry:
             raise UserError(f"{path}: entry {number}: expected {{'image': NAME, 'boxes': [...]}}")
         where = f"{path}: image {entry['image']}"
-        own = _numbers(where, "boxes", entry["boxes"])
-        own = own if len(own) else np.zeros((0, 4))
-        check_boxes(where, own)
+        image_boxes = _numbers(where, "boxes", entry["boxes"])
+        image_boxes = image_boxes if len(image_boxes) else np.zeros((0, 4))
+        check_boxes(where, image_boxes)
         ids.append(entry["image"])
-        boxes.append(own.astype(np.float32))
+        boxes.append(image_boxes.astype(np.float32))
         if "scores" in entry:
             scores.append(_numbers(where, "scores", entry["scores"]).astype(np.float32))
-            if scores[-1].shape != (len(own),):
-                raise UserError(f"{where}: {len(own)} boxes and scores of shape {scores[-1].shape}")
+            if scores[-1].shape != (len(image_boxes),):
+                raise UserError(f"{where}: {len(image_boxes)} boxes and scores of shape {scores[-1].shape}")
     if scores and len(scores) != len(ids):
         raise UserError(f"{path}: {len(scores)} of {len(ids)} images have scores; either all have or none")
     return Boxes(ids, boxes, scores or None)
@@ -134,7 +132,7 @@ def _numbers(where: str, key: str, values: Any) -> np.ndarray:
     return numbers
 
 
-def to_store(source: str | Path, out: str | Path, dataset: "DetectionDataset | None" = None) -> None:
+def to_store(source: str | Path, out: str | Path, dataset: DetectionDataset | None = None) -> None:
     """Convert a .mat or .json file to a store.
 
     With a data set the names are checked: all its images are there, and no box reaches beyond its image, which is how
@@ -160,7 +158,7 @@ def to_store(source: str | Path, out: str | Path, dataset: "DetectionDataset | N
     write_store(out, ids, read.boxes, read.scores, manifest=manifest)
 
 
-def _check_all_there(source: str | Path, dataset: "DetectionDataset", rows: np.ndarray) -> None:
+def _check_all_there(source: str | Path, dataset: DetectionDataset, rows: np.ndarray) -> None:
     missing = np.flatnonzero(rows < 0)
     if len(missing):
         raise UserError(

@@ -120,11 +120,11 @@ def _group(initial_sizes, initial_boxes, histograms, neighbours, pixels, colour,
     seen = np.full(2 * regions - 1, -1)
     for p in range(pairs):
         for end in range(2):
-            node, owner = 2 * p + end, neighbours[p, end]
-            target[node], following[node] = neighbours[p, 1 - end], head[owner]
-            if head[owner] < 0:
-                tail[owner] = node
-            head[owner] = node
+            node, region = 2 * p + end, neighbours[p, end]
+            target[node], following[node] = neighbours[p, 1 - end], head[region]
+            if head[region] < 0:
+                tail[region] = node
+            head[region] = node
 
     # The heap keeps pairs whose parts have been merged until they surface, or until it is full: joining regions never
     # adds pairs of neighbours, so at least half of a full heap is such leftovers.

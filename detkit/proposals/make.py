@@ -1,4 +1,4 @@
-"""Proposals of a whole data set: made by several processes, interrupted and gone on with."""
+"""Proposals of a data set: made by several processes, interrupted and gone on with."""
 
 import shutil
 import signal
@@ -8,17 +8,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from detkit.data.dataset import DetectionDataset
 from detkit.data.proposal_store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
 from detkit.runtime.signals import Interrupt
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
 
 PART = 64  # images whose boxes are written together while the work goes on
 
@@ -29,7 +27,7 @@ Made = tuple[int, np.ndarray, Scores]  # number of an image, its boxes (N, 4) an
 
 def make_store(
     path: str | Path,
-    dataset: "DetectionDataset",
+    dataset: DetectionDataset,
     method: str,
     parameters: dict[str, Any],
     *,
@@ -57,9 +55,9 @@ def fill_store(
 ) -> ProposalStore:
     """Write the store `path` of the images `ids`; return it, open.
 
-    make: yields (number, boxes, scores or None) of the images whose numbers, places in `ids`, it is given, in any
-    order. Where that store is there already, nothing is done. What an interrupted run over the same images left in the
-    folder beside it, PATH.parts-HASH, is taken over. progress: called with (done, total), first when an image is done.
+    make: called with indices in `ids`, yields (index, boxes, scores or None) of these images in any order. progress:
+    called with (done, total), first when an image is done. Where that store exists already, nothing is done. What an
+    interrupted run over the same images left in the folder beside it, PATH.parts-HASH, is taken over.
     Raises UserError where the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
     SIGTERM, once what is done is written.
     """
@@ -86,11 +84,11 @@ def fill_store(
 
 def _check_same(store: ProposalStore, manifest: Manifest, remove: Path) -> None:
     """Raise UserError unless a store was made, or begun, as the manifest says."""
-    found = store.manifest
-    if found.recipe != manifest.recipe:
-        difference = f"{found.recipe}, not {manifest.recipe}"
-    elif remove == store.path and found.images_hash != manifest.images_hash:
-        difference = f"{found.images} other images, not these {manifest.images}"
+    made = store.manifest
+    if made.recipe != manifest.recipe:
+        difference = f"{made.recipe}, not {manifest.recipe}"
+    elif remove == store.path and made.images_hash != manifest.images_hash:
+        difference = f"{made.images} other images, not these {manifest.images}"
     else:
         return
     raise UserError(f"{store.path} holds {difference}; remove {remove}, or give another --out")
@@ -141,7 +139,7 @@ def _columns(images: Iterable[tuple[np.ndarray, Scores]]) -> tuple[list[np.ndarr
 
 
 def _run(
-    dataset: "DetectionDataset", images: list[int], method: str, parameters: dict[str, Any], workers: int
+    dataset: DetectionDataset, images: list[int], method: str, parameters: dict[str, Any], workers: int
 ) -> Generator[Made]:
     """Yield what is made of `images`, in their order."""
     find_method(method, parameters)  # an unknown one is refused before any work
@@ -163,10 +161,10 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
-_work: "tuple[DetectionDataset, Method] | None" = None  # of a worker process
+_work: tuple[DetectionDataset, Method] | None = None  # of a worker process
 
 
-def _init_worker(dataset: "DetectionDataset", method: str, parameters: dict[str, Any]) -> None:
+def _init_worker(dataset: DetectionDataset, method: str, parameters: dict[str, Any]) -> None:
     import cv2
     import torch
 

@@ -118,7 +118,7 @@ def _describe(labels, image, textures, count):
 def _contacts(labels, count):
     """Return low * count + high for each pair of different neighbours in the 8-connected grid, many times over."""
     height, width = labels.shape
-    found = np.empty(4 * labels.size, np.int64)  # the most there can be; memory never written to costs nothing
+    contacts = np.empty(4 * labels.size, np.int64)  # the most there can be; memory never written to costs nothing
     used = 0
     for y in range(height):
         for x in range(width):
@@ -128,6 +128,6 @@ def _contacts(labels, count):
                 if y + down < height and 0 <= x + right < width:
                     a, b = labels[y, x], labels[y + down, x + right]
                     if a != b:
-                        found[used] = np.int64(min(a, b)) * count + max(a, b)
+                        contacts[used] = np.int64(min(a, b)) * count + max(a, b)
                         used += 1
-    return found[:used]
+    return contacts[:used]

@@ -25,12 +25,12 @@ MODES: dict[str, Mode] = {
 
 
 def selective_search(
-    image: np.ndarray, mode: str = "single", seed: int = 0, smallest: int = 20, most: int | None = None
+    image: np.ndarray, mode: str = "single", seed: int = 0, min_size: int = 20, max_boxes: int | None = None
 ) -> np.ndarray:
     """Return (N, 4) float32 boxes that objects may have, continuous xyxy in pixels, best rank first, each once.
 
-    image: (H, W, 3) RGB uint8. mode: "single" (one strategy), "fast" (8) or "quality" (80). smallest: boxes with a
-    side of fewer pixels are left out, as the authors' code does. most: how many to return, all by default.
+    image: (H, W, 3) RGB uint8. mode: "single" (one strategy), "fast" (8) or "quality" (80). min_size: boxes with a
+    side of fewer pixels are left out, as the authors' code does. max_boxes: how many to return, all by default.
 
     Each strategy groups the regions of a segmentation (k; regions of at least k pixels) into a hierarchy. Boxes of all
     hierarchies are ranked by RND * i (section 4), with i = 1 for the whole image; as in the authors' code the initial
@@ -41,23 +41,23 @@ def selective_search(
     """
     if mode not in MODES:
         raise UserError(f"unknown mode of selective search {mode!r}{did_you_mean(mode, MODES)}")
-    for name, value in (("smallest", smallest), ("most", most)):
+    for name, value in (("min_size", min_size), ("max_boxes", max_boxes)):
         if value is not None and value < 1:
             raise UserError(f"selective search: {name} is {value}, expected at least 1")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    if min(image.shape[:2]) < smallest:
+    if min(image.shape[:2]) < min_size:
         return np.zeros((0, 4), np.float32)
     boxes, position = hierarchies(np.ascontiguousarray(image), MODES[mode])
     value = np.random.default_rng(seed).random(len(boxes)) * position
     boxes = boxes[np.argsort(value, kind="stable")]
-    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= smallest).all(1)]
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)]
     first = np.sort(np.unique(boxes, axis=0, return_index=True)[1])
-    return boxes[first[:most]].astype(np.float32)
+    return boxes[first[:max_boxes]].astype(np.float32)
 
 
 def hierarchies(image: np.ndarray, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (M, 4) int32 of all strategies and the place (M,) of each in its hierarchy, 1 at the top."""
+    """Return the boxes (M, 4) int32 of all strategies and the position (M,) of each in its hierarchy, 1 at the top."""
     # numba takes a third of a second to import
     from detkit.proposals.colours import COLOURS
     from detkit.proposals.grouping import group

@@ -2,33 +2,30 @@
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from detkit.data.dataset import DetectionDataset
 from detkit.errors import UserError
 from detkit.evaluation.errors import KINDS, STATES, ErrorAnalysis
 from detkit.structures import DetectionSet, TruthSet
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from detkit.data.dataset import DetectionDataset
-
 IMAGES = 12  # of each kind
 SIDE = 480  # longest side of a thumbnail in pixels
 BYTES = 40_000  # of a thumbnail at most, so that all of a report's are less than 5 MB
-BOXES = 60  # detections and objects kept of an image, each
+BOXES = 60  # detections of an image, and objects, that are shown at most
 QUALITIES = (80, 65, 50, 35, 20)
 
 
 def gallery(
-    dataset: "DetectionDataset", detections: DetectionSet, truth: TruthSet, errors: ErrorAnalysis
+    dataset: DetectionDataset, detections: DetectionSet, truth: TruthSet, errors: ErrorAnalysis
 ) -> dict[str, Any]:
     """Return the images of each kind, as plain data: {"kinds": {kind: [[image, box], ...]}, "images": [...]}.
 
-    Of each kind the PICTURES worst, of as many images: the errors of best score, and the largest of missed objects;
+    Of each kind the IMAGES worst, of as many images: the errors of best score, and the largest of missed objects;
     what is right is shown by the best of each class. `box` is a detection of the image, or an object where the kind
     is missed.
     """
@@ -42,23 +39,23 @@ def gallery(
             rows = (errors.state == STATES.index(kind)).nonzero().squeeze(1)
             key = -detections.scores
             chosen[kind] = _one_an_image(rows, key, image, detections.labels if kind == "right" else None)
-    wanted = torch.cat([(truth.image if kind == "missed" else image)[rows] for kind, rows in chosen.items()]).unique()
+    shown = torch.cat([(truth.image if kind == "missed" else image)[rows] for kind, rows in chosen.items()]).unique()
 
-    drawings = []
-    place: dict[tuple[str, int], list[int]] = {}
+    images = []
+    entry: dict[tuple[str, int], list[int]] = {}  # of a detection or an object: its image and its index there
     focus = torch.cat([rows for kind, rows in chosen.items() if kind != "missed"])
     # a loop over the few images that are shown
-    for number, index in enumerate(wanted.tolist()):
-        drawing, found, objects = _drawing(dataset, index, image, detections, truth, errors, focus, chosen["missed"])
-        drawings.append(drawing)
-        place.update({("detection", row): [number, spot] for spot, row in enumerate(found)})
-        place.update({("object", row): [number, spot] for spot, row in enumerate(objects)})
+    for number, index in enumerate(shown.tolist()):
+        plain, found, objects = _image(dataset, index, image, detections, truth, errors, focus, chosen["missed"])
+        images.append(plain)
+        entry.update({("detection", row): [number, order] for order, row in enumerate(found)})
+        entry.update({("object", row): [number, order] for order, row in enumerate(objects)})
     return {
         "kinds": {
-            kind: [place["object" if kind == "missed" else "detection", row] for row in rows.tolist()]
+            kind: [entry["object" if kind == "missed" else "detection", row] for row in rows.tolist()]
             for kind, rows in chosen.items()
         },
-        "images": drawings,
+        "images": images,
     }
 
 
@@ -69,7 +66,7 @@ def image_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
 
 
 def _one_an_image(rows: Tensor, key: Tensor, image: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return the first PICTURES of `rows` by `key`, each of an image of its own; with labels, class after class."""
+    """Return the first IMAGES of `rows` by `key`, one an image; with labels, class after class."""
     rows = rows[key[rows].sort(stable=True).indices]
     rows = rows[_repeats(image[rows]) == 0]
     if labels is not None:
@@ -81,14 +78,13 @@ def _repeats(values: Tensor) -> Tensor:
     """(N,) how often each value stands before it."""
     order = values.sort(stable=True).indices
     ordered = values[order]
-    place = torch.arange(len(values))
-    count = torch.empty_like(place)
-    count[order] = place - torch.searchsorted(ordered, ordered)
+    count = torch.empty_like(order)
+    count[order] = torch.arange(len(values)) - torch.searchsorted(ordered, ordered)
     return count
 
 
-def _drawing(
-    dataset: "DetectionDataset",
+def _image(
+    dataset: DetectionDataset,
     index: int,
     image: Tensor,
     detections: DetectionSet,
@@ -105,11 +101,11 @@ def _drawing(
     found = found[detections.scores[found].sort(descending=True, stable=True).indices]
     objects = (truth.image == index).nonzero().squeeze(1)
     objects = objects[(~torch.isin(objects, missed)).long().sort(stable=True).indices[:BOXES]]
-    paper = paper_of(dataset, index, torch.cat((truth.boxes[objects], detections.boxes[found])))
+    boxes = torch.cat((truth.boxes[objects], detections.boxes[found]))
     # 0 = to find and lost by an error, 1 = found, 2 = missed, 3 = ignored
     status = torch.where(truth.ignore, 3, torch.where(errors.missed, 2, errors.found.long()))
-    drawing = {
-        **paper,
+    plain = {
+        **backdrop(dataset, index, boxes),
         "detections": [
             [label, round(score, 4), state, *short_box(box), round(near, 3)]
             for label, score, state, box, near in zip(
@@ -127,26 +123,26 @@ def _drawing(
             )
         ],
     }
-    return drawing, found.tolist(), objects.tolist()
+    return plain, found.tolist(), objects.tolist()
 
 
-def paper_of(dataset: "DetectionDataset", index: int, boxes: Tensor) -> dict[str, Any]:
-    """Return what boxes are drawn on: {"id", "width", "height", "image"}, the last None where it cannot be read.
+def backdrop(dataset: DetectionDataset, index: int, boxes: Tensor) -> dict[str, Any]:
+    """Return what boxes are drawn on: {"id", "width", "height", "jpeg"}, the last None where it cannot be read.
 
     boxes: (N, 4), all that are drawn; they tell the size where neither the image nor its annotation does.
     """
     record = dataset.record(index)
-    width, height, source = record.width, record.height, None
+    width, height, jpeg = record.width, record.height, None
     try:
         image = dataset.image(index)
     except UserError:
-        image = None  # annotations alone are enough for scoring, and for boxes on blank paper
+        image = None  # annotations alone are enough for scoring, and for boxes on a blank
     if image is not None:
         height, width = image.shape[:2]
-        source = thumbnail(image)
+        jpeg = thumbnail(image)
     if not (width and height):
         width, height = (int(edge) + 1 for edge in boxes[:, 2:].amax(0).tolist())
-    return {"id": record.id, "width": width, "height": height, "image": source}
+    return {"id": record.id, "width": width, "height": height, "jpeg": jpeg}
 
 
 def labels_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
@@ -162,19 +158,17 @@ def short_box(box: list[float]) -> list[float]:
 
 def thumbnail(image: Any) -> str:
     """Return an image as the URL of a small JPEG of at most BYTES."""
-    from PIL import Image
-
-    drawing = Image.fromarray(image)
-    drawing.thumbnail((SIDE, SIDE))
+    small = Image.fromarray(image)
+    small.thumbnail((SIDE, SIDE))
     while True:
         for quality in QUALITIES:
-            data = _jpeg(drawing, quality)
+            data = _jpeg(small, quality)
             if len(data) <= BYTES:
                 return "data:image/jpeg;base64," + base64.b64encode(data).decode()
-        drawing = drawing.reduce(2)
+        small = small.reduce(2)
 
 
-def _jpeg(drawing: "Image", quality: int) -> bytes:
+def _jpeg(image: Image.Image, quality: int) -> bytes:
     file = io.BytesIO()
-    drawing.save(file, "JPEG", quality=quality, optimize=True)
+    image.save(file, "JPEG", quality=quality, optimize=True)
     return file.getvalue()

@@ -3,120 +3,83 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from detkit.evaluation import VOCResult
-    from detkit.evaluation.diagnosis import Calibration
-    from detkit.viz.speed import SpeedPoint
+from detkit.evaluation import VOCResult
+from detkit.evaluation.diagnosis import Calibration
+from detkit.viz.curves import mean_envelope, precision_envelope, thin, training_curves
+from detkit.viz.figure import hex_colour
+from detkit.viz.speed import XLABEL, YLABEL, SpeedPoint, speed_axes
 
 WIDTH, HEIGHT = 520, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42
-POINTS = 160  # of a curve at most
+POINTS = 160  # of a curve
 
 
-def pr_plot(result: "VOCResult") -> str:
-    """Draw the precision envelope of every class; a line's class is its `data-class`."""
-    lines = []
-    for index, ap in enumerate(result.ap.tolist()):
-        if ap != ap:
-            continue
-        xs, ys = _envelope(result, index)
-        name = escape(result.classes[index], quote=True)
-        lines.append(
-            f'<polyline class="curve" data-class="{index}" style="--hue:{hue(index)}" points="{_points(xs, ys)}">'
-            f"<title>{name}: AP {ap:.3f}</title></polyline>"
-        )
-    text = f"Precision against recall of {len(lines)} classes"
-    return _frame(text, "recall", "precision", (0, 1), (0, 1), "".join(lines))
+def pr_plot(result: VOCResult) -> str:
+    """Draw the precision envelope of every class that has an AP; a line's class is its `data-class`."""
+    lines = ""
+    aps = {index: ap for index, ap in enumerate(result.ap.tolist()) if ap == ap}
+    for index, ap in aps.items():
+        title = f"{result.classes[index]}: AP {ap:.3f}"
+        lines += _curve(index, hex_colour(index), title, *precision_envelope(result, index, POINTS))
+    text = f"Precision against recall of {len(aps)} classes"
+    return _frame(text, "recall", "precision", (0, 1), (0, 1), lines)
 
 
-def pr_comparison(results: Mapping[str, "VOCResult"]) -> str:
+def pr_comparison(results: Mapping[str, VOCResult]) -> str:
     """Draw the precision envelopes of several detectors, by class; the class of a line is its `data-class`.
 
     `mean` is the mean over classes of the envelopes, at each recall; it alone is not hidden. The lines of a detector
-    are of the hue of its place.
+    are of the colour of its number.
     """
     lines = ""
-    for place, (name, result) in enumerate(results.items()):
-        known = [index for index, ap in enumerate(result.ap.tolist()) if ap == ap]
-        curves = {"mean": _mean_envelope(result, known)} if known else {}
-        curves |= {str(index): _envelope(result, index) for index in known}
-        for key, (xs, ys) in curves.items():
-            text = f"{name}: mAP {result.mAP:.3f}" if key == "mean" else f"{name}: AP {result.ap[int(key)]:.3f}"
-            hidden = "" if key == "mean" else " hidden"
-            lines += (
-                f'<polyline class="curve" data-class="{key}" style="--hue:{even_hue(place, len(results))}"{hidden} '
-                f'points="{_points(xs, ys)}"><title>{escape(text)}</title></polyline>'
-            )
+    for number, (name, result) in enumerate(results.items()):
+        shade = hex_colour(number)
+        aps = {index: ap for index, ap in enumerate(result.ap.tolist()) if ap == ap}
+        if aps:
+            lines += _curve("mean", shade, f"{name}: mAP {result.mAP:.3f}", *mean_envelope(result))
+        for index, ap in aps.items():
+            envelope = precision_envelope(result, index, POINTS)
+            lines += _curve(index, shade, f"{name}: AP {ap:.3f}", *envelope, hidden=True)
     text = f"Precision against recall of {len(results)} detectors"
     return _frame(text, "recall", "precision", (0, 1), (0, 1), lines)
 
 
-def _envelope(result: "VOCResult", index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of a class's precision envelope, POINTS at most."""
-    recall, precision, _ = (part.double().cpu().numpy() for part in result.curve(index))
-    best = np.maximum.accumulate(precision[::-1])[::-1] if len(precision) else precision
-    corners = np.flatnonzero(np.diff(best, append=0.0)) if len(best) else np.zeros(0, int)
-    corners = _thin(corners)
-    return np.concatenate([[0.0], np.repeat(recall[corners], 2)]), np.concatenate([np.repeat(best[corners], 2), [0.0]])
+def _curve(name: int | str, shade: str, title: str, xs: np.ndarray, ys: np.ndarray, *, hidden: bool = False) -> str:
+    return (
+        f'<polyline class="curve" data-class="{name}" style="--shade:{shade}"{" hidden" if hidden else ""} '
+        f'points="{_points(xs, ys)}"><title>{escape(title)}</title></polyline>'
+    )
 
 
-def _mean_envelope(result: "VOCResult", classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of classes' envelopes at 101 recalls."""
-    levels = np.linspace(0, 1, 101)
-    total = np.zeros(len(levels))
-    for index in classes:
-        recall, precision, _ = (part.double().cpu().numpy() for part in result.curve(index))
-        best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        # the first point that reaches a recall has, of those from there on, the best precision
-        total += best[np.searchsorted(recall, levels - 1e-12)]
-    return levels, total / len(classes)
+def speed_plot(points: Sequence[SpeedPoint]) -> str:
+    """Draw mAP against images a second on a logarithmic axis, as `viz.speed.speed_plot` does."""
+    limits = speed_axes(points)
+    low, high = (math.log10(speed) for speed in limits.speeds)
+    bottom, top = limits.mAP
 
-
-def speed_plot(points: "Sequence[SpeedPoint]") -> str:
-    """Draw mAP against images a second on a logarithmic axis, as `viz.comparison.speed_plot` does."""
-    speeds = [speed for point in points for speed in (point.speed, point.slower) if speed is not None]
-    low, high = math.log10(min(speeds)) - 0.15, math.log10(max(speeds)) + 0.15
-    wider = max(0.0, 0.75 - (high - low)) / 2  # less than a power of ten would blow small differences up
-    low, high = low - wider, high + wider
-    values = [point.mAP for point in points]
-    # four steps between round numbers, with some room at both ends
-    steps = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25)
-    first = {step: math.floor((min(values) - step / 4) / step) * step for step in steps}
-    step = next((step for step in steps if first[step] + 3.75 * step >= max(values)), steps[-1])
-    bottom = max(0.0, min(first[step], 1 - 4 * step))  # there is no mAP above 1
-    top = bottom + 4 * step
-
-    def place(speed: float, value: float) -> tuple[float, float]:
+    def position(speed: float, value: float) -> tuple[float, float]:
         return _x((math.log10(speed) - low) / (high - low)), _y((value - bottom) / (top - bottom))
 
-    body, labels = "", []
+    body = "".join(_tick(position(speed, bottom)[0], speed) for speed in limits.ticks)
+    names = []
     for index, point in sorted(enumerate(points), key=lambda pair: pair[1].speed):
-        x, y = place(point.speed, point.mAP)
-        style = f'style="--hue:{even_hue(index, len(points))}"'
-        text = f"{point.name}: mAP {point.mAP:.4f}, {point.speed:.3g} images/s"
+        x, y = position(point.speed, point.mAP)
+        style = f'style="--shade:{hex_colour(index)}"'
+        title = f"{point.name}: mAP {point.mAP:.4f}, {point.speed:.3g} images/s"
         if point.slower is not None:
-            left, _ = place(point.slower, point.mAP)
-            text += f", {point.slower:.3g} with the making of its proposals"
+            left, _ = position(point.slower, point.mAP)
+            title += f", {point.slower:.3g} with the making of its proposals"
             body += f'<line class="reach" {style} x1="{left:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
             body += f'<circle class="hollow" {style} cx="{left:.1f}" cy="{y:.1f}" r="5"/>'
-        body += f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(text)}</title></circle>'
-        labels.append((x, y, point.name))
-    axes = "".join(_tick(place(speed, bottom)[0], speed) for speed in _log_ticks(low, high))
+        body += f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(title)}</title></circle>'
+        names.append((x, y, point.name))
     text = f"mAP against images a second of {len(points)} detectors"
-    body = axes + body + _labels(labels)
-    return _frame(text, "images/s, one at a time (logarithmic)", "mAP", None, (bottom, top), body)
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 of every power of ten between two of them; 1 alone where these were many."""
-    digits = (1, 2, 5) if high - low < 2.5 else (1,)
-    ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in digits]
-    return [tick for tick in ticks if low <= math.log10(tick) <= high]
+    return _frame(text, XLABEL, YLABEL, None, limits.mAP, body + _labels(names))
 
 
 def _tick(x: float, value: float) -> str:
@@ -146,49 +109,39 @@ def _labels(points: Sequence[tuple[float, float, str]]) -> str:
     return text
 
 
-def hue(index: int) -> int:
-    """Return the hue of a class's line: a golden angle apart, so that no two are near."""
-    return round(index * 137.508 + 10) % 360
-
-
-def even_hue(index: int, count: int) -> int:
-    """Return the hue of one of `count` detectors, which are few: as far apart as they can be, beginning with red."""
-    return round(10 + 360 * index / max(count, 6))
-
-
 def loss_plot(records: Sequence[Mapping[str, Any]]) -> str | None:
     """Draw the loss of a training log, and mAP where it was measured; None where the log has no losses."""
-    training = [record for record in records if record.get("loss") is not None and math.isfinite(record["loss"])]
-    if not training:
+    curves = training_curves(records)
+    losses = curves.losses.get("loss", np.zeros(0))
+    known = np.flatnonzero(np.isfinite(losses))
+    if not len(known):
         return None
-    training = [training[place] for place in _thin(np.arange(len(training)))]
-    steps = np.array([record["iteration"] for record in training], float)
-    losses = np.array([record["loss"] for record in training], float)
-    # from below, since a loss starts far above where it ends
+    shown = thin(known, POINTS)
+    steps, losses = curves.steps[shown], losses[shown]
+    # up to here only, since a loss starts far above where it ends
     high = float(np.quantile(losses, 0.99)) or 1.0
     end = max(float(record["iteration"]) for record in records) or 1.0
     body = f'<polyline class="loss" points="{_points(steps / end, np.minimum(losses / high, 1))}"/>'
-    measured = [record for record in records if record.get("mAP") is not None]
-    if measured:
-        xs = np.array([record["iteration"] for record in measured], float) / end
-        ys = np.array([record["mAP"] for record in measured], float)
-        body += f'<polyline class="map" points="{_points(xs, ys)}"/>'
+    if len(curves.mAP):
+        xs = curves.evaluated / end
+        body += f'<polyline class="map" points="{_points(xs, curves.mAP)}"/>'
         body += "".join(
             f'<circle class="map" cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="3.5"><title>mAP {y:.3f}</title></circle>'
-            for x, y in zip(xs, ys)
+            for x, y in zip(xs, curves.mAP)
         )
     text = f"Loss over {end:.0f} iterations, {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
     return _frame(text, "iteration", "loss", (0, end), (0, high), body)
 
 
-def reliability_plot(calibration: "Calibration") -> str:
+def reliability_plot(calibration: Calibration) -> str:
     """Draw precision in each bin of scores, beside the diagonal of scores that are probabilities."""
     bins = len(calibration.count)
     body = f'<line class="ideal" x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}"/>'
-    for place, (count, precision) in enumerate(zip(calibration.count.tolist(), calibration.precision.tolist())):
+    for index, (count, precision) in enumerate(zip(calibration.count.tolist(), calibration.precision.tolist())):
         if count:
-            title = f"scores {place / bins:g} to {(place + 1) / bins:g}: {count} detections, {precision:.1%} right"
-            body += _bar(place / bins, (place + 1) / bins, 0, precision, "right", title)
+            low, high = index / bins, (index + 1) / bins
+            title = f"scores {low:g} to {high:g}: {count} detections, {precision:.1%} right"
+            body += _bar(low, high, 0, precision, "right", title)
     text = f"Precision by score; expected calibration error {calibration.error:.4f}"
     return _frame(text, "score", "precision", (0, 1), (0, 1), body)
 
@@ -201,15 +154,15 @@ def histogram_plot(parts: Mapping[str, Tensor], text: str, label: str, *, log: b
     top = max(1.0, float(columns.max() if log else columns.sum(0).max()))
     scale = np.log10(columns + 1) / math.log10(top + 1) if log else columns / top
     body = ""
-    for place in range(bins):
-        base = 0.0
+    for index in range(bins):
+        bottom = 0.0
         for row, name in enumerate(parts):
-            title = f"{place / bins:g} to {(place + 1) / bins:g}: {columns[row, place]:.0f} {name}"
-            low, high = place / bins, (place + 1) / bins
+            low, high = index / bins, (index + 1) / bins
+            title = f"{low:g} to {high:g}: {columns[row, index]:.0f} {name}"
             if log:
                 low, high = low + row / len(parts) / bins, low + (row + 1) / len(parts) / bins
-            body += _bar(low, high, base, base + scale[row, place], name, title)
-            base += 0 if log else scale[row, place]
+            body += _bar(low, high, bottom, bottom + scale[row, index], name, title)
+            bottom += 0 if log else scale[row, index]
     return _frame(text, label, "count", (0, 1), (0, top), body, log=log)
 
 
@@ -233,13 +186,6 @@ def _y(value: float) -> float:
 
 def _points(xs: np.ndarray, ys: np.ndarray) -> str:
     return " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in zip(xs, ys))
-
-
-def _thin(places: np.ndarray) -> np.ndarray:
-    """Return at most POINTS of an array, its ends among them."""
-    if len(places) <= POINTS:
-        return places
-    return places[np.linspace(0, len(places) - 1, POINTS).round().astype(int)]
 
 
 def _frame(

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detkit.data.dataset import DetectionDataset
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ORACLES, STATES
 from detkit.files import write_atomic
@@ -14,9 +15,8 @@ from detkit.report.analysis import Analysis, analyse
 from detkit.report.gallery import gallery
 from detkit.report.template import as_data, fill, resource
 from detkit.structures import DetectionSet, TruthSet
-
-if TYPE_CHECKING:
-    from detkit.data.dataset import DetectionDataset
+from detkit.viz.curves import classes_by_ap
+from detkit.viz.figure import hex_colour
 
 MEANING = {
     "right": "the best detection of an object, of its class, at IoU .5 or more",
@@ -37,7 +37,7 @@ def write_report(
     result: Result,
     detections: DetectionSet,
     truth: TruthSet,
-    dataset: "DetectionDataset",
+    dataset: DetectionDataset,
     *,
     protocol: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]] = (),
@@ -45,7 +45,7 @@ def write_report(
     """Write report.html and errors.json into `folder`; return the former's path.
 
     result: what `score` said of the detections. dataset: the images of `truth.ids`, in that order; where one cannot be
-    read its boxes are drawn on blank paper. protocol: what the numbers are of, shown as it is. records: a training
+    read its boxes are drawn on a blank. protocol: what the numbers are of, shown as it is. records: a training
     log's, see `viz.loss_plot`. The page holds all that it shows, images as small JPEGs of less than 5 MB in all.
 
     Raises UserError and ValueError as `voc_ap` does.
@@ -93,7 +93,7 @@ def page(
         "score": analysis.score,
         **images,
     }
-    blanks = sum(image["image"] is None for image in images["images"])
+    blanks = sum(image["jpeg"] is None for image in images["images"])
     parts = {
         "title": escape(f"{protocol.get('dataset', 'detections')}: mAP {_number(result.mAP)}"),
         "facts": _facts(result, analysis, protocol),
@@ -120,13 +120,13 @@ def page(
             "How well the nearest detection, of any score, fits each object.",
         ),
         "blanks": f"<p class=note>{blanks} of {len(images['images'])} images are not there or cannot be read: "
-        "their boxes are drawn on blank paper of the image's size.</p>"
+        "their boxes are drawn on a blank of the image's size.</p>"
         if blanks
         else "",
         "score": f"{analysis.score:.4f}",
         "data": as_data(data),
         "style": resource("page.css"),
-        "script": resource("page.js") + resource("sort.js"),
+        "script": resource("boxes.js") + resource("page.js") + resource("sort.js"),
     }
     return fill(resource("page.html"), parts)
 
@@ -145,11 +145,11 @@ def _key(name: str, text: str) -> str:
 
 def _legend(result: Result) -> str:
     """The classes' lines, the best first."""
-    aps = [(ap, index) for index, ap in enumerate(result.curves.ap.tolist()) if ap == ap]
+    curves = result.curves
     items = "".join(
-        f'<li class="curve" data-class="{index}" style="--hue:{plots.hue(index)}"><span class="key"></span>'
-        f"{escape(result.classes[index])} {ap:.3f}</li>"
-        for ap, index in sorted(aps, key=lambda pair: -pair[0])
+        f'<li class="curve" data-class="{index}" style="--shade:{hex_colour(index)}"><span class="key"></span>'
+        f"{escape(curves.classes[index])} {float(curves.ap[index]):.3f}</li>"
+        for index in classes_by_ap(curves)
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -181,11 +181,11 @@ def _errors(analysis: Analysis) -> str:
     errors = analysis.errors
     counts = dict(zip(KINDS, errors.counts.tolist()))
     cost = [0.0 if value != value else value for value in errors.cost.tolist()]
-    most = max([*cost, 1e-9])
+    highest = max([*cost, 1e-9])
     rows = ""
     for name, value in zip(ORACLES, cost):
         count = f"{counts[name]:,}" if name in counts else ""
-        bar = f'<span class="meter" style="width:{max(0.0, value) / most * 100:.1f}%"></span>'
+        bar = f'<span class="meter" style="width:{max(0.0, value) / highest * 100:.1f}%"></span>'
         dot = f'<span class="dot k-{name}" aria-hidden="true"></span>' if name in counts else ""
         rows += (
             f'<tr class="{"" if name in counts else "sum"}"><th scope="row">{dot}{name}'

@@ -1,4 +1,4 @@
-"""Times contenders side by side: each in a process of its own, round after round, so that noise meets them alike."""
+"""Times several runners side by side, each in its process, round after round, so that noise meets them alike."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from statistics import median
 
+import torch
+
 from detkit.errors import UserError
+from detkit.runtime.memory import tune
 
 Job = Callable[[], object]
 WARM_UP = 2
@@ -15,7 +18,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contender runs under."""
+    """What every runner runs under."""
 
     device: str = "cpu"
     threads: int = 2
@@ -23,8 +26,10 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """name: as printed. setup: builds the job, in the contender's own process; a function of a module.
+class Runner:
+    """One of those that are timed.
+
+    name: as printed. setup: builds the job, in the runner's process; a function of a module.
 
     tuned: whether its process has detkit's memory settings, as detkit's commands have (see runtime/memory.py).
     """
@@ -35,36 +40,36 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One line of the table. contenders: detkit first; the ratios are to its peers. unit: what one job is."""
+class Benchmark:
+    """What is timed. runners: detkit first; ratios are to it."""
 
     name: str
-    contenders: tuple[Contender, ...]
+    runners: tuple[Runner, ...]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender."""
+    """Seconds of one runner."""
 
     name: str
     best: float
-    middle: float
+    median: float
 
 
-def against_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Callable[[Setting], Job]) -> Subject:
+def against_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Callable[[Setting], Job]) -> Benchmark:
     """Return a line of detkit beside torchvision, as it is and with detkit's memory settings."""
-    return Subject(
+    return Benchmark(
         name,
         (
-            Contender("detkit", ours, True),
-            Contender("torchvision", theirs),
-            Contender("torchvision, detkit's memory settings", theirs, True),
+            Runner("detkit", ours, True),
+            Runner("torchvision", theirs),
+            Runner("torchvision, detkit's memory settings", theirs, True),
         ),
     )
 
 
-def race(subject: Subject, setting: Setting, progress: Callable[[int], None] | None = None) -> list[Timing]:
-    """Run every contender once a round, in turn; return their minima and medians, in seconds.
+def race(benchmark: Benchmark, setting: Setting, progress: Callable[[int], None] | None = None) -> list[Timing]:
+    """Run every runner once a round, in turn; return their minima and medians, in seconds.
 
     progress: called with the number of rounds done.
     """
@@ -72,22 +77,22 @@ def race(subject: Subject, setting: Setting, progress: Callable[[int], None] | N
     pipes: list[Connection] = []
     processes = []
     try:
-        for contender in subject.contenders:
+        for runner in benchmark.runners:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(contender, setting, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(runner, setting, theirs), daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-            _answer(ours, contender.name)  # one after the other: building disturbs no one who is being timed
+            _answer(ours, runner.name)  # one after the other: building disturbs no one who is being timed
         seconds: list[list[float]] = [[] for _ in pipes]
         for number in range(setting.rounds):
-            for pipe, contender, times in zip(pipes, subject.contenders, seconds):
+            for pipe, runner, times in zip(pipes, benchmark.runners, seconds):
                 pipe.send("go")
-                times.append(_answer(pipe, contender.name))
+                times.append(_answer(pipe, runner.name))
             if progress is not None:
                 progress(number + 1)
-        return [Timing(c.name, min(times), median(times)) for c, times in zip(subject.contenders, seconds)]
+        return [Timing(runner.name, min(times), median(times)) for runner, times in zip(benchmark.runners, seconds)]
     finally:
         for pipe in pipes:
             pipe.close()
@@ -106,18 +111,14 @@ def _answer(pipe: Connection, name: str) -> float:
     return answer
 
 
-def _serve(contender: Contender, setting: Setting, pipe: Connection) -> None:
-    import torch
-
-    if contender.tuned:
-        from detkit.runtime.memory import tune
-
+def _serve(runner: Runner, setting: Setting, pipe: Connection) -> None:
+    if runner.tuned:
         tune()
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     wait = torch.cuda.synchronize if setting.device.startswith("cuda") else (lambda: None)
     try:
-        job = contender.setup(setting)
+        job = runner.setup(setting)
         for _ in range(WARM_UP):
             job()
         wait()

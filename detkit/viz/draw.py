@@ -143,7 +143,7 @@ def write_name(
     ascent, descent = font.getmetrics()
     height = ascent + descent
     x1, y1, x2, y2 = _inside(pen, box)
-    spots = [
+    corners = [
         (x1, y1 - height),
         (x1, y1),
         (x2 - width, y1 - height),
@@ -151,20 +151,20 @@ def write_name(
         (x2 - width, y2 - height),
         (x1, y2 - height),
     ]
-    places = []
-    for left, top in spots:
+    free = []
+    for left, top in corners:
         left = min(max(left, 0), max(limit[0] - width, 0))
         if 0 <= top <= limit[1] - height:
-            places.append((left, top, left + width, top + height))
-    if not places:
+            free.append((left, top, left + width, top + height))
+    if not free:
         left = min(max(x1, 0), max(limit[0] - width, 0))
-        places.append((left, 0, left + width, height))
-    place = min(places, key=lambda place: sum(_overlap(place, other) for other in placed))
-    placed.append(place)
+        free.append((left, 0, left + width, height))
+    spot = min(free, key=lambda spot: sum(_overlap(spot, other) for other in placed))
+    placed.append(spot)
     fill = _mix(shade, PAPER, 0.65) if dimmed else shade
-    pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=fill)
+    pen.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=fill)
     bright = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2] > 140
-    pen.text((place[0] + pad, place[1]), text, INK if bright else PAPER, font)
+    pen.text((spot[0] + pad, spot[1]), text, INK if bright else PAPER, font)
 
 
 def _overlap(a: Box, b: Box) -> float:

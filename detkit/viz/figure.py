@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.files import save_atomic
-from detkit.viz.draw import Colour
+from detkit.viz.draw import Colour, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,3 +35,8 @@ def save(figure: "Figure", path: str | Path) -> None:
 def hex_code(shade: Colour) -> str:
     """RGB -> #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*shade)
+
+
+def hex_colour(index: int) -> str:
+    """Return the colour of class `index` as #rrggbb, in images, plots and pages alike."""
+    return hex_code(colour(index))

@@ -19,7 +19,7 @@ def mosaic(
     """Return the images in rows, each with its title above.
 
     Images are scaled to fit a common cell, as wide as the widest and as high as the highest of them. columns: by
-    default as many as make the whole about square.
+    default as many as make the sheet about square.
     """
     from PIL import Image, ImageDraw
 
@@ -40,8 +40,8 @@ def mosaic(
 
     sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + len(heights) * (head + gap) + gap), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for place, (tile, size) in enumerate(zip(tiles, sizes)):
-        row, column = divmod(place, columns)
+    for index, (tile, size) in enumerate(zip(tiles, sizes)):
+        row, column = divmod(index, columns)
         left = gap + column * (width + gap)
         top = gap + sum(heights[:row]) + row * (head + gap)
         fitted = Image.fromarray(np.ascontiguousarray(tile))
@@ -49,7 +49,7 @@ def mosaic(
             fitted = fitted.resize(size, Image.Resampling.LANCZOS)
         sheet.paste(fitted, (left + (width - size[0]) // 2, top + head + (heights[row] - size[1]) // 2))
         if titles:
-            title = shorten(titles[place], font, width)
+            title = shorten(titles[index], font, width)
             pen.text((left + width / 2, top + head / 2), title, INK, font, anchor="mm")
     return np.array(sheet)
 
@@ -71,11 +71,11 @@ def draw_pair(
     return mosaic(tiles, ("ground truth", "detections"), columns=2)
 
 
-def _enlarge(image: NDArray, least: int) -> tuple[NDArray, float]:
-    """Scale an image up so that its longer side has at least `least` pixels; return it and the factor."""
+def _enlarge(image: NDArray, min_side: int) -> tuple[NDArray, float]:
+    """Scale an image up so that its longer side has at least `min_side` pixels; return it and the factor."""
     from PIL import Image
 
-    factor = least / max(image.shape[:2])
+    factor = min_side / max(image.shape[:2])
     if factor <= 1:
         return image, 1.0
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))

@@ -100,7 +100,7 @@ def test_rows() -> None:
     names = [search_recall.DETKIT, search_recall.CONTRIB, search_recall.LARGE]
     numbers = ["100", "300", "500", "1000", "2000", "all"]
     pairs = [(names[0], "equal"), (names[1], "equal"), (names[0], "equal"), (names[2], "equal")]
-    assert [(row.contender, row.best) for row in found] == [(name, best) for name in names for best in numbers] + pairs
+    assert [(row.method, row.best) for row in found] == [(name, best) for name in names for best in numbers] + pairs
 
     def check(row: search_recall.Row, boxes: list[np.ndarray]) -> None:
         wanted = proposal_recall(boxes, truth, (None,), (0.5, 0.7))
@@ -124,9 +124,9 @@ def test_command(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     annotations = {name: xml([("cat", (3, 2, 30, 30))]) for name in "abc"}
     root = make_root(tmp_path / "cats", annotations, {"train": list(annotations)})
-    monkeypatch.setattr("detkit.runtime.race.race", lambda subject, setting: [])
+    monkeypatch.setattr("detkit.runtime.race.race", lambda benchmark, setting: [])
     monkeypatch.setattr(
-        search_recall, "selective_search", lambda image, mode, smallest=20: few_regions(image, mode)[:20]
+        search_recall, "selective_search", lambda image, mode, min_size=20: few_regions(image, mode)[:20]
     )
     words = ["proposals", "--contrib", str(contrib), "--root", str(root), "--split", "train", "--json"]
     assert run_command("benchmark", words) == 0
@@ -140,8 +140,8 @@ def test_command(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ops", "--contrib", "python"], "--contrib goes with the subject proposals"),
-        (["ops", "--mode", "fast"], "--mode goes with the subject proposals"),
+        (["ops", "--contrib", "python"], "--contrib goes with the benchmark proposals"),
+        (["ops", "--mode", "fast"], "--mode goes with the benchmark proposals"),
         (["proposals", "--root", "images"], "--root images is to compare with opencv-contrib: give --contrib PYTHON"),
         (["proposals", "--split", "test"], "--split test goes with --root DIR"),
         (["proposals", "--mode", "fats"], "unknown mode of selective search 'fats'; did you mean 'fast'"),

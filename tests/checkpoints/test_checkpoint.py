@@ -7,8 +7,8 @@ import torch
 
 import detkit.files
 from detkit.checkpoints import checkpoint
-from detkit.config import from_plain
 from detkit.errors import UserError
+from detkit.experiment import from_plain
 from detkit.models import build_detector
 from tests.toys.fixtures import Train
 
@@ -130,7 +130,7 @@ def test_pretrained_weights_are_not_fetched_for_a_checkpoint(trained: Path, tmp_
     seen = []
     build = build_detector
     monkeypatch.setattr(
-        "detkit.models.build_detector",
+        "detkit.checkpoints.checkpoint.build_detector",
         lambda config, classes: seen.append(config.backbone.weights) or build(config, classes),
     )
     _, config = checkpoint.load_detector(tmp_path / "x.pt")
@@ -169,3 +169,11 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(detkit.files.Path, "write_bytes", half)
+
+
+def test_a_file_of_an_earlier_format_says_what_to_do(trained: Path, tmp_path: Path) -> None:
+    torch.save({**content_of(trained), "format": "detkit 1"}, tmp_path / "old.pt")
+    with pytest.raises(
+        UserError, match=r"old\.pt: checkpoint format 'detkit 1', .*train again, or use the detkit that"
+    ):
+        checkpoint.load_detector(tmp_path / "old.pt")

@@ -32,12 +32,14 @@ from detkit.checkpoints.torchvision_files import (
     ssd_config,
 )
 from detkit.cli import detect
-from detkit.config import Config, DetectConfig, load_config
+from detkit.config import Config, DetectConfig
 from detkit.data.image_file import decode_image
 from detkit.data.transforms import resize
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import Detector, build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN
+from detkit.models.rpn import RPNOutput
 from detkit.models.ssd import SSDConfig
 from detkit.ops import box_iou
 from detkit.structures import Targets
@@ -67,10 +69,10 @@ def lively(model: nn.Module, seed: int = 0) -> None:
     spread(heads.box_predictor.bbox_pred, deltas, 1.0)
 
 
-def spread(layer: nn.Module, results: Tensor, wanted: float) -> None:
-    """Scale a layer so that its results have a standard deviation of `wanted` about 0."""
-    layer.weight *= wanted / results.std()
-    layer.bias -= results.mean() * wanted / results.std()
+def spread(layer: nn.Module, results: Tensor, expected: float) -> None:
+    """Scale a layer so that its results have a standard deviation of `expected` about 0."""
+    layer.weight *= expected / results.std()
+    layer.bias -= results.mean() * expected / results.std()
 
 
 def converted(theirs: nn.Module, *overrides: str) -> Detector:
@@ -108,26 +110,26 @@ def test_proposals_equal_torchvision(pair):
     theirs, ours = pair
     pixels = torch.cat([random_image(HEIGHT, WIDTH, seed) for seed in range(2)])
     images, maps = their_maps(theirs, pixels)
-    our_maps = ours.maps(images_of(pixels))
+    our_maps = ours.features.prepare(images_of(pixels), ours)
     for one, other in zip(our_maps, maps.values(), strict=True):
         near(one, other)
-    logits, deltas = ours.rpn(our_maps)
+    logits, deltas, our_anchors = ours.rpn(our_maps)
     their_logits, their_deltas = theirs.rpn.head(list(maps.values()))
     for one, other in zip(logits, their_logits, strict=True):
         near(one, other.permute(0, 2, 3, 1).flatten(1))
     for one, other in zip(deltas, their_deltas, strict=True):
         near(one, other.permute(0, 2, 3, 1).reshape(one.shape))
     anchors = theirs.rpn.anchor_generator(images, list(maps.values()))[0]
-    assert torch.equal(torch.cat(ours.anchors(our_maps)), anchors)
+    assert torch.equal(torch.cat(our_anchors), anchors)
     # from the same numbers, lest rounding decide which anchors are among the best
     logits = [x.permute(0, 2, 3, 1).flatten(1) for x in their_logits]
     deltas = [x.permute(0, 2, 3, 1).reshape(one.shape) for one, x in zip(deltas, their_deltas)]
-    found = ours.proposals(images_of(pixels), logits, deltas, ours.anchors(our_maps))
+    found = ours.rpn.propose(RPNOutput(logits, deltas, our_anchors), images_of(pixels), training=False)
     assert found.scores is not None
     boxes = theirs.rpn.box_coder.decode(torch.cat(deltas, 1).flatten(0, 1), [anchors] * 2)
     counts = [x.shape[1] for x in logits]
-    wanted = theirs.rpn.filter_proposals(boxes.view(2, -1, 4), torch.cat(logits, 1), images.image_sizes, counts)
-    for row, (box, score) in enumerate(zip(*wanted)):
+    expected = theirs.rpn.filter_proposals(boxes.view(2, -1, 4), torch.cat(logits, 1), images.image_sizes, counts)
+    for row, (box, score) in enumerate(zip(*expected)):
         assert found.valid[row].all()
         assert len(box) == 60
         labels = torch.zeros(60, dtype=torch.int64)
@@ -144,9 +146,10 @@ def test_regions_equal_torchvision(pair):
     images, maps = their_maps(theirs, pixels)
     boxes, _ = theirs.rpn(images, maps)
     heads = theirs.roi_heads
-    wanted, shifts = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, boxes, images.image_sizes)))
-    logits, deltas = ours.regions(ours.maps(images_of(pixels)), torch.stack(boxes))
-    near(logits[0], torch.cat((wanted[:, 1:], wanted[:, :1]), 1))
+    expected, shifts = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, boxes, images.image_sizes)))
+    maps = ours.features.prepare(images_of(pixels), ours)
+    logits, deltas = ours.head(ours.features.pool(maps, torch.stack(boxes)))
+    near(logits[0], torch.cat((expected[:, 1:], expected[:, :1]), 1))
     near(deltas[0], shifts.view(len(shifts), -1, 4)[:, 1:])
 
 
@@ -157,16 +160,17 @@ def test_detections_equal_torchvision(pair, seed):
     theirs, ours = pair
     pixels = random_image(HEIGHT, WIDTH, seed)
     images = images_of(pixels)
-    given = ours.propose(images)
-    hook = theirs.rpn.register_forward_hook(lambda *_: ([given.boxes[0][given.valid[0]]], {}))
+    proposals = ours.propose_regions(images)
+    hook = theirs.rpn.register_forward_hook(lambda *_: ([proposals.boxes[0][proposals.valid[0]]], {}))
     expected = theirs([pixels[0] / 255])[0]
     hook.remove()
     settings = DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
-    found, _ = postprocess(ours.predict(images), images, settings)[0].image(0)
+    detections, _ = postprocess(ours.predict(images), images, settings)
+    found = detections.image(0)
     assert len(found[2]) > 20
     assert len(found[2].unique()) > 2
-    wanted = (expected["boxes"], expected["scores"], expected["labels"] - 1)
-    assert_same_detections(found, wanted, score=0.05, iou=0.5, keep=100)
+    expected = (expected["boxes"], expected["scores"], expected["labels"] - 1)
+    assert_same_detections(found, expected, score=0.05, iou=0.5, keep=100)
 
 
 def real_photos() -> list[Path]:
@@ -210,9 +214,10 @@ def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
     assert difference.mean() <= 0.3
 
     heads, (boxes, _) = theirs.roi_heads, theirs.rpn(images, maps)
-    wanted, shifts = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, boxes, images.image_sizes)))
-    logits, deltas = ours.regions(ours.maps(images_of(resized.unsqueeze(0))), torch.stack(boxes))
-    assert (logits[0].softmax(-1)[:, :-1] - wanted.softmax(-1)[:, 1:]).abs().max() <= 0.02
+    expected, shifts = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, boxes, images.image_sizes)))
+    our_maps = ours.features.prepare(images_of(resized.unsqueeze(0)), ours)
+    logits, deltas = ours.head(ours.features.pool(our_maps, torch.stack(boxes)))
+    assert (logits[0].softmax(-1)[:, :-1] - expected.softmax(-1)[:, 1:]).abs().max() <= 0.02
     assert (deltas[0] - shifts.view(len(shifts), -1, 4)[:, 1:]).abs().max() / 10 <= 0.005  # the coder's weights are 10
 
     settings = Config(
@@ -230,7 +235,7 @@ def test_photos_equal_torchvision_with_its_own_resize(pair, path, monkeypatch):
 
 
 def test_losses_and_gradients_equal_torchvision(pair):
-    """With every anchor and every region drawn, so that chance plays no part."""
+    """With every anchor and every region sampled, so that chance plays no part."""
     theirs, ours = (deepcopy(one).train() for one in pair)
     for norm in theirs.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -242,7 +247,7 @@ def test_losses_and_gradients_equal_torchvision(pair):
     pixels = torch.cat([random_image(HEIGHT, WIDTH, seed) for seed in range(2)])
     boxes = torch.tensor([[[20.0, 30, 100, 120], [5, 5, 60, 40]], [[100, 50, 230, 180], [0, 0, 0, 0]]])
     targets = Targets(boxes, torch.tensor([[1, 0], [4, -1]]), torch.zeros(2, 2, dtype=torch.bool))
-    wanted = theirs(
+    expected = theirs(
         list(pixels / 255),
         [
             {"boxes": box[real], "labels": label[real] + 1}
@@ -254,9 +259,9 @@ def test_losses_and_gradients_equal_torchvision(pair):
     names |= {"classification": "loss_classifier", "box": "loss_box_reg"}
     for name, their_name in names.items():
         assert found[name] > 0
-        torch.testing.assert_close(found[name], wanted[their_name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[name], expected[their_name], rtol=1e-3, atol=1e-4)
     sum(found.values()).backward()
-    sum(wanted.values()).backward()
+    sum(expected.values()).backward()
     state = theirs.state_dict() | {name: parameter.grad for name, parameter in theirs.named_parameters()}
     expected = from_state(state, "gradients").weights
     trained = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
@@ -322,7 +327,7 @@ def test_ssd300_equals_torchvision(ssd):
     pixels = random_image(300, 300)
     images, maps = their_maps(theirs, pixels)
     raw = theirs.head(list(maps.values()))
-    logits, _ = ours.network(ours.normalise(images_of(pixels)))
+    logits, _ = ours.network(ours.normalise(pixels))
     near(logits, raw["cls_logits"][..., [*columns, 0]])
     anchors = theirs.anchor_generator(images, list(maps.values()))[0]
     boxes = theirs.box_coder.decode_single(raw["bbox_regression"][0], anchors)
@@ -340,12 +345,12 @@ def test_ssd300_sees_photos_as_torchvision_does(ssd, path):
     raw = ssd.head(list(maps.values()))
     names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
     columns = [*(names.index(name) for name in ours.classes), 0]
-    wanted = raw["cls_logits"][..., columns].softmax(-1)[..., :-1]
+    expected = raw["cls_logits"][..., columns].softmax(-1)[..., :-1]
     anchors = ssd.anchor_generator(images, list(maps.values()))[0]
     resized = torch.from_numpy(resize(image, (300, 300))).permute(2, 0, 1).unsqueeze(0)
     found = ours.predict(images_of(resized))
-    assert wanted.std() > 0.01
-    difference = (found.scores - wanted).abs()
+    assert expected.std() > 0.01
+    difference = (found.scores - expected).abs()
     assert difference.max() <= 0.05
     assert difference.mean() <= 2e-4
     boxes = ssd.box_coder.decode_single(raw["bbox_regression"][0], anchors)
@@ -368,11 +373,11 @@ CONFIGS = Path(__file__).parents[2] / "configs/custom"
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"), [("ssd300_coco", ssd_config()), ("faster_rcnn_coco", faster_rcnn_config())]
+    ("name", "expected"), [("ssd300_coco", ssd_config()), ("faster_rcnn_coco", faster_rcnn_config())]
 )
-def test_configs_to_fine_tune_describe_the_published_networks(name, wanted):
+def test_configs_to_fine_tune_describe_the_published_networks(name, expected):
     config = load_config(CONFIGS / f"{name}.yaml", ["data.root=x"])
-    ours, theirs = asdict(config.model), asdict(wanted)
+    ours, theirs = asdict(config.model), asdict(expected)
     for key in ("min_sizes", "max_sizes"):
         if ours.get(key):
             assert ours.pop(key) == pytest.approx(theirs.pop(key))
@@ -400,7 +405,7 @@ def test_a_file_is_detected_with_and_fine_tuned(ssd_file, tmp_path, capsys):
     checkpoint.start_from(new, ssd_file)
     assert "47 of 71" in capsys.readouterr().err
     for name, tensor in new.state_dict().items():
-        if name.startswith(("classifiers.", "regressors.")):
+        if name.startswith("head."):
             assert torch.equal(tensor, before[name]), name
         else:
             assert torch.equal(tensor, detector.state_dict()[name]), name

@@ -75,7 +75,7 @@ def test_same_names_from_several_folders(weights: str, image_files: Path) -> Non
         Image.fromarray(sample_image(30, 40, seed=9)).save(Path(folder, "0.JPG"))
     Image.fromarray(sample_image(30, 40, seed=9)).save("other/0.gif")
     assert detect(weights, "images/0.jpg", "other", "third/**/0.*", "--json") == 0
-    assert files() == ["0.jpg", "0.png", "detections.json", "other-0.JPG", "images-0.JPG"]
+    assert files() == ["0.jpg", "0.png", "detections.json", "images-0.JPG", "other-0.JPG"]
     assert [(entry["file"], entry["drawn"]) for entry in report()["images"]] == [
         ("images/0.jpg", "0.jpg"),
         ("other/0.JPG", "other-0.JPG"),

@@ -45,8 +45,8 @@ def test_data_sets_read_back_by_our_own_readers(weights: str, image_files: Path,
             record = dataset.record(row)
             own = [one for one in own if min(one[2][2] - one[2][0], one[2][3] - one[2][1]) >= 1]
             assert len(own) > 0
-            assert record.labels.tolist() == [label for label, _, _ in own]
-            np.testing.assert_allclose(record.boxes, [box for _, _, box in own], atol=1e-3)
+            assert record.annotations.labels.tolist() == [label for label, _, _ in own]
+            np.testing.assert_allclose(record.annotations.boxes, [box for _, _, box in own], atol=1e-3)
             width, height = record.width, record.height
             assert dataset.image(row).shape == (height, width, 3)
             name = [*expected][row]
@@ -167,7 +167,7 @@ def test_soft_nms_and_views(weights: str, image_files: Path, capsys: pytest.Capt
     ("arguments", "words"),
     [
         (["--classes", "kng"], "no class 'kng'; did you mean 'king'?"),
-        (["--classes", ","], "the list of wanted classes is empty"),
+        (["--classes", ","], "the list of classes to detect is empty"),
         (["--score", ".5,quen=.3"], "no class 'quen'; did you mean 'queen'?"),
         (["--score", "1.5"], "score 1.5 is not between 0 and 1"),
         (["--score", ".5,ace=-1"], "score -1 of class ace is not between 0 and 1"),

@@ -13,23 +13,21 @@ from detkit.checkpoints import checkpoint
 from detkit.cli import run_command
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_truth import find_truth
-from detkit.explain.page import explain_page
-from detkit.explain.stages import draw_stages
-from detkit.explain.trace import explain
+from detkit.explain import draw_sections, explain, explain_page
 from tests import zoo
 from tests.data.roots import make_root, xml
-from tests.engine.test_explain import TRUTH, build, image
+from tests.explain.test_explain import TRUTH, build, image
 from tests.pages import Page, data_of, needs_browser, run_in_browser
 
 LAST = ["candidates", "nms", "detections"]
-GIVEN = ["proposals", "regions", "pooled", "regression", *LAST]
-STAGES = {
+REGIONS = ["proposals", "regions", "pooled", "regression", *LAST]
+SECTIONS = {
     "ssd": ["default-boxes", "matching", "maps", *LAST],
     "yolov1": ["class-map", "boxes", "responsible", *LAST],
-    "faster_rcnn": ["anchors", "anchor-matching", "objectness", *GIVEN],
-    "fast_rcnn": GIVEN,
-    "rcnn": GIVEN,
-    "sppnet": GIVEN,
+    "faster_rcnn": ["anchors", "anchor-matching", "objectness", *REGIONS],
+    "fast_rcnn": REGIONS,
+    "rcnn": REGIONS,
+    "sppnet": REGIONS,
     "torchvision_ssd": LAST,
 }
 TRAINING = {"matching", "responsible", "anchor-matching", "regions"}
@@ -59,31 +57,31 @@ def run(*arguments: object) -> int:
     return run_command("detect", [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", SECTIONS)
 @pytest.mark.parametrize("known", [True, False])
-def test_every_detector_has_its_stages(name: str, known: bool) -> None:
+def test_every_detector_has_its_sections(name: str, known: bool) -> None:
     detector, config = build(name)
-    found = explain(detector, image(), config, TRUTH if known else None)
-    stages = draw_stages(found)
-    assert [stage.name for stage in stages] == [one for one in STAGES[name] if known or one not in TRAINING]
-    for stage in stages:
-        sheet = stage.sheet()
+    explanation = explain(detector, image(), config, TRUTH if known else None)
+    sections = draw_sections(explanation)
+    assert [section.name for section in sections] == [one for one in SECTIONS[name] if known or one not in TRAINING]
+    for section in sections:
+        sheet = section.sheet()
         assert sheet.dtype == np.uint8
         assert sheet.ndim == 3
         assert max(sheet.shape) >= 900
-    page = Page(explain_page(found, stages, "title", "protocol"))
-    sections = [attributes.get("id") for tag, attributes in page.elements if tag == "section"]
-    assert sections == [*(stage.name for stage in stages), "steps"]
-    sample_images = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert len(sample_images) == sum(len(stage.panels) for stage in stages)
-    assert all(attributes["alt"] for attributes in sample_images)
+    page = Page(explain_page(explanation, sections, "title", "protocol"))
+    ids = [attributes.get("id") for tag, attributes in page.elements if tag == "section"]
+    assert ids == [*(section.name for section in sections), "steps"]
+    drawings = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(drawings) == sum(len(section.panels) for section in sections)
+    assert all(attributes["alt"] for attributes in drawings)
 
 
 def test_the_page_stands_alone_and_is_safe_against_any_name() -> None:
     detector, config = build("ssd")
     detector.classes = ("</script><b>", "<!--")
-    found = explain(detector, image(), config, TRUTH)
-    text = explain_page(found, draw_stages(found), "<i>image</i>", "x & y")
+    explanation = explain(detector, image(), config, TRUTH)
+    text = explain_page(explanation, draw_sections(explanation), "<i>image</i>", "x & y")
     page = Page(text)
     assert not {"link", "iframe", "b", "i>"} & {tag for tag, _ in page.elements}
     sources = [value for _, attributes in page.elements for key in ("src", "href") if (value := attributes.get(key))]
@@ -92,8 +90,8 @@ def test_the_page_stands_alone_and_is_safe_against_any_name() -> None:
     assert not re.search(r"https?://(?!www\.w3\.org)", text)
     data = data_of(text)
     assert data["classes"] == ["</script><b>", "<!--"]
-    assert data["by"] == found.work.by.tolist()
-    assert data["final"] == found.work.final.tolist()
+    assert data["by"] == explanation.nms.by.tolist()
+    assert data["final"] == explanation.nms.kept.tolist()
 
 
 # in braces, since the page has names of its own
@@ -101,12 +99,12 @@ SCRIPT = """{
 const seen = {};
 window.onerror = (message) => { seen.error = message; };
 document.addEventListener("securitypolicyviolation", (event) => { seen.refused = event.blockedURI; });
-const count = (kind) => document.querySelectorAll(`#boxes .${kind}`).length;
+const count = (kind) => document.querySelectorAll(`#scene-boxes .${kind}`).length;
 seen.open = !document.getElementById("steps").hidden;
 seen.first = [count("s"), count("g")];
 document.getElementById("on").click();
 seen.second = [count("s"), document.getElementById("step").value];
-document.querySelector("#boxes .s.now").dispatchEvent(new MouseEvent("click"));
+document.querySelector("#scene-boxes .s.now").dispatchEvent(new MouseEvent("click"));
 seen.tapped = document.getElementById("step").value;
 const slider = document.getElementById("step");
 slider.value = slider.max; slider.dispatchEvent(new Event("input"));
@@ -117,16 +115,17 @@ document.body.dataset.seen = JSON.stringify(seen);
 
 
 @needs_browser
-def test_it_lives_in_a_browser(tmp_path: Path) -> None:
-    detector, config = build("ssd")
-    found = explain(detector, image(), config, TRUTH)
-    text = explain_page(found, draw_stages(found), "title", "protocol")
+@pytest.mark.parametrize("name", ["ssd", "yolov1"])
+def test_it_lives_in_a_browser(name: str, tmp_path: Path) -> None:
+    detector, config = build(name)
+    explanation = explain(detector, image(), config, TRUTH)
+    text = explain_page(explanation, draw_sections(explanation), "title", "protocol")
     assert run_in_browser(text, SCRIPT, tmp_path) == {
         "open": True,
-        "first": [1, len(found.work.removed(int(found.work.final[0])))],
+        "first": [1, len(explanation.nms.removed_by(int(explanation.nms.kept[0])))],
         "second": [2, "2"],
         "tapped": "2",
-        "last": len(found.work.final),
+        "last": len(explanation.nms.kept),
         "wide": True,
     }
 
@@ -135,7 +134,7 @@ def test_the_command(weights: str, root: Path, capsys: pytest.CaptureFixture[str
     assert run(weights, root / "JPEGImages/1.jpg", "--explain", "--score", 0.34, "--out", "out") == 0
     said = capsys.readouterr().out
     names = sorted(path.name for path in Path("out").iterdir())
-    assert names == sorted([*(f"{n}-{name}.png" for n, name in enumerate(STAGES["ssd"], 1)), "explain.html"])
+    assert names == sorted([*(f"{n}-{name}.png" for n, name in enumerate(SECTIONS["ssd"], 1)), "explain.html"])
     # the objects were found beside the image
     assert "objects of set/Annotations/1.xml" in said.replace(str(root.resolve().parent) + "/", "")
     for name in names[:-1]:
@@ -199,11 +198,11 @@ def test_soft_nms_and_views_of_a_config_are_not_explained(
 ) -> None:
     asked: list[DetectConfig] = []
 
-    def listen(detector, sample_image, config, truth):
+    def listen(detector, array, config, truth):
         asked.append(config.detect)
-        return explain(detector, sample_image, config, truth)
+        return explain(detector, array, config, truth)
 
-    monkeypatch.setattr("detkit.explain.trace.explain", listen)
+    monkeypatch.setattr("detkit.explain.explain", listen)
     content = checkpoint.load(weights)
     content["config"]["detect"] |= {"nms": "gaussian", "flip": True, "scales": [0.5, 1.0]}
     torch.save(content, "soft.pt")

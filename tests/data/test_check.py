@@ -29,7 +29,7 @@ def broken_root(tmp_path):
         "twice": xml([("x", (1, 1, 9, 9)), ("y", (1, 1, 9, 9)), ("x", (1, 1, 9, 9))]),
         "size": xml([], size=(61, 40)),
         "nosize": xml([], size=None),
-        "nophoto": xml([]),
+        "noimage": xml([]),
         "text": xml([]),
         "twin": xml([]),
         "notxml": "<annotation>",
@@ -37,7 +37,7 @@ def broken_root(tmp_path):
     }
     root = make_root(tmp_path / "broken", files, {"all": [*files, "noxml", "twin"], "empty": []})
     random_image(root / "JPEGImages" / "noxml.jpg", seed=99)
-    (root / "JPEGImages" / "nophoto.jpg").unlink()
+    (root / "JPEGImages" / "noimage.jpg").unlink()
     (root / "JPEGImages" / "text.jpg").write_text("hello")
     shutil.copy(root / "JPEGImages" / "size.jpg", root / "JPEGImages" / "twin.jpg")
     return root
@@ -55,7 +55,7 @@ def test_every_problem_is_named(broken_root):
         ("Annotations/notxml.xml", 0, "broken file"),
         ("Annotations/noxml.xml", 0, "missing file"),
         ("JPEGImages/size.jpg", 0, "size"),
-        ("JPEGImages/nophoto.jpg", 0, "missing file"),
+        ("JPEGImages/noimage.jpg", 0, "missing file"),
         ("JPEGImages/text.jpg", 0, "unreadable image"),
         ("JPEGImages/twin.jpg", 0, "duplicate image"),
         ("ImageSets/Main/all.txt", 0, "duplicate image"),

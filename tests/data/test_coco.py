@@ -52,25 +52,25 @@ def test_reads_boxes_flags_areas_and_ids(tmp_path):
     assert data.classes == ("person", "dog", "toothbrush")
     assert data.category_ids == (1, 18, 90)
     assert (data.ids, data.image_ids) == (("a b é",), (7,))
-    np.testing.assert_array_equal(record.boxes[0], (1.5, 2, 31.75, 22))
-    assert record.labels.tolist() == [1, 2, 0, 0]
-    assert record.crowd.tolist() == [False, True, False, False]
-    assert record.difficult.tolist() == [False, False, True, True]
-    assert record.truncated.tolist() == [False, True, False, False]
-    assert record.area.tolist() == [99.5, 600, 600, 600]  # of the box where the file says nothing
+    np.testing.assert_array_equal(record.annotations.boxes[0], (1.5, 2, 31.75, 22))
+    assert record.annotations.labels.tolist() == [1, 2, 0, 0]
+    assert record.annotations.crowd.tolist() == [False, True, False, False]
+    assert record.annotations.difficult.tolist() == [False, False, True, True]
+    assert record.annotations.truncated.tolist() == [False, True, False, False]
+    assert record.annotations.area.tolist() == [99.5, 600, 600, 600]  # of the box where the file says nothing
     assert data.truth().ignore.tolist() == [False, True, True, True]
     assert read(tmp_path, classes=["dog", "cat", "person", "toothbrush"]).category_ids == (18, None, 1, 90)
 
 
 @pytest.mark.parametrize("place", ["train", "images", "images/train", ".", "annotations", "elsewhere"])
-def test_photos_are_found(tmp_path, place):
+def test_images_are_found(tmp_path, place):
     write(tmp_path, [annotation()])
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
     random_image(tmp_path / place / "a b é.jpg")
     assert read(tmp_path).image(0).shape == (40, 60, 3)
 
 
-def test_photos_in_folders_and_by_bare_name(tmp_path):
+def test_images_in_folders_and_by_bare_name(tmp_path):
     names = ["x/1.jpg", "y\\1.jpg", "gone/2.jpg"]
     write(tmp_path, [], [{"id": i, "file_name": name} for i, name in enumerate(names)])
     for name in ("x/1.jpg", "y/1.jpg"):
@@ -174,10 +174,10 @@ def test_the_file_is_parsed_once(tmp_path, monkeypatch):
     after = read(tmp_path)
     assert after.truth().boxes.equal(before.truth().boxes)
     assert (after.image_ids, after.category_ids) == (before.image_ids, before.category_ids)
-    assert after.areas.tolist() == [5]
+    assert after.truth().area.tolist() == [5]
     monkeypatch.undo()
     write(tmp_path, [])
-    assert len(read(tmp_path).areas) == 0
+    assert len(read(tmp_path).truth().area) == 0
 
 
 def test_check_names_what_the_reader_bears(tmp_path):

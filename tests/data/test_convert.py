@@ -50,10 +50,11 @@ def content(root: Path, split: str) -> dict:
     found = {}
     for i, name in enumerate(data.ids):
         record = data.record(i)
+        own = record.annotations
         objects = [
             (data.classes[label], *map(bool, flags), [round(float(v), 3) for v in box], round(float(area), 3))
             for label, box, area, *flags in zip(
-                record.labels, record.boxes, record.area, record.difficult, record.crowd, record.truncated
+                own.labels, own.boxes, own.area, own.difficult, own.crowd, own.truncated
             )
         ]
         found[name] = (objects, record.width, record.height, record.path.read_bytes())
@@ -127,9 +128,9 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
     for number, path in enumerate((("coco", "yolo", "voc"), ("yolo", "coco", "voc"))):
         last = root
         for to in path:
-            convert(last, folder / f"{number}{to}", to, image_files="symlink")
+            convert(last, folder / f"{number}{to}", to, images="symlink")
             last = folder / f"{number}{to}"
-            found = open_root(last, ["all"]).record(0).boxes
+            found = open_root(last, ["all"]).record(0).annotations.boxes
             np.testing.assert_allclose(found, np.array(boxes, np.float32).reshape(-1, 4), atol=1e-3)
             whole = np.array([float(v).is_integer() for box in boxes for v in box], bool).reshape(-1, 4)
             np.testing.assert_array_equal(found[whole], np.array(boxes, np.float32).reshape(-1, 4)[whole])
@@ -137,7 +138,7 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
-def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
+def test_a_image_that_its_annotation_saw_unturned(tmp_path, orientation):
     """In YOLO, whose tools turn images, the box goes with the image: it is still about the same pixels."""
     root = make_root(tmp_path / "voc", {"a": xml([("x", (1, 1, 10, 20))])}, {"all": ["a"]})
     shade = 2 * np.arange(60) + 3 * np.arange(40)[:, None]  # differs in every corner
@@ -147,16 +148,16 @@ def test_a_photo_that_its_annotation_saw_unturned(tmp_path, orientation):
     pixels = open_root(root, ["all"]).image(0)[:20, :10]
     convert(root, tmp_path / "yolo", "yolo")
     data = open_root(tmp_path / "yolo", ["all"])
-    left, top, right, bottom = data.record(0).boxes[0].round().astype(int).tolist()
+    left, top, right, bottom = data.record(0).annotations.boxes[0].round().astype(int).tolist()
     found = data.image(0)[top:bottom, left:right]
     assert sorted(found.shape[:2]) == [10, 20]
     assert found.mean() == pytest.approx(pixels.mean(), abs=3)
 
 
-def test_photos_are_linked_copied_or_symlinked(voc_root, tmp_path):
+def test_images_are_linked_copied_or_symlinked(voc_root, tmp_path):
     original = voc_root / "JPEGImages" / "b.jpg"
     for how in ("link", "copy", "symlink"):
-        convert(voc_root, tmp_path / how, "coco", image_files=how)
+        convert(voc_root, tmp_path / how, "coco", images=how)
         new = tmp_path / how / "images" / "b.jpg"
         assert new.read_bytes() == original.read_bytes()
         assert (os.stat(new).st_ino == os.stat(original).st_ino) == (how != "copy")

@@ -113,7 +113,7 @@ def test_test_loader_can_be_gone_through_again(small_root):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_corrupt_photo_ends_in_one_line(small_root, workers):
+def test_corrupt_image_ends_in_one_line(small_root, workers):
     (small_root / "JPEGImages" / "000006.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=re.escape("000006.jpg: corrupt or truncated image")) as caught:
         stream(small_root, 0, 3, workers=workers)
@@ -128,7 +128,7 @@ def test_cache_holds_what_was_decoded(small_root):
     assert cache.ready.sum() == 1
 
 
-def test_cache_leaves_photos_of_another_size_alone(tmp_path):
+def test_cache_leaves_images_of_another_size_alone(tmp_path):
     root = make_root(tmp_path / "d", {"a": xml([], size=(61, 40)), "b": xml([])}, {"all": ["a", "b"]})
     dataset = VOCDataset([(root, "all")])
     cache = loader.ImageCache(dataset)

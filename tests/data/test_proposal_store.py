@@ -195,7 +195,7 @@ def test_missing_images_are_named_with_the_command_that_makes_them(tmp_path):
     assert make_command(VOCDataset([(one, "test")])) == f"detkit proposals make --root {one} --split test"
 
 
-def test_boxes_outside_of_the_photo_are_named(tmp_path):
+def test_boxes_outside_of_the_image_are_named(tmp_path):
     one, _ = roots(tmp_path)
     dataset = VOCDataset([(one, "train")])
     good, edge = np.array([[0, 0, 60, 40.0]]), np.array([[-1, -1, 61, 41.0]])
@@ -218,7 +218,7 @@ def test_boxes_outside_of_the_photo_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("stated", [(40, 60), None])
-def test_the_photo_knows_its_size_better_than_its_annotation(tmp_path, stated):
+def test_the_image_knows_its_size_better_than_its_annotation(tmp_path, stated):
     root = make_root(tmp_path / "one", {"a": xml([], size=stated)}, {"train": ["a"]})
     write_store(tmp_path / "a.npz", ["a"], [np.array([[0, 0, 60, 40.0]])], manifest=make_manifest("m", {}, ["a"]))
     check_store(open_store(tmp_path / "a.npz"), VOCDataset([(root, "train")]))
@@ -263,7 +263,7 @@ def test_making(tmp_path, monkeypatch, workers):
         make_store(out, few, "corners", {"mode": "fast"}, workers=workers)
 
 
-def test_a_broken_photo_is_named_and_what_is_done_stays(tmp_path, monkeypatch):
+def test_a_broken_image_is_named_and_what_is_done_stays(tmp_path, monkeypatch):
     stub(monkeypatch, corners)
     dataset = image_files(tmp_path)
     random_image = tmp_path / "images" / "JPEGImages" / "007.jpg"

@@ -176,7 +176,7 @@ def test_the_stream_is_the_same_with_proposals(small_root, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_testing_scales_them_with_the_photo(small_root, tmp_path, workers):
+def test_testing_scales_them_with_the_image(small_root, tmp_path, workers):
     boxes = store_of(small_root, tmp_path / "a.npz", scored=True)
     dataset = VOCDataset([(small_root, "trainval")])
     stored = loader.open_proposals(dataset, DataConfig(root="x", proposals=[str(tmp_path / "a.npz")]))

@@ -32,7 +32,7 @@ def test_drawn_on_first_use_and_then_left(tmp_path):
     assert sides.max() > 70
 
 
-def test_same_seed_same_pictures_alone_or_in_parallel(tmp_path):
+def test_same_seed_same_images_alone_or_in_parallel(tmp_path):
     shapes.draw_shapes(tmp_path / "a", FEW)
     shapes.draw_shapes(tmp_path / "b", {"train": 6})  # too few for several processes
     shapes.draw_shapes(tmp_path / "c", {"train": 6}, seed=1)
@@ -44,7 +44,7 @@ def test_same_seed_same_pictures_alone_or_in_parallel(tmp_path):
         assert (tmp_path / "a" / xml).read_text() == (tmp_path / "b" / xml).read_text()
 
 
-def test_splits_share_no_picture():
+def test_splits_share_no_image():
     sample_images = [shapes.draw_image((0, split, i))[0].tobytes() for split in range(3) for i in range(4)]
     assert len(set(sample_images)) == 12
 
@@ -64,7 +64,7 @@ def test_objects_are_inside_flagged_and_varied():
     assert any(not items for _, items in drawn)
 
 
-def test_hidden_parts_count_where_they_lie_outside_the_picture():
+def test_hidden_parts_count_where_they_lie_outside_the_image():
     for name in shapes.CLASSES:
         alpha, area = shapes._shape(np.random.default_rng(3), name, np.array([70.0, 60.0]), 50.0, 128, 140)
         assert area == pytest.approx((alpha > 127).sum(), rel=0.15)
@@ -97,7 +97,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "_write_picture", fail)
+    monkeypatch.setattr(shapes, "_write_image", fail)
     with pytest.raises(KeyboardInterrupt):
         shapes.draw_shapes(tmp_path / "shapes", {"train": 3})
     assert list(tmp_path.iterdir()) == []

@@ -99,7 +99,7 @@ def test_tiny_images_pass(size):
         assert image.shape == (90, 120, 3)
 
 
-def test_same_seed_same_sample_and_the_photo_is_left_alone():
+def test_same_seed_same_sample_and_the_image_is_left_alone():
     chain, other = build_train(SSD, SPEC), build_train(SSD, SPEC)
     boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60)], np.float32)
     random_image = noise(80, 100)
@@ -181,7 +181,7 @@ def test_fused_with_expansion_and_resize_stays_within_a_pixel():
     assert equal > 120  # wherever no fill is in sight
 
 
-def test_expand_fills_with_the_mean_and_keeps_the_photo():
+def test_expand_fills_with_the_mean_and_keeps_the_image():
     chain = build_train([{"Expand": {"p": 1.0, "ratio": [2, 3]}}], InputSpec((90, 120), mean=(0.6, 0.4, 0.2)))
     image = np.full((50, 60, 3), 255, np.uint8)
     data = {"image": image, "bboxes": np.array([(0.0, 0.0, 1.0, 1.0, 0.0)])}

@@ -31,16 +31,16 @@ def test_reads_boxes_labels_and_flags(one):
     assert data.classes == ("cat", "dog")
     assert (len(data), data.ids, data.name) == (1, ("a",), "one/all")
     record = data.record(0)
-    np.testing.assert_array_equal(record.boxes, [(0, 0, 60, 40), (10, 11, 20, 22), (11.5, 2, 14.5, 4)])
-    assert record.boxes.dtype == np.float32
-    assert record.labels.tolist() == [1, 0, 0]
-    assert record.difficult.tolist() == [False, True, False]
-    assert record.truncated.tolist() == [False, True, False]
+    np.testing.assert_array_equal(record.annotations.boxes, [(0, 0, 60, 40), (10, 11, 20, 22), (11.5, 2, 14.5, 4)])
+    assert record.annotations.boxes.dtype == np.float32
+    assert record.annotations.labels.tolist() == [1, 0, 0]
+    assert record.annotations.difficult.tolist() == [False, True, False]
+    assert record.annotations.truncated.tolist() == [False, True, False]
     assert (record.width, record.height, record.path.name) == (60, 40, "a.jpg")
     assert data.image(0).shape == (40, 60, 3)
 
 
-def test_truth_is_flat_and_needs_no_photos(tmp_path):
+def test_truth_is_flat_and_needs_no_images(tmp_path):
     files = {
         "b": xml([("x", (1, 1, 2, 2), 1, 0)]),
         "a": xml([]),
@@ -73,12 +73,12 @@ def test_several_years_at_once(tmp_path):
 
 def test_boxes_beyond_the_image_are_clipped(one):
     data = VOCDataset([(one([("x", (-3, 0, 70, 41))]), "all")])
-    np.testing.assert_array_equal(data.record(0).boxes, [(0, 0, 60, 40)])
+    np.testing.assert_array_equal(data.record(0).annotations.boxes, [(0, 0, 60, 40)])
 
 
 def test_size_missing_in_the_xml_does_not_clip(one):
     data = VOCDataset([(one([("x", (5, 5, 70, 41))], size=None), "all")])
-    np.testing.assert_array_equal(data.record(0).boxes, [(4, 4, 70, 41)])
+    np.testing.assert_array_equal(data.record(0).annotations.boxes, [(4, 4, 70, 41)])
     assert data.record(0).width == 0
 
 
@@ -120,7 +120,7 @@ def test_a_broken_file_outside_the_split_does_no_harm(small_root):
 
 def test_classes(one):
     root = one([("dog", (1, 1, 9, 9)), ("cat", (1, 1, 9, 9))])
-    assert VOCDataset([(root, "all")], ["dog", "cow", "cat"]).record(0).labels.tolist() == [0, 2]
+    assert VOCDataset([(root, "all")], ["dog", "cow", "cat"]).record(0).annotations.labels.tolist() == [0, 2]
     refused(
         root,
         "Annotations/a.xml: object 2: class 'cat' is not in data.classes; did you mean 'cart'?",
@@ -157,7 +157,7 @@ def test_split_lines(tmp_path):
     assert VOCDataset([(root, "all")]).ids == ("my image", "000001")
 
 
-def test_photo_is_found_by_id_then_by_filename(tmp_path):
+def test_image_is_found_by_id_then_by_filename(tmp_path):
     files = {"a": xml([], filename="b.jpg"), "c": xml([], filename="C:\\images\\other.png"), "d": xml([])}
     root = make_root(tmp_path / "d", files, {"all": list(files)}, image_files=False)
     for name in ("a.jpeg", "b.jpg", "other.png"):
@@ -200,7 +200,7 @@ def test_exif_orientation_is_applied_unless_the_xml_contradicts(one, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "folder"])
-def test_corrupt_photo_is_named(one, damage):
+def test_corrupt_image_is_named(one, damage):
     root = one([])
     path = root / "JPEGImages" / "a.jpg"
     data = path.read_bytes()

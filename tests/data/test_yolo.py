@@ -50,18 +50,18 @@ def test_reads_rows(tmp_path):
     data = read(write(tmp_path, rows))
     assert (data.classes, data.ids) == (("cat", "dog"), ("b", "c", "é 1"))
     record = data.record(2)
-    np.testing.assert_array_equal(record.boxes, [(15, 10, 45, 30), (0, 0, 30, 20)])
-    assert record.labels.tolist() == [1, 0]
-    assert record.area.tolist() == [600, 600]
+    np.testing.assert_array_equal(record.annotations.boxes, [(15, 10, 45, 30), (0, 0, 30, 20)])
+    assert record.annotations.labels.tolist() == [1, 0]
+    assert record.annotations.area.tolist() == [600, 600]
     assert (record.width, record.height) == (60, 40)
     assert data.truth().image.tolist() == [2, 2]
     assert data.image(2).shape == (40, 60, 3)
-    assert read(tmp_path, "val").record(0).boxes.tolist() == [[0, 0, 30, 20]]  # clipped
+    assert read(tmp_path, "val").record(0).annotations.boxes.tolist() == [[0, 0, 30, 20]]  # clipped
 
 
 def test_polygons_become_boxes(tmp_path):
     data = read(write(tmp_path, {"train/a": "0 .1 .5 .5 .1 .9 .5 .5 .9"}))
-    np.testing.assert_allclose(data.record(0).boxes, [(6, 4, 54, 36)], atol=1e-5)
+    np.testing.assert_allclose(data.record(0).annotations.boxes, [(6, 4, 54, 36)], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_classes(tmp_path):
     rows = {"train/a": "3 .5 .5 .1 .1", "val/b": "5 .5 .5 .1 .1"}
     root = write(tmp_path, rows, YAML.replace("[cat, dog]", "{3: bird, 5: cow}"))
     assert read(root).classes == ("bird", "cow")
-    assert read(root, "val").record(0).labels.tolist() == [1]
+    assert read(root, "val").record(0).annotations.labels.tolist() == [1]
     (root / "data.yaml").unlink()
     assert read(root).classes == ("0", "1", "2", "3", "4", "5")  # of all splits: training and testing agree
     (root / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
@@ -130,7 +130,7 @@ def test_layouts(tmp_path):
         (other / "train" / folder).mkdir(parents=True)
     random_image(other / "train" / "images" / "c.jpg")
     (other / "train" / "labels" / "c.txt").write_text("0 .5 .5 1 1")
-    assert read(other).record(0).boxes.tolist() == [[0, 0, 60, 40]]
+    assert read(other).record(0).annotations.boxes.tolist() == [[0, 0, 60, 40]]
     (other / "data.yaml").write_text("train: ../train/images\nnames: [x]\n")
     assert read(other).classes == ("x",)
     assert yolo_splits(other) == ["train"]
@@ -139,7 +139,7 @@ def test_layouts(tmp_path):
 def test_label_names():
     assert label_name("images/train/a.b.jpg") == "labels/train/a.b.txt"
     assert label_name("images/images/a.jpg") == "images/labels/a.txt"
-    assert label_name("images/a.jpg") == "images/a.txt"
+    assert label_name("frames/a.jpg") == "frames/a.txt"
     assert label_name("train/images/a.jpg") == "train/labels/a.txt"
 
 
@@ -149,7 +149,7 @@ def test_no_label_file_at_all_is_a_mistake(tmp_path):
     refused(tmp_path, "the split val is empty; images/val holds no image", "val")
 
 
-def test_labels_without_a_photo(tmp_path):
+def test_labels_without_a_image(tmp_path):
     write(tmp_path, {"train/a": ""})
     (tmp_path / "labels" / "train" / "A.txt").write_text("0 .5 .5 1 1")
     (tmp_path / "labels" / "train" / "classes.txt").write_text("cat")
@@ -157,19 +157,19 @@ def test_labels_without_a_photo(tmp_path):
     assert str(problem) == "labels/train/A.txt: there is no image A in images/train"
 
 
-def test_missing_and_broken_photos(tmp_path):
+def test_missing_and_broken_images(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .5 1 1", "train/b": ""})
     (tmp_path / "images" / "train" / "a.jpg").write_text("text")
     refused(tmp_path, "labels/train/a.txt: its image is missing or broken")
     assert {p.kind for p in check_root(tmp_path).problems} == {"broken file", "unreadable image"}
 
 
-def test_rows_are_of_the_upright_photo(tmp_path):
+def test_rows_are_of_the_upright_image(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .25 1 .5"})
     rotated(tmp_path / "images" / "train" / "a.jpg", 6)
     data = read(tmp_path)
     assert data.sizes.tolist() == [[40, 60]]
-    assert data.record(0).boxes.tolist() == [[0, 0, 40, 30]]
+    assert data.record(0).annotations.boxes.tolist() == [[0, 0, 40, 30]]
     image = data.image(0)
     assert image.shape == (60, 40, 3)
     assert image[:25].mean() < 60  # what the box is about
@@ -181,24 +181,24 @@ def test_flags(tmp_path):
     entry = {"rows": 2, "difficult": [2], "crowd": [1], "truncated": [1, 2], "area": {"2": 7.5}}
     path.write_text(json.dumps({"labels/train/a.txt": entry}))
     record = read(tmp_path).record(0)
-    assert record.difficult.tolist() == [False, True]
-    assert record.crowd.tolist() == [True, False]
-    assert record.truncated.tolist() == [True, True]
-    assert record.area.tolist() == [2400, 7.5]
-    assert record.ignore.tolist() == [True, True]
+    assert record.annotations.difficult.tolist() == [False, True]
+    assert record.annotations.crowd.tolist() == [True, False]
+    assert record.annotations.truncated.tolist() == [True, True]
+    assert record.annotations.area.tolist() == [2400, 7.5]
+    assert record.annotations.ignore.tolist() == [True, True]
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 1 1\n")
     refused(tmp_path, "labels/train/a.txt: flags.json was written for 2 objects, here are 1")
     path.write_text("[1]")
     refused(tmp_path, "flags.json: not what detkit's converter writes")
 
 
-def test_the_index_follows_labels_and_photos(tmp_path):
+def test_the_index_follows_labels_and_images(tmp_path):
     write(tmp_path, {"train/a": "0 .5 .5 1 1\n"})
-    assert len(read(tmp_path).areas) == 1
+    assert len(read(tmp_path).truth().area) == 1
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 1 1\n1 .5 .5 .5 .5\n")
-    assert len(read(tmp_path).areas) == 2
+    assert len(read(tmp_path).truth().area) == 2
     random_image(tmp_path / "images" / "train" / "a.jpg", (30, 40))
-    assert read(tmp_path).record(0).boxes[0].tolist() == [0, 0, 30, 40]
+    assert read(tmp_path).record(0).annotations.boxes[0].tolist() == [0, 0, 30, 40]
 
 
 def test_parsing_never_raises():

@@ -77,7 +77,7 @@ def test_every_parameter_of_ssd_is_in_one_group() -> None:
     assert sorted(name for name, _, _ in groups) == sorted(name for name, _ in detector.named_parameters())
     by_name = {name: kind for name, kind, _ in groups}
     assert by_name["l2norm.c3.weight"] == "norm"
-    assert by_name["classifiers.0.bias"] == "bias"
+    assert by_name["head.classifiers.0.bias"] == "bias"
 
 
 def test_shared_parameters_are_optimised_once() -> None:

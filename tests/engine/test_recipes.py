@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.config import load_config
+from detkit.experiment import load_config
 from detkit.models import build_detector
 from tests.engine.reference import descend
 from tests.toys.fixtures import Train

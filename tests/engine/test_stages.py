@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from detkit.checkpoints import checkpoint
-from detkit.config import load_config
-from detkit.engine.run import Run
-from detkit.models import SGD
+from detkit.engine.meter import Meter
+from detkit.engine.optimizer import build_optimizer
+from detkit.engine.state import State
+from detkit.errors import UserError
+from detkit.experiment import load_config
+from detkit.models import SGD, StageRun
 from tests.engine.reference import copy_state, descend
 from tests.toys.fixtures import Train
 from tests.toys.toy import Toy
 
+CPU = torch.device("cpu")
 SHORT = ("train.iterations=4", "data.val=[]", "data.test=[]")
 
 
@@ -24,17 +29,18 @@ class Shift:
     """A stage of another kind: adds to the biases, 3 times, saving each time."""
 
     name: str = "shift"
+    iterations_factor: int = 0
     fail_at: int | None = None
 
-    def run(self, detector: Toy, run: Run) -> None:
-        done = run.restore(detector).get("iteration", 0)
+    def run(self, detector: Toy, run: StageRun) -> None:
+        done = run.restore(detector).get("done", 0)
         run.begin()
         for step in range(done, 3):
             if step == self.fail_at:
                 raise KeyboardInterrupt
             with torch.no_grad():
                 detector.out.get_parameter("bias").add_(1.0)
-            run.save_last(detector, {"iteration": step + 1}, step + 1)
+            run.save_last(detector, {"done": step + 1})
 
 
 def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_path: Path, monkeypatch) -> None:
@@ -49,7 +55,8 @@ def test_stages_follow_each_other_and_resume_where_they_were(train: Train, tmp_p
     assert run(*SHORT, "--out", cut, fail_at=1) == 130
     content = checkpoint.load(cut / "last.pt")
     assert content["training"]["stage"] == "shift"
-    assert content["iteration"] == 1
+    assert content["training"]["done"] == 1
+    assert content["iteration"] == 4, "a stage without steps leaves their number as it was"
     calls = Toy.calls
     assert run("--resume", cut) == 0
     assert Toy.calls == calls, "the finished stage ran again"
@@ -65,8 +72,9 @@ class Conclude:
     """A stage that adds to the biases, once."""
 
     name: str
+    iterations_factor: int = 0
 
-    def run(self, detector: Toy, run: Run) -> None:
+    def run(self, detector: Toy, run: StageRun) -> None:
         run.restore(detector)
         run.begin()
         with torch.no_grad():
@@ -92,8 +100,9 @@ class Look:
 
     seen: dict[str, Tensor]
     name: str = "look"
+    iterations_factor: int = 0
 
-    def run(self, detector: Toy, run: Run) -> None:
+    def run(self, detector: Toy, run: StageRun) -> None:
         run.begin()
         self.seen.update(copy_state(detector))
 
@@ -119,3 +128,41 @@ def test_a_longer_stage_lowers_the_rate_later(train: Train, tmp_path: Path, monk
     rates = {line["iteration"]: line["lr"] for line in lines}
     # the long stage's milestone is at 30 of its 40 steps, the short one's at 15 of 20
     assert rates == {20: 0.01, 40: pytest.approx(0.001), 60: pytest.approx(0.001)}
+
+
+def test_what_a_stage_without_steps_made_becomes_the_best(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is worse on val than what gradient descent reached."""
+    monkeypatch.setattr(Toy, "stages", lambda _: [SGD(), Spoil()])
+    assert train("--out", tmp_path / "run") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert max(line.get("mAP", 0) for line in lines) > 0 == lines[-1]["mAP"]
+    for name in ("best.pt", "last.pt"):
+        assert not checkpoint.load(tmp_path / "run" / name)["model"]["out.weight"].any()
+
+
+@dataclass(frozen=True)
+class Spoil:
+    """A stage that leaves a detector that sees nothing."""
+
+    name: str = "spoil"
+    iterations_factor: int = 0
+
+    def run(self, detector: Toy, run: StageRun) -> None:
+        run.restore(detector)
+        run.begin()
+        with torch.no_grad():
+            detector.out.get_parameter("weight").zero_()
+        run.conclude(detector)
+
+
+def test_an_optimiser_of_other_groups_is_refused(trained: Path) -> None:
+    content = checkpoint.load(trained / "last.pt")
+    detector, config = checkpoint.build(content, "last.pt")
+    state = State(detector, build_optimizer(detector, config.train), GradScaler("cpu", enabled=False), None, Meter(CPU))
+    assert state.restore(content, "last.pt") == 24
+    detector.backbone.requires_grad_(False)
+    state.optimizer = build_optimizer(detector, config.train)
+    with pytest.raises(UserError, match=r"^last\.pt: saved by another optimiser"):
+        state.restore(content, "last.pt")

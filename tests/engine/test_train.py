@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detkit.checkpoints import checkpoint
 from detkit.engine.meter import LOG_EVERY, Meter
-from detkit.engine.train import due, split, step_seed, total
+from detkit.engine.train import due, micro_batches, step_seed, total
 from detkit.inference.evaluate import Evaluation, evaluate
 from detkit.structures import Images, Targets
 from tests.toys.fixtures import Train
@@ -49,7 +49,7 @@ def pretend_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
         ap = torch.full_like(evaluation.result.ap, next(coming))
         return replace(evaluation, result=replace(evaluation.result, ap=ap))
 
-    monkeypatch.setattr("detkit.engine.run.evaluate", pretend)
+    monkeypatch.setattr("detkit.engine.validation.evaluate", pretend)
 
 
 @pytest.mark.parametrize(("aps", "best_at"), [((0.3, 0.9, 0.5), 16), ((NAN, 0.0, 0.0), 16), ((NAN, NAN, NAN), 24)])
@@ -147,7 +147,7 @@ def test_micro_batches_are_the_batch_in_order() -> None:
     sizes = torch.arange(12).reshape(6, 2)
     images = Images(torch.randint(0, 255, (6, 3, 4, 4), dtype=torch.uint8), sizes, sizes, tuple("abcdef"))
     targets = Targets(boxes, torch.zeros(6, 2, dtype=torch.int64), torch.zeros(6, 2, dtype=torch.bool))
-    parts = list(split(images, targets, 3))
+    parts = list(micro_batches(images, targets, 3))
     assert [part[0].ids for part in parts] == [("a", "b"), ("c", "d"), ("e", "f")]
     assert torch.equal(torch.cat([part[0].pixels for part in parts]), images.pixels)
     assert torch.equal(torch.cat([part[1].boxes for part in parts]), boxes)

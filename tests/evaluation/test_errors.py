@@ -217,7 +217,7 @@ def test_equals_the_paper_as_slow_loops(device: str, metric: str, seed: int, pai
         matches = coco_matches(found, truth)
         right, counts, taken = [False] * count, [False] * count, [None] * count
         for k, hit, real, item in zip(
-            *(part.tolist() for part in (matches.order, matches.right, matches.counts, matches.object))
+            *(part.tolist() for part in (matches.order, matches.tp, matches.counted, matches.object))
         ):
             right[k], counts[k], taken[k] = hit, real, item if hit else None
     else:

@@ -183,7 +183,10 @@ GOOD = [0, 0, 0.5, 1, 1, 2, 2]
         (changed(detections=[GOOD, [0, 0, math.nan, 1, 1, 2, 2]]), "detection 1 is not 7"),
         (changed(detections=[GOOD, [0, 0, 10**400, 1, 1, 2, 2]]), "detection 1 is not 7"),
         (changed(detections=[[GOOD]]), "detection 0 is not 7"),
-        (changed(detections=[GOOD, [2, 0, 0.5, 1, 1, 2, 2]]), "detection 1: image 2 is not a place in the list of 2"),
+        (
+            changed(detections=[GOOD, [2, 0, 0.5, 1, 1, 2, 2]]),
+            "detection 1: image 2 is not an index into the list of 2",
+        ),
         (changed(detections=[[0, -1, 0.5, 1, 1, 2, 2]]), "detection 0: class -1 is not"),
         (changed(detections=[[0, 0.5, 0.5, 1, 1, 2, 2]]), "detection 0: class 0.5 is not"),
     ],

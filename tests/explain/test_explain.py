@@ -1,180 +1,476 @@
 """What an explanation says is what the detector did."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_truth import Truth
-from detkit.explain.recording import record
-from detkit.explain.trace import Explanation, RegionTrace, SSDTrace, YOLOTrace, explain
-from detkit.models import Detector
+from detkit.errors import UserError
+from detkit.explain import Canvas, Explanation, Panel, Section, draw, draw_sections, explain
+from detkit.explain.anchors import SHADES, anchor_shades
+from detkit.explain.explanation import suppress
+from detkit.explain.proposals import proposal_suppression
+from detkit.explain.regions import shown_regions
+from detkit.explain.samples import levels_of_objects
+from detkit.models.dense import DenseDetector
+from detkit.models.trace import (
+    AnchorStep,
+    GridStep,
+    MapStep,
+    ObjectnessStep,
+    PooledStep,
+    ProposalNMSStep,
+    ProposalStep,
+    RegressionStep,
+    ResponsibleStep,
+    SampleStep,
+    Step,
+    Trace,
+)
 from detkit.ops import box_iou, match_ssd
+from detkit.structures import Images, InputSpec, Predictions, Targets
+from detkit.viz.draw import colour
 from tests import zoo
 from tests.builders import random_image
 
 MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "yolov1")
 BOXES = ((8.0, 10.0, 60.0, 70.0), (50.0, 20.0, 110.0, 90.0))
-TRUTH = Truth(np.array(BOXES, np.float32), np.array([0, 1]), np.zeros(2, bool), np.zeros(2, bool), (130, 100), "a test")
+TRUTH = Truth.of(np.array(BOXES, np.float32), np.array([0, 1]), size=(130, 100), origin="a test")
 SCORES = {"ssd": 0.34, "torchvision_ssd": 0.35}
+FACTORS = np.array([130, 100] * 2) / 96  # from pixels of SSD's and YOLO's input to those of the image
 
 
 def image() -> np.ndarray:
     return np.ascontiguousarray(random_image(100, 130)[0].permute(1, 2, 0).numpy())
 
 
+def config_of(detector: Any, score_threshold: float) -> Config:
+    data = DataConfig(root="", proposal_count=30)
+    settings = DetectConfig(score_threshold=score_threshold, detections_per_image=20, proposals="single")
+    return Config(detector.config, data, TrainConfig(iterations=1), settings)
+
+
 def build(name: str, **keys: Any) -> tuple[Any, Config]:
     detector = zoo.build(name, **keys).eval()
-    data = DataConfig(root="", proposal_count=30)
-    settings = DetectConfig(score_threshold=SCORES.get(name, 0.0), detections_per_image=20, proposals="single")
-    detector.experiment = Config(detector.config, data, TrainConfig(iterations=1), settings)
+    detector.experiment = config_of(detector, SCORES.get(name, 0.0))
     return detector, detector.experiment
 
 
-def told(name: str, truth: Truth | None = TRUTH, **keys: Any) -> tuple[Any, Explanation]:
+def explained(name: str, truth: Truth | None = TRUTH, **keys: Any) -> tuple[Any, Explanation]:
     detector, config = build(name, **keys)
     return detector, explain(detector, image(), config, truth)
+
+
+def step_of(explanation: Explanation, kind: type, name: str = "") -> Any:
+    """Return the one step of a kind."""
+    (step,) = (step for step in explanation.steps if isinstance(step, kind) and getattr(step, "name", "") == name)
+    return step
 
 
 @pytest.mark.parametrize("name", [*MODELS, "torchvision_ssd"])
 def test_its_final_boxes_are_those_of_detect(name: str) -> None:
     detector, config = build(name)
     before = set(vars(detector))
-    found = explain(detector, image(), config, TRUTH)
+    explanation = explain(detector.train(), image(), config, TRUTH)
+    assert detector.training
     boxes, scores, labels = detector.detect(image(), score=config.detect.score_threshold)[0].image(0)
     assert len(boxes) > 5
-    work = found.work
-    for own in ((found.boxes, found.scores, found.labels), (work.boxes[work.final], work.scores[work.final])):
-        np.testing.assert_allclose(own[0], boxes, atol=1e-3)
-        np.testing.assert_array_equal(own[1], scores)
-    np.testing.assert_array_equal(found.labels, labels)
-    np.testing.assert_array_equal(work.labels[work.final], labels)
-    # nothing listens any more
+    nms = explanation.nms
+    np.testing.assert_array_equal(explanation.boxes, boxes)
+    np.testing.assert_array_equal(explanation.scores, scores)
+    np.testing.assert_array_equal(explanation.labels, labels)
+    # what is recorded of NMS leads to the same
+    np.testing.assert_allclose(nms.boxes[nms.kept], boxes, atol=1e-3)
+    np.testing.assert_array_equal(nms.scores[nms.kept], scores)
+    np.testing.assert_array_equal(nms.labels[nms.kept], labels)
+    np.testing.assert_array_equal(nms.source[nms.kept], explanation.source)
+    # the detector was asked, not changed
     assert set(vars(detector)) == before
     assert not any(module._forward_hooks for module in detector.modules())
 
 
+def greedy(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, top_k: int) -> list[int]:
+    """Return which of the candidates (M,), best first, removed each: NMS, word for word."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    overlap = box_iou(boxes, boxes)
+    by = [-1] * len(order)
+    looked_at = dict.fromkeys(labels.tolist(), 0)
+    for rank, row in enumerate(order):
+        label = int(labels[row])
+        if looked_at[label] == top_k:
+            continue
+        looked_at[label] += 1
+        winners = (
+            winner
+            for winner in range(rank)
+            if by[winner] == winner and labels[order[winner]] == label and overlap[order[winner], row] > iou
+        )
+        by[rank] = next(winners, rank)
+    return by
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 12)] * 4, st.integers(0, 6), st.integers(0, 1)), max_size=12),
+    st.sampled_from([0.25, 0.5, 0.9]),
+    st.integers(1, 8),
+    st.integers(1, 8),
+)
+@settings(deadline=None)
+def test_suppression_is_greedy_nms(rows: list[tuple[int, ...]], iou: float, top_k: int, max_out: int) -> None:
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    boxes = torch.cat((values[:, :2], values[:, :2] + values[:, 2:4]), 1)
+    scores, labels = values[:, 4], values[:, 5].long()
+    nms = suppress(
+        boxes, scores, labels, torch.arange(len(rows)), torch.tensor([2.0, 3.0]), iou=iou, top_k=top_k, max_out=max_out
+    )
+    by = greedy(boxes, scores, labels, iou, top_k)
+    assert nms.by.tolist() == by
+    assert nms.kept.tolist() == [row for row, winner in enumerate(by) if row == winner][:max_out]
+    np.testing.assert_array_equal(nms.scores, -np.sort(-scores.numpy()))
+    np.testing.assert_array_equal(nms.boxes, boxes.numpy()[nms.source] * [3, 2, 3, 2])
+    np.testing.assert_array_equal(nms.labels, labels.numpy()[nms.source])
+    removed = [row for row, winner in enumerate(by) if winner not in (-1, row)]
+    assert nms.removed.tolist() == removed
+    assert sorted(np.concatenate([nms.removed_by(row) for row in range(len(rows))] or [[]]).tolist()) == removed
+    assert all(by[row] == 0 for row in nms.removed_by(0))
+
+
 @pytest.mark.parametrize("name", ["ssd", "faster_rcnn"])
 def test_who_removed_whom(name: str) -> None:
-    _, found = told(name)
-    work = found.work
-    assert (np.diff(work.scores) <= 0).all()
-    removed = np.flatnonzero((work.by >= 0) & (work.by != np.arange(len(work.by))))
-    assert len(removed)
-    overlap = box_iou(torch.from_numpy(work.boxes), torch.from_numpy(work.boxes)).numpy()
-    winners = work.by[removed]
-    assert (work.by[winners] == winners).all()
-    assert (winners < removed).all()
-    assert (work.labels[winners] == work.labels[removed]).all()
+    _, explanation = explained(name)
+    nms = explanation.nms
+    assert (np.diff(nms.scores) <= 0).all()
+    assert len(nms.removed)
+    overlap = box_iou(torch.from_numpy(nms.boxes), torch.from_numpy(nms.boxes)).numpy()
+    winners = nms.by[nms.removed]
+    assert nms.stays[winners].all()
+    assert (winners < nms.removed).all()
+    assert (nms.labels[winners] == nms.labels[nms.removed]).all()
     # rescaled to the image after they were compared
-    assert (overlap[winners, removed] > work.iou - 1e-3).all()
-    assert sum(len(work.removed(int(row))) for row in np.unique(winners)) == len(removed)
+    assert (overlap[winners, nms.removed] > nms.iou - 1e-3).all()
 
 
-def test_maps_and_matches_of_ssd() -> None:
-    detector, found = told("ssd")
-    trace = found.trace
-    assert isinstance(trace, SSDTrace)
-    assert trace.learnt is not None
-    factor = np.array([130, 100] * 2) / 96
-    np.testing.assert_allclose(trace.anchors, detector.anchors.numpy() * factor, rtol=1e-5)
-    cells = np.array(trace.sides)[trace.level]
-    centre = (trace.anchors[:, :2] + trace.anchors[:, 2:]) / 2 / [130, 100]
+def test_anchors_maps_and_matches_of_ssd() -> None:
+    detector, explanation = explained("ssd")
+    anchors, sample, maps = explanation.steps
+    assert isinstance(anchors, AnchorStep)
+    assert isinstance(sample, SampleStep)
+    assert isinstance(maps, MapStep)
+    boxes = torch.cat(anchors.boxes)
+    np.testing.assert_allclose(explanation.in_image(boxes), detector.anchors.numpy() * FACTORS, rtol=1e-5)
     # each default box lies in the middle of a cell of its map
-    np.testing.assert_allclose((centre * cells[:, None]) % 1, 0.5, atol=1e-3)
-    objects = torch.tensor(BOXES)[None] / torch.from_numpy(factor).float()
+    cells = torch.tensor([(shape.columns, shape.rows) for shape in maps.maps])[maps.level]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / 96 * cells
+    np.testing.assert_allclose(centre % 1, 0.5, atol=1e-3)
+    np.testing.assert_array_equal(maps.level, np.repeat(np.arange(4), [len(part) for part in anchors.boxes]))
+    assert [shape.columns * shape.cell_width for shape in maps.maps] == [96] * 4
+
+    objects = torch.tensor(BOXES)[None] / torch.from_numpy(FACTORS).float()
     valid = torch.ones(1, 2, dtype=torch.bool)
-    wanted = match_ssd(objects, valid, None, detector.anchors, detector.match_iou).index[0].numpy()
-    positive = trace.learnt.owner >= 0
-    np.testing.assert_array_equal(trace.learnt.owner[positive], wanted[wanted >= 0])
-    np.testing.assert_allclose(trace.learnt.boxes[positive], trace.anchors[wanted >= 0])
-    np.testing.assert_array_equal(trace.learnt_level[positive], trace.level[wanted >= 0])
+    expected = match_ssd(objects, valid, None, detector.anchors, detector.config.match_iou).index[0].numpy()
+    index = sample.matched_gt_index.numpy()
+    positive = index >= 0
+    np.testing.assert_array_equal(index[positive], expected[expected >= 0])
+    np.testing.assert_array_equal(sample.boxes[positive], boxes[expected >= 0])
+    assert sample.level is not None
+    np.testing.assert_array_equal(sample.level[positive], maps.level[expected >= 0])
     assert (~positive).sum() == 3 * positive.sum()
 
 
 def test_cells_of_yolo() -> None:
-    detector, found = told("yolov1")
-    trace = found.trace
-    assert isinstance(trace, YOLOTrace)
-    assert trace.owner is not None
-    assert trace.responsible is not None
-    assert trace.iou is not None
-    for number, (x1, y1, x2, y2) in enumerate(BOXES):
-        column, row = int((x1 + x2) / 2 / 130 * trace.grid), int((y1 + y2) / 2 / 100 * trace.grid)
-        cell = row * trace.grid + column
-        assert trace.owner[cell] == number
-        assert trace.responsible[cell].sum() == 1
-        overlap = box_iou(torch.from_numpy(trace.boxes[cell]), torch.tensor(BOXES[number])[None])[:, 0].numpy()
-        np.testing.assert_allclose(trace.iou[cell], overlap, atol=1e-4)
-        assert trace.iou[cell][trace.responsible[cell]] == trace.iou[cell].max()
-    assert trace.responsible.sum() == 2
+    detector, explanation = explained("yolov1")
+    grid, step = step_of(explanation, GridStep), step_of(explanation, ResponsibleStep)
+    for index, (x1, y1, x2, y2) in enumerate(BOXES):
+        column, row = int((x1 + x2) / 2 / 130 * step.grid), int((y1 + y2) / 2 / 100 * step.grid)
+        cell = row * step.grid + column
+        assert step.matched_gt_index[cell] == index
+        assert step.responsible[cell].sum() == 1
+        boxes = torch.from_numpy(explanation.in_image(step.boxes[cell]))
+        overlap = box_iou(boxes, torch.tensor(BOXES[index])[None])[:, 0].numpy()
+        np.testing.assert_allclose(step.iou[cell], overlap, atol=1e-4)
+        assert step.iou[cell][step.responsible[cell]] == step.iou[cell].max()
+    assert step.responsible.sum() == 2
     # a score is the confidence times the class score of the cell that it came from
-    cell, box = np.divmod(found.work.source, detector.config.boxes)
-    product = trace.confidence[cell, box] * trace.classes[cell, found.work.labels]
-    np.testing.assert_allclose(found.work.scores, product, rtol=1e-5)
+    cell, box = np.divmod(explanation.nms.source, detector.config.boxes)
+    product = grid.confidence[cell, box] * grid.classes[cell, explanation.nms.labels]
+    np.testing.assert_allclose(explanation.nms.scores, product, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fast_rcnn", "faster_rcnn", "rcnn", "sppnet"])
 def test_regions(name: str) -> None:
-    detector, found = told(name)
-    trace = found.trace
-    assert isinstance(trace, RegionTrace)
-    assert trace.learnt is not None
-    own = list(dict.fromkeys(found.work.source[found.work.final].tolist()))[:12]
-    assert trace.shown[: len(own)].tolist() == own
-    assert all(len(level) == len(trace.shown) for level in trace.pooled)
-    overlap = box_iou(torch.from_numpy(trace.learnt.boxes), torch.tensor(BOXES)).numpy()
-    positive = trace.learnt.owner >= 0
+    detector, explanation = explained(name)
+    pooled, sample = step_of(explanation, PooledStep), step_of(explanation, SampleStep, "regions")
+    regions = step_of(explanation, RegressionStep).regions
+    np.testing.assert_array_equal(pooled.regions, regions)
+    shown = shown_regions(pooled, explanation).tolist()
+    detected = list(dict.fromkeys(explanation.source.tolist()))[:12]
+    assert shown[: len(detected)] == detected
+    others = shown[len(detected) :]
+    assert not set(others) & set(explanation.nms.source.tolist())
+    assert pooled.scores[others].isfinite().all()
+    assert (pooled.scores[others].diff() <= 0).all()
+    overlap = box_iou(torch.from_numpy(explanation.in_image(sample.boxes)), torch.tensor(BOXES)).numpy()
+    index = sample.matched_gt_index.numpy()
+    positive = index >= 0
     assert positive.any()
-    assert (overlap[positive].argmax(1) == trace.learnt.owner[positive]).all()
+    assert (overlap[positive].argmax(1) == index[positive]).all()
     assert (overlap[positive].max(1) >= detector.config.fg_iou - 1e-3).all()
     assert (overlap[~positive].max(1) < detector.config.bg_iou[1] + 1e-3).all()
-    assert len(trace.learnt.owner) <= detector.config.batch_size_per_image
+    assert len(index) <= detector.config.batch_size_per_image
 
 
 def test_proposals_of_the_rpn() -> None:
-    _, found = told("faster_rcnn")
-    assert isinstance(found.trace, RegionTrace)
-    rpn = found.trace.rpn
-    assert rpn is not None
-    np.testing.assert_allclose(rpn.work.boxes[rpn.work.final], found.trace.regions, atol=1e-3)
-    for anchors, heat, (rows, columns) in zip(rpn.anchors, rpn.objectness, rpn.shapes):
-        assert len(anchors) == len(heat) == rows * columns * 6
-    assert rpn.learnt is not None
-    assert (rpn.learnt.owner >= 0).any()
+    _, explanation = explained("faster_rcnn")
+    step = step_of(explanation, ProposalNMSStep)
+    nms = proposal_suppression(step, explanation)
+    regions = step_of(explanation, RegressionStep).regions
+    np.testing.assert_allclose(nms.boxes[nms.kept], explanation.in_image(regions)[: len(nms.kept)], atol=1e-3)
+    anchors, objectness = step_of(explanation, AnchorStep), step_of(explanation, ObjectnessStep)
+    for boxes, scores, shape in zip(anchors.boxes, objectness.scores, anchors.maps):
+        assert len(boxes) == len(scores) == shape.rows * shape.columns * 6
+    assert (step_of(explanation, SampleStep, "anchor-matching").matched_gt_index >= 0).any()
+
+
+@pytest.mark.parametrize("name", ["rcnn", "sppnet", "fast_rcnn", "faster_rcnn"])
+def test_regions_are_pooled_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, config = build(name)
+    pool, shapes = detector.features.pool, []
+
+    def listen(prepared: Any, boxes: Tensor) -> Tensor:
+        shapes.append(boxes.shape[1])
+        return pool(prepared, boxes)
+
+    monkeypatch.setattr(detector.features, "pool", listen)
+    explanation = explain(detector, image(), config, TRUTH)
+    assert sum(shapes) == len(step_of(explanation, RegressionStep).regions)
 
 
 def test_pooled_features_are_those_of_the_region() -> None:
-    _, found = told("sppnet", pyramid=[3, 1])
-    trace = found.trace
-    assert isinstance(trace, RegionTrace)
-    assert [level.shape[1:] for level in trace.pooled] == [(3, 3), (1, 1)]
-    # of a maximum over bins, the whole's is the largest, channel by channel, and so on the mean
-    assert (trace.pooled[1][:, 0, 0] >= trace.pooled[0].max((1, 2)) - 1e-5).all()
-    assert trace.scale is not None
-    assert set(trace.scale.tolist()) == {96}
+    _, explanation = explained("sppnet", pyramid=[3, 1])
+    step = step_of(explanation, PooledStep)
+    assert [level.shape[1:] for level in step.pooled] == [(3, 3), (1, 1)]
+    # a maximum over the region is the largest of those over its bins, channel by channel, and so on the mean
+    assert (step.pooled[1][:, 0, 0] >= step.pooled[0].amax((1, 2)) - 1e-5).all()
+    assert set(step.scales.tolist()) == {96}
 
 
-def test_without_truth_nothing_is_learnt() -> None:
-    _, found = told("ssd", None)
-    assert isinstance(found.trace, SSDTrace)
-    assert found.trace.learnt is None
+def test_crops_are_those_of_the_shown_regions() -> None:
+    _, explanation = explained("rcnn")
+    step = step_of(explanation, PooledStep)
+    rows = torch.tensor([3, 0])
+    crops = step.crop(rows)
+    assert crops.shape == (2, 3, 96, 96)
+    np.testing.assert_array_equal(crops[1], step.crop(torch.tensor([0]))[0])
+    assert step_of(explained("sppnet")[1], PooledStep).crop(rows) is None
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_photo_without_detections_or_objects(name: str) -> None:
+def test_without_truth_nothing_is_said_of_training(name: str) -> None:
+    _, explanation = explained(name, None)
+    assert not [step for step in explanation.steps if isinstance(step, SampleStep | ResponsibleStep)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_image_without_detections_or_objects(name: str) -> None:
     detector, config = build(name)
     config.detect.score_threshold = 99.0
-    nothing = Truth(*(part[:0] for part in (TRUTH.boxes, TRUTH.labels, TRUTH.difficult, TRUTH.crowd)), (0, 0), "")
-    found = explain(detector, image(), config, nothing)
-    assert len(found.boxes) == len(found.work.scores) == 0
+    nothing = TRUTH.take(slice(0))
+    explanation = explain(detector, image(), config, nothing)
+    assert len(explanation.boxes) == len(explanation.nms.scores) == 0
+    assert draw_sections(explanation)
 
 
-def test_an_error_on_the_way_leaves_the_detector_as_it_was() -> None:
-    detector: Detector = zoo.build("ssd")
-    with pytest.raises(RuntimeError, match="on purpose"), record(detector, {"maps": lambda maps: maps}):  # noqa: PT012
-        assert "maps" in vars(detector)
-        raise RuntimeError("on purpose")
-    assert "maps" not in vars(detector)
+def test_an_object_too_small_for_training_keeps_the_numbers_of_the_others() -> None:
+    boxes = np.concatenate([np.array([[5, 5, 5.5, 5.5]], np.float32), TRUTH.boxes])
+    truth = Truth.of(boxes, np.array([1, 0, 1]), size=(130, 100), origin="a test")
+    _, explanation = explained("ssd", truth)
+    sample = step_of(explanation, SampleStep, "matching")
+    assert set(sample.matched_gt_index.clamp(min=-1).tolist()) == {-1, 1, 2}
+
+
+@pytest.mark.parametrize(("difficult", "trained_on"), [(False, {1}), (True, {0, 1})])
+def test_difficult_objects_are_trained_on_where_the_config_says_so(difficult: bool, trained_on: set[int]) -> None:
+    detector, config = build("ssd")
+    config.data.difficult = difficult
+    truth = replace(TRUTH, difficult=np.array([True, False]))
+    sample = step_of(explain(detector, image(), config, truth), SampleStep, "matching")
+    assert set(sample.matched_gt_index[sample.matched_gt_index >= 0].tolist()) == trained_on
+
+
+def test_levels_of_objects() -> None:
+    _, explanation = explained("ssd")
+    text = levels_of_objects(np.array([0, 2, 2, 1]), np.array([0, 0, 0, -1]), explanation)
+    assert text == "a a: 1 on map 1, 2 on map 3; b b: none"
+
+
+def test_each_size_of_anchors_has_a_colour() -> None:
+    side = np.array([92, 91, 128, 181, 183, 363])  # rounded to pixels, as authors' anchors are
+    boxes = np.stack((-side / 2, -side / 2, side / 2, side / 2), 1)
+    assert anchor_shades(boxes) == [SHADES[size] for size in (0, 0, 0, 1, 1, 2)]
+
+
+# what is drawn
+
+
+Drawn = list[tuple[list[float], Any, bool]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Return a list that fills with the outlines that are drawn one by one: box, colour, whether dashed."""
+    outlines: Drawn = []
+
+    def box(self: Canvas, box: Any, shade: Any, width: float = 1.0, dashed: bool = False, alpha: float = 1.0) -> None:
+        outlines.append((np.asarray(box).tolist(), shade, dashed))
+
+    monkeypatch.setattr(Canvas, "box", box)
+    return outlines
+
+
+def test_detections_are_drawn_in_their_colours_the_best_on_top(drawn: Drawn) -> None:
+    _, explanation = explained("ssd", None)
+    draw_sections(explanation)
+    boxes = [(box.tolist(), colour(int(label)), False) for box, label in zip(explanation.boxes, explanation.labels)]
+    assert drawn[-len(boxes) :] == boxes[::-1]
+
+
+def test_detections_are_drawn_on_the_map_that_they_came_from(drawn: Drawn) -> None:
+    _, explanation = explained("ssd", None)
+    step = step_of(explanation, MapStep)
+    draw(step, explanation)
+    levels = step.level.numpy()[explanation.source]
+    assert len(set(levels.tolist())) > 1
+    by_map = np.concatenate([explanation.boxes[levels == level] for level in range(len(step.maps))])
+    assert [box for box, _, _ in drawn] == by_map.tolist()
+
+
+def test_regions_are_drawn_with_the_boxes_that_they_became(drawn: Drawn) -> None:
+    _, explanation = explained("fast_rcnn")
+    step = step_of(explanation, RegressionStep)
+    draw(step, explanation)
+    regions = explanation.in_image(step.regions)
+    rows = range(len(explanation.boxes))
+    pairs = [(regions[explanation.source[row]].tolist(), explanation.boxes[row].tolist()) for row in rows]
+    assert [box for box, _, dashed in drawn if dashed] == [region for region, _ in pairs[::-1]]
+    assert [box for box, _, dashed in drawn if not dashed] == [box for _, box in pairs[::-1]]
+
+
+def test_boxes_that_answer_for_an_object_have_its_colour(drawn: Drawn) -> None:
+    _, explanation = explained("yolov1")
+    step = step_of(explanation, ResponsibleStep)
+    draw(step, explanation)
+    for index in range(len(BOXES)):
+        chosen = step.boxes[(step.matched_gt_index == index)[:, None] & step.responsible]
+        assert [box for box, shade, _ in drawn if shade == colour(index)] == explanation.in_image(chosen).tolist()
+
+
+def test_captions_count_what_is_drawn() -> None:
+    _, explanation = explained("ssd")
+    sample, maps = step_of(explanation, SampleStep, "matching"), step_of(explanation, MapStep)
+    positive = int((sample.matched_gt_index >= 0).sum())
+    negative = len(sample.boxes) - positive
+    assert positive != negative
+    (section,) = draw(sample, explanation)
+    assert [panel.caption for panel in section.panels] == [f"{positive} matched", f"{negative} hard negatives"]
+    candidates, final = (
+        np.bincount(maps.level.numpy()[rows], minlength=4) for rows in (explanation.nms.source, explanation.source)
+    )
+    (section,) = draw(maps, explanation)
+    for level, panel in enumerate(section.panels):
+        count = candidates[level]
+        assert panel.caption.endswith(f", {count} box{'' if count == 1 else 'es'}, {final[level]} final")
+
+    _, explanation = explained("faster_rcnn")
+    step = step_of(explanation, ProposalNMSStep)
+    nms = proposal_suppression(step, explanation)
+    (section,) = draw(step, explanation)
+    expected = [f"{len(nms.removed)} removed", f"{len(nms.kept)} proposals"]
+    assert [panel.caption for panel in section.panels[:2]] == expected
+
+
+def test_regions_of_high_score_follow_those_of_detections() -> None:
+    _, explanation = explained("fast_rcnn")
+    step = step_of(explanation, PooledStep)
+    scores = torch.tensor([0.1, -torch.inf, 0.9, 0.95, 0.3])
+    nms = replace(explanation.nms, source=np.array([3, 4]))
+    explanation = replace(explanation, source=np.array([4]), nms=nms)
+    assert shown_regions(replace(step, scores=scores), explanation).tolist() == [4, 2, 0]
+
+
+# a detector and a step of a user's own
+
+
+@dataclass(frozen=True)
+class MiddleStep(Step):
+    boxes: Tensor
+
+
+@draw.register
+def draw_middle(step: MiddleStep, explanation: Explanation) -> list[Section]:
+    canvas = Canvas(explanation.image)
+    canvas.box(explanation.in_image(step.boxes)[0], (255, 0, 0))
+    return [Section("middle", "Middle", "One box.", [Panel(canvas.drawing())])]
+
+
+@dataclass(frozen=True)
+class StrangeStep(Step):
+    pass
+
+
+class OneBox(DenseDetector):
+    """One box in the middle, that is as likely as the image is bright."""
+
+    def __init__(self, steps: list[Step] | None) -> None:
+        super().__init__(None, ("a", "b"), InputSpec((32, 64)))
+        self.backbone = nn.Linear(1, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        self.steps = steps
+
+    def network(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((1, 2, 3)).sigmoid()
+
+    def decode(self, raw: Tensor) -> Predictions:
+        boxes = torch.tensor([16.0, 8.0, 48.0, 24.0]).expand(len(raw), 1, 4)
+        return Predictions(boxes, torch.stack((raw, 1 - raw), 1).unsqueeze(1))
+
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        trace = super().trace(images, targets)
+        return trace if self.steps is None else Trace(trace.predictions, self.steps)
+
+
+def test_a_detector_without_a_trace_has_the_steps_that_all_share() -> None:
+    detector = OneBox(None)
+    sections = draw_sections(explain(detector, image(), config_of(detector, 0.0), TRUTH))
+    assert [section.name for section in sections] == ["candidates", "nms", "detections"]
+
+
+def test_a_step_of_a_new_kind_is_drawn_by_the_function_that_is_registered() -> None:
+    detector = OneBox([MiddleStep(torch.tensor([[16.0, 8.0, 48.0, 24.0]]))])
+    explanation = explain(detector, image(), config_of(detector, 0.0))
+    first, *_ = draw_sections(explanation)
+    assert first.name == "middle"
+    # in pixels of the image, which is enlarged to 960: 960 / 130 = 7.38
+    red = np.argwhere((first.panels[0].drawing == (255, 0, 0)).all(-1))
+    np.testing.assert_allclose(red.min(0), [25 * 960 / 130, 32.5 * 960 / 130], atol=4)
+    np.testing.assert_allclose(red.max(0), [75 * 960 / 130, 97.5 * 960 / 130], atol=4)
+
+
+def test_a_step_that_nothing_draws_is_one_line() -> None:
+    detector = OneBox([StrangeStep()])
+    explanation = explain(detector, image(), config_of(detector, 0.0))
+    with pytest.raises(UserError, match=r"^StrangeStep: nothing draws this step.*draw\.register$"):
+        draw_sections(explanation)
+
+
+def test_stored_proposals_are_drawn_as_they_came() -> None:
+    _, explanation = explained("fast_rcnn")
+    step = step_of(explanation, ProposalStep)
+    np.testing.assert_array_equal(step.boxes, step_of(explanation, RegressionStep).regions[: len(step.boxes)])
+    section = next(section for section in draw_sections(explanation) if section.name == "proposals")
+    assert section.text.startswith(f"{len(step.boxes)} regions of selective search")

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_file import decode_image
 from detkit.errors import UserError
-from detkit.inference.predict import Found, Unreadable, detect_images
+from detkit.inference.predict import DetectedImage, Unreadable, detect_images
 from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
 from detkit.models import Detector, build_detector
 from detkit.structures import DetectionSet
@@ -54,9 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def found(results) -> list[Found]:
+def found(results) -> list[DetectedImage]:
     results = list(results)
-    assert all(isinstance(result, Found) for result in results)
+    assert all(isinstance(result, DetectedImage) for result in results)
     return results
 
 

@@ -81,16 +81,16 @@ def test_a_flip_of_a_flipped_picture_agrees(detector: Detector) -> None:
     for nms in ("hard", "gaussian"):
         found = run(detector, images, flip=True, nms=nms)
         other = run(detector, mirror(images), flip=True, nms=nms)
-        iou = SETTINGS.iou if nms == "hard" else None
+        iou = SETTINGS.nms_iou if nms == "hard" else None
         for row in range(2):
             boxes, scores, labels = other.image(row)
             assert len(labels)
             assert_same_detections(
                 found.image(row),
                 (ops.flip(boxes, 96.0), scores, labels),
-                score=SETTINGS.score,
+                score=SETTINGS.score_threshold,
                 iou=iou,
-                keep=SETTINGS.keep,
+                keep=SETTINGS.detections_per_image,
                 score_atol=1e-5,
                 box_atol=1e-3,
                 box_rtol=0,
@@ -207,3 +207,28 @@ def test_soft_nms_and_thresholds_through_the_post_processing(detector: Detector)
     for keys, words in wrong:
         with pytest.raises(UserError, match=words):
             detector.detect(array, **keys)
+
+
+class WithFeatures(Blocks):
+    """Its features tell which view they are of; `refine` moves boxes by what it gets."""
+
+    def predict(self, images: Images) -> Predictions:
+        return replace(super().predict(images), features=images.pixels)
+
+    def refine(self, images: Images, detections: Detections, features: Tensor) -> Detections:
+        assert torch.equal(features, images.pixels)
+        return replace(detections, boxes=detections.boxes + 1000)
+
+
+@pytest.mark.parametrize(("flip", "scales"), [(False, [1.0]), (True, [1.0]), (True, [0.5, 1.0])])
+def test_detections_are_refined_with_the_features_of_the_images_themselves(flip: bool, scales: list[float]) -> None:
+    refined = run(WithFeatures(), padded(), flip=flip, scales=scales, score_threshold=0.05)
+    plain = run(Blocks(), padded(), flip=flip, scales=scales, score_threshold=0.05)
+    assert (plain.labels[:, 0] == 0).all()
+    assert torch.equal(refined.boxes, plain.boxes + 1000)
+
+
+def test_without_the_images_themselves_the_features_are_of_the_first_view() -> None:
+    detector, images = WithFeatures(), padded()
+    predictions = predict_views(detector, images, replace(SETTINGS, flip=True, scales=[0.5, 0.25]))
+    assert torch.equal(predictions.features, resize_views(detector, images, 0.5)[0].pixels)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit import ops
@@ -108,3 +108,22 @@ def test_flip_mirrors_and_is_its_own_inverse() -> None:
 def test_infinite_coordinates_do_not_spread() -> None:
     boxes = torch.tensor([[0.0, 0, math.inf, 5], [0, 0, 5, 5], [0, 0, 10, 5]])
     assert ops.box_iou(boxes, boxes)[1:, 1:].tolist() == [[1, 0.5], [0.5, 1]]
+
+
+@given(seed=st.integers(0, 2**32 - 1), transposed=st.booleans())
+@settings(deadline=None)
+def test_paired_iou_is_the_diagonal_of_box_iou(seed: int, transposed: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randint(
+        0, 12, (2, 40, 4), generator=generator
+    ).double()  # boxes without area and inside out among them
+    rows = (a.T.contiguous().T, b.T.contiguous().T) if transposed else (a, b)
+    assert torch.equal(ops.paired_iou(*rows), ops.box_iou(a, b).diagonal())
+
+
+def test_paired_iou_of_crowds_and_of_given_areas() -> None:
+    a, b = torch.tensor([[0.0, 0, 4, 4]] * 2), torch.tensor([[2.0, 0, 10, 4]] * 2)
+    crowd = torch.tensor([True, False])
+    assert ops.paired_iou(a, b, crowd=crowd).tolist() == [0.5, pytest.approx(8 / 40)]
+    areas = torch.tensor([20.0, 16]), torch.tensor([32.0, 12])
+    assert ops.paired_iou(a, b, crowd=crowd, areas=areas).tolist() == [pytest.approx(8 / 20), pytest.approx(8 / 20)]

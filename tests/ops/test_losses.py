@@ -191,14 +191,16 @@ def test_not_a_number_is_not_hidden() -> None:
 
 def test_world_mean_of_one_process() -> None:
     assert ops.world_mean(torch.tensor(5)) == 5
-    assert ops.world_mean(torch.tensor(0), least=1.0) == 1
+    assert ops.world_mean(torch.tensor(0), min_total=1.0) == 1
 
 
 def _share(rank: int, folder: str, scenes: list[dict[str, Tensor]]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     parts = [{k: v if k == "anchors" else v[2 * rank : 2 * rank + 2] for k, v in s.items()} for s in scenes]
-    torch.save([[loss_of(part) for part in parts], ops.world_mean(torch.tensor(rank), least=4.0)], f"{folder}/{rank}")
+    torch.save(
+        [[loss_of(part) for part in parts], ops.world_mean(torch.tensor(rank), min_total=4.0)], f"{folder}/{rank}"
+    )
     torch.distributed.destroy_process_group()
 
 

@@ -34,8 +34,8 @@ def test_edges_are_sorted_and_in_order() -> None:
     weights = np.array([math.dist(image[a], image[b]) for a, b in pairs], np.float32)
     order = np.argsort(weights, kind="stable")
     assert np.array_equal(edges.weight, weights[order])
-    places = [4 * (a[0] * 31 + a[1]) + reference.AHEAD.index((b[1] - a[1], b[0] - a[0])) for a, b in pairs]
-    assert np.array_equal(edges.place, np.array(places)[order])
+    codes = [4 * (a[0] * 31 + a[1]) + reference.AHEAD.index((b[1] - a[1], b[0] - a[0])) for a, b in pairs]
+    assert np.array_equal(edges.code, np.array(codes)[order])
 
 
 def test_small_regions_are_gone() -> None:

@@ -53,17 +53,17 @@ def test_properties(height: int, width: int, kind: str, mode: str, smallest: int
     boxes = selective_search(image, mode, seed, smallest)
     check(boxes, height, width, smallest)
     assert np.array_equal(selective_search(image, mode, seed, smallest), boxes)
-    assert np.array_equal(selective_search(image, mode, seed, smallest, most=3), boxes[:3])
+    assert np.array_equal(selective_search(image, mode, seed, smallest, max_boxes=3), boxes[:3])
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (2, 900)])
 def test_thin_images(height: int, width: int) -> None:
-    check(selective_search(noise(height, width), "fast", smallest=1), height, width, 1)
+    check(selective_search(noise(height, width), "fast", min_size=1), height, width, 1)
 
 
 @pytest.mark.parametrize("shape", [(0, 0, 3), (0, 5, 3), (5, 0, 3)])
 def test_no_pixels(shape: tuple[int, ...]) -> None:
-    assert selective_search(np.zeros(shape, np.uint8), smallest=1).shape == (0, 4)
+    assert selective_search(np.zeros(shape, np.uint8), min_size=1).shape == (0, 4)
 
 
 def test_two_halves() -> None:
@@ -138,8 +138,8 @@ def test_strided_images() -> None:
     ("keys", "words"),
     [
         ({"mode": "fats"}, "'fats'; did you mean 'fast'"),
-        ({"smallest": 0}, "smallest is 0, expected at least 1"),
-        ({"most": 0}, "most is 0, expected at least 1"),
+        ({"min_size": 0}, "min_size is 0, expected at least 1"),
+        ({"max_boxes": 0}, "max_boxes is 0, expected at least 1"),
     ],
 )
 def test_says_what_is_wrong(keys: dict, words: str) -> None:
@@ -159,7 +159,7 @@ def test_importing_is_quick() -> None:
 
 
 @pytest.mark.skipif(not IMAGES.is_dir(), reason="no images")
-def test_photos() -> None:
+def test_images() -> None:
     """The objects of 12 real images are found about as well as the paper has it (table 3: .98 recall, .80 MABO)."""
     image_files = VOCDataset([(IMAGES, "all")])
     truth = image_files.truth()

@@ -28,11 +28,11 @@ DRAWN_KS = {50: (37, 0.89), 100: (20, 0.88), 150: (15, 0.86), 300: (10, 0.83)}
 PAPER_COLOURS = {"HSV": (463, 0.693), "Lab": (328, 0.690), "rgI": (362, 0.693), "H": (322, 0.644), "I": (399, 0.670)}
 PAPER_KS = {100: 239 / 395, 150: 168 / 395}
 
-Photos = tuple[Sequence[np.ndarray], TruthSet]
+Images = tuple[Sequence[np.ndarray], TruthSet]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Photos:
+def drawn() -> Images:
     """Images of the shapes data set, about 150 pixels a side."""
     sample_images, objects = zip(*(draw_image((0, i)) for i in range(DRAWN)))
     flat = [(i, item) for i, own in enumerate(objects) for item in own]
@@ -49,7 +49,7 @@ def drawn() -> Photos:
 
 
 @pytest.fixture(scope="module")
-def real() -> Photos:
+def real() -> Images:
     """The first images of VOC2012."""
     if not IMAGES.is_dir():
         pytest.skip("no images")
@@ -63,7 +63,7 @@ def first(truth: TruthSet, images: int) -> TruthSet:
     return TruthSet(*columns, truth.ids[:images], truth.classes)
 
 
-def measure(image_files: Photos, colour: str, k: int) -> tuple[float, float]:
+def measure(image_files: Images, colour: str, k: int) -> tuple[float, float]:
     """Mean boxes an image, and MABO, of one strategy with all similarities."""
     boxes = [distinct(hierarchies(image, Mode((colour,), (k,), ("CTSF",)))[0]) for image in image_files[0]]
     return figures(proposal_recall(boxes, image_files[1], (None,)))
@@ -79,27 +79,27 @@ def figures(result: ProposalRecall) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_drawn_colours(drawn: Photos, colour: str) -> None:
+def test_drawn_colours(drawn: Images, colour: str) -> None:
     boxes, mabo = measure(drawn, colour, 50)
     assert boxes == pytest.approx(DRAWN_COLOURS[colour][0], rel=0.08)
     assert mabo == pytest.approx(DRAWN_COLOURS[colour][1], abs=0.02)
 
 
 @pytest.mark.parametrize("k", KS)
-def test_drawn_ks(drawn: Photos, k: int) -> None:
+def test_drawn_ks(drawn: Images, k: int) -> None:
     boxes, mabo = measure(drawn, "HSV", k)
     assert boxes == pytest.approx(DRAWN_KS[k][0], rel=0.08)
     assert mabo == pytest.approx(DRAWN_KS[k][1], abs=0.02)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_larger_k_has_fewer_boxes_that_fit_worse(drawn: Photos, colour: str) -> None:
+def test_a_larger_k_has_fewer_boxes_that_fit_worse(drawn: Images, colour: str) -> None:
     boxes, mabo = zip(*(measure(drawn, colour, k) for k in KS))
     assert all(more > fewer for more, fewer in pairwise(boxes))
     assert mabo[0] > mabo[-1] + 0.02
 
 
-def check_modes(image_files: Photos) -> None:
+def check_modes(image_files: Images) -> None:
     found = [
         figures(proposal_recall([selective_search(image, mode) for image in image_files[0]], image_files[1], (None,)))
         for mode in ("single", "fast", "quality")
@@ -109,23 +109,23 @@ def check_modes(image_files: Photos) -> None:
         assert better > worse + 0.01
 
 
-def test_more_strategies_find_more(drawn: Photos) -> None:
+def test_more_strategies_find_more(drawn: Images) -> None:
     assert list(MODES) == ["single", "fast", "quality"]
     check_modes(drawn)
 
 
-def test_more_strategies_find_more_in_photos(real: Photos) -> None:
+def test_more_strategies_find_more_in_images(real: Images) -> None:
     check_modes((real[0][:8], first(real[1], 8)))
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_colours_are_those_of_the_paper(real: Photos, colour: str) -> None:
+def test_colours_are_those_of_the_paper(real: Images, colour: str) -> None:
     boxes, mabo = measure(real, colour, 50)
     assert boxes == pytest.approx(PAPER_COLOURS[colour][0], rel=0.25)
     assert mabo == pytest.approx(PAPER_COLOURS[colour][1], abs=0.08)
 
 
-def test_ks_are_those_of_the_paper(real: Photos) -> None:
+def test_ks_are_those_of_the_paper(real: Images) -> None:
     most = measure(real, "HSV", 50)[0]
     for k, share in PAPER_KS.items():
         assert measure(real, "HSV", k)[0] / most == pytest.approx(share, abs=0.1)

@@ -29,11 +29,11 @@ class Plot:
         return np.stack([np.polyval(self._across, pixels[:, 0]), np.polyval(self._up, pixels[:, 1])], 1)
 
 
-def hue_of(element: Element) -> int:
-    """Return the hue that an element is drawn in."""
+def shade_of(element: Element) -> str:
+    """Return the colour that an element is drawn in, as #rrggbb."""
     name, value = element.attrib["style"].split(":")
-    assert name == "--hue"
-    return int(value)
+    assert name == "--shade"
+    return value
 
 
 def _upright(line: Element) -> bool:

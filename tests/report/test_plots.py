@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from detkit.evaluation import VOCResult, voc_ap
-from detkit.report.plots import even_hue, hue, pr_comparison, pr_plot, speed_plot
+from detkit.report.plots import pr_comparison, pr_plot, speed_plot
+from detkit.viz.figure import hex_colour
 from detkit.viz.speed import SpeedPoint
 from tests.evaluation.sets import detection_set, truth_set
-from tests.report.svg import Plot, hue_of
+from tests.report.svg import Plot, shade_of
 
 BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
 IDS, CLASSES = ("a", "b", "c", "d"), ("owl", "cat", "dog")
@@ -53,7 +54,7 @@ def test_precision_and_recall_of_each_class():
     assert [line.get("data-class") for line in plot.lines] == ["1", "2"]  # there are no owls
     for index, line in zip((1, 2), plot.lines):
         check_envelope(plot.points(line), result, index)
-        assert hue_of(line) == hue(index)
+        assert shade_of(line) == hex_colour(index)
         assert line.findtext("title") == f"{CLASSES[index]}: AP {float(result.ap[index]):.3f}"
 
 
@@ -73,7 +74,7 @@ def test_precision_and_recall_of_several_detectors():
         for index, line in zip((1, 2), classes):
             check_envelope(plot.points(line), result, index)
             assert line.findtext("title") == f"{name}: AP {float(result.ap[index]):.3f}"
-        assert {hue_of(line) for line in (mean, *classes)} == {even_hue(place, 2)}
+        assert {shade_of(line) for line in (mean, *classes)} == {hex_colour(place)}
 
 
 @pytest.mark.parametrize("values", [(0.868, 0.987), (1.0, 1.0), (0.0, 0.02), (0.1, 0.99), (0.83, 0.91)], ids=str)

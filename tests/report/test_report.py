@@ -81,7 +81,7 @@ def test_galleries(report: Path):
     assert {kind: len(entries) for kind, entries in shown.items()} == COUNTS
     number, place = shown["class"][0]
     sample_image = data["images"][number]
-    assert (sample_image["id"], sample_image["image"]) == ("1", None)
+    assert (sample_image["id"], sample_image["jpeg"]) == ("1", None)
     assert sample_image["detections"][place][:3] == [1, 0.8, data["states"].index("class")]
     number, place = shown["missed"][0]
     assert data["images"][number]["objects"][place] == [2, 2, 0, 59, 30, 90]
@@ -136,13 +136,13 @@ def test_the_worst_of_distinct_images(tmp_path: Path):
         (data["images"][number]["id"], data["images"][number]["detections"][place])
         for number, place in data["kinds"]["background"]
     ]
-    assert [name for name, _ in shown] == ids[::-1][: gallery.SAMPLE_IMAGES]
+    assert [name for name, _ in shown] == ids[::-1][: gallery.IMAGES]
     assert [row[1] for _, row in shown] == pytest.approx(
-        [(29 - k) / 40 + 0.002 for k in range(gallery.SAMPLE_IMAGES)], abs=1e-4
+        [(29 - k) / 40 + 0.002 for k in range(gallery.IMAGES)], abs=1e-4
     )
 
 
-def test_photos_become_small_jpegs(tmp_path: Path):
+def test_images_become_small_jpegs(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
     thumbnail = gallery.thumbnail(noise)
     head, data = thumbnail.split(",")
@@ -152,7 +152,7 @@ def test_photos_become_small_jpegs(tmp_path: Path):
     with Image.open(io.BytesIO(content)) as sample_image:
         assert abs(sample_image.width / sample_image.height - 1400 / 900) < 0.02
     # the bound of the page: all kinds, all images, base64
-    assert (1 + len(KINDS)) * gallery.SAMPLE_IMAGES * gallery.BYTES * 4 / 3 < 5e6
+    assert (1 + len(KINDS)) * gallery.IMAGES * gallery.BYTES * 4 / 3 < 5e6
 
 
 def test_a_report_of_nothing(tmp_path: Path):

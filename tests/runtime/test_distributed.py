@@ -51,7 +51,7 @@ def test_two_processes_equal_one(config: Path, train: Train, tmp_path: Path) -> 
 
 
 def test_a_batch_that_cannot_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detkit.runtime.distributed.world", lambda: 2)
+    monkeypatch.setattr("detkit.runtime.distributed.world_size", lambda: 2)
     check_batch(TrainConfig(iterations=1, batch=12, accumulate=3))
     with pytest.raises(UserError, match=r"train.batch: 9 is not a multiple of 6 \(2 processes x train.accumulate 3\)"):
         check_batch(TrainConfig(iterations=1, batch=9, accumulate=3))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detkit import viz
 from detkit.evaluation import VOCResult, voc_ap
-from detkit.viz import plots
+from detkit.viz.curves import loss_names, precision_envelope, smooth
 from tests.evaluation.sets import detection_set, truth_set
 
 
@@ -109,16 +109,17 @@ def test_a_loss_plot_shows_loss_map_and_learning_rate(figures: list[Figure], tmp
 
 
 def test_parts_of_the_loss():
-    assert plots._parts(training(2)) == ["classification", "box"]
-    assert plots._parts([]) == []
+    assert loss_names(training(2)) == ["loss", "classification", "box"]
+    assert loss_names([{"iteration": 1, "loss": 2.0}]) == ["loss"]
+    assert loss_names([]) == []
 
 
 def test_smoothing_has_no_lag_and_passes_over_gaps():
-    np.testing.assert_allclose(plots._smooth(np.full(200, 3.0)), 3)
+    np.testing.assert_allclose(smooth(np.full(200, 3.0)), 3)
     line = np.arange(200.0)
-    np.testing.assert_allclose(plots._smooth(line)[10:-10], line[10:-10])
+    np.testing.assert_allclose(smooth(line)[10:-10], line[10:-10])
     line[50] = np.nan
-    assert np.isfinite(plots._smooth(line)).all()
+    assert np.isfinite(smooth(line)).all()
 
 
 BOX = (0.0, 0.0, 10.0, 10.0)
@@ -159,7 +160,7 @@ def check_envelope(line: Line2D, result: VOCResult, index: int) -> None:
 
 def test_the_envelope_encloses_ap(result: VOCResult):
     for index in range(3):
-        recall, precision = plots._envelope(result, index)
+        recall, precision = precision_envelope(result, index)
         assert (np.diff(recall) >= 0).all()
         assert (np.diff(precision) <= 0).all()
         assert precision[-1] == 0

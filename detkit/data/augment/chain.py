@@ -17,8 +17,8 @@ from detkit.errors import UserError, did_you_mean
 from detkit.structures import InputSpec
 
 COMPOSITIONS = ("OneOf", "RandomOrder", "Sequential", "SomeOf")
-# Albumentations' transforms that proposals cannot pass: those whose draws depend on all boxes, and those that cut boxes
-# up or move each by drawing a mask of it, which for thousands takes seconds.
+# Albumentations' transforms that proposals cannot pass: those whose random numbers depend on all boxes, and those that
+# cut boxes up or move each by drawing a mask of it, which for thousands takes seconds.
 LOOKS_AT_BOXES = ("AtLeastOneBBoxRandomCrop", "BBoxSafeRandomCrop", "RandomSizedBBoxSafeCrop")
 DRAWS_MASKS = (
     *("ElasticTransform", "GridDistortion", "GridElasticDeform", "Morphological", "OpticalDistortion"),

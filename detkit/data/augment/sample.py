@@ -22,9 +22,9 @@ from detkit.data.augment.ssd import (
 class Sample(A.DualTransform):
     """PhotometricDistort, Expand, IoUCrop and RandomInterpolationResize, or some of them, in one quick step.
 
-    The draws are those of the transforms one after the other, but the canvas is never built, and only what the crop
-    leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the very
-    same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
+    The random numbers are those of the transforms one after the other, but the canvas is never built, and only what the
+    crop leaves of the image is recoloured and resized. Without fill in the crop, or without a resize, the result is the
+    very same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
     """
 
     _targets = (Targets.IMAGE, Targets.BBOXES)
@@ -51,23 +51,23 @@ class Sample(A.DualTransform):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         size = canvas = params["shape"][:2]
-        place = (0, 0)
-        # the order of the draws is that of the transforms one after the other
+        offset = (0, 0)
+        # the order of the random numbers is that of the transforms one after the other
         colour = self.distort.get_params() if self.distort and self.distort.should_apply() else None
         if self.expand and self.expand.should_apply():
-            canvas, place = self.expand.sample(size)
+            canvas, offset = self.expand.sample(size)
         boxes = to_pixels(data["bboxes"], size)
-        boxes[:, :4] += place[::-1] * 2
+        boxes[:, :4] += offset[::-1] * 2
         crops = self.crop.should_apply()
         window = self.crop.sample(canvas, only_objects(boxes)[:, :4]) if crops else (0, 0, *canvas[::-1])
         method = self.resize.get_params()["method"] if self.resize else None
-        (top, left), (x0, y0, x1, y1) = place, window
+        (top, left), (x0, y0, x1, y1) = offset, window
         # what is left of the image, in pixels of the window
         seen = (
             *(max(left - x0, 0), max(top - y0, 0)),
             *(min(left + size[1], x1) - x0, min(top + size[0], y1) - y0),
         )
-        return {"colour": colour, "place": place, "window": window, "boxes": boxes, "method": method, "seen": seen}
+        return {"colour": colour, "offset": offset, "window": window, "boxes": boxes, "method": method, "seen": seen}
 
     def _spans(self, params: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Columns and rows of the output that the image fills, at least one of each."""
@@ -83,7 +83,7 @@ class Sample(A.DualTransform):
         return spans[0], spans[1]
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (top, left), (x0, y0, x1, y1) = params["place"], params["window"]
+        (top, left), (x0, y0, x1, y1) = params["offset"], params["window"]
         seen = params["seen"]
         width, height = seen[2] - seen[0], seen[3] - seen[1]
         out = (y1 - y0, x1 - x0) if self.resize is None else self.resize.spec.size

@@ -16,17 +16,17 @@ INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER
 Size = tuple[int, int]
 
 
-def _interval(name: str, value: Any, least: float, most: float = np.inf) -> tuple[float, float]:
+def _interval(name: str, value: Any, minimum: float, maximum: float = np.inf) -> tuple[float, float]:
     """Check a [low, high] parameter."""
     fits = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
-    if not fits or not least <= value[0] <= value[1] <= most:
-        raise ValueError(f"{name} is {value!r}, but should be [low, high] between {least:g} and {most:g}")
+    if not fits or not minimum <= value[0] <= value[1] <= maximum:
+        raise ValueError(f"{name} is {value!r}, but should be [low, high] between {minimum:g} and {maximum:g}")
     return float(value[0]), float(value[1])
 
 
-def _at_most(name: str, value: Any, most: float) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= most:
-        raise ValueError(f"{name} is {value!r}, but should be between 0 and {most:g}")
+def _at_most(name: str, value: Any, maximum: float) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= maximum:
+        raise ValueError(f"{name} is {value!r}, but should be between 0 and {maximum:g}")
     return float(value)
 
 
@@ -52,13 +52,13 @@ class PhotometricDistort(A.ImageOnlyTransform):
         self.hue = _at_most("hue", hue, 90)
 
     def get_params(self) -> dict[str, Any]:
-        draw = self.py_random
-        half = [draw.random() < 0.5 for _ in range(5)]
+        rng = self.py_random
+        half = [rng.random() < 0.5 for _ in range(5)]
         return {
-            "brightness": round(draw.uniform(-self.brightness, self.brightness)) if half[0] else 0,
-            "contrast": draw.uniform(*self.contrast) if half[1] else 1.0,
-            "saturation": draw.uniform(*self.saturation) if half[2] else 1.0,
-            "hue": draw.uniform(-self.hue, self.hue) if half[3] else 0.0,
+            "brightness": round(rng.uniform(-self.brightness, self.brightness)) if half[0] else 0,
+            "contrast": rng.uniform(*self.contrast) if half[1] else 1.0,
+            "saturation": rng.uniform(*self.saturation) if half[2] else 1.0,
+            "hue": rng.uniform(-self.hue, self.hue) if half[3] else 0.0,
             "contrast_last": half[4],
         }
 
@@ -117,7 +117,7 @@ class Expand(A.DualTransform):
             self.colour = tuple(float(min(255, max(0, round(mean * spec.divisor)))) for mean in spec.mean)
 
     def sample(self, size: Size) -> tuple[Size, Size]:
-        """Draw the canvas (height, width) and where on it (top, left) an image of `size` lies."""
+        """Sample the canvas (height, width) and where on it (top, left) an image of `size` lies."""
         height, width = size
         ratio = self.py_random.uniform(*self.ratio)
         canvas = (int(height * ratio), int(width * ratio))
@@ -125,16 +125,16 @@ class Expand(A.DualTransform):
         return canvas, (min(top, canvas[0] - height), min(left, canvas[1] - width))
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        canvas, place = self.sample(params["shape"][:2])
-        return {"canvas": canvas, "place": place}
+        canvas, offset = self.sample(params["shape"][:2])
+        return {"canvas": canvas, "offset": offset}
 
-    def apply(self, img: np.ndarray, canvas: Size, place: Size, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.cut(img, place, (0, 0, canvas[1], canvas[0]))
+    def apply(self, img: np.ndarray, canvas: Size, offset: Size, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.cut(img, offset, (0, 0, canvas[1], canvas[0]))
 
-    def cut(self, image: np.ndarray, place: Size, window: tuple[int, int, int, int]) -> np.ndarray:
-        """Return the part `window` (x0, y0, x1, y1) of the canvas on which `image` lies at `place`."""
+    def cut(self, image: np.ndarray, offset: Size, window: tuple[int, int, int, int]) -> np.ndarray:
+        """Return the part `window` (x0, y0, x1, y1) of the canvas on which `image` lies at `offset`."""
         assert self.colour is not None, "use(spec) comes first"
-        (top, left), (x0, y0, x1, y1) = place, window
+        (top, left), (x0, y0, x1, y1) = offset, window
         bottom, right = top + image.shape[0], left + image.shape[1]
         edges = (max(top - y0, 0), max(y1 - bottom, 0), max(left - x0, 0), max(x1 - right, 0))
         if edges[0] >= y1 - y0 or edges[1] >= y1 - y0 or edges[2] >= x1 - x0 or edges[3] >= x1 - x0:
@@ -144,8 +144,8 @@ class Expand(A.DualTransform):
         kind = cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED
         return cv2.copyMakeBorder(part, *edges, kind, value=self.colour) if any(edges) else part
 
-    def apply_to_bboxes(self, bboxes: np.ndarray, canvas: Size, place: Size, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return from_pixels(to_pixels(bboxes, params["shape"]), canvas, place)
+    def apply_to_bboxes(self, bboxes: np.ndarray, canvas: Size, offset: Size, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return from_pixels(to_pixels(bboxes, params["shape"]), canvas, offset)
 
 
 class IoUCrop(A.DualTransform):
@@ -180,10 +180,10 @@ class IoUCrop(A.DualTransform):
         return ["bboxes"]
 
     def sample(self, size: Size, boxes: np.ndarray) -> tuple[int, int, int, int]:
-        """Draw a window (x0, y0, x1, y1) of an image of `size` (height, width) with boxes (N, 4) in pixels."""
-        draw = self.random_generator
+        """Sample a window (x0, y0, x1, y1) of an image of `size` (height, width) with boxes (N, 4) in pixels."""
+        rng = self.random_generator
         # The first possible kind of a random order is an even choice among the possible; most need not be tried
-        for kind in draw.permutation(len(self.min_iou) + 2).tolist():
+        for kind in rng.permutation(len(self.min_iou) + 2).tolist():
             if kind == 0:
                 break
             windows = self._windows(size)
@@ -195,16 +195,16 @@ class IoUCrop(A.DualTransform):
         return (0, 0, size[1], size[0])
 
     def _windows(self, size: Size) -> np.ndarray:
-        """Draw TRIALS windows (TRIALS, 4), whole pixels."""
+        """Sample TRIALS windows (TRIALS, 4), whole pixels."""
         height, width = size
-        draw = self.random_generator.random((4, TRIALS))
-        scale = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
+        uniform = self.random_generator.random((4, TRIALS))
+        scale = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform[0]
         # neither side may be longer than the image's
-        least, most = np.maximum(self.ratio[0], scale**2), np.minimum(self.ratio[1], scale**-2)
-        root = np.sqrt(least + (most - least) * draw[1])
+        lowest, highest = np.maximum(self.ratio[0], scale**2), np.minimum(self.ratio[1], scale**-2)
+        root = np.sqrt(lowest + (highest - lowest) * uniform[1])
         w = np.maximum(scale * root * width, 1).astype(np.int64).clip(1, width)
         h = np.maximum(scale / root * height, 1).astype(np.int64).clip(1, height)
-        x, y = (draw[2] * (width - w + 1)).astype(np.int64), (draw[3] * (height - h + 1)).astype(np.int64)
+        x, y = (uniform[2] * (width - w + 1)).astype(np.int64), (uniform[3] * (height - h + 1)).astype(np.int64)
         return np.stack([x, y, x + w, y + h], 1)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def from_pixels(boxes: np.ndarray, size: Size, shift: Size) -> np.ndarray:
 
 
 def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(M, 4), (N, 4) -> (M, N)."""
+    """(M, 4), (N, 4) -> (M, N), in numpy: for so few boxes ops.box_iou takes four times as long."""
     low = np.maximum(windows[:, None, :2], boxes[:, :2])
     high = np.minimum(windows[:, None, 2:], boxes[:, 2:])
     inter = np.maximum(high - low, 0).prod(2)

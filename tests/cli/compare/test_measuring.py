@@ -12,9 +12,9 @@ from detkit.checkpoints import checkpoint
 from detkit.comparison import detecting, job, measure, training
 from detkit.comparison.entries import find_entries
 from detkit.comparison.measure import training_log
-from detkit.config import load_config
 from detkit.data import open_dataset
 from detkit.data.proposal_store import open_store
+from detkit.experiment import load_config
 from detkit.models import build_detector
 from detkit.proposals import make, methods
 from detkit.runtime.race import Setting
@@ -74,7 +74,7 @@ def test_missing_proposals_are_made_and_timed(toys: Path, tmp_path: Path, monkey
     stores = [str(tmp_path / f"toys-{split}-selective_search-single.npz") for split in ("train", "val", "test")]
     config = tmp_path / "fast.yaml"
     config.write_text(
-        "model: {name: fast_rcnn, backbone: {name: tiny}, size: [48, 64], stages: 0, number: 4}\n"
+        "model: {name: fast_rcnn, backbone: {name: tiny}, size: [48, 64], freeze_stages: 0, batch_size_per_image: 4}\n"
         f"data: {{root: {toys}, train: [train], val: [val], test: [test], proposals: [{', '.join(stores)}]}}\n"
         "train: {iterations: 2, batch: 2, workers: 0, device: cpu}\n"
     )

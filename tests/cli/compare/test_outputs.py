@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detkit.config import load_config
 from detkit.evaluation.errors import KINDS
+from detkit.experiment import load_config
 from detkit.models import build_detector
 from tests.cli.compare.builders import SPEEDS, content, flops
 from tests.pages import check_alone, data_of, needs_browser, run_in_browser
@@ -60,19 +60,19 @@ def test_the_page_is_whole_and_alone(compared: Path):
             assert f"{cost:+.4f}" in page.text
 
 
-def test_the_photos_show_what_each_detector_found(compared: Path):
+def test_the_images_show_the_detections_of_each_detector(compared: Path):
     data = data_of((compared / "report.html").read_text())
     assert [run["name"] for run in data["runs"]] == ["slim (toy)", "wide (toy)"]
     found = json.loads((compared / "evaluations" / "wide-detections.json").read_text())
     assert len(data["images"]) == 9
     for sample_image in data["images"]:
-        assert sample_image["image"].startswith("data:image/jpeg")
+        assert sample_image["jpeg"].startswith("data:image/jpeg")
         number = found["images"].index(sample_image["id"])
         best = max(row[2] for row in found["detections"] if row[0] == number)
-        assert sample_image["found"][1][0][1] == pytest.approx(best, abs=1e-4)
+        assert sample_image["detections"][1][0][1] == pytest.approx(best, abs=1e-4)
     one = content(compared)["detectors"][1]
     assert data["levels"][0]["scores"][1] == pytest.approx(one["best_F1_score"], abs=1e-4)
-    shown = [row[2] for sample_image in data["images"] for row in sample_image["found"][1]]
+    shown = [row[2] for sample_image in data["images"] for row in sample_image["detections"][1]]
     assert shown.count(data["states"].index("right")) == one["error_counts"]["right"]
 
 

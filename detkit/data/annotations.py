@@ -1,0 +1,147 @@
+"""The objects of images as numpy arrays: what readers make, data sets hold, the loader and the writers take."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from detkit.errors import UserError
+
+
+class AnnotatedObject(NamedTuple):
+    """One object as its file has it.
+
+    name: of its class, or the class's number in files that have numbers. box: continuous xyxy in pixels. number: what
+    the file calls the object: its position from 1, its line, or its id. area: square pixels, NaN where the file says
+    nothing. extra: fields of a user's own.
+    """
+
+    name: str | int
+    box: tuple[float, ...]
+    number: int
+    difficult: bool = False
+    crowd: bool = False
+    truncated: bool = False
+    area: float = math.nan
+    extra: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """N objects.
+
+    boxes: (N, 4) continuous xyxy in pixels. labels: (N,) int64. difficult, crowd, truncated: (N,) bool. area: (N,)
+    float64 square pixels, of the box where nothing else is annotated. number: (N,) int64, see AnnotatedObject. extra:
+    (N, ...) fields of a user's own, such as track ids.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    truncated: np.ndarray
+    area: np.ndarray
+    number: np.ndarray
+    extra: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def ignore(self) -> np.ndarray:
+        """(N,) bool, True for what evaluation leaves out: difficult objects and crowds."""
+        return self.difficult | self.crowd
+
+    def ignored(self, use_difficult: bool) -> np.ndarray:
+        """Return (N,) bool: crowds and, unless they are used, difficult objects."""
+        return self.crowd.copy() if use_difficult else self.ignore
+
+    def take(self, index: np.ndarray | slice) -> Self:
+        """Return the objects that an index, a mask or a slice names."""
+        return self._map(lambda array: array[index])
+
+    def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """Apply a function to every array; the other fields of a subclass stay."""
+        arrays = {name: function(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays, extra={name: function(value) for name, value in self.extra.items()})
+
+    def with_areas(self) -> Self:
+        """Return the objects with the areas of the boxes where none is annotated."""
+        return replace(self, area=np.where(np.isnan(self.area), box_area(self.boxes), self.area))
+
+    @classmethod
+    def of(cls, boxes: np.ndarray, labels: np.ndarray, **others: Any) -> Self:
+        """Return objects of which little is known: no flags, the boxes' areas, numbers from 1; `others` say else."""
+        false = np.zeros(len(labels), dtype=bool)
+        flags = dict.fromkeys(("difficult", "crowd", "truncated"), false)
+        values = {**flags, "area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
+        return cls(boxes, labels, **values)
+
+    @classmethod
+    def from_objects(cls, objects: Sequence[AnnotatedObject], classes: Sequence[str] | None = None) -> "Annotations":
+        """Turn objects into arrays, boxes in float64; labels index `classes`, or are the numbers that names are."""
+        columns = zip(*objects) if objects else [()] * len(AnnotatedObject._fields)
+        names, boxes, number, difficult, crowd, truncated, area, extra = columns
+        if classes is not None:
+            label_of = {name: label for label, name in enumerate(classes)}
+            names = [label_of[name] for name in names]
+        return Annotations(
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            labels=np.array(names, dtype=np.int64),
+            difficult=np.array(difficult, dtype=bool),
+            crowd=np.array(crowd, dtype=bool),
+            truncated=np.array(truncated, dtype=bool),
+            area=np.array(area, dtype=np.float64),
+            number=np.array(number, dtype=np.int64),
+            extra=_extra_arrays(extra),
+        )
+
+    @classmethod
+    def concatenate(cls, items: Sequence["Annotations"]) -> "Annotations":
+        """Join objects. Where only some have an extra field, it is 0 or False for the others."""
+        arrays = {
+            item.name: np.concatenate([getattr(one, item.name) for one in items])
+            for item in fields(Annotations)
+            if item.name != "extra"
+        }
+        shapes = {name: value[:0] for one in items for name, value in one.extra.items()}
+        extra = {}
+        for name, like in shapes.items():
+            parts = [
+                one.extra[name] if name in one.extra else np.zeros((len(one), *like.shape[1:]), like.dtype)
+                for one in items
+            ]
+            if len({part.shape[1:] for part in parts}) > 1:
+                raise UserError(f"objects have the extra field {name!r} in different shapes")
+            extra[name] = np.concatenate(parts)
+        return Annotations(**arrays, extra=extra)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays by name, extra fields as `extra.NAME`."""
+        arrays = {name: value for name, value in vars(self).items() if name != "extra"}
+        return arrays | {f"extra.{name}": value for name, value in self.extra.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Annotations":
+        """Turn what `arrays` returns into objects again."""
+        extra = {name.removeprefix("extra."): value for name, value in arrays.items() if name.startswith("extra.")}
+        return Annotations(**{name: arrays[name] for name in arrays if not name.startswith("extra.")}, extra=extra)
+
+
+def _extra_arrays(extra: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Turn the extra fields of each object into one array a field; 0 or False where an object has none."""
+    examples = {name: np.asarray(value) for own in extra for name, value in own.items()}
+    arrays = {}
+    for name, example in examples.items():
+        array = np.array([own.get(name, np.zeros_like(example)) for own in extra])
+        # as boxes are: a network computes in float32
+        arrays[name] = array.astype(np.float32) if array.dtype == np.float64 else array
+    return arrays
+
+
+def box_area(boxes: np.ndarray) -> np.ndarray:
+    """Return the areas (N,) float64 of boxes (N, 4)."""
+    width, height = (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).T
+    return width * height

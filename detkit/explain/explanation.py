@@ -1,0 +1,176 @@
+"""What a detector did with one image, as data: its steps, as it tells them, and its non-maximum suppression."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.config import Config, DetectConfig
+from detkit.data.image_truth import Truth
+from detkit.data.transforms import build_test, pad
+from detkit.inference.predict import proposal_method
+from detkit.models import postprocess
+from detkit.models.trace import Step
+from detkit.ops import clip, nms_suppressors, scale
+from detkit.runtime.device import autocast, images_to_device
+from detkit.structures import Images, Predictions, Proposals, Targets
+
+if TYPE_CHECKING:
+    from detkit.models import Detector
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """What NMS did with M candidates, best first.
+
+    boxes: (M, 4), in pixels of the image. scores: (M,). labels: (M,), boxes of different ones were not compared.
+    source: (M,) the row of the predictions that each came from. by: (M,) which candidate removed each, its own index
+    where it stays, -1 where it was not looked at. kept: (F,) those that stay in the end. iou: the threshold.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    source: np.ndarray
+    by: np.ndarray
+    kept: np.ndarray
+    iou: float
+
+    @property
+    def stays(self) -> np.ndarray:
+        """(M,) bool: which candidates no other one removed."""
+        return self.by == np.arange(len(self.by))
+
+    @property
+    def removed(self) -> np.ndarray:
+        """Indices of the candidates that another one removed."""
+        return np.flatnonzero((self.by >= 0) & ~self.stays)
+
+    def removed_by(self, winner: int) -> np.ndarray:
+        """Indices of the candidates that `winner` removed."""
+        return self.removed[self.by[self.removed] == winner]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One image, (H, W, 3) uint8 RGB, and what a detector did with it.
+
+    boxes: (F, 4), scores, labels: (F,) of the detections, best first, in pixels of the image; source: (F,) the row of
+    the predictions that each came from. nms: how they were chosen. steps: as the detector tells them, in pixels of its
+    input; factors: (2,) from these to pixels of the image, down and across.
+    """
+
+    image: np.ndarray
+    classes: tuple[str, ...]
+    settings: DetectConfig
+    truth: Truth | None
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    source: np.ndarray
+    nms: Suppression
+    steps: list[Step]
+    factors: Tensor
+
+    def in_image(self, boxes: Tensor) -> np.ndarray:
+        """Boxes (..., 4) in pixels of the input -> pixels of the image."""
+        return scale(boxes, self.factors).cpu().numpy()
+
+
+def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Truth | None = None) -> Explanation:
+    """Detect on one image, (H, W, 3) uint8 RGB, and return what every step did.
+
+    config: that of the checkpoint; `config.detect` has the score threshold and NMS. truth: the image's objects; with it
+    comes what training would learn from this image, by the detector's own matching, the weights as they are.
+    """
+    device = next(detector.parameters()).device
+    images = images_to_device(_images(detector, image, config), device, config.train.channels_last)
+    targets = None if truth is None else _targets(detector, image, truth, config).to(device)
+    training = detector.training
+    detector.eval()
+    with torch.inference_mode():
+        with autocast(device, config.train.amp):
+            trace = detector.trace(images, targets)
+        detections, index = postprocess(trace.predictions, images, config.detect)
+        factors = images.original[0] / images.sizes[0]
+        nms = _class_suppression(trace.predictions, images.sizes[0], config.detect, factors)
+    detector.train(training)
+    boxes, scores, labels = detections.image(0)
+    return Explanation(
+        image,
+        detector.classes,
+        config.detect,
+        truth,
+        boxes.cpu().numpy(),
+        scores.cpu().numpy(),
+        labels.cpu().numpy(),
+        index[0, : len(boxes)].cpu().numpy(),
+        nms,
+        trace.steps,
+        factors,
+    )
+
+
+def _images(detector: "Detector", image: np.ndarray, config: Config) -> Images:
+    """Return a batch of the image as the test loader makes it, with proposals for a detector that takes them."""
+    regions = proposal_method(config)(image) if detector.takes_proposals else np.zeros((0, 4), np.float32)
+    pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)
+    proposals = Proposals.pad([torch.from_numpy(regions)]) if detector.takes_proposals else None
+    return Images(*pad([pixels]), torch.tensor([image.shape[:2]]), ("0",), proposals)
+
+
+def _targets(detector: "Detector", image: np.ndarray, truth: Truth, config: Config) -> Targets:
+    """Return the objects as training sees them, in pixels of the input.
+
+    An object that is too small for training becomes padding: all others keep their index.
+    """
+    _, kept_boxes, rows = build_test(detector.input)(image, truth.boxes)
+    count = len(truth.labels)
+    boxes, labels = np.zeros((count, 4), np.float32), np.full(count, -1)
+    boxes[rows], labels[rows] = kept_boxes, truth.labels[rows]
+    ignore = truth.crowd if config.data.difficult else truth.crowd | truth.difficult
+    return Targets.pad([(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(ignore & (labels >= 0)))])
+
+
+def _class_suppression(predictions: Predictions, size: Tensor, settings: DetectConfig, factors: Tensor) -> Suppression:
+    """Return what post-processing drops; size: (2,) of the input."""
+    boxes, scores = clip(predictions.boxes[0].float(), size), predictions.scores[0].float()
+    # host sync: of one image that a person looks at, candidates alone are worth keeping
+    source, labels = (scores > settings.score_threshold).nonzero(as_tuple=True)
+    candidates = boxes[source] if boxes.ndim == 2 else boxes[source, labels]
+    limits = {"iou": settings.nms_iou, "top_k": settings.top_k, "max_out": settings.detections_per_image}
+    return suppress(candidates, scores[source, labels], labels, source, factors, **limits)
+
+
+def suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    source: Tensor,
+    factors: Tensor,
+    *,
+    iou: float,
+    top_k: int,
+    max_out: int,
+) -> Suppression:
+    """Record the NMS of one image's boxes (M, 4), in pixels of the input; scores, labels, source: (M,).
+
+    The best `top_k` of each label are compared, the best `max_out` of all stay. factors: as in `Explanation`.
+    """
+    by = nms_suppressors(boxes[None], scores[None], labels[None], iou=iou, top_k=top_k)[0]
+    order = scores.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    by = torch.where(by >= 0, rank[by.clamp(min=0)], -1)[order].cpu().numpy()
+    kept = np.flatnonzero(by == np.arange(len(by)))[:max_out]
+    return Suppression(
+        scale(boxes[order], factors).cpu().numpy(),
+        scores[order].cpu().numpy(),
+        labels[order].cpu().numpy(),
+        source[order].cpu().numpy(),
+        by,
+        kept,
+        iou,
+    )

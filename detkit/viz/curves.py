@@ -1,0 +1,117 @@
+"""What plots show, as numbers: matplotlib draws them in images, a report as SVG."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from detkit.evaluation.voc import VOCResult
+
+RECALLS = np.linspace(0, 1, 101)  # of a mean curve
+
+
+def classes_by_ap(result: "VOCResult") -> list[int]:
+    """Return the classes that have an AP, the best first."""
+    values = result.ap.tolist()
+    return sorted((index for index, ap in enumerate(values) if ap == ap), key=lambda index: -values[index])
+
+
+def measured_curve(result: "VOCResult", index: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Return recall, precision and scores of one class, best score first, as float64 arrays."""
+    recall, precision, scores = (part.double().cpu().numpy() for part in result.curve(index))
+    return recall, precision, scores
+
+
+def precision_envelope(result: "VOCResult", index: int, limit: int | None = None) -> tuple[NDArray, NDArray]:
+    """Return recall and precision at the corners of a class's envelope: the best precision at each recall or beyond.
+
+    It begins at recall 0 and ends at precision 0. limit: steps kept at most, evenly spread.
+    """
+    recall, precision, _ = measured_curve(result, index)
+    best = _best_from_here(precision)
+    steps = np.flatnonzero(np.diff(best, append=0.0))  # after these points it falls
+    if limit is not None:
+        steps = thin(steps, limit)
+    xs = np.append(0.0, np.repeat(recall[steps], 2))
+    ys = np.append(np.repeat(best[steps], 2), 0.0)
+    return xs, ys
+
+
+def mean_envelope(result: "VOCResult") -> tuple[NDArray, NDArray]:
+    """Return RECALLS and the mean precision there of the envelopes of all classes that have an AP, at least one."""
+    classes = classes_by_ap(result)
+    total = np.zeros(len(RECALLS))
+    for index in classes:
+        recall, precision, _ = measured_curve(result, index)
+        best = np.append(_best_from_here(precision), 0.0)
+        # the first point that reaches a recall has, of those from there on, the best precision
+        total += best[np.searchsorted(recall, RECALLS - 1e-12)]
+    return RECALLS, total / len(classes)
+
+
+def _best_from_here(precision: NDArray) -> NDArray:
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def thin(values: NDArray, limit: int) -> NDArray:
+    """Return at most `limit` of an array, evenly spread, its ends among them."""
+    if len(values) <= limit:
+        return values
+    return values[np.linspace(0, len(values) - 1, limit).round().astype(int)]
+
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """What a training log says, as float64 arrays; NaN stands for what a record does not have.
+
+    steps: (N,) iterations of training records; losses: the loss and its parts, (N,) each; rates: (N,) learning rates.
+    evaluated: (E,) iterations of evaluations that have an mAP; mAP: (E,).
+    """
+
+    steps: NDArray
+    losses: dict[str, NDArray]
+    rates: NDArray
+    evaluated: NDArray
+    mAP: NDArray
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> TrainingCurves:
+    """Read the records of log.jsonl, in order.
+
+    Each has `iteration`; those of training have `loss`, then its parts, then `lr`; those of an evaluation have `mAP`,
+    null where there was nothing to find.
+    """
+    training = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if record.get("mAP") is not None]
+    return TrainingCurves(
+        steps=_column(training, "iteration"),
+        losses={name: _column(training, name) for name in loss_names(training)},
+        rates=_column(training, "lr"),
+        evaluated=_column(evaluations, "iteration"),
+        mAP=_column(evaluations, "mAP"),
+    )
+
+
+def loss_names(training: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `loss` and the names of its parts: the keys between `loss` and `lr`."""
+    keys = list(training[0]) if training else []
+    if not keys:
+        return []
+    return ["loss", *(keys[keys.index("loss") + 1 : keys.index("lr")] if "lr" in keys else [])]
+
+
+def _column(records: Sequence[Mapping[str, Any]], key: str) -> NDArray:
+    return np.array([np.nan if record.get(key) is None else record[key] for record in records], np.float64)
+
+
+def smooth(values: NDArray) -> NDArray:
+    """Return the running mean over a fiftieth of a curve, with no lag at its ends; it passes over gaps (NaN)."""
+    span = max(1, len(values) // 50)
+    kernel = np.ones(2 * span + 1)
+    known = np.isfinite(values)
+    total = np.convolve(np.where(known, values, 0.0), kernel, "full")[span : span + len(values)]
+    weight = np.convolve(known.astype(float), kernel, "full")[span : span + len(values)]
+    return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
