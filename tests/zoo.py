@@ -48,8 +48,8 @@ def build(name: str, backbone: str = "tiny", weights: Path | None = None, **keys
         with torch.device("meta"):
             side = create_backbone(BackboneConfig(backbone), tail=True).tail_size
         keys["pool_size"] = side or keys["pool_size"]
-    config = BackboneConfig(backbone, None if weights is None else str(weights))
-    return detkit.create_model(name, backbone=config, classes=CLASSES, **keys)
+    source = {"name": backbone, "weights": None if weights is None else str(weights)}
+    return detkit.create_model(name, backbone=source, classes=CLASSES, **keys)
 
 
 def side(detector: Detector) -> tuple[int, int]:

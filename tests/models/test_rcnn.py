@@ -94,7 +94,9 @@ def test_regions_at_once_are_bounded() -> None:
     detector = build_detector(config(crop=227), ("a", "b"))
     assert isinstance(detector, RCNN)
     for images in (1, 8):
-        assert detector.features.chunk_size(images) * images * 3 * 227 * 227 * 4 <= 32 << 20
+        count = detector.features.chunk_size(images)
+        assert count is not None
+        assert count * images * 3 * 227 * 227 * 4 <= 32 << 20
     assert detector.features.chunk_size(10_000) == 1
 
 

@@ -27,7 +27,7 @@ def config(**keys: Any) -> SPPNetConfig:
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_it_learns_and_detects(frozen: bool) -> None:
-    detector = build_detector(config(frozen=frozen), ("a", "b")).train()
+    detector: Any = build_detector(config(frozen=frozen), ("a", "b")).train()
     images, targets = batch_with_proposals()
     losses = detector(images, targets)
     assert set(losses) == {"classification"}

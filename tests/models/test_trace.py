@@ -56,7 +56,8 @@ def one_image(detector: Detector) -> tuple[Images, Targets]:
 
 
 def step_of(trace: Trace, kind: type, name: str | None = None) -> Any:
-    (step,) = [step for step in trace.steps if isinstance(step, kind) and (name is None or step.name == name)]
+    steps: list[Any] = [step for step in trace.steps if isinstance(step, kind)]
+    (step,) = [step for step in steps if name is None or step.name == name]
     return step
 
 
@@ -130,7 +131,7 @@ def test_ssds_samples_are_the_boxes_that_its_loss_has_a_gradient_for() -> None:
     logits, deltas = (x.detach().requires_grad_() for x in detector.network(detector.normalise(images.pixels)))
     match = detector.assign(None, targets)
     losses = detector.loss((logits, deltas), match, targets)
-    by_class, by_box = torch.autograd.grad(sum(losses.values()), (logits, deltas))
+    by_class, by_box = torch.autograd.grad(torch.stack(list(losses.values())).sum(), (logits, deltas))
     trained = by_class[0].abs().sum(1) > 0
     assert torch.equal(step.boxes, detector.anchors[trained])
     assert torch.equal(step.matched_gt_index, match.index[0][trained])

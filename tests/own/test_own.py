@@ -1,18 +1,19 @@
 """A detector of a user's own, one file, has all of detkit's tools."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import detkit
-import tests.own.dense
-import tests.own.region  # noqa: F401
+from detkit import extensions
 from detkit.backbones.describe import count_flops
 from detkit.checkpoints.describe import describe_model
 from detkit.cli import main
-from detkit.models import DenseDetector, Detector, RegionDetector
+from detkit.models import MODELS, DenseDetector, Detector, RegionDetector
 from detkit.structures import Images
 from tests.builders import images_of, random_image
 from tests.toys.toy import CLASSES, draw_toys
@@ -21,8 +22,10 @@ CONFIGS = {
     "dots": "{name: dots, size: 96}",
     "windows": "{name: windows, size: [64, 96], sides: [24.0, 40.0], pool_size: 3, batch_size_per_image: 16}",
 }
+FILES = {"dots": Path(__file__).with_name("dense.py"), "windows": Path(__file__).with_name("region.py")}
 BASES = {"dots": DenseDetector, "windows": RegionDetector}
 CONFIG = """
+imports: [FILE]
 model: MODEL
 data: {root: toys, train: [train], val: [val], test: [test], difficult: false}
 train: {iterations: 6, batch: 4, lr: 0.01, workers: 0, device: cpu}
@@ -32,17 +35,25 @@ evaluate: {batch: 4}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with toys, and a run of each of the two detectors."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with toys, and a run of each of the two detectors, which are registered until the last test."""
     root = tmp_path_factory.mktemp("own")
     draw_toys(root / "toys")
+    known = dict(MODELS._entries)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        patch.setattr(extensions, "imported", [])
+        patch.setattr(sys, "path", [*sys.path])
         for name, model in CONFIGS.items():
-            (root / f"{name}.yaml").write_text(CONFIG.replace("MODEL", model))
+            text = CONFIG.replace("MODEL", model).replace("FILE", str(FILES[name]))
+            (root / f"{name}.yaml").write_text(text)
             assert main(["train", f"{name}.yaml", "--out", f"runs/{name}"]) == 0
-    return root
+        yield root
+    MODELS._entries.clear()
+    MODELS._entries.update(known)
+    for path in FILES.values():
+        del sys.modules[path.stem]
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +67,8 @@ def load(name: str) -> Detector:
 
 
 def test_each_is_a_page() -> None:
-    for name in ("dense.py", "region.py"):
-        assert len(Path(__file__).with_name(name).read_text().splitlines()) <= 60
+    for path in FILES.values():
+        assert len(path.read_text().splitlines()) <= 60
 
 
 def test_the_page_on_extending_shows_them() -> None:
