@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--split", action="append", metavar="SPLIT", help="default: all; repeatable")
     _add_format(convert, "--from")
     convert.add_argument(
-        "--photos",
+        "--images",
         dest="images",
         default="link",
         choices=("link", "copy", "symlink"),
