@@ -73,8 +73,8 @@ def test_each_is_a_page() -> None:
 
 def test_the_page_on_extending_shows_them() -> None:
     page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-    for name in ("dense.py", "region.py"):
-        assert Path(__file__).with_name(name).read_text() in page
+    for path in FILES.values():
+        assert path.read_text() in page
 
 
 @pytest.mark.parametrize("name", CONFIGS)
