@@ -213,3 +213,26 @@ def test_cpu_is_cuda(model: str, backbone: str) -> None:
         theirs = detector.cuda().raw_outputs(images.to("cuda"))
     for one, other in zip(outputs, theirs):
         torch.testing.assert_close(one, other.cpu(), rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_the_network_is_compiled_and_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def compile_nothing(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    detector = zoo.build(name).eval()
+    images = zoo.sample_images(detector)
+    with torch.inference_mode():
+        expected = detector.predict(images)
+        detector.compile_network()
+        found = detector.predict(images)
+    assert set(calls) == {"network" if detector.kind == "dense" else "backbone_maps"}
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.scores, expected.scores)

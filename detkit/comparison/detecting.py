@@ -20,10 +20,11 @@ from detkit.backbones.describe import count_flops, count_parameters
 from detkit.checkpoints.checkpoint import build, load
 from detkit.config import Config
 from detkit.data import open_dataset
+from detkit.data.batch import make_batch
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals
 from detkit.data.proposal_store import match_ids, open_store
-from detkit.data.transforms import build_test, pad
+from detkit.data.transforms import build_test
 from detkit.errors import UserError
 from detkit.experiment import to_plain
 from detkit.extensions import import_code
@@ -32,7 +33,7 @@ from detkit.models import Detector
 from detkit.proposals.methods import METHODS, find_method
 from detkit.runtime.device import choose_device, images_to_device, to_device
 from detkit.runtime.race import Job, Setting
-from detkit.structures import Detections, Images, Proposals
+from detkit.structures import Detections, Images
 
 IMAGES = 16  # the larger of the two batches
 BATCHES = (1, IMAGES)
@@ -98,10 +99,9 @@ class Detecting:
             stored = self.compared.regions[index] if self.compared.regions is not None else np.zeros((0, 4), np.float32)
             resized, boxes, _ = self.transform(self.compared.images[index], stored, objects=0)
             pixels.append(resized)
-            regions.append(torch.from_numpy(boxes))
-        proposals = Proposals.pad(regions) if self.detector.takes_proposals else None
-        original = torch.tensor([self.compared.images[index].shape[:2] for index in indices])
-        return Images(*pad(pixels), original, tuple(map(str, indices)), proposals)
+            regions.append(boxes)
+        original = [self.compared.images[index].shape[:2] for index in indices]
+        return make_batch(pixels, original, regions=regions if self.detector.takes_proposals else None)
 
     def detect(self, indices: Sequence[int]) -> Detections:
         """Detect on images of the sample; the detections are on the CPU, where they are read."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
+from detkit.data.batch import make_targets
 from detkit.data.loader import dataset_pass_loader, open_proposals, train_loader
 from detkit.engine.run import Run
 from detkit.models import SGD, Detector
@@ -76,13 +77,8 @@ def regions(run: Run, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
     assert stored is not None, "check_proposals comes first"
     for first in range(0, len(run.train), images):
         indices = range(first, min(first + images, len(run.train)))
-        records = [run.train.record(index).annotations for index in indices]
-        targets = Targets.pad(
-            (
-                torch.from_numpy(record.boxes),
-                torch.from_numpy(record.labels),
-                torch.from_numpy(record.crowd if run.config.data.difficult else record.ignore),
-            )
-            for record in records
+        annotations = [run.train.record(index).annotations for index in indices]
+        yield (
+            make_targets(annotations, run.config.data.difficult),
+            Proposals.pad([torch.from_numpy(stored.boxes(index).copy()) for index in indices]),
         )
-        yield targets, Proposals.pad([torch.from_numpy(stored.boxes(index).copy()) for index in indices])

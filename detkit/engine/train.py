@@ -49,7 +49,9 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     run.begin()
     if not resumed:
         run.save_last(state.averaged, state.dump(0), before)  # a run can be resumed from its first second
-    model = distributed.wrap(compiled(detector) if recipe.compile else detector, device)
+    if recipe.compile:
+        detector.compile_network()
+    model = distributed.wrap(detector, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     log = Log(run.folder, before + start, before + recipe.iterations, writes=run.writes)
@@ -131,9 +133,3 @@ def micro_batches(images: Images, targets: Targets, count: int) -> Iterator[Batc
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager:
     """Let DDP average gradients with the last micro-batch only."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
-
-def compiled(detector: Detector) -> Detector:
-    """Compile the detector's `network`, from normalised pixels to raw tensors; matching and losses stay as they are."""
-    detector.network = torch.compile(detector.network)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return detector

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config, DetectConfig
+from detkit.data.batch import make_batch
 from detkit.data.image_truth import Truth
-from detkit.data.transforms import build_test, pad
+from detkit.data.transforms import build_test
 from detkit.inference.predict import proposal_method
 from detkit.models import postprocess
 from detkit.models.trace import Step
 from detkit.ops import clip, nms_suppressors, scale
 from detkit.runtime.device import autocast, images_to_device
-from detkit.structures import Images, Predictions, Proposals, Targets
+from detkit.structures import Images, Predictions, Targets
 
 if TYPE_CHECKING:
     from detkit.models import Detector
@@ -117,8 +118,7 @@ def _images(detector: "Detector", image: np.ndarray, config: Config) -> Images:
     """Return a batch of the image as the test loader makes it, with proposals for a detector that takes them."""
     regions = proposal_method(config)(image) if detector.takes_proposals else np.zeros((0, 4), np.float32)
     pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)
-    proposals = Proposals.pad([torch.from_numpy(regions)]) if detector.takes_proposals else None
-    return Images(*pad([pixels]), torch.tensor([image.shape[:2]]), ("0",), proposals)
+    return make_batch([pixels], [image.shape[:2]], regions=[regions] if detector.takes_proposals else None)
 
 
 def _targets(detector: "Detector", image: np.ndarray, truth: Truth, config: Config) -> Targets:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,18 +101,17 @@ def detect_batch(
     images = images_to_device(images, device, channels_last)
     with autocast(device, amp):
         predictions = predict_views(detector, images, settings)
-        detections, _ = postprocess(predictions, images, settings, score_thresholds)
+    detections, _ = postprocess(predictions, images, settings, score_thresholds)
+    with autocast(device, amp):
         return detector.refine(images, detections, predictions.features)
 
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:
     """Merge the shares of several processes into one set over `ids`, in the order that one process would give."""
     index_of = {name: index for index, name in enumerate(ids)}
-    image = torch.cat(
-        [torch.tensor([index_of[name] for name in share.ids], dtype=torch.int64)[share.image] for share in shares]
-    )
-    order = torch.argsort(image, stable=True)
-    boxes, scores, labels = (
-        torch.cat([getattr(share, name) for share in shares])[order] for name in ("boxes", "scores", "labels")
-    )
-    return DetectionSet(boxes, scores, labels, image[order], ids=ids, classes=shares[0].classes)
+    renumbered = []
+    for share in shares:
+        index = torch.tensor([index_of[name] for name in share.ids], dtype=torch.int64)
+        renumbered.append(replace(share, image=index[share.image], ids=ids))
+    joined = DetectionSet.cat(renumbered)
+    return joined.part(torch.argsort(joined.image, stable=True))

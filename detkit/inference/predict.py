@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config
+from detkit.data.batch import make_batch
 from detkit.data.image_file import decode_image
-from detkit.data.transforms import Transform, build_test, pad
+from detkit.data.transforms import Transform, build_test
 from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.sources import Video, VideoReader, find_sources
 from detkit.inference.thresholds import score_thresholds
 from detkit.models import Detector
 from detkit.proposals.methods import Method, find_method
-from detkit.structures import Detections, Images, Proposals
+from detkit.structures import Detections
 
 T = TypeVar("T")
 ImageArray = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
@@ -181,11 +182,9 @@ def _detect(
     detector: Detector, items: list[_Prepared], config: Config, score_thresholds: Tensor | None
 ) -> Iterator[Detections]:
     """The network on one batch."""
-    original = torch.tensor([item.image.shape[:2] for item in items])
-    regions = [torch.from_numpy(item.regions) for item in items if item.regions is not None]
-    proposals = Proposals.pad(regions) if regions else None
-    ids = tuple(map(str, range(len(items))))
-    images = Images(*pad([item.pixels for item in items]), original, ids, proposals)
+    regions = [item.regions for item in items if item.regions is not None]
+    original = [item.image.shape[:2] for item in items]
+    images = make_batch([item.pixels for item in items], original, regions=regions or None)
     training = detector.training
     detector.eval()
     with torch.inference_mode():
@@ -194,10 +193,7 @@ def _detect(
         detections = detect_batch(detector, images, config.detect, device, amp, channels_last, score_thresholds)
     detector.train(training)
     # waits for the device, once a batch: its readers draw and print next
-    detections = detections.to("cpu")
-    for index in range(len(items)):
-        boxes, scores, labels = detections.image(index)
-        yield Detections(boxes[None], scores[None], labels[None])
+    yield from detections.to("cpu").unpad()
 
 
 def _one_ahead(iterator: Iterator[T]) -> Generator[T]:

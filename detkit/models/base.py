@@ -234,6 +234,9 @@ class Detector(nn.Module):
     def begin_stage(self, stage: str) -> None:
         """Get ready for a stage: which losses, and which layers stay as they are. A resumed one reads weights after."""
 
+    def compile_network(self) -> None:
+        """Compile what is computed of whole images; matching, pooling and losses stay as they are."""
+
     # what the detector tells of itself
 
     def raw_outputs(self, images: Images) -> list[Tensor]:

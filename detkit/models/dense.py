@@ -55,6 +55,9 @@ class DenseDetector(Detector):
     def predict(self, images: Images) -> Predictions:
         return self.decode(self.network(self.normalise(images.pixels, images.sizes)))
 
+    def compile_network(self) -> None:
+        self.network = torch.compile(self.network)
+
     # what the constructors need
 
     def feature_maps(self, pixels: Tensor) -> list[Tensor]:

@@ -232,6 +232,9 @@ class RegionDetector(Detector):
             chunks.append(features.float().unflatten(0, regions.shape[:2]))
         return torch.cat(chunks, 1)
 
+    def compile_network(self) -> None:
+        self.backbone_maps = torch.compile(self.backbone_maps)
+
     # layers
 
     def choose_map(self, name: str | None = None) -> FeatureInfo:
