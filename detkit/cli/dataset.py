@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     _add_format(convert, "--from")
     convert.add_argument(
         "--images",
+        "--photos",  # as it was called first
         dest="images",
         default="link",
         choices=("link", "copy", "symlink"),
