@@ -5,7 +5,7 @@ Where the paper and its code differ, and what detkit does:
 - The largest of the five scales is 1200, and the fourth 864 (paper; code: 874).
 - Windows for fine-tuning come from all images of a step, `number` each, where the code draws them from all images.
 - The snapshot that is tested is the last one; the code takes the one of least error on VOC07's test split.
-- Difficult objects are not trained on (code), by `data.difficult: false`.
+- Difficult objects are not trained on, by `data.difficult: false`; the code keeps them.
 - ImageNet weights trained with the pyramid in place are not published for these backbones: fc6 and fc7 start anew.
 """
 

@@ -283,7 +283,7 @@ def by_box(x: Tensor, columns: int) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier's uniform weights and zero biases, as in the authors' code."""
+    """Xavier's uniform weights, over the mean of fan in and fan out where Caffe's has fan in, and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
