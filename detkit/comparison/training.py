@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import detkit
 from detkit.comparison.entries import Entry
 from detkit.comparison.times import forget, timed
 from detkit.errors import UserError
@@ -105,7 +104,7 @@ def log_path(entry: Entry, out: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     """That of this process, in which the same detkit is found."""
-    root = str(Path(detkit.__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
