@@ -9,7 +9,11 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known name, else the list of known names."""
+    """Return `; did you mean 'x'?` for the nearest known name, else the list of known names.
+
+    A name that is a word of a known one is nearest to that: `score` to `score_threshold`.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = [other for other in known if name in other.split("_")]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

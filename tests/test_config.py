@@ -89,3 +89,9 @@ def test_every_published_recipe_can_be_built(path: Path) -> None:
     with torch.device("meta"):
         detector = build_detector(config.model, tuple(map(str, range(20))))
     assert detector.takes_proposals == bool(config.data.proposals)
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("score", "score_threshold"), ("iou", "nms_iou"), ("nns", "nms")])
+def test_a_word_of_a_key_leads_to_the_key(key: str, nearest: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
+        load_config(write(tmp_path, MINIMAL), [f"detect.{key}=1"])
