@@ -115,7 +115,7 @@ def test_the_histogram_of_ious_leaves_out_what_is_below_the_best_f1(root: Path, 
 
 
 def test_the_histogram_of_objects_leaves_out_what_is_not_to_be_found(root: Path, tmp_path: Path):
-    """The owl of image 3 is difficult, whether it is detected or not; the owl of image 2 is nowhere near a detection."""
+    """The owl of image 3 is difficult, whether it is detected or not; that of image 2 is nowhere near a detection."""
     rows = [*ROWS[:1], ("2", NASTY, 0.1, (9.0, 9.0, 30.0, 51.0)), ("3", "owl", 0.8, (0.0, 0.0, 9.0, 9.0))]
     dataset, found = open_root(root, ["test"]), detection_set(rows, IDS, CLASSES)
     write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
