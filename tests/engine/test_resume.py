@@ -108,6 +108,7 @@ def test_the_latest_evaluation_is_kept_by_a_run_that_stops_twice(train: Train, t
     content = checkpoint.load(folder / "last.pt")
     assert content["iteration"] == 12
     assert content["metrics"] == evaluated
+    assert (folder / "env.txt").read_text().count("torch: ") == 2, "each part of the run says what it ran on"
 
 
 def test_the_loss_scale_is_resumed(train: Train, tmp_path: Path) -> None:
