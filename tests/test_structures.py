@@ -226,3 +226,30 @@ def test_a_set_keeps_images_without_detections():
         (1, [[]], [[]]),
     ]
     assert DetectionSet.from_batches([], ("x",)).boxes.shape == (0, 4)
+
+
+def test_detections_are_padded_with_no_class_when_taken_and_joined():
+    """Extra fields and scores are padded with 0, labels with -1: 0 is a class."""
+    boxes, angle = torch.arange(1.0, 13).view(1, 3, 4), torch.tensor([[5.0, 6, 7]])
+    three = Detections(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[1, 0, 1]]), extra={"angle": angle})
+    taken = three.take(torch.tensor([[2, -1]]))
+    assert taken.labels.tolist() == [[1, -1]]
+    assert taken.scores.tolist() == [[pytest.approx(0.7), 0]]
+    assert taken.extra["angle"].tolist() == [[7, 0]]
+    assert torch.equal(taken.boxes, torch.stack((boxes[:, 2], torch.zeros(1, 4)), 1))
+    joined = Detections.cat([taken, three])
+    assert joined.labels.tolist() == [[1, -1, -1], [1, 0, 1]]
+    assert joined.valid.sum(1).tolist() == [1, 3]
+    assert joined.extra["angle"].tolist() == [[7, 0, 0], [5, 6, 7]]
+
+
+def test_detections_that_a_detector_struck_out_are_no_detections():
+    """`refine` may do so anywhere, not only at the end."""
+    boxes, scores = torch.arange(24.0).view(2, 3, 4), torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]])
+    labels = torch.tensor([[-1, 1, 0], [0, -1, 1]])
+    first, second = Detections(boxes, scores, labels, extra={"angle": scores * 10}).unpad()
+    assert first.labels.tolist() == [[1, 0]]
+    assert second.labels.tolist() == [[0, 1]]
+    assert torch.equal(first.boxes, boxes[:1, 1:])
+    assert torch.equal(second.scores, scores[1:, [0, 2]])
+    assert torch.equal(second.extra["angle"], scores[1:, [0, 2]] * 10)

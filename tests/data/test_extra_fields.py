@@ -46,7 +46,9 @@ def fill(objects: list[tuple[int, bool]]) -> list[bool]:
     images: list[list[Object]] = [[] for _ in range(IMAGES)]
     for label, (image, has_track) in enumerate(objects):
         left, top = 3 * label, 2 * label
-        images[image].append(Object(f"{label:02d}", (left, top, left + 20, top + 15), extra=extra_of(label, has_track)))
+        flags = {"difficult": label % 5 < 2, "crowd": label % 3 == 0}
+        box = (left, top, left + 20, top + 15)
+        images[image].append(Object(f"{label:02d}", box, **flags, extra=extra_of(label, has_track)))
     CONTENT[:] = [AnnotatedImage(f"{i}.png", own, (60, 40)) for i, own in enumerate(images)]
     return [has_track for _, has_track in objects]
 
@@ -85,10 +87,11 @@ def test_a_field_survives_from_the_format_to_training_and_scoring(root, objects,
         assert torch.equal(again.labels, targets.labels)
 
 
-def test_augmentation_drops_fields_with_their_objects(root):
-    """Each object that remains has its own label and fields; and the crops do lose objects."""
+@pytest.mark.parametrize("difficult", [True, False])
+def test_augmentation_drops_fields_with_their_objects(root, difficult):
+    """Each object that remains has its own label, flag and fields; and the crops do lose objects."""
     has_track = fill([(i % IMAGES, True) for i in range(12)])
-    config = DataConfig(root=str(root), format="extra", train=["train"], augment=AUGMENT)
+    config = DataConfig(root=str(root), format="extra", train=["train"], augment=AUGMENT, difficult=difficult)
     dataset, recipe = open_dataset(config, "train"), TrainConfig(iterations=9, batch=4, workers=0, seed=3)
     transform, counts, position = build_train(AUGMENT, InputSpec((32, 48))), [], 0
     for images, targets in loader.train_loader(dataset, InputSpec((32, 48)), config, recipe, start=0, stop=8):
@@ -101,6 +104,8 @@ def test_augmentation_drops_fields_with_their_objects(root):
             position += 1
             assert targets.labels[row][targets.valid[row]].tolist() == known.labels[kept].tolist()
             assert targets.boxes[row][targets.valid[row]].tolist() == boxes.tolist()
+            ignored = known.crowd if difficult else known.crowd | known.difficult
+            assert targets.ignore[row][targets.valid[row]].tolist() == ignored[kept].tolist()
     assert {1, 2, 3} <= set(counts)
     assert targets.extra["points"].dtype == torch.float32
 

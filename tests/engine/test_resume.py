@@ -96,6 +96,21 @@ def test_signal_finishes_the_step_and_saves(
     assert_same_run(trained, folder)
 
 
+def test_the_latest_evaluation_is_kept_by_a_run_that_stops_twice(train: Train, tmp_path: Path) -> None:
+    """Also where the second part of the run ends before its first evaluation."""
+    folder = tmp_path / "run"
+    Toy.signal_at = (10, signal.SIGTERM)
+    assert train("--out", folder) == 143
+    evaluated = checkpoint.load(folder / "last.pt")["metrics"]
+    assert evaluated["iteration"] == 8
+    Toy.signal_at = (12, signal.SIGTERM)
+    assert train("--resume", folder) == 143
+    content = checkpoint.load(folder / "last.pt")
+    assert content["iteration"] == 12
+    assert content["metrics"] == evaluated
+    assert (folder / "env.txt").read_text().count("torch: ") == 2, "each part of the run says what it ran on"
+
+
 def test_the_loss_scale_is_resumed(train: Train, tmp_path: Path) -> None:
     fp16 = (*FLAGS, "train.amp=fp16", "train.save_every=0")
     whole, cut = tmp_path / "whole", tmp_path / "cut"

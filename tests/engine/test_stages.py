@@ -13,9 +13,11 @@ from detkit.checkpoints import checkpoint
 from detkit.engine.meter import Meter
 from detkit.engine.optimizer import build_optimizer
 from detkit.engine.state import State
+from detkit.engine.train import step_seed
 from detkit.errors import UserError
 from detkit.experiment import load_config
 from detkit.models import SGD, StageRun
+from detkit.structures import Images, Targets
 from tests.engine.reference import copy_state, descend
 from tests.toys.fixtures import Train
 from tests.toys.toy import Toy
@@ -128,6 +130,23 @@ def test_a_longer_stage_lowers_the_rate_later(train: Train, tmp_path: Path, monk
     rates = {line["iteration"]: line["lr"] for line in lines}
     # the long stage's milestone is at 30 of its 40 steps, the short one's at 15 of 20
     assert rates == {20: 0.01, 40: pytest.approx(0.001), 60: pytest.approx(0.001)}
+
+
+def test_random_numbers_differ_from_stage_to_stage(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's are those of its number in the run, from the first step of the first stage."""
+    seeds, losses = [], Toy.losses
+
+    def listen(self: Toy, images: Images, targets: Targets) -> dict[str, Tensor]:
+        seeds.append(torch.initial_seed())
+        return losses(self, images, targets)
+
+    monkeypatch.setattr(Toy, "losses", listen)
+    monkeypatch.setattr(Toy, "stages", lambda _: [SGD("long", iterations_factor=2), SGD("short")])
+    assert train(*SHORT, "train.seed=3", "--out", tmp_path / "run") == 0
+    assert seeds == [step_seed(3, iteration, 0) for iteration in range(12)]
+    assert len(set(seeds)) == 12
 
 
 def test_what_a_stage_without_steps_made_becomes_the_best(

@@ -371,6 +371,40 @@ def test_boxes_that_answer_for_an_object_have_its_colour(drawn: Drawn) -> None:
         assert [box for box, shade, _ in drawn if shade == colour(index)] == explanation.in_image(chosen).tolist()
 
 
+@pytest.mark.parametrize("name", ["ssd", "faster_rcnn"])
+def test_anchors_are_those_of_the_cell_below_the_best_detection(name: str, drawn: Drawn) -> None:
+    _, explanation = explained(name)
+    centre = np.array([117.0, 40.0])  # far to the right, above the middle
+    explanation = replace(explanation, boxes=np.concatenate((centre - 5, centre + 5))[None])
+    step = step_of(explanation, AnchorStep)
+    draw(step, explanation)
+    expected = []
+    for boxes, shape in zip(step.boxes, step.maps):
+        column, row = (int(value) for value in centre / (130, 100) * (shape.columns, shape.rows))
+        a_cell = len(boxes) // (shape.rows * shape.columns)
+        first = (row * shape.columns + column) * a_cell
+        expected += explanation.in_image(boxes[first : first + a_cell]).tolist()
+    assert [box for box, _, _ in drawn] == expected
+    assert name == "ssd" or any(shape.rows != shape.columns for shape in step.maps)
+
+
+def test_boxes_of_the_grid_have_the_class_of_their_cell_the_surest_on_top(drawn: Drawn) -> None:
+    _, explanation = explained("yolov1", None)
+    step = step_of(explanation, GridStep)
+    draw(step, explanation)
+    labels = step.classes.argmax(1).tolist()
+    assert set(labels) == {0, 1}
+    boxes = explanation.in_image(step.boxes)
+    of_box = {
+        tuple(boxes[cell, number].tolist()): (colour(labels[cell]), float(step.confidence[cell, number]))
+        for cell, number in np.ndindex(*step.confidence.shape)
+    }
+    assert len(of_box) == len(drawn) == step.confidence.numel()
+    assert [shade for _, shade, _ in drawn] == [of_box[tuple(box)][0] for box, _, _ in drawn]
+    confidence = [of_box[tuple(box)][1] for box, _, _ in drawn]
+    assert confidence == sorted(confidence)
+
+
 def test_captions_count_what_is_drawn() -> None:
     _, explanation = explained("ssd")
     sample, maps = step_of(explanation, SampleStep, "matching"), step_of(explanation, MapStep)

@@ -103,6 +103,7 @@ def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> No
     spec = file.metadata["input"]
     assert (tuple(spec["size"]), spec["resize"], spec["divisor"]) == (detector.input.size, "stretch", 255)
     assert (tuple(spec["mean"]), tuple(spec["std"])) == (detector.input.mean, detector.input.std)
+    assert spec["normalisation"] == "inside", "a program that runs the file leaves it to the network"
     assert list(file.metadata["outputs"]) == ["boxes", "scores"]
     assert list(file.metadata["inputs"]) == ["pixels"]
 

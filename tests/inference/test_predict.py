@@ -14,9 +14,11 @@ from PIL import Image, ImageFilter
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_file import decode_image
 from detkit.errors import UserError
-from detkit.inference.predict import DetectedImage, Unreadable, detect_images
+from detkit.inference import predict
+from detkit.inference.predict import DetectedImage, Unreadable, detect_images, proposal_method
 from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
 from detkit.models import Detector, build_detector
+from detkit.proposals.methods import Method
 from detkit.structures import DetectionSet
 from tests.builders import random_image, tiny_ssd_config
 from tests.matching import assert_same_detections
@@ -190,6 +192,36 @@ def test_detect_takes_paths_arrays_tensors_and_lists(detector: Detector, folder:
         assert_same(one, expected[0])
     mixed = detector.detect([folder, array, str(folder / "[12].png"), video], batch=4)
     assert len(mixed) == len(SIZES) + 1 + 2 + 12
+
+
+def test_detect_may_turn_off_what_the_checkpoint_turns_on(detector: Detector, config: Config) -> None:
+    """False is a setting, and not the same as None."""
+    array = sample_image(*SIZES[0])
+    plain, mirrored = (detector.detect(array, score=0.3, flip=flip)[0] for flip in (False, True))
+    assert len(plain.scores[0]) != len(mirrored.scores[0])
+    detector.experiment = replace(config, detect=DetectConfig(flip=True))
+    try:
+        assert_same(detector.detect(array, score=0.3)[0], mirrored)
+        assert_same(detector.detect(array, score=0.3, flip=False)[0], plain)
+    finally:
+        detector.experiment = None
+
+
+@pytest.mark.parametrize("count", [0, 2, 9])
+def test_as_many_regions_are_proposed_as_in_training(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 stands for all."""
+    proposed = np.arange(20, dtype=np.float32).reshape(5, 4)
+    parameters = []
+
+    def find(name: str, values: dict) -> Method:
+        parameters.append((name, values))
+        return lambda image: proposed + image.shape[0]
+
+    monkeypatch.setattr(predict, "find_method", find)
+    settings = DetectConfig(proposals="single")
+    method = proposal_method(Config(detect=settings, data=DataConfig(root="", proposal_count=count)))
+    np.testing.assert_array_equal(method(sample_image(7, 9)), proposed[: count or None] + 7)
+    assert parameters == [("selective_search", {"mode": "single", "seed": 0})]
 
 
 def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:

@@ -146,6 +146,16 @@ def halve(pixels: Tensor) -> Tensor:
     return (sums / weights).squeeze(1).unflatten(0, pixels.shape[:2])
 
 
+@pytest.mark.parametrize("factor", [0.3, 0.5, 0.7, 1.4])
+def test_the_valid_part_of_a_view_holds_the_whole_image(factor: float) -> None:
+    """Also the last pixel of a size that does not divide: what lies outside is masked."""
+    images = replace(padded(), sizes=torch.tensor([[40, 79], [39, 57]]))
+    view, exact = resize_views(Blocks(), images, factor)
+    scaled = images.sizes * exact
+    assert (view.sizes >= scaled).all()
+    assert (view.sizes < scaled + 1).all()
+
+
 def test_a_fixed_input_gets_a_smaller_picture_and_no_larger_one(detector: Detector) -> None:
     images = sample_images()
     seen, factors = resize_views(detector, images, 0.5)

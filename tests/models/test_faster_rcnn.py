@@ -79,7 +79,7 @@ def test_a_batch_equals_its_images_one_by_one() -> None:
 
 
 def test_the_min_size_of_a_proposal_is_in_pixels_of_the_original() -> None:
-    """Two images of other sizes than the network sees: twice as large, and smaller."""
+    """Two images of other sizes than the network sees, larger and smaller; the lesser of two factors counts."""
     torch.manual_seed(0)
     pixels = random_image(64, 80).repeat(2, 1, 1, 1)
     sizes = torch.tensor([[64, 80]] * 2)
@@ -94,7 +94,7 @@ def test_the_min_size_of_a_proposal_is_in_pixels_of_the_original() -> None:
 
     state = build_detector(tiny_faster_rcnn_config(**keys), ("a", "b")).state_dict()
     unlimited = sides(0.0, sizes)
-    limited = sides(18.0, torch.tensor([[128, 160], [48, 60]]))
+    limited = sides(18.0, torch.tensor([[128, 128], [48, 40]]))
     for threshold, kept, candidates in zip((9.0, 24.0), limited, unlimited):
         assert 0 < len(kept) < len(candidates)
         assert torch.equal(kept, candidates[candidates >= threshold])
@@ -314,3 +314,55 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         assert cli.main(["train", "--resume", stage]) in (0, None)
         for name, value in checkpoint.load(Path(stage) / "best.pt")["model"].items():
             assert torch.equal(value, whole[name]), (stage, name)
+
+
+@pytest.mark.parametrize("neck", ["none", "fpn"])
+def test_what_each_step_of_alternating_training_leaves_as_it_is(neck: str) -> None:
+    """Frozen layers of the backbone stay frozen; what an earlier step froze is free again."""
+    keys = {"neck": neck, "scales": [2.0], "freeze_stages": 2, "freeze_norms": True, "training": "alternating"}
+    detector = build_detector(tiny_faster_rcnn_config(**keys), ("a", "b"))
+    assert isinstance(detector, FasterRCNN)
+
+    def trained() -> set[str]:
+        return {name for name, parameter in detector.named_parameters() if parameter.requires_grad}
+
+    joint = trained()
+    assert not any(name.startswith("backbone.stem") for name in joint)
+    assert any(name.startswith("backbone.") for name in joint) == (neck == "fpn")
+    for stage, frozen in {
+        "rpn": ("head.",),
+        "fast_rcnn": ("rpn.",),
+        "rpn_shared": ("head.", "backbone.", "neck."),
+        "fast_rcnn_shared": ("rpn.", "backbone.", "neck."),
+    }.items():
+        detector.begin_stage(stage)
+        assert trained() == {name for name in joint if not name.startswith(frozen)}, stage
+        norms = [module for module in detector.train().backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert norms
+        assert not any(norm.training for norm in norms), stage
+
+
+@pytest.mark.parametrize(
+    ("stage", "renewed"),
+    [
+        ("rpn", ()),
+        ("propose", ()),
+        ("fast_rcnn", ("backbone.", "neck.")),
+        ("rpn_shared", ("rpn.",)),
+        ("fast_rcnn_shared", ()),
+    ],
+)
+def test_what_a_step_of_alternating_training_begins_anew(stage: str, renewed: tuple[str, ...]) -> None:
+    """As a network that has just been built; all else is what the steps before made of it."""
+    config = tiny_faster_rcnn_config(neck="fpn", scales=[2.0], training="alternating")
+    detector = build_detector(config, ("a", "b"))
+    assert isinstance(detector, FasterRCNN)
+    for value in (*detector.parameters(), *detector.buffers()):
+        value.data.fill_(7)
+    torch.manual_seed(5)
+    fresh = build_detector(config, ("a", "b")).state_dict()
+    torch.manual_seed(5)
+    detector.begin_stage(stage)
+    for name, value in detector.state_dict().items():
+        expected = fresh[name] if name.startswith(renewed) else torch.full_like(value, 7)
+        assert torch.equal(value, expected), name

@@ -1,5 +1,6 @@
 """What the detectors tell of themselves: traces, operations, and the networks that are exported."""
 
+import math
 from typing import Any
 
 import pytest
@@ -203,6 +204,18 @@ def test_sampled_anchors_are_those_that_the_rpn_is_trained_on(case: str, monkeyp
     assert rows_of(step.boxes) == rows_of(anchors[trained])
 
 
+@pytest.mark.parametrize("case", ["faster_rcnn", "faster_rcnn fpn"])
+def test_a_trace_with_objects_has_the_proposals_of_a_prediction(case: str) -> None:
+    """As many as in testing, though the steps of training are shown beside them."""
+    detector: Any = build(case)
+    images, targets = one_image(detector)
+    step = step_of(detector.trace(images, targets), ProposalNMSStep)
+    assert (step.pre_nms_top_n, step.post_nms_top_n) == (60, 12) == detector.rpn.top_n(training=False)
+    expected = step_of(detector.trace(images), ProposalNMSStep)
+    assert torch.equal(step.boxes, expected.boxes)
+    assert torch.equal(step.logits, expected.logits)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_operations_are_those_of_a_prediction(case: str) -> None:
     detector = build(case)
@@ -263,3 +276,55 @@ def test_dense_parts_give_the_predictions() -> None:
             expected = detector.predict(images)
         assert torch.equal(boxes, expected.boxes)
         assert torch.equal(scores, expected.scores)
+
+
+def coder(*weights: float) -> dict[str, Any]:
+    return {"weights": weights, "largest": pytest.approx(math.log(1000 / 16))}
+
+
+HEAD_FACTS = {"coder": coder(10.0, 10.0, 5.0, 5.0)}
+RPN_FACTS = {
+    "pre_nms_top_n": 61,
+    "post_nms_top_n": 12,
+    "nms_iou": 0.6,
+    "min_size": 3.0,
+    "deltas": coder(1.0, 1.0, 1.0, 1.0),
+}
+RPN_KEYS = {"test_pre_nms_top_n": 61, "rpn_nms_iou": 0.6, "min_size": 3.0}
+FACTS: list[tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = [
+    (
+        "faster_rcnn",
+        RPN_KEYS,
+        {
+            "-rpn": {"proposals": RPN_FACTS, "pooling": {"kind": "pool", "size": 4, "strides": [8]}},
+            "-head": HEAD_FACTS,
+        },
+    ),
+    (
+        "faster_rcnn",
+        {**FPN, **RPN_KEYS, "pool": "align", "canonical_scale": 112.0},
+        {
+            "-rpn": {
+                "proposals": RPN_FACTS,
+                "pooling": {"kind": "align", "size": 4, "strides": [8, 16, 32], "canonical_scale": 112.0},
+            },
+            "-head": HEAD_FACTS,
+        },
+    ),
+    (
+        "fast_rcnn",
+        {"scales": [64, 96], "longest": 150},
+        {
+            "-map": {"pooling": {"kind": "pool", "size": 4, "strides": [8]}, "scales": [64, 96], "longest": 150},
+            "-head": HEAD_FACTS,
+        },
+    ),
+    ("rcnn", {}, {"": {"crops": {"side": 96, "context": 8}, "coder": coder(1.0, 1.0, 1.0, 1.0)}}),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "expected"), FACTS)
+def test_the_facts_of_exported_networks(name: str, keys: dict[str, Any], expected: dict[str, Any]) -> None:
+    """What the metadata of a file say beside its inputs and outputs."""
+    found = {end: part.facts for end, part in zoo.build(name, **keys).eval().export_parts().items()}
+    assert found == expected

@@ -1,8 +1,10 @@
 """report.html: one file that needs no other, safe against any name, and alive in a browser."""
 
 import base64
+import html
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,32 @@ def test_the_histogram_of_ious_leaves_out_what_is_below_the_best_f1(root: Path, 
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert errors["best_F1_score"] == pytest.approx(0.9)
     assert errors["best_iou_histogram"]["detections"] == [0] * 19 + [1]
+
+
+def test_the_histogram_of_objects_leaves_out_what_is_not_to_be_found(root: Path, tmp_path: Path):
+    """The owl of image 3 is difficult, whether it is detected or not; that of image 2 is nowhere near a detection."""
+    rows = [*ROWS[:1], ("2", NASTY, 0.1, (9.0, 9.0, 30.0, 51.0)), ("3", "owl", 0.8, (0.0, 0.0, 9.0, 9.0))]
+    dataset, found = open_root(root, ["test"]), detection_set(rows, IDS, CLASSES)
+    write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    # the cat is met exactly, the other at IoU .5, whatever the detection's score
+    assert errors["best_iou_histogram"]["objects"] == [1] + [0] * 9 + [1] + [0] * 8 + [1]
+
+
+def test_the_table_of_classes_says_what_was_found(report: Path):
+    """Of each class: AP, objects to find, those found, detections that count; then the mean and the sums."""
+    text = report.read_text()
+    table = text[text.index('aria-label="Per-class table"') :]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table[: table.index("</table>")])
+    cells = {html.unescape(name): re.findall(r"<td>(.*?)</td>", row)[:4] for name, row in rows}
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    ap = {name: f"{value:.4f}" for name, value in metrics["AP"].items()}
+    assert cells == {
+        "cat": [ap["cat"], "1", "1", "2"],
+        NASTY: [ap[NASTY], "1", "1", "3"],
+        "owl": [ap["owl"], "1", "0", "0"],
+        "mean or sum": [f"{metrics['mAP']:.4f}", "3", "2", "5"],
+    }
 
 
 def test_the_legend_has_the_colours_of_the_curves(report: Path):

@@ -1,0 +1,57 @@
+"""What the engine hands to a stage: the images that are left to do, the batches of its proposals."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.config import DataConfig
+from detkit.data import open_dataset
+from detkit.engine import batches
+from detkit.engine.run import Run
+from detkit.engine.stage_context import StageContext
+from detkit.experiment import load_config
+from detkit.models import SGD, build_detector
+from detkit.structures import InputSpec
+
+
+@pytest.fixture
+def run(config: Path, tmp_path: Path) -> Run:
+    settings = load_config(config, ["data.proposal_count=7", "evaluate.batch=2"])
+    dataset = open_dataset(DataConfig(root=settings.data.root, train=["train"]), "train")
+    return Run(settings, tmp_path, torch.device("cpu"), dataset, None, None)
+
+
+@pytest.mark.parametrize("done", [0, 2, 5])
+def test_a_pass_goes_on_after_what_is_done(run: Run, done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saves how many of all the images are done."""
+    monkeypatch.setattr(batches, "SAVE_EVERY", -1.0)  # after each batch
+    detector, saved = build_detector(run.config.model, run.train.classes).train(), []
+    indices = [5, 3, 0, 8, 1]
+    seen = []
+    for images, targets in StageContext(run).dataset_pass(detector, indices, "work", done=done, save=saved.append):
+        assert not detector.training
+        for row, name in enumerate(images.ids):
+            annotations = run.train.record(run.train.ids.index(name)).annotations
+            assert targets.labels[row][targets.valid[row]].tolist() == annotations.labels.tolist()
+        seen += images.ids
+    assert seen == [run.train.ids[index] for index in indices[done:]]
+    assert saved == {0: [2, 4, 5], 2: [4, 5], 5: []}[done]
+
+
+@pytest.mark.parametrize("store", [None, "rpn.npz"])
+def test_a_stage_trains_on_all_proposals_of_its_own_store(
+    run: Run, store: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others train on those of the config, as many as it says."""
+    calls = []
+    monkeypatch.setattr(batches, "train_loader", lambda *arguments, **keys: calls.append((arguments, keys)))
+    run.config.data.proposals = ["other.npz"]
+    batches.train_batches(run, SGD(store=store), InputSpec((32, 32)), 3, 9, workers=1)
+    (((dataset, spec, data, recipe), keys),) = calls
+    assert (dataset, spec) == (run.train, InputSpec((32, 32)))
+    expected = (["other.npz"], 7) if store is None else ([str(run.folder / store)], 0)
+    assert (data.proposals, data.proposal_count) == expected
+    assert (recipe.workers, recipe.batch) == (1, run.config.train.batch)
+    assert keys == {"start": 3, "stop": 9, "rank": 0, "world": 1}
+    assert (run.config.data.proposals, run.config.train.workers) == (["other.npz"], 0), "the run's config is its own"

@@ -1,0 +1,140 @@
+"""What all region detectors share: which regions are sampled, chunks, padding, scales, and what is traced."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from detkit.backbones import FeatureInfo
+from detkit.models import build_detector
+from detkit.models.rcnn import RCNN
+from detkit.models.region import sample_regions
+from detkit.models.region_features import MapFeatures, PyramidFeatures, SpatialPyramidPooling
+from detkit.models.region_head import RegionHead
+from detkit.models.trace import PooledStep, ProposalStep
+from detkit.ops import box_iou, roi_align
+from detkit.structures import Proposals
+from tests import zoo
+from tests.builders import batch_with_proposals, objects_of, tiny_fast_rcnn_config
+
+
+def test_the_objects_that_are_trained_on_are_among_the_regions() -> None:
+    """Where there are no proposals, they alone are sampled."""
+    torch.manual_seed(0)
+    targets = objects_of([[10.0, 10, 50, 50], [10.0, 16, 50, 56], [60.0, 5, 80, 30]], [[5.0, 5, 20, 20]])
+    assert box_iou(targets.boxes[0, 0:1], targets.boxes[0, 1:2]) > 0.5  # would be the other's region, were it one
+    targets = replace(targets, ignore=torch.tensor([[False, True, False], [False, False, False]]))
+    none = Proposals(torch.zeros(2, 4, 4), torch.zeros(2, 4, dtype=torch.bool))
+    sampled = sample_regions(none, targets, 2, tiny_fast_rcnn_config(positive_fraction=1.0))
+    for image, objects in enumerate([[0, 2], [0]]):
+        valid = sampled.valid[image]
+        order = sampled.matched_gt_index[image][valid].argsort()
+        assert sampled.matched_gt_index[image][valid][order].tolist() == objects
+        assert torch.equal(sampled.boxes[image][valid][order], targets.boxes[image, objects])
+        assert torch.equal(sampled.labels[image][valid][order], targets.labels[image, objects])
+
+
+def test_chunks_bound_the_regions_of_all_images_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector: Any = zoo.build("rcnn").eval()
+    assert isinstance(detector, RCNN)
+    images, _ = batch_with_proposals()
+    assert images.proposals is not None
+    features: Any = detector.features
+    monkeypatch.setattr(features, "chunk_bytes", 30 * 3 * 96 * 96 * 4)
+    shapes: list[tuple[int, ...]] = []
+    prepared = features.prepare(images, detector)
+    with torch.inference_mode():
+        detector.predict_regions(prepared, images.proposals, lambda pooled: shapes.append(tuple(pooled.shape[:2])))
+    assert shapes == [(2, 15), (2, 15), (2, 10)]
+
+
+def test_the_regions_of_a_spatial_pyramid_are_bounded() -> None:
+    features = PyramidFeatures(FeatureInfo("c5", 8, 16), SpatialPyramidPooling((2, 1), 16, 0.0, 0.0), [96])
+    assert [features.chunk_size(images) for images in (1, 8, 10_000)] == [4096, 512, 1]
+
+
+@pytest.mark.parametrize("name", ["fast_rcnn", "rcnn", "sppnet"])
+def test_padding_among_the_proposals_is_detected_as_nothing_and_not_traced(name: str) -> None:
+    detector = zoo.build(name).eval()
+    images = zoo.sample_images(detector).part(slice(1, 2))
+    assert images.proposals is not None
+    assert images.proposals.valid[0].tolist() == [True] * 11 + [False]
+    with torch.inference_mode():
+        trace, predictions = detector.trace(images), detector.predict(images)
+    (stored,) = [step for step in trace.steps if isinstance(step, ProposalStep)]
+    (pooled,) = [step for step in trace.steps if isinstance(step, PooledStep)]
+    assert torch.equal(stored.boxes, images.proposals.boxes[0, :11])
+    assert (predictions.scores[0, 11] == -torch.inf).all()
+    assert predictions.scores[0, :11].isfinite().all()
+    # rows of the predictions, so padding too
+    assert len(pooled.regions) == 12
+    assert torch.equal(pooled.scores, predictions.scores[0].amax(1))
+
+
+def test_crops_do_not_see_what_pads_an_image() -> None:
+    detector: Any = zoo.build("rcnn").eval()
+    images = zoo.sample_images(detector).part(slice(1, 2))
+    assert images.proposals is not None
+    height, width = images.sizes[0].tolist()
+    boxes = torch.tensor([[[width - 30.0, 10, width, 60], [0.0, 0, width, height]]])
+    alone = replace(images, pixels=images.pixels[..., :height, :width].contiguous())
+    assert alone.pixels.shape != images.pixels.shape
+    noise = images.pixels.clone()
+    noise[..., width:] = 255
+    expected = detector.features.crops(detector.features.prepare(alone, detector), boxes)
+    for padded in (images, replace(images, pixels=noise)):
+        crops = detector.features.crops(detector.features.prepare(padded, detector), boxes)
+        torch.testing.assert_close(crops, expected, atol=1e-2, rtol=0)
+
+
+def test_images_of_a_batch_have_scales_of_their_own_in_training() -> None:
+    torch.manual_seed(0)
+    detector: Any = build_detector(tiny_fast_rcnn_config(scales=[32, 64, 96]), ("a", "b"))
+    images, _ = batch_with_proposals()
+    factors = []
+    for _ in range(20):
+        (_, factor), *more = detector.features.prepare(images, detector).maps
+        assert not more
+        factors.append(tuple(factor.tolist()))
+    assert {first for first, _ in factors} == {second for _, second in factors} == {0.5, 1.0, 1.5}
+    assert any(first != second for first, second in factors)
+    levels = [factor.tolist() for _, factor in detector.eval().features.prepare(images, detector).maps]
+    assert levels == [[0.5, 0.5], [1.0, 1.0], [1.5, 1.5]]
+
+
+@pytest.mark.parametrize("first", [2, 3])
+def test_the_map_of_stride_16_has_regions_of_the_canonical_scale(first: int) -> None:
+    """FPN, equation 1, whichever map is the first."""
+    levels = range(first, 6)
+    maps = [torch.full((1, 2, 256 >> level, 256 >> level), float(level)) for level in levels]
+    info = [FeatureInfo(f"p{level}", 2, 1 << level) for level in levels]
+    boxes = torch.tensor([[[0.0, 0, side, side] for side in (6, 27, 29, 55, 57, 111, 113, 200)]])
+    expected = [max(first, level) for level in (2, 2, 2, 2, 3, 3, 4, 4)]
+    pooled = MapFeatures(info, "align", 2, canonical_scale=112.0).pool(maps, boxes)
+    assert pooled[0].mean((1, 2, 3)).tolist() == expected
+    assert torch.equal(pooled[0, 6:7], roi_align(maps[4 - first], boxes[:, 6:7], 2, 16, aligned=True)[0])
+
+
+def test_the_heads_columns() -> None:
+    """Background is the last column of the softmax; deltas are taken back from mean 0 and deviation 1."""
+    torch.manual_seed(0)
+    head = RegionHead(torch.nn.Flatten(), 2, 3, 3)
+    torch.nn.init.normal_(head.classifier.weight)
+    torch.nn.init.normal_(head.regressor.weight)
+    head.delta_mean.normal_()
+    head.delta_std.uniform_(0.5, 2)
+    pooled = torch.randn(2, 5, 2, 3, 3)
+    flat = pooled.flatten(2)
+    logits = flat @ head.classifier.weight.T
+    scores, deltas = head.predict(pooled)
+    torch.testing.assert_close(scores, (logits.exp() / logits.exp().sum(-1, keepdim=True))[..., :3])
+    raw = (flat @ head.regressor.weight.T).view(2, 5, 3, 4)
+    torch.testing.assert_close(deltas, raw * head.delta_std + head.delta_mean)
+    for label in range(3):
+        back = head.normalise(deltas[:, :, label], torch.full((2, 5), label))
+        torch.testing.assert_close(back, raw[:, :, label], atol=1e-5, rtol=1e-5)
+    network, _ = head.exported()
+    exported_logits, exported_deltas = network(pooled.flatten(0, 1))
+    torch.testing.assert_close(exported_logits, logits.flatten(0, 1))
+    torch.testing.assert_close(exported_deltas, deltas.flatten(0, 1))
