@@ -292,7 +292,7 @@ def rows(text: str) -> dict[str, Any]:
     return found
 
 
-def test_page_of_config_keys_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_of_config_keys_is_complete(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     # without the detectors that other tests in this process have registered
     shipped = {name: MODELS.get(name) for name in list_models() if MODELS.get(name).__module__.startswith("detkit.")}
     monkeypatch.setattr(MODELS, "_entries", shipped)
