@@ -9,14 +9,14 @@ import torch
 from detkit.backbones import FeatureInfo
 from detkit.models import build_detector
 from detkit.models.rcnn import RCNN
-from detkit.models.region import sample_regions
+from detkit.models.region import SampledRegions, sample_regions
 from detkit.models.region_features import MapFeatures, PyramidFeatures, SpatialPyramidPooling
 from detkit.models.region_head import RegionHead
 from detkit.models.trace import PooledStep, ProposalStep
 from detkit.ops import box_iou, roi_align, roi_pool
 from detkit.structures import Proposals
 from tests import zoo
-from tests.builders import batch_with_proposals, objects_of, tiny_fast_rcnn_config
+from tests.builders import batch_with_proposals, objects_of, tiny_fast_rcnn_config, tiny_faster_rcnn_config
 
 
 def test_the_objects_that_are_trained_on_are_among_the_regions() -> None:
@@ -183,3 +183,33 @@ def test_which_regions_are_of_objects_and_which_of_background(
     config = tiny_fast_rcnn_config(fg_iou=fg_iou, bg_iou=bg_iou, positive_fraction=0.5)
     sampled = sample_regions(Proposals(boxes, torch.ones(1, 5, dtype=torch.bool)), targets, 1, config)
     assert sorted(sampled.labels[sampled.valid].tolist()) == labels
+
+
+def test_the_heads_losses() -> None:
+    """Cross-entropy of all that is sampled; smooth L1 of normalised deltas of the positives, by a slow loop."""
+    torch.manual_seed(0)
+    detector: Any = build_detector(tiny_faster_rcnn_config(beta=0.25), ("a", "b"))
+    head = detector.head
+    assert isinstance(head, RegionHead)
+    head.delta_mean.normal_()
+    head.delta_std.uniform_(0.5, 2)
+    targets = objects_of([[10.0, 20, 40, 50], [50, 10, 70, 40]])
+    boxes = targets.boxes[:, [0, 1, 0, 1, 1]] + torch.tensor([[1.0], [2], [3], [4], [5]]) * torch.tensor([1, 0.5, 0, 1])
+    matched_gt_index = torch.tensor([[0, 1, -1, -1, 1]])
+    labels = torch.tensor([[0, 1, 2, 2, 1]])
+    valid = torch.tensor([[True, True, True, False, False]])
+    gt_boxes = targets.boxes[:, [0, 1, 0, 0, 1]]
+    sampled = SampledRegions(boxes, labels, gt_boxes, matched_gt_index, valid)
+    pooled = torch.randn(1, 5, *detector.features.shape)
+    losses = head.losses(pooled, sampled)
+    logits, deltas = head(pooled)
+    expected = [0.0, 0.0]
+    for row in range(3):
+        expected[0] -= logits[0, row].log_softmax(0)[labels[0, row]].item() / 3
+        if row < 2:
+            delta = head.coder.encode(gt_boxes[0, row], boxes[0, row])
+            difference = (deltas[0, row, row] - (delta - head.delta_mean[row]) / head.delta_std[row]).abs()
+            smooth = torch.where(difference < 0.25, difference**2 / 0.5, difference - 0.125)
+            expected[1] += smooth.sum().item() / 3
+    assert losses["classification"].item() == pytest.approx(expected[0], rel=1e-4)
+    assert losses["box"].item() == pytest.approx(expected[1], rel=1e-4)

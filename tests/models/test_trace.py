@@ -219,6 +219,12 @@ def test_a_trace_with_objects_has_the_proposals_of_a_prediction(case: str) -> No
     expected = step_of(detector.trace(images), ProposalNMSStep)
     assert torch.equal(step.boxes, expected.boxes)
     assert torch.equal(step.logits, expected.logits)
+    # those that are too small are no candidates
+    detector.config.min_size = 24.0
+    large = step_of(detector.trace(images), ProposalNMSStep)
+    sides = step.boxes[:, 2:] - step.boxes[:, :2]
+    assert 0 < len(large.boxes) < len(step.boxes)
+    assert torch.equal(large.boxes, step.boxes[(sides >= 24).all(1)])
 
 
 @pytest.mark.parametrize("case", CASES)
