@@ -134,8 +134,11 @@ def test_kinds_of_pooling_from_one_map_and_from_several(kind: str) -> None:
 def test_the_scale_that_a_region_is_pooled_at() -> None:
     features = PyramidFeatures(FeatureInfo("c5", 8, 16), SpatialPyramidPooling((2, 1), 16, 0.0, 0.0), [100, 200, 400])
     boxes = torch.tensor([[[0.0, 0, 224, 224], [0, 0, 112, 112], [0, 0, 56, 56], [0, 0, 20, 20]]])
-    assert features.short_sides(boxes, torch.tensor([[100, 150]])).tolist() == [[100, 200, 400, 400]]
-    assert MapFeatures([FeatureInfo("c5", 8, 16)], "pool", 3).short_sides(boxes, torch.tensor([[100, 150]])) is None
+    sizes = torch.tensor([[100, 150]])
+    short_sides = features.short_sides(boxes, sizes)
+    assert short_sides is not None
+    assert short_sides.tolist() == [[100, 200, 400, 400]]
+    assert MapFeatures([FeatureInfo("c5", 8, 16)], "pool", 3).short_sides(boxes, sizes) is None
 
 
 def test_the_heads_columns() -> None:

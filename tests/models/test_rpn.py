@@ -133,7 +133,12 @@ def test_anchors_are_sampled_by_the_rpns_keys() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_proposals_are_as_many_as_the_config_says_and_as_far_apart(training: bool) -> None:
-    numbers = {"pre_nms_top_n": 50, "post_nms_top_n": 20, "test_pre_nms_top_n": 40, "test_post_nms_top_n": 10}
+    numbers: dict[str, Any] = {
+        "pre_nms_top_n": 50,
+        "post_nms_top_n": 20,
+        "test_pre_nms_top_n": 40,
+        "test_post_nms_top_n": 10,
+    }
     rpn = RPN([FeatureInfo("c4", 4, 16)], RPNConfig(rpn_width=8, rpn_nms_iou=0.3, min_size=4.0, **numbers))
     output = random_output(0, [(12, 16)])
     images = Images(torch.zeros(2, 3, 96, 128, dtype=torch.uint8), SIZES, SIZES, ("a", "b"))
