@@ -17,7 +17,7 @@ from detkit.models.fast_rcnn import DeltaStatistics, FastRCNN
 from detkit.models.region_head import CODER
 from detkit.ops import box_iou
 from detkit.structures import Proposals, Targets
-from tests.builders import batch_with_proposals, few_regions, tiny_fast_rcnn_config
+from tests.builders import batch_with_proposals, few_regions, objects_of, tiny_fast_rcnn_config
 from tests.models.checks import check_detections, check_file
 from tests.toys.toy import CLASSES as TOYS
 from tests.toys.toy import draw_toys
@@ -99,7 +99,7 @@ class Regions:
 
 
 def test_statistics_are_those_of_a_loop() -> None:
-    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b", "never seen"))
+    detector = build_detector(tiny_fast_rcnn_config(fg_iou=0.8), ("a", "b", "never seen"))
     assert isinstance(detector, FastRCNN)
     images, targets = batch_with_proposals(80)
     assert images.proposals is not None
@@ -109,7 +109,7 @@ def test_statistics_are_those_of_a_loop() -> None:
     deltas: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     for box in images.proposals.boxes[0]:
         overlap = box_iou(targets.boxes[0], box[None])[:, 0]
-        if overlap.max() >= 0.5:
+        if overlap.max() >= 0.8:
             label = int(overlap.argmax())
             deltas[label].append(CODER.encode(targets.boxes[0, label], box).double())
     for label, values in deltas.items():
@@ -118,6 +118,18 @@ def test_statistics_are_those_of_a_loop() -> None:
         torch.testing.assert_close(detector.head.delta_std[label].double(), rows.std(0, False), atol=1e-4, rtol=1e-4)
     assert detector.head.delta_mean[2].tolist() == [0] * 4
     assert detector.head.delta_std[2].tolist() == [1] * 4
+
+
+def test_statistics_of_one_proposal_and_of_two_that_are_equal() -> None:
+    """There is no deviation to divide by."""
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
+    assert isinstance(detector, FastRCNN)
+    targets = objects_of([[0.0, 0, 40, 40], [50.0, 0, 80, 40]])
+    boxes = torch.tensor([[[2.0, 1, 41, 43], [51.0, 1, 82, 43], [51.0, 1, 82, 43]]])
+    detector.stages()[0].run(detector, Regions((targets, Proposals(boxes, torch.ones(1, 3, dtype=torch.bool)))))
+    expected = CODER.encode(targets.boxes[0, 1], boxes[0, 1])
+    torch.testing.assert_close(detector.head.delta_mean, torch.stack((torch.zeros(4), expected)))
+    assert detector.head.delta_std.tolist() == [[1] * 4] * 2
 
 
 def test_statistics_leave_out_ignored_objects() -> None:

@@ -17,7 +17,7 @@ from detkit.config import BackboneConfig, DetectConfig
 from detkit.data.proposal_store import open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.faster_rcnn import FasterRCNN
+from detkit.models.faster_rcnn import FasterRCNN, pad_to
 from detkit.models.region import sample_regions
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import CODER
@@ -109,6 +109,16 @@ def test_padding_is_zero_after_normalising() -> None:
     assert not x[0, :, :, 7:].any()
     # without sizes all of it is valid
     assert (detector.normalise(pixels) != 0).all()
+
+
+def test_batches_are_padded_to_the_next_multiple() -> None:
+    pixels = random_image(64, 70).float()
+    padded = pad_to(pixels, 32)
+    assert padded.shape == (1, 3, 64, 96)
+    assert torch.equal(padded[..., :70], pixels)
+    assert not padded[..., 70:].any()
+    assert pad_to(padded, 32).shape == padded.shape
+    assert pad_to(pixels, 1) is pixels
 
 
 def test_regions_are_pooled_from_the_map_of_their_size() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkit.config import Config, DetectConfig
 from detkit.models import Detector, postprocess
+from detkit.ops import clip, nms_dense, soft_nms_dense
 from detkit.structures import Detections, Images, InputSpec, Predictions
 from tests.builders import images_of, random_image
 
@@ -113,3 +114,28 @@ def test_without_a_refinement_detections_stay() -> None:
     images = images_of(random_image(8, 8))
     detections = Detections(torch.rand(1, 3, 4), torch.rand(1, 3), torch.zeros(1, 3, dtype=torch.int64))
     assert detector.refine(images, detections, None) is detections
+
+
+@pytest.mark.parametrize("nms", ["hard", "linear", "gaussian"])
+@pytest.mark.parametrize("thresholds", [None, torch.tensor([0.5, 0.1, torch.inf])], ids=["one", "each"])
+def test_the_settings_are_those_of_the_suppression(nms: str, thresholds: Tensor | None) -> None:
+    predictions = random_predictions(1, 60, 3, per_class=False, crowded=True)
+    images = Images(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), SIZES, ORIGINAL, ("a", "b"))
+    settings = DetectConfig(nms=nms, score_threshold=0.3, nms_iou=0.4, sigma=0.8, top_k=20, detections_per_image=35)
+    found, index = postprocess(predictions, images, settings, thresholds)
+    boxes = clip(predictions.boxes, SIZES)
+    limits: dict[str, Any] = {
+        "iou": 0.4,
+        "top_k": 20,
+        "max_out": 35,
+        "score": 0.3 if thresholds is None else thresholds,
+    }
+    if nms == "hard":
+        expected = nms_dense(boxes, predictions.scores, **limits)
+    else:
+        *expected, scores = soft_nms_dense(boxes, predictions.scores, method=nms, sigma=0.8, **limits)
+        assert torch.equal(found.scores, scores)
+    assert torch.equal(index, expected[0])
+    assert torch.equal(found.labels, expected[1])
+    present = set(found.labels[found.labels >= 0].tolist())
+    assert present == ({0, 1, 2} if thresholds is None else {0, 1})

@@ -161,11 +161,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("call", [7, 13, 24])
+@pytest.mark.parametrize(
+    ("call", "stage", "done"),
+    [(3, "svm", 0), (9, "svm", 0), (15, "svm", 12), (21, "box_regression", 0), (27, "box_regression", 12)],
+    ids=["norms", "positives", "hard negatives", "norms before the tail", "pairs"],
+)
 def test_an_interrupted_pass_goes_on(
-    folder: Path, call: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    folder: Path, call: int, stage: str, done: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Stopped among the norms, the hard negatives or the regression's pairs: the same weights in the end."""
+    """Stopped in the middle of each pass over the 24 images, in 6 batches: the same weights in the end."""
     monkeypatch.chdir(folder)
     if not (folder / "whole").exists():
         assert cli.main(["train", "rcnn.yaml", "--out", "whole"]) in (0, None)
@@ -182,8 +186,8 @@ def test_an_interrupted_pass_goes_on(
     cut = f"cut{call}"
     assert cli.main(["train", "rcnn.yaml", "--out", cut]) == 128 + signal.SIGTERM
     assert f"SIGTERM: {cut}/last.pt saved after image" in capsys.readouterr().err
-    stage = checkpoint.load(Path(cut) / "last.pt")["training"]["stage"]
-    assert stage == ("svm" if call < 20 else "box_regression")
+    saved = checkpoint.load(Path(cut) / "last.pt")["training"]
+    assert (saved["stage"], saved["done"]) == (stage, done)
     assert cli.main(["train", "--resume", cut]) in (0, None)
     whole, resumed = (checkpoint.load(Path(name) / "best.pt")["model"] for name in ("whole", cut))
     for name, value in whole.items():

@@ -9,14 +9,14 @@ import torch
 from detkit.backbones import FeatureInfo
 from detkit.models import build_detector
 from detkit.models.rcnn import RCNN
-from detkit.models.region import sample_regions
+from detkit.models.region import SampledRegions, sample_regions
 from detkit.models.region_features import MapFeatures, PyramidFeatures, SpatialPyramidPooling
 from detkit.models.region_head import RegionHead
 from detkit.models.trace import PooledStep, ProposalStep
-from detkit.ops import box_iou, roi_align
+from detkit.ops import box_iou, roi_align, roi_pool
 from detkit.structures import Proposals
 from tests import zoo
-from tests.builders import batch_with_proposals, objects_of, tiny_fast_rcnn_config
+from tests.builders import batch_with_proposals, objects_of, tiny_fast_rcnn_config, tiny_faster_rcnn_config
 
 
 def test_the_objects_that_are_trained_on_are_among_the_regions() -> None:
@@ -116,6 +116,31 @@ def test_the_map_of_stride_16_has_regions_of_the_canonical_scale(first: int) -> 
     assert torch.equal(pooled[0, 6:7], roi_align(maps[4 - first], boxes[:, 6:7], 2, 16, aligned=True)[0])
 
 
+@pytest.mark.parametrize("kind", ["pool", "align", "align_v1"])
+def test_kinds_of_pooling_from_one_map_and_from_several(kind: str) -> None:
+    """What a region reads of its map is the same, beside other maps and alone."""
+    torch.manual_seed(0)
+    fine, coarse = torch.randn(1, 2, 32, 32), torch.randn(1, 2, 16, 16)
+    info = [FeatureInfo("p3", 2, 8), FeatureInfo("p4", 2, 16)]
+    boxes = torch.tensor([[[10.0, 20, 49, 66], [3.0, 40, 54, 90]]])
+    if kind == "pool":
+        expected = roi_pool(fine, boxes, 3, 8)
+    else:
+        expected = roi_align(fine, boxes, 3, 8, aligned=kind == "align")
+    torch.testing.assert_close(MapFeatures(info[:1], kind, 3).pool([fine], boxes), expected)
+    torch.testing.assert_close(MapFeatures(info, kind, 3).pool([fine, coarse], boxes), expected)
+
+
+def test_the_scale_that_a_region_is_pooled_at() -> None:
+    features = PyramidFeatures(FeatureInfo("c5", 8, 16), SpatialPyramidPooling((2, 1), 16, 0.0, 0.0), [100, 200, 400])
+    boxes = torch.tensor([[[0.0, 0, 224, 224], [0, 0, 112, 112], [0, 0, 56, 56], [0, 0, 20, 20]]])
+    sizes = torch.tensor([[100, 150]])
+    short_sides = features.short_sides(boxes, sizes)
+    assert short_sides is not None
+    assert short_sides.tolist() == [[100, 200, 400, 400]]
+    assert MapFeatures([FeatureInfo("c5", 8, 16)], "pool", 3).short_sides(boxes, sizes) is None
+
+
 def test_the_heads_columns() -> None:
     """Background is the last column of the softmax; deltas are taken back from mean 0 and deviation 1."""
     torch.manual_seed(0)
@@ -138,3 +163,56 @@ def test_the_heads_columns() -> None:
     exported_logits, exported_deltas = network(pooled.flatten(0, 1))
     torch.testing.assert_close(exported_logits, logits.flatten(0, 1))
     torch.testing.assert_close(exported_deltas, deltas.flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("fg_iou", "bg_iou", "labels"),
+    [
+        (0.5, [0.0, 0.5], [0, 0, 0, 1, 1, 1]),
+        (0.5, [0.1, 0.5], [0, 0, 0, 1, 1]),
+        (0.7, [0.0, 0.5], [0, 0, 1, 1, 1]),
+        (0.7, [0.1, 0.65], [0, 0, 1, 1, 1]),
+        (0.55, [0.25, 0.5], [0, 0, 0, 1]),
+    ],
+)
+def test_which_regions_are_of_objects_and_which_of_background(
+    fg_iou: float, bg_iou: list[float], labels: list[int]
+) -> None:
+    """Regions that overlap an object by .05, .2, .3, .6 and .8, beside it; between the bounds none is sampled."""
+    targets = objects_of([[0.0, 0, 100, 10]])
+    widths = torch.tensor([5.0, 20, 30, 60, 80])
+    boxes = torch.stack((widths * 0, widths * 0, widths, widths * 0 + 10), -1).unsqueeze(0)
+    torch.testing.assert_close(box_iou(targets.boxes, boxes)[0, 0], widths / 100)
+    config = tiny_fast_rcnn_config(fg_iou=fg_iou, bg_iou=bg_iou, positive_fraction=0.5)
+    sampled = sample_regions(Proposals(boxes, torch.ones(1, 5, dtype=torch.bool)), targets, 1, config)
+    assert sorted(sampled.labels[sampled.valid].tolist()) == labels
+
+
+def test_the_heads_losses() -> None:
+    """Cross-entropy of all that is sampled; smooth L1 of normalised deltas of the positives, by a slow loop."""
+    torch.manual_seed(0)
+    detector: Any = build_detector(tiny_faster_rcnn_config(beta=0.25), ("a", "b"))
+    head = detector.head
+    assert isinstance(head, RegionHead)
+    head.delta_mean.normal_()
+    head.delta_std.uniform_(0.5, 2)
+    targets = objects_of([[10.0, 20, 40, 50], [50, 10, 70, 40]])
+    boxes = targets.boxes[:, [0, 1, 0, 1, 1]] + torch.tensor([[1.0], [2], [3], [4], [5]]) * torch.tensor([1, 0.5, 0, 1])
+    matched_gt_index = torch.tensor([[0, 1, -1, -1, 1]])
+    labels = torch.tensor([[0, 1, 2, 2, 1]])
+    valid = torch.tensor([[True, True, True, False, False]])
+    gt_boxes = targets.boxes[:, [0, 1, 0, 0, 1]]
+    sampled = SampledRegions(boxes, labels, gt_boxes, matched_gt_index, valid)
+    pooled = torch.randn(1, 5, *detector.features.shape)
+    losses = head.losses(pooled, sampled)
+    logits, deltas = head(pooled)
+    expected = [0.0, 0.0]
+    for row in range(3):
+        expected[0] -= logits[0, row].log_softmax(0)[labels[0, row]].item() / 3
+        if row < 2:
+            delta = head.coder.encode(gt_boxes[0, row], boxes[0, row])
+            difference = (deltas[0, row, row] - (delta - head.delta_mean[row]) / head.delta_std[row]).abs()
+            smooth = torch.where(difference < 0.25, difference**2 / 0.5, difference - 0.125)
+            expected[1] += smooth.sum().item() / 3
+    assert losses["classification"].item() == pytest.approx(expected[0], rel=1e-4)
+    assert losses["box"].item() == pytest.approx(expected[1], rel=1e-4)

@@ -1,4 +1,6 @@
-"""The RPN's proposals against torchvision's."""
+"""The RPN: its proposals against torchvision's, and what its config says."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +8,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detkit.backbones import FeatureInfo
 from detkit.models.rpn import CODER, RPN, RPNConfig, RPNOutput, propose
-from detkit.ops import grid_anchors, rpn_anchors
+from detkit.ops import BACKGROUND, IGNORED, Match, box_iou, grid_anchors, rpn_anchors
+from detkit.structures import Images
+from tests.builders import objects_of
 
 SIZES = torch.tensor([[96, 128], [80, 100]])
 
@@ -86,3 +90,65 @@ def test_one_network_serves_all_maps_and_has_its_depth() -> None:
     for x, logits in zip(maps, output.logits):
         hidden = second(rpn.conv(x).relu()).relu()
         torch.testing.assert_close(logits, rpn.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [[0, 0, IGNORED, BACKGROUND, IGNORED, IGNORED, BACKGROUND], [0, 0, *[IGNORED] * 4, BACKGROUND]]),
+        (
+            {"rpn_fg_iou": 0.6},
+            [[0, 0, IGNORED, BACKGROUND, IGNORED, 0, BACKGROUND], [0, 0, *[IGNORED] * 3, 0, BACKGROUND]],
+        ),
+        ({"rpn_bg_iou": 0.2}, [[0, 0, IGNORED, BACKGROUND, *[IGNORED] * 3], [0, 0, *[IGNORED] * 5]]),
+        ({"allow_border": True, "rpn_fg_iou": 0.6}, [[0, 0, 0, BACKGROUND, BACKGROUND, 0, BACKGROUND]] * 2),
+    ],
+)
+def test_anchors_learn_what_the_config_says(keys: dict[str, Any], expected: list[list[int]]) -> None:
+    """On images 100 and 64 pixels wide, both 80 high, with one object."""
+    anchors = torch.tensor(
+        [
+            [20.0, 20, 60, 60],  # the object
+            [20.0, 20, 60, 75],  # IoU .73
+            [20.0, 20, 60, 81],  # IoU .66, crosses the lower border
+            [70.0, 10, 95, 40],  # background, outside of the narrower image
+            [-5.0, 0, 20, 20],  # background, crosses the left border
+            [20.0, 20, 60, 46],  # IoU .65
+            [20.0, 20, 60, 30],  # IoU .25
+        ]
+    )
+    rpn = RPN([FeatureInfo("c4", 4, 16)], RPNConfig(rpn_width=8, **keys))
+    objects = objects_of([[20.0, 20, 60, 60]], [[20.0, 20, 60, 60]])
+    match = rpn.match(anchors, torch.tensor([[80, 100], [80, 64]]), objects)
+    assert match.index.tolist() == expected
+
+
+def test_anchors_are_sampled_by_the_rpns_keys() -> None:
+    config = RPNConfig(rpn_width=8, rpn_batch_size_per_image=8, rpn_positive_fraction=0.25)
+    rpn = RPN([FeatureInfo("c4", 4, 16)], config)
+    index, valid = rpn.sample(Match(torch.tensor([[0] * 20 + [BACKGROUND] * 20 + [IGNORED] * 9]), torch.zeros(1, 49)))
+    assert valid.tolist() == [[True] * 8]
+    assert [(index < 20).sum().item(), ((index >= 20) & (index < 40)).sum().item()] == [2, 6]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_proposals_are_as_many_as_the_config_says_and_as_far_apart(training: bool) -> None:
+    numbers: dict[str, Any] = {
+        "pre_nms_top_n": 50,
+        "post_nms_top_n": 20,
+        "test_pre_nms_top_n": 40,
+        "test_post_nms_top_n": 10,
+    }
+    rpn = RPN([FeatureInfo("c4", 4, 16)], RPNConfig(rpn_width=8, rpn_nms_iou=0.3, min_size=4.0, **numbers))
+    output = random_output(0, [(12, 16)])
+    images = Images(torch.zeros(2, 3, 96, 128, dtype=torch.uint8), SIZES, SIZES, ("a", "b"))
+    found = rpn.propose(output, images, training)
+    pre_nms_top_n, post_nms_top_n = (50, 20) if training else (40, 10)
+    limits: dict[str, int] = {"pre_nms_top_n": pre_nms_top_n, "post_nms_top_n": post_nms_top_n}
+    expected = propose(output, SIZES, torch.full((2,), 4.0), **limits, nms_iou=0.3)
+    assert found.boxes.shape == (2, post_nms_top_n, 4)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.valid, expected.valid)
+    for boxes, valid in zip(found.boxes, found.valid):
+        overlap = box_iou(boxes[valid], boxes[valid]).fill_diagonal_(0)
+        assert overlap.max() <= 0.3

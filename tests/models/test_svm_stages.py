@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ class Run:
 
     def __init__(self, batches: list[tuple[Images, Targets]]) -> None:
         self.batches, self.concluded = batches, 0
+        self.passes: dict[str, list[int]] = {}  # the images of each pass, by what its progress is called
 
     def restore(self, detector: Any) -> dict[str, Any]:
         return {}
@@ -58,6 +60,7 @@ class Run:
         self.concluded += 1
 
     def dataset_pass(self, detector: Any, rows: Any, text: str, done: int = 0, save: Any = None) -> Iterator:
+        self.passes[text] = list(rows)
         return iter(self.batches)
 
 
@@ -113,6 +116,21 @@ def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out() -> None:
     torch.testing.assert_close(detector.head.svm(features), expected, atol=0.02, rtol=0.02)
     assert bool(detector.head.svm_fitted)
     assert run.concluded == 1
+
+
+@pytest.mark.parametrize(("fit_images", "rows"), [(0, list(range(12))), (4, [0, 3, 6, 9])])
+def test_the_images_that_a_stage_is_fitted_to(
+    fit_images: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evenly spread; the features' norm is taken from a few of them."""
+    monkeypatch.setattr("detkit.models.svm_stage.SCALE_IMAGES", 3)
+    detector, run = Linear(), Run(batches())
+    few = [rows[len(rows) * i // 3] for i in range(3)]
+    replace(STAGE, fit_images=fit_images).run(detector, run)  # pyright: ignore[reportArgumentType]
+    assert run.passes == {"norm of features": few, "positives": rows, "hard negatives": rows}
+    run.passes.clear()
+    BoxRegression(CODER, 50.0, 0.6, fit_images).run(detector, run)  # pyright: ignore[reportArgumentType]
+    assert run.passes == {"norm of features": few, "regression": rows}
 
 
 def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,12 +29,17 @@ from detkit.structures import Images, Targets
 from tests import zoo
 
 FPN = {"neck": "fpn", "channels": 24, "size_divisor": 32, "scales": [2.0]}
-CASES: dict[str, dict[str, Any]] = {**{name: {} for name in zoo.MODELS}, "faster_rcnn fpn": FPN}
-REGION = ("fast_rcnn", "faster_rcnn", "faster_rcnn fpn", "rcnn", "sppnet")
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {} for name in zoo.MODELS},
+    "fast_rcnn scales": {"scales": [64, 96], "longest": 130},
+    "faster_rcnn fpn": FPN,
+}
+REGION = ("fast_rcnn", "fast_rcnn scales", "faster_rcnn", "faster_rcnn fpn", "rcnn", "sppnet")
 REGION_STEPS = [PooledStep, RegressionStep]
 RPN_STEPS = [AnchorStep, ObjectnessStep, ProposalNMSStep, *REGION_STEPS]
 STEPS: dict[str, list[type[Step]]] = {
     "fast_rcnn": [ProposalStep, *REGION_STEPS],
+    "fast_rcnn scales": [ProposalStep, *REGION_STEPS],
     "faster_rcnn": RPN_STEPS,
     "faster_rcnn fpn": RPN_STEPS,
     "rcnn": [ProposalStep, *REGION_STEPS],
@@ -214,6 +219,12 @@ def test_a_trace_with_objects_has_the_proposals_of_a_prediction(case: str) -> No
     expected = step_of(detector.trace(images), ProposalNMSStep)
     assert torch.equal(step.boxes, expected.boxes)
     assert torch.equal(step.logits, expected.logits)
+    # those that are too small are no candidates
+    shorter = (step.boxes[:, 2:] - step.boxes[:, :2]).amin(1)
+    detector.config.min_size = shorter.median().item() + 0.01
+    large = step_of(detector.trace(images), ProposalNMSStep)
+    assert 0 < len(large.boxes) < len(step.boxes)
+    assert torch.equal(large.boxes, step.boxes[shorter >= detector.config.min_size])
 
 
 @pytest.mark.parametrize("case", CASES)
