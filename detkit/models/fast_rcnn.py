@@ -56,7 +56,7 @@ class DeltaStatistics:
     iterations_factor: int = 0
 
     def run(self, detector: RegionDetector, run: StageRun) -> None:
-        """Set the buffers of the region head; a class without proposals keeps mean 0 and deviation 1."""
+        """Set the buffers of the region head; a class of less than two proposals keeps mean 0 and deviation 1."""
         run.restore(detector)
         head: RegionHead = detector.head
         sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)

@@ -120,13 +120,14 @@ def test_statistics_are_those_of_a_loop() -> None:
     assert detector.head.delta_std[2].tolist() == [1] * 4
 
 
-def test_statistics_of_one_proposal_and_of_two_that_are_equal() -> None:
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_statistics_of_one_proposal_and_of_some_that_are_equal(count: int) -> None:
     """There is no deviation to divide by."""
     detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
     assert isinstance(detector, FastRCNN)
     targets = objects_of([[0.0, 0, 40, 40], [50.0, 0, 80, 40]])
-    boxes = torch.tensor([[[2.0, 1, 41, 43], [51.0, 1, 82, 43], [51.0, 1, 82, 43]]])
-    detector.stages()[0].run(detector, Regions((targets, Proposals(boxes, torch.ones(1, 3, dtype=torch.bool)))))
+    boxes = torch.tensor([[[2.0, 1, 41, 43], *[[51.3, 1.7, 82.9, 43.1]] * count]])
+    detector.stages()[0].run(detector, Regions((targets, Proposals(boxes, torch.ones(1, count + 1, dtype=torch.bool)))))
     expected = CODER.encode(targets.boxes[0, 1], boxes[0, 1])
     torch.testing.assert_close(detector.head.delta_mean, torch.stack((torch.zeros(4), expected)))
     assert detector.head.delta_std.tolist() == [[1] * 4] * 2
