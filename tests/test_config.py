@@ -1,10 +1,13 @@
 """Configs: what is accepted, and the one line for what isn't."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from detkit import extensions
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, save_config, to_plain
 from detkit.models import build_detector
@@ -58,6 +61,7 @@ def test_the_papers_recipes_build_the_papers_boxes(name, boxes):
         ("data: {root: x}\n", [], r"model\.name is missing"),
         ("- 1\n", [], r"a config is a mapping"),
         ("model: {name: ssd\n", [], r"not valid YAML"),
+        (MINIMAL, ["data.format=vocc"], r"a\.yaml: data\.format: 'vocc' is not one of auto, voc, coco, yolo, shapes"),
     ],
 )
 def test_mistakes_are_one_line(text, overrides, message, tmp_path):
@@ -95,3 +99,59 @@ def test_every_published_recipe_can_be_built(path: Path) -> None:
 def test_a_word_of_a_key_leads_to_the_key(key: str, nearest: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
         load_config(write(tmp_path, MINIMAL), [f"detect.{key}=1"])
+
+
+CODE = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n"
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Return a function that writes a Python file, which touches NAME.ran where it is run, and returns its path."""
+    names = []
+    monkeypatch.setattr(extensions, "imported", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write_code(name: str) -> str:
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(CODE)
+        return str(tmp_path / f"{name}.py")
+
+    yield write_code
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def ran(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.ran"))
+
+
+def test_a_config_runs_its_imports_and_keeps_those_of_the_command_line(code, tmp_path):
+    by_option, by_config = code("by_option_of_a_test"), code("by_config_of_a_test")
+    extensions.import_code([by_option])
+    text = MINIMAL + f"imports: [{by_config}]\n"
+    assert load_config(write(tmp_path, text)).imports == [by_config, by_option]
+    assert ran(tmp_path) == ["by_config_of_a_test", "by_option_of_a_test"]
+    assert load_config(write(tmp_path, MINIMAL)).imports == [by_option, by_config]
+
+
+def test_reading_a_checkpoint_runs_no_code_but_the_arguments(code, tmp_path):
+    """What the checkpoint names stays in its config, to be told of; code that is only at hand is no part of it."""
+    named, argument = code("named_by_a_test"), code("argument_of_a_test")
+    values = to_plain(load_config(write(tmp_path, MINIMAL))) | {"imports": [named]}
+    assert from_plain(values, "best.pt").imports == [named]
+    assert ran(tmp_path) == []
+    assert from_plain(values, "best.pt", [f"imports=[{argument}]"]).imports == [argument]
+    assert ran(tmp_path) == ["argument_of_a_test"]
+    assert from_plain(values, "best.pt").imports == [named]
+
+
+def test_a_checkpoint_of_unknown_names_is_one_line(tmp_path):
+    """With the code that would register them, where it names any."""
+    values = to_plain(load_config(write(tmp_path, MINIMAL)))
+    values["data"]["format"] = "nonesuch"
+    with pytest.raises(UserError, match=r"^best\.pt: data\.format: 'nonesuch' is not one of auto, voc"):
+        from_plain(values, "best.pt")
+    with pytest.raises(
+        UserError, match=r"^best\.pt: data\.format is 'nonesuch', of code .*: add --import a\.py --import b "
+    ):
+        from_plain(values | {"imports": ["a.py", "b"]}, "best.pt")

@@ -95,6 +95,8 @@ def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Trut
         with autocast(device, config.train.amp):
             trace = detector.trace(images, targets)
         detections, index = postprocess(trace.predictions, images, config.detect)
+        with autocast(device, config.train.amp):
+            detections = detector.refine(images, detections, trace.predictions.features)
         factors = images.original[0] / images.sizes[0]
         nms = _class_suppression(trace.predictions, images.sizes[0], config.detect, factors)
     detector.train(training)

@@ -1,6 +1,7 @@
 """Stages: what one hands over to the next, and where a resumed run goes on."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_a_longer_stage_lowers_the_rate_later(train: Train, tmp_path: Path, monk
     rates = {line["iteration"]: line["lr"] for line in lines}
     # the long stage's milestone is at 30 of its 40 steps, the short one's at 15 of 20
     assert rates == {20: 0.01, 40: pytest.approx(0.001), 60: pytest.approx(0.001)}
+
+
+def test_iterations_are_counted_over_all_stages(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In checkpoints, evaluations and the log, also of a run that stopped within the second stage."""
+    monkeypatch.setattr(Toy, "stages", lambda _: [SGD("first"), SGD("second")])
+    folder = tmp_path / "run"
+    Toy.signal_at = (10, signal.SIGTERM)
+    assert train("train.iterations=8", "data.test=[]", "--out", folder) == 143
+    stopped = checkpoint.load(folder / "last.pt")
+    assert (stopped["iteration"], stopped["training"]["stage"]) == (10, "second")
+    assert (stopped["metrics"]["iteration"], stopped["metrics"]["stage"]) == (8, "first")
+    assert train("--resume", folder) == 0
+    ended = checkpoint.load(folder / "last.pt")
+    assert ended["iteration"] == 16
+    assert (ended["metrics"]["iteration"], ended["metrics"]["stage"]) == (16, "second")
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "mAP" in line] == [8, 16]
 
 
 def test_random_numbers_differ_from_stage_to_stage(

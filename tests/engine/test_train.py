@@ -52,15 +52,26 @@ def pretend_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
     monkeypatch.setattr("detkit.engine.validation.evaluate", pretend)
 
 
-@pytest.mark.parametrize(("aps", "best_at"), [((0.3, 0.9, 0.5), 16), ((NAN, 0.0, 0.0), 16), ((NAN, NAN, NAN), 24)])
+@pytest.mark.parametrize(
+    ("aps", "best_at", "praised"),
+    [((0.3, 0.9, 0.5), 16, [8, 16]), ((NAN, 0.0, 0.0), 16, [16]), ((NAN, NAN, NAN), 24, [])],
+)
 def test_the_best_on_val_is_kept(
-    aps: tuple[float, ...], best_at: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aps: tuple[float, ...],
+    best_at: int,
+    praised: list[int],
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pretend_aps(monkeypatch, *aps)
     folder = tmp_path / "run"
     assert train("--out", folder) == 0
     best = checkpoint.load(folder / "best.pt")
     assert best["iteration"] == best_at
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("/")[0] for line in said if line.endswith("the best so far")] == [str(at) for at in praised]
     assert best["metrics"]["split"] == "val"
     assert checkpoint.load(folder / "last.pt")["iteration"] == 24
     # the test split is seen by the best alone

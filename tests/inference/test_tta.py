@@ -238,6 +238,32 @@ def test_detections_are_refined_with_the_features_of_the_images_themselves(flip:
     assert torch.equal(refined.boxes, plain.boxes + 1000)
 
 
+class Listening(Blocks):
+    """Notes the number format that it computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats: list[torch.dtype] = []
+
+    def predict(self, images: Images) -> Predictions:
+        self.note()
+        return super().predict(images)
+
+    def refine(self, images: Images, detections: Detections, features: None) -> Detections:
+        self.note()
+        return detections
+
+    def note(self) -> None:
+        self.formats.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
+def test_detections_are_refined_in_the_number_format_of_the_network(amp: str, dtype: torch.dtype) -> None:
+    detector = Listening()
+    detect_batch(detector, padded(), SETTINGS, torch.device("cpu"), amp, True)
+    assert detector.formats == [dtype, dtype]
+
+
 def test_without_the_images_themselves_the_features_are_of_the_first_view() -> None:
     detector, images = WithFeatures(), padded()
     predictions = predict_views(detector, images, replace(SETTINGS, flip=True, scales=[0.5, 0.25]))

@@ -170,6 +170,24 @@ def test_the_worst_of_distinct_images(tmp_path: Path):
     )
 
 
+def test_the_largest_of_missed_objects(tmp_path: Path):
+    """One an image, the largest first."""
+    annotations = {
+        "a": xml([("cat", (1, 1, 9, 9)), ("cat", (21, 1, 40, 10))]),
+        "b": xml([("cat", (1, 1, 30, 30))]),
+        "c": xml([("cat", (1, 1, 5, 5))]),
+    }
+    root = make_root(tmp_path / "cats", annotations, {"test": list("abc")}, image_files=False)
+    dataset, found = open_root(root, ["test"]), detection_set([], tuple("abc"), ("cat",))
+    path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    data = data_of(path.read_text())
+    shown = [
+        (data["images"][number]["id"], data["images"][number]["objects"][place][2:])
+        for number, place in data["kinds"]["missed"]
+    ]
+    assert shown == [("b", [0, 0, 30, 30]), ("a", [20, 0, 40, 10]), ("c", [0, 0, 5, 5])]
+
+
 def test_images_become_small_jpegs(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
     thumbnail = gallery.thumbnail(noise)

@@ -1,0 +1,38 @@
+"""Where the file of an index is written, and when it is read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkit.data.annotations import AnnotatedObject, Annotations
+from detkit.data.index import Index, cached_index
+
+
+def index_of(name: str) -> Index:
+    """An index of one image, which has one object."""
+    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), 7)], ["cat"])
+    text = np.array([name])
+    return Index(text, text, np.zeros((1, 2), np.int64), np.array([""]), np.array([0, 1]), objects, np.array(["cat"]))
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_each_index_has_one_file(writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the root, or, where that is read-only, in the user's cache; by key, and read again while its digest fits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o755 if writable else 0o555)
+    keys = ("", "images=a", "images=b")
+    try:
+        for key in keys:
+            cached_index(root, key, "digest", Index, lambda key=key: index_of(f"of {key}"))
+        for key in keys:
+            stored = cached_index(root, key, "digest", Index, lambda: pytest.fail("the file is not read"))
+            assert stored.ids.tolist() == [f"of {key}"]
+        in_root, in_cache = ([*folder.rglob("*.npz")] for folder in (root, tmp_path / "cache"))
+        assert (len(in_root), len(in_cache)) == ((3, 0) if writable else (0, 3))
+        again = cached_index(root, "images=a", "another digest", Index, lambda: index_of("new"))
+        assert again.ids.tolist() == ["new"]
+    finally:
+        root.chmod(0o755)
