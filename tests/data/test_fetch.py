@@ -98,7 +98,9 @@ def test_official_files():
     peers = {DATASET_YEAR_DICT[year]["filename"]: DATASET_YEAR_DICT[year] for year in ("2012", "2007", "2007-test")}
     for archive in archives:
         assert archive.md5 == peers[archive.name]["md5"]
-        assert f"{fetch.OFFICIAL}/{archive.folder}/{archive.name}" == peers[archive.name]["url"]
+        # torchvision's versions name one host of the two, the files are the same
+        path = urlsplit(f"{fetch.OFFICIAL}/{archive.folder}/{archive.name}").path
+        assert path == urlsplit(peers[archive.name]["url"]).path
         assert archive.size % 512 == 0  # tar's blocks
 
 

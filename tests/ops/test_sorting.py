@@ -8,7 +8,7 @@ from detkit.ops.sorting import argsort_descending, ranked_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@given(values=st.lists(st.floats(width=16, allow_nan=False) | st.sampled_from([0.0, -0.0, 0.5, -2.0]), max_size=60))
+@given(values=st.lists(st.floats(width=16, allow_nan=False, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 0.5, -2.0]), max_size=60))
 @settings(deadline=None)
 def test_order_is_that_of_a_stable_sort(dtype: torch.dtype, values: list[float]) -> None:
     scores = torch.tensor(values, dtype=dtype)
