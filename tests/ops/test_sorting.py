@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 
 from detkit.ops.sorting import argsort_descending, ranked_rows
 
+# no subnormal numbers: other tests in this process may have them flushed to 0
+NUMBERS = st.floats(width=16, allow_nan=False, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 0.5, -2.0])
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@given(values=st.lists(st.floats(width=16, allow_nan=False, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 0.5, -2.0]), max_size=60))
+@given(values=st.lists(NUMBERS, max_size=60))
 @settings(deadline=None)
 def test_order_is_that_of_a_stable_sort(dtype: torch.dtype, values: list[float]) -> None:
     scores = torch.tensor(values, dtype=dtype)
