@@ -31,9 +31,8 @@ def _expect_extra(structure: object, extra: Mapping[str, Tensor], shape: Sequenc
     for name, tensor in extra.items():
         if tensor.shape[: len(shape)] != tuple(shape):
             expected = ", ".join(map(str, shape))
-            raise ValueError(
-                f"{type(structure).__name__}.extra[{name!r}]: expected shape ({expected}, ...), got {tuple(tensor.shape)}"
-            )
+            where = f"{type(structure).__name__}.extra[{name!r}]"
+            raise ValueError(f"{where}: expected shape ({expected}, ...), got {tuple(tensor.shape)}")
 
 
 @dataclass(frozen=True)
