@@ -144,9 +144,9 @@ def _config(arguments: argparse.Namespace) -> "Config | None":
 
 def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[str] | None, str]:
     """Return the (root, split) pairs that were asked for, and class list and format of the config."""
-    from detkit.data import split_names
     from detkit.data.dataset import parse_splits
     from detkit.data.formats import find_splits
+    from detkit.data.opening import split_names
 
     config = _config(arguments)
     if config is not None:
@@ -239,8 +239,8 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from detkit.data import open_dataset
     from detkit.data.formats import open_root
+    from detkit.data.opening import open_dataset
 
     if arguments.images < 1 or arguments.start < 0:
         raise UserError(f"--images {arguments.images} --start {arguments.start}: show at least one image, from 0 on")

@@ -137,7 +137,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name} goes with --detections{hint}")
 
     from detkit.checkpoints.checkpoint import load_detector
-    from detkit.data import open_dataset
+    from detkit.data.opening import open_dataset
     from detkit.inference.evaluate import evaluate
     from detkit.runtime.device import choose_device, to_device
 

@@ -172,7 +172,7 @@ def _dataset_to_make(arguments: argparse.Namespace, config: "Config | None") -> 
         if not arguments.split:
             raise UserError(f"which images of {arguments.root}? an example: --split trainval")
         return _open(arguments.root, arguments.split)
-    from detkit.data import open_dataset
+    from detkit.data.opening import open_dataset
 
     splits = arguments.split or ["train"]
     if len(splits) > 1:

@@ -19,10 +19,10 @@ import torch
 from detkit.backbones.describe import count_flops, count_parameters
 from detkit.checkpoints.checkpoint import build, load
 from detkit.config import Config
-from detkit.data import open_dataset
 from detkit.data.batch import make_batch
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals
+from detkit.data.opening import open_dataset
 from detkit.data.proposal_store import match_ids, open_store
 from detkit.data.transforms import build_test
 from detkit.errors import UserError

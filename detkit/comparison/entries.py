@@ -7,8 +7,8 @@ from pathlib import Path
 from detkit import extensions
 from detkit.checkpoints import checkpoint
 from detkit.config import Config
-from detkit.data import open_dataset
 from detkit.data.dataset import DetectionDataset
+from detkit.data.opening import open_dataset
 from detkit.engine.session import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain

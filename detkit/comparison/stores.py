@@ -6,9 +6,9 @@ from pathlib import Path
 
 from detkit.comparison.entries import Entry
 from detkit.config import Config
-from detkit.data import open_dataset, split_names
 from detkit.data.dataset import DetectionDataset, parse_splits
 from detkit.data.formats import open_sources
+from detkit.data.opening import open_dataset, split_names
 from detkit.errors import UserError
 from detkit.proposals.make import make_store
 from detkit.proposals.selective_search import MODES

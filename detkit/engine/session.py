@@ -7,9 +7,9 @@ import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, TrainConfig
-from detkit.data import open_dataset, split_names
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals
+from detkit.data.opening import open_dataset, split_names
 from detkit.engine.finish import finish
 from detkit.engine.run import Run
 from detkit.engine.run_folder import check_folder, create_folder

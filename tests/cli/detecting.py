@@ -7,8 +7,8 @@ import pytest
 
 from detkit.cli import run_command
 from detkit.config import DataConfig
-from detkit.data import open_dataset
 from detkit.data.dataset import DetectionDataset
+from detkit.data.opening import open_dataset
 
 CLASSES = ("ace", "king", "queen")  # of the detector
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 from detkit.cli import run_command
 from detkit.config import DataConfig, TrainConfig
-from detkit.data import open_dataset, split_names
 from detkit.data.check import check_root
 from detkit.data.convert import convert
 from detkit.data.formats import DATASETS, find_format, find_splits, open_root
 from detkit.data.loader import test_loader as make_test_loader
 from detkit.data.loader import train_loader
+from detkit.data.opening import open_dataset, split_names
 from detkit.errors import UserError
 from detkit.structures import InputSpec
 from tests.data.roots import make_root, random_image, xml

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.config import DataConfig, TrainConfig
-from detkit.data import loader, open_dataset
+from detkit.data import loader
 from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.data.check import check_root
 from detkit.data.custom import AnnotatedImage, Object, register_format
 from detkit.data.formats import DATASETS, SPLITS
 from detkit.data.index import Index, cached_index
+from detkit.data.opening import open_dataset
 from detkit.data.transforms import build_train
 from detkit.errors import UserError
 from detkit.structures import InputSpec, Targets

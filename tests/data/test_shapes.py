@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from detkit.config import DataConfig
-from detkit.data import open_dataset, shapes
+from detkit.data import shapes
+from detkit.data.opening import open_dataset
 from detkit.data.voc import VOCDataset
 from detkit.errors import UserError
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from detkit.config import DataConfig
-from detkit.data import index, open_dataset, voc_index
+from detkit.data import index, voc_index
 from detkit.data.dataset import parse_splits
+from detkit.data.opening import open_dataset
 from detkit.data.voc import VOC_CLASSES, VOCDataset
 from detkit.errors import UserError
 from tests.data.roots import make_root, random_image, xml

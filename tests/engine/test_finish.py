@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from detkit.config import DataConfig
-from detkit.data import open_dataset
 from detkit.data.dataset import DetectionDataset
+from detkit.data.opening import open_dataset
 from detkit.engine.finish import save_samples
 from detkit.structures import DetectionSet
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detkit.config import Config, DataConfig, TrainConfig
-from detkit.data import open_dataset
+from detkit.data.opening import open_dataset
 from detkit.data.proposal_store import make_manifest, write_store
 from detkit.engine.batches import regions
 from detkit.engine.run import Run

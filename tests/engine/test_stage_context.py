@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detkit.config import DataConfig
-from detkit.data import open_dataset
+from detkit.data.opening import open_dataset
 from detkit.engine import batches
 from detkit.engine.run import Run
 from detkit.engine.stage_context import StageContext

@@ -184,7 +184,7 @@ def test_when_things_are_due() -> None:
 
 
 def test_evaluate_leaves_the_mode_and_can_be_repeated(trained: Path) -> None:
-    from detkit.data import open_dataset
+    from detkit.data.opening import open_dataset
 
     detector, config = checkpoint.load_detector(trained / "best.pt")
     val = open_dataset(config.data, "val", detector.classes)

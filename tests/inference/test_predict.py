@@ -100,8 +100,8 @@ def test_batch_equals_single(detector: Detector, config: Config, folder: Path, b
 
 def test_equals_evaluation_of_the_same_photos(detector: Detector, config: Config, tmp_path: Path) -> None:
     """JPEG images, one of them turned by EXIF, in a VOC root: the test loader's path gives the same detections."""
-    from detkit.data import open_dataset
     from detkit.data.loader import test_loader
+    from detkit.data.opening import open_dataset
     from detkit.inference.evaluate import detect_dataset
 
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):

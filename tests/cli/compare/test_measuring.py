@@ -12,7 +12,7 @@ from detkit.checkpoints import checkpoint
 from detkit.comparison import detecting, job, measure, training
 from detkit.comparison.entries import find_entries
 from detkit.comparison.measure import training_log
-from detkit.data import open_dataset
+from detkit.data.opening import open_dataset
 from detkit.data.proposal_store import open_store
 from detkit.experiment import load_config
 from detkit.models import build_detector
