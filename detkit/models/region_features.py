@@ -168,8 +168,8 @@ class PyramidFeatures(RegionFeatures):
         scales: list[float] | list[Tensor] = [float(short) for short in self.scales]
         if self.random_scale and network.training:
             device = images.pixels.device
-            drawn = torch.randint(len(scales), (len(images),), device=device)
-            scales = [torch.tensor(scales, device=device)[drawn]]
+            sampled = torch.randint(len(scales), (len(images),), device=device)
+            scales = [torch.tensor(scales, device=device)[sampled]]
         pixels = network.normalise(images.pixels, images.sizes)
         return image_pyramid(lambda x: network.backbone_maps(x)[0], pixels, images.sizes, scales, self.longest)
 

@@ -89,7 +89,8 @@ def _from_matlab(path: Path, number: int, cell: Any) -> np.ndarray:
 def _text(path: Path, number: int, cell: Any) -> str:
     if not isinstance(cell, np.ndarray) or cell.dtype.kind != "U" or cell.size != 1:
         raise UserError(f"{path}: images{{{number}}} is not the name of an image")
-    return Path(str(cell.item())).stem if str(cell.item()).endswith((".jpg", ".png")) else str(cell.item())
+    name = str(cell.item())
+    return Path(name).stem if name.endswith((".jpg", ".png")) else name
 
 
 def read_json(path: Path) -> Boxes:

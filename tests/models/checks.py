@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import detkit
+from detkit.config import DetectConfig
+from detkit.models import postprocess
 from detkit.structures import Detections, Images, Predictions
 from tests.toys.toy import CLASSES
 
@@ -25,6 +28,26 @@ def check_detections(found: Detections, predictions: Predictions, images: Images
             limit = torch.tensor([width, height, width, height])
             candidates = predictions.boxes[row, rows, label].clamp(min=0).minimum(limit)
             assert (candidates - box).abs().amax(1).min() <= 1e-3
+
+
+def check_unfitted(detector: Any, images: Images) -> None:
+    """Before SVMs and a regression are fitted, scores are the softmax's, and boxes are the proposals."""
+    detector.eval()
+    with torch.inference_mode():
+        predictions = detector.predict(images)
+        found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
+    assert predictions.boxes.shape == (2, 40, 2, 4)
+    assert (predictions.scores[1, 20:] == -torch.inf).all()
+    check_detections(found, predictions, images)
+    proposals = images.proposals
+    assert proposals is not None
+    with torch.inference_mode():
+        pooled = detector.features.pool(detector.features.prepare(images, detector), proposals.boxes)
+        logits = detector.head.logits(pooled)
+    assert logits.shape == (2, 40, 3)
+    torch.testing.assert_close(predictions.scores[proposals.valid], logits.softmax(-1)[proposals.valid][:, :2])
+    assert logits.std() > 1e-4
+    torch.testing.assert_close(predictions.boxes, proposals.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
 
 
 def check_file(path: Path, checkpoint: str, score: float) -> None:

@@ -12,15 +12,15 @@ from torchvision.models import alexnet
 
 from detkit import cli
 from detkit.checkpoints import checkpoint
-from detkit.config import BackboneConfig, DetectConfig
+from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models import build_detector, postprocess
+from detkit.models import build_detector
 from detkit.models.pooling import adaptive_pool
 from detkit.models.rcnn import RCNN, RCNNConfig
 from detkit.ops import crop_warp
 from detkit.structures import TruthSet
 from tests.builders import batch_with_proposals, few_regions
-from tests.models.checks import check_detections, check_file
+from tests.models.checks import check_file, check_unfitted
 from tests.toys.toy import draw_toys
 
 
@@ -38,23 +38,7 @@ def test_it_learns_and_detects() -> None:
     fitted = {"head.svm.weight", "head.svm.bias", "head.regressor.weight", "head.regressor.bias"}
     for name, parameter in detector.named_parameters():
         assert (parameter.grad is None) == (name in fitted), name
-    detector.eval()
-    with torch.inference_mode():
-        predictions = detector.predict(images)
-        found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
-    assert predictions.boxes.shape == (2, 40, 2, 4)
-    assert (predictions.scores[1, 20:] == -torch.inf).all()
-    check_detections(found, predictions, images)
-    # neither SVMs nor a regression yet: the softmax scores, and boxes are the proposals
-    proposals = images.proposals
-    assert proposals is not None
-    with torch.inference_mode():
-        pooled = detector.features.pool(detector.features.prepare(images, detector), proposals.boxes)
-        logits = detector.head.logits(pooled)
-    assert logits.shape == (2, 40, 3)
-    torch.testing.assert_close(predictions.scores[proposals.valid], logits.softmax(-1)[proposals.valid][:, :2])
-    assert logits.std() > 1e-4
-    torch.testing.assert_close(predictions.boxes, proposals.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
+    check_unfitted(detector, images)
 
 
 def test_alexnets_features_are_those_of_the_imagenet_network() -> None:

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from detkit.config import BackboneConfig, DetectConfig
+from detkit.config import BackboneConfig
 from detkit.errors import UserError
-from detkit.models import build_detector, postprocess
+from detkit.models import build_detector
 from detkit.models.sppnet import SHRINK, SPPNet, SPPNetConfig
 from detkit.ops import sppnet_scale
 from detkit.ops.roi import spp_pool
 from detkit.structures import Images, Proposals
 from tests.builders import batch_with_proposals, random_image
-from tests.models.checks import check_detections
+from tests.models.checks import check_unfitted
 
 
 def config(**keys: Any) -> SPPNetConfig:
@@ -38,23 +38,7 @@ def test_it_learns_and_detects(frozen: bool) -> None:
     norms = [layer for layer in detector.backbone.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     assert norms
     assert all(layer.training != frozen for layer in norms)
-    detector.eval()
-    with torch.inference_mode():
-        predictions = detector.predict(images)
-        found, _ = postprocess(predictions, images, DetectConfig(score_threshold=0.0, detections_per_image=9))
-    assert predictions.boxes.shape == (2, 40, 2, 4)
-    assert (predictions.scores[1, 20:] == -torch.inf).all()
-    check_detections(found, predictions, images)
-    # neither SVMs nor a regression yet: the softmax scores, and boxes are the proposals
-    proposals = images.proposals
-    assert proposals is not None
-    with torch.inference_mode():
-        pooled = detector.features.pool(detector.features.prepare(images, detector), proposals.boxes)
-        logits = detector.head.logits(pooled)
-    assert logits.shape == (2, 40, 3)
-    torch.testing.assert_close(predictions.scores[proposals.valid], logits.softmax(-1)[proposals.valid][:, :2])
-    assert logits.std() > 1e-4
-    torch.testing.assert_close(predictions.boxes, proposals.boxes.unsqueeze(2).expand(-1, -1, 2, -1))
+    check_unfitted(detector, images)
 
 
 def test_each_region_is_pooled_at_its_own_scale() -> None:
