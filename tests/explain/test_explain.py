@@ -1,6 +1,6 @@
 """What an explanation says is what the detector did."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,18 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_truth import Truth
-from detkit.errors import UserError
-from detkit.explain import Canvas, Explanation, Panel, Section, draw, draw_sections, explain
+from detkit.explain import draw_sections, explain
 from detkit.explain.anchors import SHADES, anchor_shades
 from detkit.explain.explanation import suppress
 from detkit.explain.proposals import proposal_suppression
 from detkit.explain.regions import shown_regions
 from detkit.explain.samples import levels_of_objects
-from detkit.models.dense import DenseDetector
 from detkit.models.trace import (
     AnchorStep,
     GridStep,
@@ -27,51 +24,12 @@ from detkit.models.trace import (
     ObjectnessStep,
     PooledStep,
     ProposalNMSStep,
-    ProposalStep,
     RegressionStep,
     ResponsibleStep,
     SampleStep,
-    Step,
-    Trace,
 )
 from detkit.ops import box_iou, match_ssd
-from detkit.structures import Images, InputSpec, Predictions, Targets
-from detkit.viz.draw import colour
-from tests import zoo
-from tests.builders import random_image
-
-MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "yolov1")
-BOXES = ((8.0, 10.0, 60.0, 70.0), (50.0, 20.0, 110.0, 90.0))
-TRUTH = Truth.of(np.array(BOXES, np.float32), np.array([0, 1]), size=(130, 100), origin="a test")
-SCORES = {"ssd": 0.34, "torchvision_ssd": 0.35}
-FACTORS = np.array([130, 100] * 2) / 96  # from pixels of SSD's and YOLO's input to those of the image
-
-
-def image() -> np.ndarray:
-    return np.ascontiguousarray(random_image(100, 130)[0].permute(1, 2, 0).numpy())
-
-
-def config_of(detector: Any, score_threshold: float) -> Config:
-    data = DataConfig(root="", proposal_count=30)
-    settings = DetectConfig(score_threshold=score_threshold, detections_per_image=20, proposals="single")
-    return Config(detector.config, data, TrainConfig(iterations=1), settings)
-
-
-def build(name: str, **keys: Any) -> tuple[Any, Config]:
-    detector = zoo.build(name, **keys).eval()
-    detector.experiment = config_of(detector, SCORES.get(name, 0.0))
-    return detector, detector.experiment
-
-
-def explained(name: str, truth: Truth | None = TRUTH, **keys: Any) -> tuple[Any, Explanation]:
-    detector, config = build(name, **keys)
-    return detector, explain(detector, image(), config, truth)
-
-
-def step_of(explanation: Explanation, kind: type, name: str = "") -> Any:
-    """Return the one step of a kind."""
-    (step,) = (step for step in explanation.steps if isinstance(step, kind) and getattr(step, "name", "") == name)
-    return step
+from tests.explain.explained import BOXES, FACTORS, MODELS, TRUTH, build, explained, image, step_of
 
 
 @pytest.mark.parametrize("name", [*MODELS, "torchvision_ssd"])
@@ -314,197 +272,3 @@ def test_each_size_of_anchors_has_a_colour() -> None:
     side = np.array([92, 91, 128, 181, 183, 363])  # rounded to pixels, as authors' anchors are
     boxes = np.stack((-side / 2, -side / 2, side / 2, side / 2), 1)
     assert anchor_shades(boxes) == [SHADES[size] for size in (0, 0, 0, 1, 1, 2)]
-
-
-# what is drawn
-
-
-Drawn = list[tuple[list[float], Any, bool]]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    """Return a list that fills with the outlines that are drawn one by one: box, colour, whether dashed."""
-    outlines: Drawn = []
-
-    def box(self: Canvas, box: Any, shade: Any, width: float = 1.0, dashed: bool = False, alpha: float = 1.0) -> None:
-        outlines.append((np.asarray(box).tolist(), shade, dashed))
-
-    monkeypatch.setattr(Canvas, "box", box)
-    return outlines
-
-
-def test_detections_are_drawn_in_their_colours_the_best_on_top(drawn: Drawn) -> None:
-    _, explanation = explained("ssd", None)
-    draw_sections(explanation)
-    boxes = [(box.tolist(), colour(int(label)), False) for box, label in zip(explanation.boxes, explanation.labels)]
-    assert drawn[-len(boxes) :] == boxes[::-1]
-
-
-def test_detections_are_drawn_on_the_map_that_they_came_from(drawn: Drawn) -> None:
-    _, explanation = explained("ssd", None)
-    step = step_of(explanation, MapStep)
-    draw(step, explanation)
-    levels = step.level.numpy()[explanation.source]
-    assert len(set(levels.tolist())) > 1
-    by_map = np.concatenate([explanation.boxes[levels == level] for level in range(len(step.maps))])
-    assert [box for box, _, _ in drawn] == by_map.tolist()
-
-
-def test_regions_are_drawn_with_the_boxes_that_they_became(drawn: Drawn) -> None:
-    _, explanation = explained("fast_rcnn")
-    step = step_of(explanation, RegressionStep)
-    draw(step, explanation)
-    regions = explanation.in_image(step.regions)
-    rows = range(len(explanation.boxes))
-    pairs = [(regions[explanation.source[row]].tolist(), explanation.boxes[row].tolist()) for row in rows]
-    assert [box for box, _, dashed in drawn if dashed] == [region for region, _ in pairs[::-1]]
-    assert [box for box, _, dashed in drawn if not dashed] == [box for _, box in pairs[::-1]]
-
-
-def test_boxes_that_answer_for_an_object_have_its_colour(drawn: Drawn) -> None:
-    _, explanation = explained("yolov1")
-    step = step_of(explanation, ResponsibleStep)
-    draw(step, explanation)
-    for index in range(len(BOXES)):
-        chosen = step.boxes[(step.matched_gt_index == index)[:, None] & step.responsible]
-        assert [box for box, shade, _ in drawn if shade == colour(index)] == explanation.in_image(chosen).tolist()
-
-
-@pytest.mark.parametrize("name", ["ssd", "faster_rcnn"])
-def test_anchors_are_those_of_the_cell_below_the_best_detection(name: str, drawn: Drawn) -> None:
-    _, explanation = explained(name)
-    centre = np.array([117.0, 40.0])  # far to the right, above the middle
-    explanation = replace(explanation, boxes=np.concatenate((centre - 5, centre + 5))[None])
-    step = step_of(explanation, AnchorStep)
-    draw(step, explanation)
-    expected = []
-    for boxes, shape in zip(step.boxes, step.maps):
-        column, row = (int(value) for value in centre / (130, 100) * (shape.columns, shape.rows))
-        a_cell = len(boxes) // (shape.rows * shape.columns)
-        first = (row * shape.columns + column) * a_cell
-        expected += explanation.in_image(boxes[first : first + a_cell]).tolist()
-    assert [box for box, _, _ in drawn] == expected
-    assert name == "ssd" or any(shape.rows != shape.columns for shape in step.maps)
-
-
-def test_boxes_of_the_grid_have_the_class_of_their_cell_the_surest_on_top(drawn: Drawn) -> None:
-    _, explanation = explained("yolov1", None)
-    step = step_of(explanation, GridStep)
-    draw(step, explanation)
-    labels = step.classes.argmax(1).tolist()
-    assert set(labels) == {0, 1}
-    boxes = explanation.in_image(step.boxes)
-    of_box = {
-        tuple(boxes[cell, number].tolist()): (colour(labels[cell]), float(step.confidence[cell, number]))
-        for cell, number in np.ndindex(*step.confidence.shape)
-    }
-    assert len(of_box) == len(drawn) == step.confidence.numel()
-    assert [shade for _, shade, _ in drawn] == [of_box[tuple(box)][0] for box, _, _ in drawn]
-    confidence = [of_box[tuple(box)][1] for box, _, _ in drawn]
-    assert confidence == sorted(confidence)
-
-
-def test_captions_count_what_is_drawn() -> None:
-    _, explanation = explained("ssd")
-    sample, maps = step_of(explanation, SampleStep, "matching"), step_of(explanation, MapStep)
-    positive = int((sample.matched_gt_index >= 0).sum())
-    negative = len(sample.boxes) - positive
-    assert positive != negative
-    (section,) = draw(sample, explanation)
-    assert [panel.caption for panel in section.panels] == [f"{positive} matched", f"{negative} hard negatives"]
-    candidates, final = (
-        np.bincount(maps.level.numpy()[rows], minlength=4) for rows in (explanation.nms.source, explanation.source)
-    )
-    (section,) = draw(maps, explanation)
-    for level, panel in enumerate(section.panels):
-        count = candidates[level]
-        assert panel.caption.endswith(f", {count} box{'' if count == 1 else 'es'}, {final[level]} final")
-
-    _, explanation = explained("faster_rcnn")
-    step = step_of(explanation, ProposalNMSStep)
-    nms = proposal_suppression(step, explanation)
-    (section,) = draw(step, explanation)
-    expected = [f"{len(nms.removed)} removed", f"{len(nms.kept)} proposals"]
-    assert [panel.caption for panel in section.panels[:2]] == expected
-
-
-def test_regions_of_high_score_follow_those_of_detections() -> None:
-    _, explanation = explained("fast_rcnn")
-    step = step_of(explanation, PooledStep)
-    scores = torch.tensor([0.1, -torch.inf, 0.9, 0.95, 0.3])
-    nms = replace(explanation.nms, source=np.array([3, 4]))
-    explanation = replace(explanation, source=np.array([4]), nms=nms)
-    assert shown_regions(replace(step, scores=scores), explanation).tolist() == [4, 2, 0]
-
-
-# a detector and a step of a user's own
-
-
-@dataclass(frozen=True)
-class MiddleStep(Step):
-    boxes: Tensor
-
-
-@draw.register
-def draw_middle(step: MiddleStep, explanation: Explanation) -> list[Section]:
-    canvas = Canvas(explanation.image)
-    canvas.box(explanation.in_image(step.boxes)[0], (255, 0, 0))
-    return [Section("middle", "Middle", "One box.", [Panel(canvas.drawing())])]
-
-
-@dataclass(frozen=True)
-class StrangeStep(Step):
-    pass
-
-
-class OneBox(DenseDetector):
-    """One box in the middle, that is as likely as the image is bright."""
-
-    def __init__(self, steps: list[Step] | None) -> None:
-        super().__init__(None, ("a", "b"), InputSpec((32, 64)))
-        self.backbone = nn.Linear(1, 1)  # pyright: ignore[reportAttributeAccessIssue]
-        self.steps = steps
-
-    def network(self, pixels: Tensor) -> Tensor:
-        return pixels.mean((1, 2, 3)).sigmoid()
-
-    def decode(self, raw: Tensor) -> Predictions:
-        boxes = torch.tensor([16.0, 8.0, 48.0, 24.0]).expand(len(raw), 1, 4)
-        return Predictions(boxes, torch.stack((raw, 1 - raw), 1).unsqueeze(1))
-
-    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
-        trace = super().trace(images, targets)
-        return trace if self.steps is None else Trace(trace.predictions, self.steps)
-
-
-def test_a_detector_without_a_trace_has_the_steps_that_all_share() -> None:
-    detector = OneBox(None)
-    sections = draw_sections(explain(detector, image(), config_of(detector, 0.0), TRUTH))
-    assert [section.name for section in sections] == ["candidates", "nms", "detections"]
-
-
-def test_a_step_of_a_new_kind_is_drawn_by_the_function_that_is_registered() -> None:
-    detector = OneBox([MiddleStep(torch.tensor([[16.0, 8.0, 48.0, 24.0]]))])
-    explanation = explain(detector, image(), config_of(detector, 0.0))
-    first, *_ = draw_sections(explanation)
-    assert first.name == "middle"
-    # in pixels of the image, which is enlarged to 960: 960 / 130 = 7.38
-    red = np.argwhere((first.panels[0].drawing == (255, 0, 0)).all(-1))
-    np.testing.assert_allclose(red.min(0), [25 * 960 / 130, 32.5 * 960 / 130], atol=4)
-    np.testing.assert_allclose(red.max(0), [75 * 960 / 130, 97.5 * 960 / 130], atol=4)
-
-
-def test_a_step_that_nothing_draws_is_one_line() -> None:
-    detector = OneBox([StrangeStep()])
-    explanation = explain(detector, image(), config_of(detector, 0.0))
-    with pytest.raises(UserError, match=r"^StrangeStep: nothing draws this step.*draw\.register$"):
-        draw_sections(explanation)
-
-
-def test_stored_proposals_are_drawn_as_they_came() -> None:
-    _, explanation = explained("fast_rcnn")
-    step = step_of(explanation, ProposalStep)
-    np.testing.assert_array_equal(step.boxes, step_of(explanation, RegressionStep).regions[: len(step.boxes)])
-    section = next(section for section in draw_sections(explanation) if section.name == "proposals")
-    assert section.text.startswith(f"{len(step.boxes)} regions of selective search")
