@@ -55,6 +55,11 @@ def test_matlab_boxes_without_names_are_in_the_order_of_the_split(tmp_path, data
         to_store(mat(path, [PUBLISHED] * 2), tmp_path / "b.npz", dataset)
 
 
+def test_names_of_images_lose_the_suffix_of_a_file_alone(tmp_path):
+    path = mat(tmp_path / "voc.mat", [PUBLISHED[:1]] * 3, ["000001.jpg", "000002.png", "2008.000003"])
+    assert read_boxes(path).ids == ["000001", "000002", "2008.000003"]
+
+
 def test_refusals_of_matlab_files(tmp_path):
     path = tmp_path / "a.mat"
     for content, text in (
