@@ -22,10 +22,12 @@ class DenseDetector(Detector):
     Raw, Assignment: whatever the network gives, and whatever `assign` gives; only the detector's own parts read them.
     assigns_before_network: whether `assign` reads no raw outputs. Then it comes first: its host syncs are short while
     nothing is queued on the GPU.
+    single_cell_norm: whether a map of one cell goes through batch norm; a constructor sets it.
     """
 
     kind: ClassVar[str] = "dense"
     assigns_before_network: ClassVar[bool] = False
+    single_cell_norm: bool = False
     backbone: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def network(self, pixels: Tensor) -> Any:
@@ -97,8 +99,6 @@ class DenseDetector(Detector):
                 "train.batch: one image a step (of a process and micro-batch) gives the batch norm of the single cell "
                 "of the last map nothing to average; take 2 or more, or model.batch_norm=false"
             )
-
-    single_cell_norm = False  # whether a map of one cell goes through batch norm; the constructor knows
 
     # what it tells of itself
 
