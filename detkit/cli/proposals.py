@@ -213,7 +213,7 @@ def _recall(arguments: argparse.Namespace) -> None:
 
     from detkit.data.proposal_store import StoredProposals, open_store
     from detkit.evaluation.recall import proposal_recall
-    from detkit.viz.proposals import recall_plot
+    from detkit.viz import recall_plot
 
     path = Path(arguments.store)
     store = open_store(path)

@@ -1,7 +1,6 @@
 "use strict";
 (() => {
-  const layers = ["objects", ...data.kinds].map((kind) =>
-    chip($("layers"), { type: "checkbox", name: "layer", value: kind, checked: kind !== "ignored" }, kind, kind, draw));
+  const layers = layersOf(["objects", ...data.kinds], draw);
   const filters = classFilters(draw);
   data.levels.forEach(({ text }, index) => $("level").append(make("option", { value: index }, text)));
   $("level").addEventListener("change", draw);
@@ -45,10 +44,7 @@
         const [title, more] = about(image, run);
         const dot = run === null ? [] : [make("span", { className: "dot run" })];
         if (dot.length) dot[0].style.setProperty("--shade", data.runs[run].shade);
-        const text = make("span", { className: "text" }, ...dot, title, make("small", {}, more));
-        const card = make("button", { type: "button", className: "card" }, paint(image, run, false), text);
-        card.addEventListener("click", () => { enlarge(number, column); $("large").showModal(); });
-        return card;
+        return cardOf(paint(image, run, false), () => enlarge(number, column), ...dot, title, make("small", {}, more));
       });
       return [make("h3", { className: "image" }, image.id), make("div", { className: "group" }, ...cards)];
     }));

@@ -29,7 +29,8 @@ from detkit.errors import UserError
 from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
-from detkit.viz.speed import SpeedPoint, speed_plot
+from detkit.viz import speed_plot
+from detkit.viz.curves import SpeedPoint
 
 Say = Callable[[str], None]
 Update = Callable[[str, int, int], None]

@@ -14,6 +14,7 @@ from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
+from detkit.report.markup import digits
 from detkit.structures import DetectionSet
 
 
@@ -101,27 +102,14 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-# the screen and the page show the same
-COLUMNS = (
-    "mAP",
-    *(f"images/s, batch {batch}" for batch in BATCHES),
-    "proposals, s/image",
-    "images/s, training",
-    "training",
-    "memory, MB",
-    "parameters, M",
-    "GFLOPs",
-)
-
-
 def cells(row: Compared) -> dict[str, str]:
-    """Return what the table shows of a detector, by column."""
+    """Return what the tables on screen and on the page show of a detector, by column."""
     costs, training = row.cost, row.training
     speeds = {f"images/s, batch {batch}": _three(row.images_per_second.get(batch)) for batch in BATCHES}
     making = _three(row.proposals) if row.proposals is not None else "unknown" if row.needs_proposals else "none"
     seconds = "–" if training.seconds is None else ("" if training.clocked else "~") + clock(training.seconds)
     return {
-        "mAP": _four(row.result.mAP),
+        "mAP": digits(row.result.mAP),
         **speeds,
         "proposals, s/image": making,
         "images/s, training": _three(training.images_per_second),
@@ -139,11 +127,10 @@ def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(escape(row.entry.label), justify="right", overflow="fold")
-    numbers = [cells(row) for row in rows]
-    for title in COLUMNS:
-        table.add_row(title, *(row_cells[title] for row_cells in numbers), end_section=title == COLUMNS[-1])
-    costs = [row.errors.cost.tolist() for row in rows]
-    for kind, kind_costs in zip(KINDS, zip(*costs)):
+    for title, *texts in zip(cells(rows[0]), *(cells(row).values() for row in rows)):
+        table.add_row(title, *texts)
+    table.add_section()
+    for kind, kind_costs in zip(KINDS, zip(*(row.errors.cost.tolist() for row in rows))):
         gains = (f"{cost:+.4f}" if cost == cost else "–" for cost in kind_costs)
         table.add_row(kind, *gains)
     return table
@@ -154,10 +141,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _four(value: float) -> str:
-    return f"{value:.4f}" if value == value else "–"
 
 
 def _three(value: float | None) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 from detkit.comparison.rows import Compared
 from detkit.data.dataset import DetectionDataset
 from detkit.evaluation.errors import IGNORED, RIGHT
-from detkit.report.gallery import backdrop, image_of, labels_of, short_box
+from detkit.evaluation.flat import join
+from detkit.report.gallery import backdrop, best_first, plain_boxes
 from detkit.structures import TruthSet
 
 IMAGES = 16
@@ -24,24 +25,22 @@ def side_by_side(dataset: DetectionDataset, truth: TruthSet, rows: Sequence[Comp
     where each one's F1 is best, then those that leave as many detections of each. The images are those with the most
     objects that one detector finds and another does not, and the most different numbers of false positives, at best F1.
     """
-    images = [image_of(row.detections, truth) for row in rows]
-    index = _disagreements(truth, rows, images)[:IMAGES]
+    labels, images = zip(*(join(row.detections, truth) for row in rows))
     examples = []
     # a loop over the few images that are shown
-    for number in index.tolist():
+    for number in _disagreements(truth, rows, images)[:IMAGES].tolist():
         objects = (truth.image == number).nonzero().squeeze(1)
-        shown = [_best(row, image, number) for row, image in zip(rows, images)]
-        boxes = torch.cat([truth.boxes[objects], *(row.detections.boxes[best] for row, best in zip(rows, shown))])
+        boxes, detections = [truth.boxes[objects]], []
+        for row, label, image in zip(rows, labels, images):
+            found = row.detections
+            best = best_first(image == number, found.scores)[:BOXES]
+            boxes.append(found.boxes[best])
+            detections.append(plain_boxes(best, found.boxes, label, found.scores, row.errors.state))
         examples.append(
             {
-                **backdrop(dataset, number, boxes),
-                "objects": [
-                    [label, 3 if ignore else 0, *short_box(box)]
-                    for label, ignore, box in zip(
-                        truth.labels[objects].tolist(), truth.ignore[objects].tolist(), truth.boxes[objects].tolist()
-                    )
-                ],
-                "detections": [_detections(row, best, truth) for row, best in zip(rows, shown)],
+                **backdrop(dataset, number, torch.cat(boxes)),
+                "objects": plain_boxes(objects, truth.boxes, truth.labels, 3 * truth.ignore.long()),
+                "detections": detections,
             }
         )
     return {"levels": _levels(rows, len(truth.ids)), "images": examples}
@@ -62,21 +61,6 @@ def _disagreements(truth: TruthSet, rows: Sequence[Compared], images: Sequence[T
     spread = torch.stack(wrong).amax(0) - torch.stack(wrong).amin(0)
     key = torch.bincount(truth.image[disputed], minlength=count) + spread
     return key.sort(descending=True, stable=True).indices
-
-
-def _best(row: Compared, image: Tensor, number: int) -> Tensor:
-    index = (image == number).nonzero().squeeze(1)
-    return index[row.detections.scores[index].sort(descending=True, stable=True).indices[:BOXES]]
-
-
-def _detections(row: Compared, index: Tensor, truth: TruthSet) -> list[list[Any]]:
-    parts = (
-        labels_of(row.detections, truth)[index].tolist(),
-        row.detections.scores[index].tolist(),
-        row.errors.state[index].tolist(),
-        row.detections.boxes[index].tolist(),
-    )
-    return [[label, round(score, 4), state, *short_box(box)] for label, score, state, box in zip(*parts)]
 
 
 def _levels(rows: Sequence[Compared], images: int) -> list[dict[str, Any]]:

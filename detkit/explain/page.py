@@ -1,7 +1,5 @@
 """explain.html: what each step of a detector did with one image, in one page that needs nothing beside it."""
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 
@@ -10,8 +8,8 @@ from PIL import Image
 
 from detkit.explain.canvas import Panel, Section
 from detkit.explain.explanation import Explanation
-from detkit.report.template import as_data, fill, resource
-from detkit.viz.figure import hex_code
+from detkit.report.markup import data_url, figure, fill, jpeg, resource
+from detkit.viz.draw import hex_code
 
 QUALITY = 85  # of the page's JPEGs
 IMAGE = 1280  # pixels of the longer side of the image below the steps
@@ -21,19 +19,20 @@ STEPS = 600  # candidates that a page shows in motion, the best
 def explain_page(explanation: Explanation, sections: Sequence[Section], title: str, protocol: str) -> str:
     """Return the page's HTML: each section with its text, images and legend, and the suppression step by step."""
     height, width = explanation.image.shape[:2]
-    parts = {
-        "title": escape(title),
-        "protocol": escape(protocol),
-        "nav": "".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
-        "sections": "\n".join(_section(number, section) for number, section in enumerate(sections, 1)),
-        "width": str(width),
-        "height": str(height),
-        "image": _jpeg(explanation.image, IMAGE),
-        "data": as_data(_data(explanation)),
-        "style": resource("explain.css", "detkit.explain"),
-        "script": resource("explain.js", "detkit.explain"),
-    }
-    return fill(resource("explain.html", "detkit.explain"), parts)
+    body, style, script = (resource(f"explain.{kind}", "detkit.explain") for kind in ("html", "css", "js"))
+    return fill(
+        body,
+        style=style,
+        script=script,
+        data=_data(explanation),
+        title=escape(title),
+        protocol=escape(protocol),
+        nav="".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
+        sections="\n".join(_section(number, section) for number, section in enumerate(sections, 1)),
+        width=str(width),
+        height=str(height),
+        image=_url(explanation.image, IMAGE),
+    )
 
 
 def _section(number: int, section: Section) -> str:
@@ -51,11 +50,9 @@ def _section(number: int, section: Section) -> str:
 
 def _figure(panel: Panel) -> str:
     height, width = panel.drawing.shape[:2]
-    caption = f"<figcaption>{escape(panel.caption)}</figcaption>" if panel.caption else ""
-    return (
-        f'<figure><img src="{_jpeg(panel.drawing)}" width="{width}" height="{height}" '
-        f'alt="{escape(panel.caption or "the image with boxes")}">{caption}</figure>'
-    )
+    alt = escape(panel.caption or "the image with boxes")
+    image = f'<img src="{_url(panel.drawing)}" width="{width}" height="{height}" alt="{alt}">'
+    return figure(image, escape(panel.caption))
 
 
 def _data(explanation: Explanation) -> dict[str, object]:
@@ -73,11 +70,8 @@ def _data(explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _jpeg(drawing: np.ndarray, longest: int | None = None) -> str:
-    """An image as a data: address."""
+def _url(drawing: np.ndarray, longest: int | None = None) -> str:
     image = Image.fromarray(np.ascontiguousarray(drawing))
     if longest is not None:
         image.thumbnail((longest, longest))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(jpeg(image, QUALITY))

@@ -1,21 +1,5 @@
 "use strict";
-// What the pages with images share: elements, switches, boxes on an image, and the enlarged image.
-const $ = (id) => document.getElementById(id);
-const data = JSON.parse($("data").textContent);
-
-function make(name, attributes, ...content) {
-  const element = Object.assign(document.createElement(name), attributes);
-  element.append(...content);
-  return element;
-}
-
-function svg(name, attributes, parent) {
-  const element = document.createElementNS($("ns").namespaceURI, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (parent) parent.append(element);
-  return element;
-}
-
+// What the pages with images share: switches, boxes on an image, cards, and the enlarged image.
 // a check box or radio button with its text, and a dot in the colour of a kind of box
 function chip(parent, input, text, kind, change) {
   const box = make("input", input);
@@ -24,6 +8,10 @@ function chip(parent, input, text, kind, change) {
   box.addEventListener("change", change);
   return box;
 }
+
+// check boxes of kinds of boxes; what is ignored is not shown at first
+const layersOf = (kinds, change) => kinds.map((kind) =>
+  chip($("layers"), { type: "checkbox", name: "layer", value: kind, checked: kind !== "ignored" }, kind, kind, change));
 
 // check boxes of all classes, with the buttons that set them all
 function classFilters(change) {
@@ -48,16 +36,22 @@ function canvasOf({ width, height, jpeg }) {
 }
 
 // a box [left, top, right, bottom], its name above it or, at the upper edge, inside; size: of the letters
-function addBox(root, [left, top, right, bottom], style, text, size, thick) {
-  const rect = { x: left, y: top, width: Math.max(0, right - left), height: Math.max(0, bottom - top) };
-  const more = thick ? " thick" : "";
-  svg("rect", { ...rect, class: "halo" + more }, root);
-  svg("rect", { ...rect, class: "box " + style + more }, root);
+function addBox(root, box, style, text, size, thick) {
+  const [left, top] = box, more = thick ? " thick" : "";
+  svg("rect", { ...place(box), class: "halo" + more }, root);
+  svg("rect", { ...place(box), class: "box " + style + more }, root);
   if (!text) return;
   const limit = root.viewBox.baseVal.width - text.length * size * 0.6;
   const x = Math.max(2, Math.min(left + size / 4, limit));
   const y = top > size * 1.3 ? top - size * 0.3 : top + size;
   svg("text", { class: "label", "font-size": size, x, y }, root).textContent = text;
+}
+
+// an image with some text; a click enlarges it
+function cardOf(image, enlarge, ...text) {
+  const card = make("button", { type: "button", className: "card" }, image, make("span", { className: "text" }, ...text));
+  card.addEventListener("click", () => { enlarge(); $("large").showModal(); });
+  return card;
 }
 
 // the enlarged image; moves: what each arrow key does

@@ -1,9 +1,8 @@
 """The images of a report: which ones, their thumbnails, and what is drawn on them."""
 
-import base64
-import io
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,6 +10,8 @@ from torch import Tensor
 from detkit.data.dataset import DetectionDataset
 from detkit.errors import UserError
 from detkit.evaluation.errors import KINDS, STATES, ErrorAnalysis
+from detkit.evaluation.flat import join
+from detkit.report.markup import data_url, jpeg
 from detkit.structures import DetectionSet, TruthSet
 
 IMAGES = 12  # of each kind
@@ -29,49 +30,55 @@ def gallery(
     what is right is shown by the best of each class. `box` is a detection of the image, or an object where the kind
     is missed.
     """
-    image = image_of(detections, truth)
-    chosen: dict[str, Tensor] = {}
-    for kind in ("right", *KINDS):
-        if kind == "missed":
-            area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(1)
-            chosen[kind] = _one_an_image(errors.missed.nonzero().squeeze(1), -area, truth.image)
-        else:
-            rows = (errors.state == STATES.index(kind)).nonzero().squeeze(1)
-            key = -detections.scores
-            chosen[kind] = _one_an_image(rows, key, image, detections.labels if kind == "right" else None)
-    shown = torch.cat([(truth.image if kind == "missed" else image)[rows] for kind, rows in chosen.items()]).unique()
+    labels, image = join(detections, truth)
+    chosen = {}
+    for kind in ("right", *KINDS[:-1]):
+        rows = _one_an_image(errors.state == STATES.index(kind), detections.scores, image)
+        if kind == "right":  # class after class
+            rows = rows[_repeats(labels[rows]).sort(stable=True).indices]
+        chosen[kind] = rows[:IMAGES]
+    area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(1)
+    missed = _one_an_image(errors.missed, area, truth.image)[:IMAGES]
 
+    # those that a gallery shows are kept, whatever their score
+    focus = torch.cat([*chosen.values()])
+    rank = detections.scores.clone()
+    rank[focus] += 1e9
+    object_rank = torch.isin(torch.arange(len(truth.labels)), missed).long()
+    # 0 = to find and lost by an error, 1 = found, 2 = missed, 3 = ignored
+    status = torch.where(truth.ignore, 3, torch.where(errors.missed, 2, errors.found.long()))
     images = []
-    entry: dict[tuple[str, int], list[int]] = {}  # of a detection or an object: its image and its index there
-    focus = torch.cat([rows for kind, rows in chosen.items() if kind != "missed"])
+    # of each detection and object: the number of its image, and its own there
+    place, object_place = torch.zeros(len(rank), 2).long(), torch.zeros(len(status), 2).long()
     # a loop over the few images that are shown
-    for number, index in enumerate(shown.tolist()):
-        plain, found, objects = _image(dataset, index, image, detections, truth, errors, focus, chosen["missed"])
-        images.append(plain)
-        entry.update({("detection", row): [number, order] for order, row in enumerate(found)})
-        entry.update({("object", row): [number, order] for order, row in enumerate(objects)})
-    return {
-        "kinds": {
-            kind: [entry["object" if kind == "missed" else "detection", row] for row in rows.tolist()]
-            for kind, rows in chosen.items()
-        },
-        "images": images,
-    }
+    for number, index in enumerate(torch.cat((image[focus], truth.image[missed])).unique().tolist()):
+        found = best_first(best_first(image == index, rank)[:BOXES], detections.scores)
+        objects = best_first(truth.image == index, object_rank)[:BOXES]
+        for places, rows in ((place, found), (object_place, objects)):
+            places[rows] = torch.stack((torch.full_like(rows, number), torch.arange(len(rows))), 1)
+        boxes = plain_boxes(found, detections.boxes, labels, detections.scores, errors.state)
+        near = errors.near[found].tolist()
+        images.append(
+            {
+                **backdrop(dataset, index, torch.cat((truth.boxes[objects], detections.boxes[found]))),
+                "detections": [[*box, round(iou, 3)] for box, iou in zip(boxes, near)],
+                "objects": plain_boxes(objects, truth.boxes, truth.labels, status),
+            }
+        )
+    kinds = {kind: place[rows].tolist() for kind, rows in chosen.items()}
+    return {"kinds": {**kinds, "missed": object_place[missed].tolist()}, "images": images}
 
 
-def image_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
-    """(D,) the detections' images as the truth numbers them."""
-    number = {name: index for index, name in enumerate(truth.ids)}
-    return torch.tensor([number[name] for name in detections.ids], dtype=torch.int64)[detections.image]
+def best_first(rows: Tensor, values: Tensor) -> Tensor:
+    """Return indices into `values`, (N,) or as a mask, by the values there, the highest first."""
+    rows = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
+    return rows[values[rows].sort(descending=True, stable=True).indices]
 
 
-def _one_an_image(rows: Tensor, key: Tensor, image: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return the first IMAGES of `rows` by `key`, one an image; with labels, class after class."""
-    rows = rows[key[rows].sort(stable=True).indices]
-    rows = rows[_repeats(image[rows]) == 0]
-    if labels is not None:
-        rows = rows[_repeats(labels[rows]).sort(stable=True).indices]
-    return rows[:IMAGES]
+def _one_an_image(mask: Tensor, values: Tensor, image: Tensor) -> Tensor:
+    """Return the best by its value of each image's masked rows, the best first."""
+    rows = best_first(mask, values)
+    return rows[_repeats(image[rows]) == 0]
 
 
 def _repeats(values: Tensor) -> Tensor:
@@ -83,47 +90,10 @@ def _repeats(values: Tensor) -> Tensor:
     return count
 
 
-def _image(
-    dataset: DetectionDataset,
-    index: int,
-    image: Tensor,
-    detections: DetectionSet,
-    truth: TruthSet,
-    errors: ErrorAnalysis,
-    focus: Tensor,
-    missed: Tensor,
-) -> tuple[dict[str, Any], list[int], list[int]]:
-    """Return one image as plain data, and the rows of its detections and objects."""
-    found = (image == index).nonzero().squeeze(1)
-    # those that a gallery shows are kept, whatever their score
-    rank = detections.scores[found] + 1e9 * torch.isin(found, focus)
-    found = found[rank.sort(descending=True, stable=True).indices[:BOXES]]
-    found = found[detections.scores[found].sort(descending=True, stable=True).indices]
-    objects = (truth.image == index).nonzero().squeeze(1)
-    objects = objects[(~torch.isin(objects, missed)).long().sort(stable=True).indices[:BOXES]]
-    boxes = torch.cat((truth.boxes[objects], detections.boxes[found]))
-    # 0 = to find and lost by an error, 1 = found, 2 = missed, 3 = ignored
-    status = torch.where(truth.ignore, 3, torch.where(errors.missed, 2, errors.found.long()))
-    plain = {
-        **backdrop(dataset, index, boxes),
-        "detections": [
-            [label, round(score, 4), state, *short_box(box), round(near, 3)]
-            for label, score, state, box, near in zip(
-                labels_of(detections, truth)[found].tolist(),
-                detections.scores[found].tolist(),
-                errors.state[found].tolist(),
-                detections.boxes[found].tolist(),
-                errors.near[found].tolist(),
-            )
-        ],
-        "objects": [
-            [label, state, *short_box(box)]
-            for label, state, box in zip(
-                truth.labels[objects].tolist(), status[objects].tolist(), truth.boxes[objects].tolist()
-            )
-        ],
-    }
-    return plain, found.tolist(), objects.tolist()
+def plain_boxes(rows: Tensor, boxes: Tensor, *columns: Tensor) -> list[list[float]]:
+    """Return the values of some rows in each column, to four digits, then the box in tenths of pixels."""
+    values = zip(boxes[rows].tolist(), *(column[rows].tolist() for column in columns))
+    return [[*(round(one, 4) for one in row), *(round(edge, 1) for edge in box)] for box, *row in values]
 
 
 def backdrop(dataset: DetectionDataset, index: int, boxes: Tensor) -> dict[str, Any]:
@@ -132,43 +102,26 @@ def backdrop(dataset: DetectionDataset, index: int, boxes: Tensor) -> dict[str, 
     boxes: (N, 4), all that are drawn; they tell the size where neither the image nor its annotation does.
     """
     record = dataset.record(index)
-    width, height, jpeg = record.width, record.height, None
+    width, height, url = record.width, record.height, None
     try:
         image = dataset.image(index)
     except UserError:
-        image = None  # annotations alone are enough for scoring, and for boxes on a blank
-    if image is not None:
+        pass  # annotations alone are enough for scoring, and for boxes on a blank
+    else:
         height, width = image.shape[:2]
-        jpeg = thumbnail(image)
+        url = thumbnail(image)
     if not (width and height):
         width, height = (int(edge) + 1 for edge in boxes[:, 2:].amax(0).tolist())
-    return {"id": record.id, "width": width, "height": height, "jpeg": jpeg}
+    return {"id": record.id, "width": width, "height": height, "jpeg": url}
 
 
-def labels_of(detections: DetectionSet, truth: TruthSet) -> Tensor:
-    """(D,) the detections' labels as the truth numbers them."""
-    number = {name: index for index, name in enumerate(truth.classes)}
-    return torch.tensor([number[name] for name in detections.classes], dtype=torch.int64)[detections.labels]
-
-
-def short_box(box: list[float]) -> list[float]:
-    """A box in tenths of pixels."""
-    return [round(edge, 1) for edge in box]
-
-
-def thumbnail(image: Any) -> str:
+def thumbnail(image: np.ndarray) -> str:
     """Return an image as the URL of a small JPEG of at most BYTES."""
     small = Image.fromarray(image)
     small.thumbnail((SIDE, SIDE))
     while True:
         for quality in QUALITIES:
-            data = _jpeg(small, quality)
+            data = jpeg(small, quality)
             if len(data) <= BYTES:
-                return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+                return data_url(data)
         small = small.reduce(2)
-
-
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, optimize=True)
-    return file.getvalue()

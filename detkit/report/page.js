@@ -8,8 +8,7 @@
   for (const kind of kinds)
     chip($("galleries"), { type: "radio", name: "gallery", value: kind, checked: kind === first },
       `${kind} (${data.kinds[kind].length})`, kind, draw);
-  const layers = ["objects", ...kinds.filter((kind) => kind !== "missed"), "ignored"].map((kind) =>
-    chip($("layers"), { type: "checkbox", name: "layer", value: kind, checked: kind !== "ignored" }, kind, kind, draw));
+  const layers = layersOf(["objects", ...kinds.filter((kind) => kind !== "missed"), "ignored"], draw);
   const filters = classFilters(draw);
   const slider = $("score");
   // steps of a slider round the score: down, so that what the score lets through stays
@@ -70,10 +69,7 @@
     $("cards").replaceChildren(...entries.map(([number, focus], index) => {
       const image = data.images[number];
       const [title, more] = about(image, focus, kind);
-      const text = make("span", { className: "text" }, title, make("small", {}, more));
-      const card = make("button", { type: "button", className: "card" }, paint(image, focus, kind, false), text);
-      card.addEventListener("click", () => { enlarge(index); $("large").showModal(); });
-      return card;
+      return cardOf(paint(image, focus, kind, false), () => enlarge(index), title, make("small", {}, more));
     }));
     if ($("large").open) enlarge(current);
   }

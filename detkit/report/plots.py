@@ -10,9 +10,17 @@ from torch import Tensor
 
 from detkit.evaluation import VOCResult
 from detkit.evaluation.diagnosis import Calibration
-from detkit.viz.curves import mean_envelope, precision_envelope, thin, training_curves
-from detkit.viz.figure import hex_colour
-from detkit.viz.speed import XLABEL, YLABEL, SpeedPoint, speed_axes
+from detkit.viz.curves import (
+    SPEED_LABEL,
+    SpeedPoint,
+    classes_by_ap,
+    mean_envelope,
+    precision_envelope,
+    speed_axes,
+    thin,
+    training_curves,
+)
+from detkit.viz.draw import hex_colour
 
 WIDTH, HEIGHT = 520, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42
@@ -21,13 +29,9 @@ POINTS = 160  # of a curve
 
 def pr_plot(result: VOCResult) -> str:
     """Draw the precision envelope of every class that has an AP; a line's class is its `data-class`."""
-    lines = ""
-    aps = {index: ap for index, ap in enumerate(result.ap.tolist()) if ap == ap}
-    for index, ap in aps.items():
-        title = f"{result.classes[index]}: AP {ap:.3f}"
-        lines += _curve(index, hex_colour(index), title, *precision_envelope(result, index, POINTS))
-    text = f"Precision against recall of {len(aps)} classes"
-    return _frame(text, "recall", "precision", (0, 1), (0, 1), lines)
+    classes = sorted(classes_by_ap(result))
+    lines = "".join(_class_curve(result, index, hex_colour(index), result.classes[index]) for index in classes)
+    return _frame(f"Precision against recall of {len(classes)} classes", "recall", "precision", (0, 1), (0, 1), lines)
 
 
 def pr_comparison(results: Mapping[str, VOCResult]) -> str:
@@ -38,48 +42,49 @@ def pr_comparison(results: Mapping[str, VOCResult]) -> str:
     """
     lines = ""
     for number, (name, result) in enumerate(results.items()):
-        shade = hex_colour(number)
-        aps = {index: ap for index, ap in enumerate(result.ap.tolist()) if ap == ap}
-        if aps:
-            lines += _curve("mean", shade, f"{name}: mAP {result.mAP:.3f}", *mean_envelope(result))
-        for index, ap in aps.items():
-            envelope = precision_envelope(result, index, POINTS)
-            lines += _curve(index, shade, f"{name}: AP {ap:.3f}", *envelope, hidden=True)
+        shade, classes = hex_colour(number), sorted(classes_by_ap(result))
+        if classes:
+            lines += _curve("mean", shade, f"{name}: mAP {result.mAP:.3f}", mean_envelope(result))
+        lines += "".join(_class_curve(result, index, shade, name, " hidden") for index in classes)
     text = f"Precision against recall of {len(results)} detectors"
     return _frame(text, "recall", "precision", (0, 1), (0, 1), lines)
 
 
-def _curve(name: int | str, shade: str, title: str, xs: np.ndarray, ys: np.ndarray, *, hidden: bool = False) -> str:
+def _class_curve(result: VOCResult, index: int, shade: str, name: str, attributes: str = "") -> str:
+    title = f"{name}: AP {float(result.ap[index]):.3f}"
+    return _curve(index, shade, title, precision_envelope(result, index, POINTS), attributes)
+
+
+def _curve(name: int | str, shade: str, title: str, curve: tuple[np.ndarray, np.ndarray], attributes: str = "") -> str:
     return (
-        f'<polyline class="curve" data-class="{name}" style="--shade:{shade}"{" hidden" if hidden else ""} '
-        f'points="{_points(xs, ys)}"><title>{escape(title)}</title></polyline>'
+        f'<polyline class="curve" data-class="{name}" style="--shade:{shade}"{attributes} '
+        f'points="{_points(*curve)}"><title>{escape(title)}</title></polyline>'
     )
 
 
 def speed_plot(points: Sequence[SpeedPoint]) -> str:
-    """Draw mAP against images a second on a logarithmic axis, as `viz.speed.speed_plot` does."""
+    """Draw mAP against images a second on a logarithmic axis, as `viz.speed_plot` does."""
     limits = speed_axes(points)
-    low, high = (math.log10(speed) for speed in limits.speeds)
     bottom, top = limits.mAP
 
-    def position(speed: float, value: float) -> tuple[float, float]:
-        return _x((math.log10(speed) - low) / (high - low)), _y((value - bottom) / (top - bottom))
+    def across(speed: float) -> float:
+        return _x(float(np.interp(math.log10(speed), np.log10(limits.speeds), (0, 1))))
 
-    body = "".join(_tick(position(speed, bottom)[0], speed) for speed in limits.ticks)
+    body = "".join(_tick(across(speed), speed) for speed in limits.ticks)
     names = []
     for index, point in sorted(enumerate(points), key=lambda pair: pair[1].speed):
-        x, y = position(point.speed, point.mAP)
+        x, y = across(point.speed), _y((point.mAP - bottom) / (top - bottom))
         style = f'style="--shade:{hex_colour(index)}"'
         title = f"{point.name}: mAP {point.mAP:.4f}, {point.speed:.3g} images/s"
         if point.slower is not None:
-            left, _ = position(point.slower, point.mAP)
+            left = across(point.slower)
             title += f", {point.slower:.3g} with the making of its proposals"
             body += f'<line class="reach" {style} x1="{left:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
             body += f'<circle class="hollow" {style} cx="{left:.1f}" cy="{y:.1f}" r="5"/>'
         body += f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(title)}</title></circle>'
         names.append((x, y, point.name))
     text = f"mAP against images a second of {len(points)} detectors"
-    return _frame(text, XLABEL, YLABEL, None, limits.mAP, body + _labels(names))
+    return _frame(text, SPEED_LABEL, "mAP", None, limits.mAP, body + _labels(names))
 
 
 def _tick(x: float, value: float) -> str:
@@ -97,13 +102,9 @@ def _labels(points: Sequence[tuple[float, float, str]]) -> str:
         half = 3.4 * len(name)
         x = min(max(x, LEFT + half), WIDTH - RIGHT - half)
         spots = [y - 10, y + 20, y - 24, y + 34, y - 38]
-        free = [
-            spot
-            for spot in spots
-            if TOP + 10 < spot < HEIGHT - BOTTOM
-            and all(abs(spot - other) > 13 or abs(x - middle) > half + wide for middle, other, wide in taken)
-        ]
-        spot = (free or spots)[0]
+        near = [other for middle, other, wide in taken if abs(x - middle) <= half + wide]
+        inside = (spot for spot in spots if TOP + 10 < spot < HEIGHT - BOTTOM)
+        spot = next((spot for spot in inside if all(abs(spot - other) > 13 for other in near)), spots[0])
         taken.append((x, spot, half))
         text += f'<text class="name" x="{x:.1f}" y="{spot:.1f}" text-anchor="middle">{escape(name)}</text>'
     return text

@@ -1,5 +1,6 @@
 """What plots show, as numbers: matplotlib draws them in images, a report as SVG."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from detkit.evaluation.voc import VOCResult
 
 RECALLS = np.linspace(0, 1, 101)  # of a mean curve
+MAP_STEPS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25)  # between two ticks of a speed plot's mAP
+SPEED_LABEL = "images/s, one at a time (logarithmic)"
 
 
 def classes_by_ap(result: "VOCResult") -> list[int]:
@@ -97,14 +100,14 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> TrainingCurves:
 
 def loss_names(training: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return `loss` and the names of its parts: the keys between `loss` and `lr`."""
-    keys = list(training[0]) if training else []
-    if not keys:
+    if not training:
         return []
-    return ["loss", *(keys[keys.index("loss") + 1 : keys.index("lr")] if "lr" in keys else [])]
+    keys = list(training[0])
+    return keys[keys.index("loss") : keys.index("lr")] if "lr" in keys else ["loss"]
 
 
 def _column(records: Sequence[Mapping[str, Any]], key: str) -> NDArray:
-    return np.array([np.nan if record.get(key) is None else record[key] for record in records], np.float64)
+    return np.array([record.get(key) for record in records], np.float64)  # None becomes NaN
 
 
 def smooth(values: NDArray) -> NDArray:
@@ -115,3 +118,46 @@ def smooth(values: NDArray) -> NDArray:
     total = np.convolve(np.where(known, values, 0.0), kernel, "full")[span : span + len(values)]
     weight = np.convolve(known.astype(float), kernel, "full")[span : span + len(values)]
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
+
+
+@dataclass(frozen=True)
+class SpeedPoint:
+    """One detector. speed: images a second; slower: with the making of its proposals, None where it has none."""
+
+    name: str
+    mAP: float
+    speed: float
+    slower: float | None = None
+
+
+@dataclass(frozen=True)
+class SpeedAxes:
+    """What the axes of the plot run over. speeds: images a second from and to; mAP: from and to, in four steps.
+
+    ticks: round numbers of images a second.
+    """
+
+    speeds: tuple[float, float]
+    ticks: list[float]
+    mAP: tuple[float, float]
+
+
+def speed_axes(points: Sequence[SpeedPoint]) -> SpeedAxes:
+    """Return axes that hold all points, at least one, with some room around them."""
+    speeds = [speed for point in points for speed in (point.speed, point.slower) if speed is not None]
+    low, high = math.log10(min(speeds)) - 0.15, math.log10(max(speeds)) + 0.15
+    wider = max(0.0, 0.75 - (high - low)) / 2  # less than that power of ten would blow small differences up
+    low, high = low - wider, high + wider
+    values = [point.mAP for point in points]
+    # four steps between round numbers, with some room at both ends
+    first = {step: math.floor((min(values) - step / 4) / step) * step for step in MAP_STEPS}
+    step = next((step for step in MAP_STEPS if first[step] + 3.75 * step >= max(values)), MAP_STEPS[-1])
+    bottom = max(0.0, min(first[step], 1 - 4 * step))  # there is no mAP above 1
+    return SpeedAxes((10**low, 10**high), _log_ticks(low, high), (bottom, bottom + 4 * step))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 of each power of ten between two of them; 1 alone where these were many."""
+    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in digits]
+    return [tick for tick in ticks if low <= math.log10(tick) <= high]

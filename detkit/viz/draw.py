@@ -39,6 +39,16 @@ def colour(index: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def hex_code(shade: Colour) -> str:
+    """RGB -> #rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*shade)
+
+
+def hex_colour(index: int) -> str:
+    """Return the colour of class `index` as #rrggbb, in images, plots and pages alike."""
+    return hex_code(colour(index))
+
+
 def draw(
     image: ArrayLike,
     boxes: Any,
@@ -106,15 +116,12 @@ def outline(pen: "ImageDraw", box: NDArray, line: int, shade: Colour, dashed: bo
         pen.rectangle((x1, y1, x2, y2), outline=shade, width=line)
         return
     dash = 4 * line
-    for start, stop, across, along in (
-        (x1, x2, (y1, y2 - line + 1), "x"),
-        (y1, y2, (x1, x2 - line + 1), "y"),
-    ):
-        for edge in across:
-            for at in range(start, stop + 1, 2 * dash):
-                end = min(at + dash - 1, stop)
-                low, high = (at, edge), (end, edge + line - 1)
-                pen.rectangle((*low, *high) if along == "x" else (*low[::-1], *high[::-1]), fill=shade)
+    for x in range(x1, x2 + 1, 2 * dash):
+        for y in (y1, y2 - line + 1):
+            pen.rectangle((x, y, min(x + dash - 1, x2), y + line - 1), fill=shade)
+    for y in range(y1, y2 + 1, 2 * dash):
+        for x in (x1, x2 - line + 1):
+            pen.rectangle((x, y, x + line - 1, min(y + dash - 1, y2)), fill=shade)
 
 
 def _inside(pen: "ImageDraw", box: NDArray) -> tuple[int, int, int, int]:
@@ -136,30 +143,19 @@ def write_name(
     placed: list[Box],
 ) -> None:
     """Write a box's name where it covers no other name, preferably above its top left corner."""
-    limit = pen.im.size
+    limit_x, limit_y = pen.im.size
     pad = max(1, round(font.size / 6))
-    text = shorten(text, font, limit[0] - 2 * pad)
+    text = shorten(text, font, limit_x - 2 * pad)
     width = font.getlength(text) + 2 * pad
     ascent, descent = font.getmetrics()
     height = ascent + descent
     x1, y1, x2, y2 = _inside(pen, box)
-    corners = [
-        (x1, y1 - height),
-        (x1, y1),
-        (x2 - width, y1 - height),
-        (x1, y2),
-        (x2 - width, y2 - height),
-        (x1, y2 - height),
-    ]
-    free = []
-    for left, top in corners:
-        left = min(max(left, 0), max(limit[0] - width, 0))
-        if 0 <= top <= limit[1] - height:
-            free.append((left, top, left + width, top + height))
-    if not free:
-        left = min(max(x1, 0), max(limit[0] - width, 0))
-        free.append((left, 0, left + width, height))
-    spot = min(free, key=lambda spot: sum(_overlap(spot, other) for other in placed))
+    above, below, inner, right = y1 - height, y2, y2 - height, x2 - width
+    corners = [(x1, above), (x1, y1), (right, above), (x1, below), (right, inner), (x1, inner)]
+    free = [(left, top) for left, top in corners if 0 <= top <= limit_y - height] or [(x1, 0)]
+    starts = [(min(max(left, 0), max(limit_x - width, 0)), top) for left, top in free]
+    spots = [(left, top, left + width, top + height) for left, top in starts]
+    spot = min(spots, key=lambda spot: sum(_overlap(spot, other) for other in placed))
     placed.append(spot)
     fill = _mix(shade, PAPER, 0.65) if dimmed else shade
     pen.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=fill)

@@ -1,4 +1,4 @@
-"""Loss curves, precision and recall."""
+"""Loss curves, precision and recall, recall of proposals, accuracy against speed: drawn by matplotlib."""
 
 import math
 import re
@@ -7,16 +7,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detkit.viz.curves import classes_by_ap, measured_curve, precision_envelope, smooth, training_curves
-from detkit.viz.draw import INK, PALETTE
-from detkit.viz.figure import hex_code, hex_colour, new_figure, save, tidy
+from detkit.files import save_atomic
+from detkit.viz.curves import (
+    SPEED_LABEL,
+    SpeedPoint,
+    classes_by_ap,
+    measured_curve,
+    precision_envelope,
+    smooth,
+    speed_axes,
+    training_curves,
+)
+from detkit.viz.draw import INK, PALETTE, hex_code, hex_colour
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+    from detkit.evaluation.recall import ProposalRecall
     from detkit.evaluation.voc import VOCResult
+
+PR_AXES: dict[str, Any] = {"xlabel": "recall", "ylabel": "precision", "xlim": (0, 1.01), "ylim": (0, 1.02)}
+GREY = "#666666"
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    """Return a matplotlib figure without pyplot, which keeps figures alive and may want a display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    """Give all axes a light grid and no frame, and write the image, whole or not at all."""
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_atomic(path, figure.savefig)
 
 
 def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -26,57 +53,48 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """
     curves = training_curves(records)
     measured = len(curves.mAP) > 0
-    figure = new_figure(9, 7 if measured else 5.5)
+    figure = _new_figure(9, 7 if measured else 5.5)
     ratios = [3, 2, 1] if measured else [3, 1]
-    panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
-    _draw_losses(panels[0], curves.steps, curves.losses)
-    if measured:
-        last = float(curves.mAP[-1])
-        panels[1].plot(curves.evaluated, curves.mAP, "o-", color=hex_colour(1), markersize=4)
-        panels[1].annotate(
-            f"{last:.3f}", (float(curves.evaluated[-1]), last), (0, 6), textcoords="offset points", ha="right"
-        )
-        panels[1].set(ylabel="mAP", ylim=(0, 1.05))
-    panels[-1].plot(curves.steps, curves.rates, color="#666666")
-    highest = np.nanmax(curves.rates, initial=0.0) or 1.0
-    panels[-1].set(ylabel="learning rate", xlabel="iteration", ylim=(0, 1.1 * highest))
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
-    for panel in panels:
-        tidy(panel)
-    save(figure, path)
-
-
-def _draw_losses(axes: "Axes", steps: NDArray, losses: Mapping[str, NDArray]) -> None:
-    for index, (name, values) in enumerate(losses.items()):
+    top, *middle, bottom = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    for index, (name, values) in enumerate(curves.losses.items()):
         shade = "#222222" if name == "loss" else hex_colour(index - 1)
-        axes.plot(steps, values, color=shade, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth(values), color=shade, linewidth=2 if name == "loss" else 1.5, label=name)
-    positive = [value for value in losses.get("loss", ()) if value > 0]
+        top.plot(curves.steps, values, color=shade, alpha=0.25, linewidth=0.8)
+        top.plot(curves.steps, smooth(values), color=shade, linewidth=2 if name == "loss" else 1.5, label=name)
+    positive = [value for value in curves.losses.get("loss", ()) if value > 0]
     if positive and max(positive) > 20 * min(positive):
-        axes.set_yscale("log")
-    axes.set_ylabel("loss")
-    if losses:
-        axes.legend(loc="upper right", edgecolor="none")
+        top.set_yscale("log")
+    top.set_ylabel("loss")
+    if curves.losses:
+        top.legend(loc="upper right", edgecolor="none")
+    for axes in middle:
+        last = float(curves.evaluated[-1]), float(curves.mAP[-1])
+        axes.plot(curves.evaluated, curves.mAP, "o-", color=hex_colour(1), markersize=4)
+        axes.annotate(f"{last[1]:.3f}", last, (0, 6), textcoords="offset points", ha="right")
+        axes.set(ylabel="mAP", ylim=(0, 1.05))
+    bottom.plot(curves.steps, curves.rates, color=GREY)
+    highest = np.nanmax(curves.rates, initial=0.0) or 1.0
+    bottom.set(ylabel="learning rate", xlabel="iteration", ylim=(0, 1.1 * highest))
+    bottom.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, path)
 
 
 def pr_plot(result: "VOCResult", path: str | Path) -> None:
     """Draw precision against recall of all classes in one image, the best class first in its legend."""
     classes = classes_by_ap(result)
-    figure = new_figure(10, 6.5)
+    figure = _new_figure(10, 6.5)
     axes = figure.add_subplot()
     for index in classes:
-        recall, precision = precision_envelope(result, index)
         style = ("-", "--", ":")[index // len(PALETTE) % 3]
         label = f"{result.classes[index]}  {float(result.ap[index]):.3f}"
-        axes.plot(recall, precision, style, color=hex_colour(index), linewidth=1.5, label=label)
+        axes.plot(*precision_envelope(result, index), style, color=hex_colour(index), linewidth=1.5, label=label)
     axes.set_title(f"mAP {result.mAP:.4f}\n{result.protocol}, {result.images} images", fontsize=10)
-    _pr_axes(axes)
+    axes.set(**PR_AXES)
     if classes:
         columns = math.ceil(len(classes) / 30)
         axes.legend(
             loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=columns, title="class  AP"
         )
-    save(figure, path)
+    _save(figure, path)
 
 
 def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
@@ -97,7 +115,7 @@ def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
 def _class_plot(result: "VOCResult", index: int, path: Path) -> None:
     shade = hex_colour(index)
     recall, precision, scores = measured_curve(result, index)
-    figure = new_figure(6.5, 5)
+    figure = _new_figure(6.5, 5)
     axes = figure.add_subplot()
     axes.plot(recall, precision, color=shade, alpha=0.45, linewidth=1, label="measured")
     corners, envelope = precision_envelope(result, index)
@@ -117,11 +135,53 @@ def _class_plot(result: "VOCResult", index: int, path: Path) -> None:
     ap, found, npos = (float(part[index]) for part in (result.ap, result.found, result.npos))
     title = f"{result.classes[index]}: AP {ap:.4f}, {found:.0f} of {npos:.0f} objects found"
     axes.set_title(f"{title}\n{result.protocol}", fontsize=9)
-    _pr_axes(axes)
+    axes.set(**PR_AXES)
     axes.legend(loc="lower left", frameon=False, fontsize=8)
-    save(figure, path)
+    _save(figure, path)
 
 
-def _pr_axes(axes: "Axes") -> None:
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    tidy(axes)
+def recall_plot(result: "ProposalRecall", path: str | Path, title: str = "") -> None:
+    """Draw recall against IoU for each number of boxes, and against the number of boxes for half the IoUs and MABO."""
+    figure = _new_figure(11, 4.8)
+    left, right = figure.subplots(1, 2)
+    recall, boxes, mabo = (part.cpu().numpy() for part in (result.recall, result.boxes, result.mabo))
+    for index, number in enumerate(result.numbers):
+        label = f"all, {boxes[index]:.0f} an image" if number is None else f"best {number}"
+        left.plot(result.ious, recall[index], "o-", color=hex_colour(index), markersize=3, label=label)
+    left.set(xlabel="IoU", ylabel="recall", xlim=(min(result.ious), max(result.ious)), ylim=(0, 1.02))
+    for index, iou in enumerate(result.ious[::2]):
+        if iou < 1:  # at 1 there is nothing to see
+            shade = hex_colour(index)
+            right.plot(boxes, recall[:, 2 * index], "o-", color=shade, markersize=3, label=f"recall at IoU {iou:g}")
+    right.plot(boxes, mabo, "s--", color=hex_code(INK), markersize=4, label="MABO")
+    right.set(xlabel="boxes an image", xscale="log", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def speed_plot(points: Sequence[SpeedPoint], path: str | Path, title: str) -> None:
+    """Draw mAP against images a second, on a logarithmic axis.
+
+    A detector of stored regions has two marks: filled for the detector alone, hollow with the making of its regions.
+    """
+    figure = _new_figure(8, 5.5)
+    axes = figure.add_subplot()
+    for index, point in enumerate(points):
+        shade = hex_colour(index)
+        if point.slower is not None:
+            axes.plot([point.slower, point.speed], [point.mAP] * 2, ":", color=shade, linewidth=1.2)
+            axes.plot(point.slower, point.mAP, "o", color=shade, markerfacecolor="none", markersize=8)
+        axes.plot(point.speed, point.mAP, "o", color=shade, markersize=8)
+        axes.annotate(point.name, (point.speed, point.mAP), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+    if any(point.slower is not None for point in points):
+        axes.plot([], [], "o", color=GREY, label="detector alone, proposals stored")
+        axes.plot([], [], "o", color=GREY, markerfacecolor="none", label="with the making of its proposals")
+        axes.legend(loc="best", frameon=False, fontsize=8)
+    limits = speed_axes(points)
+    axes.set(xscale="log", xlim=limits.speeds, ylim=limits.mAP, xlabel=SPEED_LABEL, ylabel="mAP")
+    axes.set_xticks(limits.ticks, [f"{tick:g}" for tick in limits.ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_title(title, fontsize=9)
+    _save(figure, path)

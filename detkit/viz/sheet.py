@@ -61,22 +61,14 @@ def draw_pair(
 
     truth: boxes (N, 4), labels (N,) and perhaps ignore (N,); found: boxes (M, 4), labels (M,) and scores (M,).
     """
-    image = as_array(image, np.uint8)
+    from PIL import Image
+
+    tile = Image.fromarray(np.ascontiguousarray(as_array(image, np.uint8)))
+    factor = max(1.0, READABLE / max(tile.size))
+    tile = tile.resize((round(tile.width * factor), round(tile.height * factor)), Image.Resampling.BICUBIC)
     tiles = []
     for objects in (truth, found):
-        tile, factor = _enlarge(image, READABLE)
         boxes = as_array(objects["boxes"], np.float64).reshape(-1, 4) * factor
         scores, ignore = objects.get("scores"), objects.get("ignore")
         tiles.append(draw(tile, boxes, objects["labels"], classes, scores, ignore))
     return mosaic(tiles, ("ground truth", "detections"), columns=2)
-
-
-def _enlarge(image: NDArray, min_side: int) -> tuple[NDArray, float]:
-    """Scale an image up so that its longer side has at least `min_side` pixels; return it and the factor."""
-    from PIL import Image
-
-    factor = min_side / max(image.shape[:2])
-    if factor <= 1:
-        return image, 1.0
-    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)), factor

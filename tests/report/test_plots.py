@@ -7,8 +7,8 @@ import pytest
 
 from detkit.evaluation import VOCResult, voc_ap
 from detkit.report.plots import pr_comparison, pr_plot, speed_plot
-from detkit.viz.figure import hex_colour
-from detkit.viz.speed import SpeedPoint
+from detkit.viz.curves import SpeedPoint
+from detkit.viz.draw import hex_colour
 from tests.evaluation.sets import detection_set, truth_set
 from tests.report.svg import Plot, shade_of
 
