@@ -3,9 +3,8 @@
 import numpy as np
 
 from detkit.explain.canvas import DARK, HEAT, Canvas, Key, Panel, Section, panel_side
-from detkit.explain.drawing import draw
+from detkit.explain.drawing import class_legend, detection_name, draw, map_extent, map_title, plural
 from detkit.explain.explanation import Explanation
-from detkit.explain.naming import class_legend, detection_name, map_extent, map_title, plural
 from detkit.models.trace import AnchorStep, MapStep, ObjectnessStep
 from detkit.viz.draw import colour
 

@@ -1,7 +1,8 @@
 """What the images of an explanation are drawn with: an enlarged image, and panels with a legend."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +16,7 @@ from detkit.viz.sheet import mosaic
 SIDE = 960  # pixels of an image's longer side
 PANEL = 560  # of one among several
 CROWD = 30  # boxes, above which their lines are thinner
+TINT = 0.85  # opacity of a map at 1
 DARK = 0.5  # how much of the image's light is left below thin lines
 
 TRUTH: Colour = (255, 255, 255)
@@ -75,41 +77,30 @@ class Canvas:
         image = np.asarray(image, np.uint8)
         height, width = image.shape[:2]
         left, top, right, bottom = (0, 0, width, height) if window is None else np.asarray(window, float).tolist()
-        left, top, right, bottom = int(np.floor(left)), int(np.floor(top)), int(np.ceil(right)), int(np.ceil(bottom))
-        right, bottom = max(right, left + 1), max(bottom, top + 1)
-        part = np.full((bottom - top, right - left, 3), 128, np.uint8)
-        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
-        inside = image[rows, columns]
-        if inside.size:
-            y, x = max(-top, 0), max(-left, 0)
-            part[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
-        self.factor = side / max(part.shape[:2])
+        left, top = math.floor(left), math.floor(top)
+        size = max(math.ceil(right) - left, 1), max(math.ceil(bottom) - top, 1)
+        part = Image.new("RGB", size, (128, 128, 128))
+        part.paste(Image.fromarray(np.ascontiguousarray(image)), (-left, -top))
+        self.factor = side / max(size)
         self.origin = np.array([left, top, left, top], float)
-        size = (max(1, round(part.shape[1] * self.factor)), max(1, round(part.shape[0] * self.factor)))
-        lit = (part * light).astype(np.uint8)
-        self._canvas = Image.fromarray(lit).resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+        lit = part.point([int(value * light) for value in range(256)] * 3)
+        scaled = max(1, round(size[0] * self.factor)), max(1, round(size[1] * self.factor))
+        self._canvas = lit.resize(scaled, Image.Resampling.BICUBIC).convert("RGBA")
         self.line = max(2, round(side / 320))
         self.font = font_of(max(14, round(side / 34)))
         self._names: list[tuple[NDArray, str, Colour]] = []
 
     def box(self, box: ArrayLike, shade: Colour, width: float = 1.0, dashed: bool = False, alpha: float = 1.0) -> None:
         """Draw an outline; width: in thin lines."""
-        line = max(1, round(self.line * width))
-        if alpha >= 1:
-            outline(ImageDraw.Draw(self._canvas), self._scaled(box), line, shade, dashed)
-            return
-        layer = Image.new("RGBA", self._canvas.size)
-        outline(ImageDraw.Draw(layer), self._scaled(box), line, (*shade, round(255 * alpha)), dashed)  # pyright: ignore
-        self._canvas.alpha_composite(layer)
+        with self._layer() if alpha < 1 else nullcontext(ImageDraw.Draw(self._canvas)) as pen:
+            outline(pen, self._scaled(box), max(1, round(self.line * width)), _ink(shade, alpha), dashed)
 
     def boxes(self, boxes: ArrayLike, shades: Sequence[Colour], alphas: Sequence[float]) -> None:
         """Draw many thin outlines, the last on top."""
-        layer = Image.new("RGBA", self._canvas.size)
-        pen = ImageDraw.Draw(layer)
         line = self.line if len(shades) <= CROWD else max(1, self.line - 1)
-        for box, shade, alpha in zip(np.asarray(boxes), shades, alphas):
-            outline(pen, self._scaled(box), line, (*shade, round(255 * alpha)), False)  # pyright: ignore
-        self._canvas.alpha_composite(layer)
+        with self._layer() as pen:
+            for box, shade, alpha in zip(np.asarray(boxes), shades, alphas):
+                outline(pen, self._scaled(box), line, _ink(shade, alpha), False)
 
     def truth(self, box: ArrayLike, name: str | None = None) -> None:
         """Draw an object: dashed white on black, so that it shows on any image."""
@@ -120,32 +111,25 @@ class Canvas:
 
     def fill(self, box: ArrayLike, shade: Colour, alpha: float) -> None:
         """Tint a part of the image."""
-        layer = Image.new("RGBA", self._canvas.size)
-        x1, y1, x2, y2 = self._scaled(box)
-        corners = (round(x1), round(y1), max(round(x1), round(x2) - 1), max(round(y1), round(y2) - 1))
-        ImageDraw.Draw(layer).rectangle(corners, fill=(*shade, round(255 * alpha)))
-        self._canvas.alpha_composite(layer)
+        x1, y1, x2, y2 = (round(edge) for edge in self._scaled(box).tolist())
+        with self._layer() as pen:
+            pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), fill=_ink(shade, alpha))
 
-    def tint(self, values: NDArray, box: ArrayLike, shade: Colour, opacity: float = 0.85) -> None:
+    def tint(self, values: NDArray, box: ArrayLike, shade: Colour) -> None:
         """Lay a map (h, w) of values from 0 to 1 over a part of the image, its cells as squares."""
-        x1, y1, x2, y2 = (round(edge) for edge in self._scaled(box))
-        alpha = np.round(np.clip(values, 0, 1) * 255 * opacity).astype(np.uint8)
-        pixels = np.concatenate((np.broadcast_to(np.array(shade, np.uint8), (*alpha.shape, 3)), alpha[..., None]), -1)
-        layer = Image.fromarray(pixels).resize((max(1, x2 - x1), max(1, y2 - y1)), Image.Resampling.NEAREST)
-        overlay = Image.new("RGBA", self._canvas.size)
-        overlay.paste(layer, (x1, y1))
-        self._canvas.alpha_composite(overlay)
+        x1, y1, x2, y2 = (round(edge) for edge in self._scaled(box).tolist())
+        mask = Image.fromarray(np.round(np.clip(values, 0, 1) * 255 * TINT).astype(np.uint8))
+        with self._layer() as pen:
+            pen.bitmap((x1, y1), mask.resize((max(1, x2 - x1), max(1, y2 - y1)), Image.Resampling.NEAREST), shade)
 
-    def grid(self, rows: int, columns: int, box: ArrayLike, shade: Colour = PAPER, alpha: float = 0.45) -> None:
+    def grid(self, rows: int, columns: int, box: ArrayLike, alpha: float = 0.45) -> None:
         """Draw the lines between rows x columns cells of a part of the image."""
-        layer = Image.new("RGBA", self._canvas.size)
-        pen, (x1, y1, x2, y2) = ImageDraw.Draw(layer), self._scaled(box)
-        ink = (*shade, round(255 * alpha))
-        for x in np.linspace(x1, x2, columns + 1).round().tolist():
-            pen.line((x, y1, x, y2), ink, 1)
-        for y in np.linspace(y1, y2, rows + 1).round().tolist():
-            pen.line((x1, y, x2, y), ink, 1)
-        self._canvas.alpha_composite(layer)
+        x1, y1, x2, y2 = self._scaled(box).tolist()
+        with self._layer() as pen:
+            for x in np.linspace(x1, x2, columns + 1).round().tolist():
+                pen.line((x, y1, x, y2), _ink(PAPER, alpha), 1)
+            for y in np.linspace(y1, y2, rows + 1).round().tolist():
+                pen.line((x1, y, x2, y), _ink(PAPER, alpha), 1)
 
     def dot(self, point: ArrayLike, shade: Colour) -> None:
         left, top = ((np.asarray(point) - self.origin[:2]) * self.factor).tolist()
@@ -163,8 +147,19 @@ class Canvas:
             write_name(pen, text, box, self.line, self.font, shade, False, placed)
         return np.array(canvas)
 
+    @contextmanager
+    def _layer(self) -> Iterator[ImageDraw.ImageDraw]:
+        """Yield what draws on a transparent layer, which is then laid over the image."""
+        layer = Image.new("RGBA", self._canvas.size)
+        yield ImageDraw.Draw(layer)
+        self._canvas.alpha_composite(layer)
+
     def _scaled(self, box: ArrayLike) -> NDArray:
         return (np.asarray(box, np.float64) - self.origin) * self.factor
+
+
+def _ink(shade: Colour, alpha: float) -> tuple[int, ...]:
+    return (*shade, round(255 * min(alpha, 1.0)))
 
 
 def panel_side(panels: int) -> int:

@@ -1,11 +1,14 @@
-"""How the steps of detectors are drawn: one drawing for each kind of step, whatever detector tells it."""
+"""How the steps of detectors are drawn, each kind by one function whatever detector tells it, and what these share."""
 
 from functools import singledispatch
 
 from detkit.errors import UserError
-from detkit.explain.canvas import Section
+from detkit.explain.canvas import Canvas, Key, Kind, Section
 from detkit.explain.explanation import Explanation
-from detkit.models.trace import Step
+from detkit.models.trace import MapShape, Step
+from detkit.viz.draw import colour
+
+LEGEND = 20  # most classes in a legend
 
 
 @singledispatch
@@ -19,3 +22,53 @@ def draw(step: Step, explanation: Explanation) -> list[Section]:
     """
     name = type(step).__name__
     raise UserError(f"{name}: nothing draws this step of the detector; register one with detkit.explain.draw.register")
+
+
+def detection_name(explanation: Explanation, index: int) -> str:
+    """How a detection is called in every section: number, class and score."""
+    return f"{index + 1} {explanation.classes[explanation.labels[index]]} {explanation.scores[index]:.2f}"
+
+
+def class_legend(explanation: Explanation) -> list[Key]:
+    """The colours of the candidates' classes."""
+    labels = sorted(set(explanation.nms.labels.tolist()))[:LEGEND]
+    return [Key(colour(label), "solid", explanation.classes[label]) for label in labels]
+
+
+def truth_legend(explanation: Explanation, what: str, kind: Kind = "solid") -> list[Key]:
+    """The classes of the annotated objects, and what their colour stands for."""
+    assert explanation.truth is not None
+    labels = sorted(set(explanation.truth.labels.tolist()))[:LEGEND]
+    return [Key(colour(label), kind, f"{what} {explanation.classes[label]}") for label in labels]
+
+
+def draw_truth(canvas: Canvas, explanation: Explanation) -> None:
+    """Draw the annotated objects, named by letters, so that they differ from detections."""
+    if explanation.truth is not None:
+        for index, box in enumerate(explanation.truth.boxes):
+            canvas.truth(box, object_name(explanation, index))
+
+
+def object_name(explanation: Explanation, index: int) -> str:
+    """How an annotated object is called in every section: letter and class."""
+    assert explanation.truth is not None
+    return f"{letter(index)} {explanation.classes[explanation.truth.labels[index]]}"
+
+
+def letter(index: int) -> str:
+    """0 -> a, 25 -> z, 26 -> a1, ..."""
+    return "abcdefghijklmnopqrstuvwxyz"[index % 26] + (str(index // 26) if index >= 26 else "")
+
+
+def plural(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+def map_title(index: int, shape: MapShape) -> str:
+    return f"map {index + 1}: {shape.columns} x {shape.rows}"
+
+
+def map_extent(explanation: Explanation, shape: MapShape) -> tuple[float, float, float, float]:
+    """The box that a feature map covers, in pixels of the image."""
+    down, across = explanation.factors.tolist()
+    return (0.0, 0.0, shape.columns * shape.cell_width * across, shape.rows * shape.cell_height * down)

@@ -1,7 +1,6 @@
 """What a detector did with one image, as data: its steps, as it tells them, and its non-maximum suppression."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,14 +11,11 @@ from detkit.data.batch import make_batch
 from detkit.data.image_truth import Truth
 from detkit.data.transforms import build_test
 from detkit.inference.predict import proposal_method
-from detkit.models import postprocess
+from detkit.models import Detector, postprocess
 from detkit.models.trace import Step
 from detkit.ops import clip, nms_suppressors, scale
 from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Images, Predictions, Targets
-
-if TYPE_CHECKING:
-    from detkit.models import Detector
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Explanation:
         return scale(boxes, self.factors).cpu().numpy()
 
 
-def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Truth | None = None) -> Explanation:
+def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth | None = None) -> Explanation:
     """Detect on one image, (H, W, 3) uint8 RGB, and return what every step did.
 
     config: that of the checkpoint; `config.detect` has the score threshold and NMS. truth: the image's objects; with it
@@ -100,30 +96,19 @@ def explain(detector: "Detector", image: np.ndarray, config: Config, truth: Trut
         factors = images.original[0] / images.sizes[0]
         nms = _class_suppression(trace.predictions, images.sizes[0], config.detect, factors)
     detector.train(training)
-    boxes, scores, labels = detections.image(0)
-    return Explanation(
-        image,
-        detector.classes,
-        config.detect,
-        truth,
-        boxes.cpu().numpy(),
-        scores.cpu().numpy(),
-        labels.cpu().numpy(),
-        index[0, : len(boxes)].cpu().numpy(),
-        nms,
-        trace.steps,
-        factors,
-    )
+    found = [part.cpu().numpy() for part in detections.image(0)]  # boxes, scores, labels
+    source = index[0, : len(found[0])].cpu().numpy()
+    return Explanation(image, detector.classes, config.detect, truth, *found, source, nms, trace.steps, factors)
 
 
-def _images(detector: "Detector", image: np.ndarray, config: Config) -> Images:
+def _images(detector: Detector, image: np.ndarray, config: Config) -> Images:
     """Return a batch of the image as the test loader makes it, with proposals for a detector that takes them."""
     regions = proposal_method(config)(image) if detector.takes_proposals else np.zeros((0, 4), np.float32)
     pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)
     return make_batch([pixels], [image.shape[:2]], regions=[regions] if detector.takes_proposals else None)
 
 
-def _targets(detector: "Detector", image: np.ndarray, truth: Truth, config: Config) -> Targets:
+def _targets(detector: Detector, image: np.ndarray, truth: Truth, config: Config) -> Targets:
     """Return the objects as training sees them, in pixels of the input.
 
     An object that is too small for training becomes padding: all others keep their index.
@@ -167,12 +152,5 @@ def suppress(
     rank[order] = torch.arange(len(order), device=order.device)
     by = torch.where(by >= 0, rank[by.clamp(min=0)], -1)[order].cpu().numpy()
     kept = np.flatnonzero(by == np.arange(len(by)))[:max_out]
-    return Suppression(
-        scale(boxes[order], factors).cpu().numpy(),
-        scores[order].cpu().numpy(),
-        labels[order].cpu().numpy(),
-        source[order].cpu().numpy(),
-        by,
-        kept,
-        iou,
-    )
+    columns = (scale(boxes, factors), scores, labels, source)
+    return Suppression(*(column[order].cpu().numpy() for column in columns), by, kept, iou)

@@ -3,11 +3,10 @@
 import numpy as np
 
 from detkit.explain.canvas import DARK, NEGATIVE, TRUTH, Canvas, Key, Panel, Section
-from detkit.explain.drawing import draw
+from detkit.explain.drawing import draw, draw_truth, object_name, truth_legend
 from detkit.explain.explanation import Explanation
-from detkit.explain.naming import draw_truth, object_name, truth_legend
 from detkit.models.trace import GridStep, ResponsibleStep
-from detkit.viz.draw import PAPER, colour
+from detkit.viz.draw import colour
 
 
 @draw.register
@@ -42,7 +41,7 @@ def _canvas(grid: int, explanation: Explanation) -> Canvas:
     """The image with a faint grid."""
     height, width = explanation.image.shape[:2]
     canvas = Canvas(explanation.image, light=DARK)
-    canvas.grid(grid, grid, (0, 0, width, height), PAPER, 0.3)
+    canvas.grid(grid, grid, (0, 0, width, height), 0.3)
     return canvas
 
 
@@ -58,7 +57,7 @@ def _class_map(grid: int, labels: np.ndarray, scores: np.ndarray, explanation: E
     canvas = Canvas(explanation.image, light=DARK)
     for cell, label, score in zip(_cells(grid, explanation), labels.tolist(), scores.tolist()):
         canvas.fill(cell, colour(label), 0.75 * min(score, 1.0))
-    canvas.grid(grid, grid, (0, 0, width, height), PAPER, 0.8)
+    canvas.grid(grid, grid, (0, 0, width, height), 0.8)
     return Panel(canvas.drawing())
 
 

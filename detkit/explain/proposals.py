@@ -3,9 +3,8 @@
 import torch
 
 from detkit.explain.canvas import DARK, NEGATIVE, PANEL, PROPOSAL, Canvas, Key, Panel, Section
-from detkit.explain.drawing import draw
+from detkit.explain.drawing import draw, plural
 from detkit.explain.explanation import Explanation, Suppression, suppress
-from detkit.explain.naming import plural
 from detkit.models.trace import ProposalNMSStep, ProposalStep
 
 WINNERS = 4  # proposals whose suppression has a panel of its own
@@ -13,13 +12,15 @@ WINNERS = 4  # proposals whose suppression has a panel of its own
 
 @draw.register
 def draw_proposals(step: ProposalStep, explanation: Explanation) -> list[Section]:
-    """All regions over the image."""
+    """All regions over the image, which `explain` has made from it: stores of proposals are not read."""
     canvas = Canvas(explanation.image, light=DARK)
     count = len(step.boxes)
-    canvas.boxes(
-        explanation.in_image(step.boxes), [PROPOSAL] * count, [min(1.0, max(0.25, 60 / max(count, 1)))] * count
+    alpha = min(1.0, max(0.25, 60 / max(count, 1)))
+    canvas.boxes(explanation.in_image(step.boxes), [PROPOSAL] * count, [alpha] * count)
+    text = (
+        f"{plural(count, 'region', 'regions')} of selective search (mode {explanation.settings.proposals}), made for "
+        "this image now, that may hold an object, whatever its class."
     )
-    text = f"{plural(count, 'region', 'regions')} of selective search that may hold an object, whatever its class."
     legend = [Key(PROPOSAL, "solid", "proposal")]
     return [Section("proposals", "Proposals", text, [Panel(canvas.drawing())], legend)]
 

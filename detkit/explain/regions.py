@@ -1,13 +1,14 @@
 """What the head of a region detector reads of each region, and how it moves them."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
 
 from detkit.explain.canvas import DARK, PROPOSAL, Canvas, Key, Panel, Section
-from detkit.explain.drawing import draw
+from detkit.explain.drawing import class_legend, detection_name, draw
 from detkit.explain.explanation import Explanation
-from detkit.explain.naming import class_legend, detection_name
 from detkit.models.trace import PooledStep, RegressionStep
 from detkit.viz.draw import colour
 
@@ -64,10 +65,10 @@ def shown_regions(step: PooledStep, explanation: Explanation) -> np.ndarray:
 def _tile(image: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
     """An image, or the part of it in a box, stretched to a square as pooling does."""
     drawing = Image.fromarray(np.ascontiguousarray(image))
-    x1, y1, x2, y2 = (0, 0, *drawing.size) if box is None else box.tolist()
-    # at least a pixel, within the image
-    x1, y1 = min(max(x1, 0), drawing.width - 1), min(max(y1, 0), drawing.height - 1)
-    part = (x1, y1, min(max(x2, x1 + 1), drawing.width), min(max(y2, y1 + 1), drawing.height))
+    part = None
+    if box is not None:  # at least a pixel, within the image
+        low = np.clip(box[:2], 0, np.array(drawing.size) - 1)
+        part = (*low.tolist(), *np.clip(box[2:], low + 1, drawing.size).tolist())
     return np.asarray(drawing.resize((TILE, TILE), Image.Resampling.BICUBIC, box=part))
 
 
@@ -75,10 +76,9 @@ def _heat(values: np.ndarray, of_all: np.ndarray) -> np.ndarray:
     """A map (n, n) as cells from black to yellow, on the scale of all regions' maps."""
     low, high = np.percentile(of_all, (2, 98)).tolist()  # a few cells may be far above all others
     share = ((values - low) / max(high - low, 1e-9)).clip(0, 1)
-    side = -(-TILE // len(values)) * len(values)
-    cells = np.repeat(np.repeat(share, side // len(values), 0), side // len(values), 1)[:TILE, :TILE]
-    bright = np.stack((np.clip(cells * 2, 0, 1), np.clip(cells * 1.6 - 0.3, 0, 1), np.clip(cells * 3 - 2.2, 0, 1)), -1)
-    return (bright * 255).astype(np.uint8)
+    side = math.ceil(TILE / len(values))
+    cells = np.kron(share, np.ones((side, side)))[:TILE, :TILE, None]
+    return (np.clip(cells * (2, 1.6, 3) - (0, 0.3, 2.2), 0, 1) * 255).astype(np.uint8)
 
 
 @draw.register

@@ -3,9 +3,8 @@
 import numpy as np
 
 from detkit.explain.canvas import DARK, NEGATIVE, PANEL, TRUTH, Canvas, Key, Panel, Section
-from detkit.explain.drawing import draw
+from detkit.explain.drawing import draw, draw_truth, object_name, truth_legend
 from detkit.explain.explanation import Explanation
-from detkit.explain.naming import draw_truth, object_name, truth_legend
 from detkit.models.trace import SampleStep
 from detkit.viz.draw import colour
 

@@ -6,9 +6,8 @@ import torch
 # Each of these registers the drawings of some steps
 from detkit.explain import anchors, grid, proposals, regions, samples  # noqa: F401
 from detkit.explain.canvas import DARK, PROPOSAL, TRUTH, Canvas, Key, Panel, Section, panel_side, square_around
-from detkit.explain.drawing import draw
+from detkit.explain.drawing import class_legend, detection_name, draw, plural
 from detkit.explain.explanation import Explanation
-from detkit.explain.naming import class_legend, detection_name, plural
 from detkit.viz.draw import colour
 
 WINNERS = 12  # detections whose suppression has a panel of its own

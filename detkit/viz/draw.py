@@ -109,7 +109,7 @@ def shorten(text: str, font: "FreeTypeFont", width: float) -> str:
     return text
 
 
-def outline(pen: "ImageDraw", box: NDArray, line: int, shade: Colour, dashed: bool) -> None:
+def outline(pen: "ImageDraw", box: NDArray, line: int, shade: tuple[int, ...], dashed: bool) -> None:
     """Draw a box's outline inside its edges, clipped to the image."""
     x1, y1, x2, y2 = _inside(pen, box)
     if not dashed:

@@ -213,9 +213,10 @@ def test_a_step_that_nothing_draws_is_one_line() -> None:
         draw_sections(explanation)
 
 
-def test_stored_proposals_are_drawn_as_they_came() -> None:
+def test_proposals_are_drawn_as_they_came() -> None:
     _, explanation = explained("fast_rcnn")
     step = step_of(explanation, ProposalStep)
     np.testing.assert_array_equal(step.boxes, step_of(explanation, RegressionStep).regions[: len(step.boxes)])
     section = next(section for section in draw_sections(explanation) if section.name == "proposals")
-    assert section.text.startswith(f"{len(step.boxes)} regions of selective search")
+    # no store is read: `explain` makes them, in the mode that the config names
+    assert section.text.startswith(f"{len(step.boxes)} regions of selective search (mode single), made for this image")
