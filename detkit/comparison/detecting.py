@@ -5,7 +5,6 @@ images' coordinates: resizing, network, post-processing. Detectors of stored reg
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -53,20 +52,17 @@ class Cost:
     memory: int | None
 
 
-def sample(count: int) -> list[int]:
-    """Indices of the IMAGES images, spread over a data set of `count`; with repeats where it has fewer."""
-    return torch.linspace(0, count - 1, IMAGES).round().int().tolist()
-
-
 def load_best(config: Config, best: Path) -> Detector:
     """Read a checkpoint as `config` says, which may differ from its own in what is not a weight; in eval mode."""
-
     import_code(config.imports)  # this may be a new process
     return build({**load(best), "config": to_plain(config)}, best)[0].eval()
 
 
 class ComparedImages:
-    """Decoded images, and their stored regions (R, 4) where the config names stores."""
+    """IMAGES decoded images, spread over the test split, and their stored regions (R, 4) where the config names stores.
+
+    Some are repeated where the split has fewer.
+    """
 
     def __init__(self, config: Config) -> None:
         import cv2
@@ -75,16 +71,16 @@ class ComparedImages:
         import_code(config.imports)  # this may be a new process
         dataset = open_dataset(config.data, "test")
         stored = open_proposals(dataset, config.data)
-        indices = sample(len(dataset))
+        indices = torch.linspace(0, len(dataset) - 1, IMAGES).round().int().tolist()
         self.images = [dataset.image(index) for index in indices]
-        self.regions = None if stored is None else [stored.boxes(index) for index in indices]
+        none = np.zeros((0, 4), np.float32)
+        self.regions = [none if stored is None else stored.boxes(index) for index in indices]
 
 
 class Detecting:
     """A detector on its device, in its number format and memory layout, and images."""
 
     def __init__(self, config: Config, best: Path, device: str, compared: ComparedImages) -> None:
-
         self.config, self.compared = config, compared
         self.detector = load_best(config, best)
         self.transform = build_test(self.detector.input)
@@ -93,25 +89,18 @@ class Detecting:
 
     def images(self, indices: Sequence[int]) -> Images:
         """Return images of the sample, by their index in it, as a batch on the CPU."""
-
-        pixels, regions = [], []
-        for index in indices:
-            stored = self.compared.regions[index] if self.compared.regions is not None else np.zeros((0, 4), np.float32)
-            resized, boxes, _ = self.transform(self.compared.images[index], stored, objects=0)
-            pixels.append(resized)
-            regions.append(boxes)
-        original = [self.compared.images[index].shape[:2] for index in indices]
+        sample = [(self.compared.images[index], self.compared.regions[index]) for index in indices]
+        pixels, regions, _ = zip(*(self.transform(image, stored, objects=0) for image, stored in sample))
+        original = [image.shape[:2] for image, _ in sample]
         return make_batch(pixels, original, regions=regions if self.detector.takes_proposals else None)
 
     def detect(self, indices: Sequence[int]) -> Detections:
         """Detect on images of the sample; the detections are on the CPU, where they are read."""
-
         train = self.config.train
         with torch.inference_mode():
-            detections = detect_batch(
-                self.detector, self.images(indices), self.config.detect, self.device, train.amp, train.channels_last
-            )
-            return detections.to("cpu")
+            images, settings = self.images(indices), self.config.detect
+            found = detect_batch(self.detector, images, settings, self.device, train.amp, train.channels_last)
+            return found.to("cpu")
 
 
 def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Job:
@@ -127,7 +116,6 @@ def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Jo
 
 def proposing(_: Setting, *, config: Config, method: str, parameters: dict[str, object]) -> Job:
     """Set up a race's job: the proposals of all the images, from their pixels, in one thread."""
-
     images, function = ComparedImages(config).images, find_method(method, parameters)
 
     def job() -> None:
@@ -139,17 +127,14 @@ def proposing(_: Setting, *, config: Config, method: str, parameters: dict[str, 
 
 def measure_cost(config: Config, best: Path, device: str) -> Cost:
     """Measure in a new process. UserError, in one line, where that fails, as for want of memory."""
-    pool = ProcessPoolExecutor(1, get_context("spawn"))
-    try:
-        return pool.submit(_cost, config, best, device).result()
-    except BrokenProcessPool:
-        raise UserError(f"{best}: the process that detected {IMAGES} images at once was killed") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(_cost, config, best, device).result()
+        except BrokenProcessPool:
+            raise UserError(f"{best}: the process that detected {IMAGES} images at once was killed") from None
 
 
 def _cost(config: Config, best: Path, device: str) -> Cost:
-
     images = ComparedImages(config)
     before = _status("VmRSS")
     work = Detecting(config, best, device, images)
@@ -157,7 +142,9 @@ def _cost(config: Config, best: Path, device: str) -> Cost:
     if cuda:
         torch.cuda.reset_peak_memory_stats(work.device)
     else:
-        _forget_peak()
+        clear = Path("/proc/self/clear_refs")
+        if os.access(clear, os.W_OK):
+            clear.write_text("5")  # the process's VmHWM begins anew (Linux, proc(5))
     for batch in BATCHES:
         work.detect(range(batch))
     peak = _status("VmHWM")
@@ -166,12 +153,6 @@ def _cost(config: Config, best: Path, device: str) -> Cost:
         memory = torch.cuda.max_memory_allocated(work.device)
     one = images_to_device(work.images([0]), work.device, work.config.train.channels_last)
     return Cost(count_parameters(work.detector), count_flops(lambda: work.detector.predict(one)), memory)
-
-
-def _forget_peak() -> None:
-    """Let the process's VmHWM begin anew (Linux, proc(5))."""
-    if sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(name: str) -> int | None:
@@ -185,7 +166,6 @@ def _status(name: str) -> int | None:
 
 def method_of(config: Config, dataset: DetectionDataset) -> tuple[str, dict[str, object]] | None:
     """How the proposals of the test split were made, None where they are another program's or a detector's."""
-
     for path in config.data.proposals:
         store = open_store(path)
         if (match_ids(dataset.ids, store.ids) >= 0).any():

@@ -12,6 +12,7 @@ from detkit.data.opening import open_dataset
 from detkit.engine.session import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain
+from detkit.models import MODELS
 
 # by the year of the papers; others come after them, by name
 PAPERS = ("rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd")
@@ -36,6 +37,11 @@ class Entry:
         """The name, with the detector's where that says more."""
         model = self.config.model.name
         return self.name if model == self.name else f"{self.name} ({model})"
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether the detector classifies stored regions."""
+        return MODELS.get(self.config.model.name).takes_proposals
 
     @property
     def best(self) -> Path:
@@ -120,7 +126,6 @@ def open_same(entries: Sequence[Entry]) -> DetectionDataset:
 
     Raises UserError, naming two of them, where classes, images or metric are not the same.
     """
-
     first, *others = entries
     classes = _classes(first)
     for entry in others:  # before the images, which another's classes may not fit
@@ -129,15 +134,14 @@ def open_same(entries: Sequence[Entry]) -> DetectionDataset:
     dataset = open_dataset(first.config.data, "test", classes)
     for entry in others:
         other = open_dataset(entry.config.data, "test", classes)
-        hint = "; data.root=ROOT and data.test=[SPLIT] set both"
-        _check_same("images", (first, _sources(dataset)), (entry, _sources(other)), hint)
-        hint = f"; evaluate.metric={metric} sets both"
-        _check_same("metrics", (first, [metric]), (entry, [entry.config.evaluate.metric]), hint)
+        images = (first, _sources(dataset)), (entry, _sources(other))
+        _check_same("images", *images, "; data.root=ROOT and data.test=[SPLIT] set both")
+        metrics = (first, [metric]), (entry, [entry.config.evaluate.metric])
+        _check_same("metrics", *metrics, f"; evaluate.metric={metric} sets both")
     return dataset
 
 
 def _classes(entry: Entry) -> tuple[str, ...]:
-
     if entry.best.is_file():
         return tuple(checkpoint.load(entry.best)["classes"])
     return open_dataset(entry.config.data, "train").classes

@@ -1,8 +1,11 @@
 """A comparison, part after part; what is done stays done."""
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,10 @@ from rich.table import Table
 
 from detkit.comparison.detecting import IMAGES, measure_cost
 from detkit.comparison.entries import Entry
-from detkit.comparison.measure import (
-    evaluate_entry,
-    needs_proposals,
-    proposal_seconds,
-    setting_of,
-    speeds,
-    training_log,
-)
+from detkit.comparison.measure import evaluate_entry, proposal_seconds, speeds, training_log
 from detkit.comparison.page import write_comparison
 from detkit.comparison.rows import Compared, Training, screen_table, to_csv
-from detkit.comparison.stores import make_missing, missing_stores
+from detkit.comparison.stores import missing_stores
 from detkit.comparison.times import read_times, timed
 from detkit.comparison.training import log_path, part, train_entry
 from detkit.data.dataset import DetectionDataset
@@ -29,8 +25,11 @@ from detkit.errors import UserError
 from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
+from detkit.proposals.make import make_store
+from detkit.runtime.device import choose_device
+from detkit.runtime.race import Setting
+from detkit.structures import TruthSet
 from detkit.viz import speed_plot
-from detkit.viz.curves import SpeedPoint
 
 Say = Callable[[str], None]
 Update = Callable[[str, int, int], None]
@@ -43,7 +42,9 @@ class Comparison:
         self, entries: Sequence[Entry], overrides: list[str], dataset: DetectionDataset, out: Path, rounds: int
     ) -> None:
         self.entries, self.overrides, self.dataset, self.out = list(entries), overrides, dataset, out
-        self.setting = setting_of(entries, rounds)
+        # the device of the first for all
+        device = choose_device(entries[0].config.train.device)
+        self.setting = Setting(str(device), torch.get_num_threads(), rounds)
         self.failures: dict[str, str] = {}
 
     @property
@@ -52,11 +53,13 @@ class Comparison:
         return [entry for entry in self.entries if entry.name not in self.failures]
 
     def make_proposals(self, say: Say, update: Update) -> None:
-        """Make the proposals that configs name and that do not exist."""
+        """Make the proposals that configs name and that do not exist, going on with what an interrupted call left."""
         for path, (dataset, mode) in missing_stores(self.entries).items():
             say(f"proposals of {dataset.name}: {path}")
             with timed(self.out, f"proposals {path}"):
-                make_missing(path, dataset, mode, lambda done, total, name=path.name: update(name, done, total))
+                parameters, workers = {"mode": mode, "seed": 0}, os.cpu_count() or 1
+                progress = partial(update, path.name)
+                make_store(path, dataset, "selective_search", parameters, workers=workers, progress=progress)
 
     def train(self, say: Say, update: Update) -> None:
         """Train what is not trained yet. Raises Interrupted, see `train_entry`."""
@@ -67,12 +70,7 @@ class Comparison:
                 continue
             say(f"training {entry.name}, {number} of {len(configs)}; what it says: {log_path(entry, self.out)}")
             try:
-                train_entry(
-                    entry,
-                    self.overrides,
-                    self.out,
-                    lambda done, total, name=entry.name: update(f"train {name}", done, total),
-                )
+                train_entry(entry, self.overrides, self.out, partial(update, f"train {entry.name}"))
             except UserError as error:
                 self._fail(entry, str(error), say)
 
@@ -81,15 +79,12 @@ class Comparison:
         for entry in self.entries:
             if entry.source is None and not entry.finished:
                 say(f"{entry.name}: its training has not ended; its best.pt so far is compared")
-        found: dict[str, tuple[Any, ...]] = {}
-        truth = self.dataset.truth()
+        rows = []
+        truth, times = self.dataset.truth(), read_times(self.out)
         entries = self.left
         for number, entry in enumerate(entries, 1):
             try:
-                result, detections = evaluate_entry(entry, self.dataset, self.out)
-                cost = measure_cost(entry.config, entry.best, self.setting.device)
-                errors = analyse_errors(detections, truth, result.metric)
-                found[entry.name] = result, detections, errors, operating_score(errors, detections.scores), cost
+                rows.append(self._row(entry, truth, times.get(part(entry)) if entry.source is not None else None))
             except UserError as error:
                 self._fail(entry, f"{entry.name}: {error}", say)
             except Exception as error:  # of the detector's, whatever it is: the others can still be compared
@@ -98,42 +93,29 @@ class Comparison:
                     traceback.print_exc(file=file)
                 self._fail(entry, f"{entry.name}: {type(error).__name__}: {error}; more in {log}", say)
             update("evaluate", number, len(entries))
-        return self._rows(found, say, update)
+        return self._with_speed(rows, say, update) if rows else []
 
-    def _rows(self, found: dict[str, tuple[Any, ...]], say: Say, update: Update) -> list[Compared]:
-        entries = self.left
-        rates: list[dict[int, float]] = [{} for _ in entries]
-        making: list[float | None] = [None] * len(entries)
+    def _row(self, entry: Entry, truth: TruthSet, clocked: float | None) -> Compared:
+        """All that is known of a detector but its speed in detection. clocked: seconds of its training, where known."""
+        result, detections = evaluate_entry(entry, self.dataset, self.out)
+        cost = measure_cost(entry.config, entry.best, self.setting.device)
+        errors = analyse_errors(detections, truth, result.metric)
+        score = operating_score(errors, detections.scores)
+        images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
+        training = Training(images_per_second, logged if clocked is None else clocked, clocked is not None)
+        return Compared(entry, result, detections, errors, score, cost, training)
+
+    def _with_speed(self, rows: list[Compared], say: Say, update: Update) -> list[Compared]:
+        entries = [row.entry for row in rows]
         try:
-            if entries:
-                making = proposal_seconds(
-                    entries, self.dataset, self.setting, lambda done, total: update("time of proposals", done, total)
-                )
-                rates = speeds(entries, self.setting, lambda done, total: update("speed", done, total))
+            making = proposal_seconds(entries, self.dataset, self.setting, partial(update, "time of proposals"))
+            rows = [replace(row, proposals=seconds) for row, seconds in zip(rows, making)]
+            rates = speeds(entries, self.setting, partial(update, "speed"))
+            return [replace(row, images_per_second=rate) for row, rate in zip(rows, rates)]
         except UserError as error:
             self.failures["speed"] = f"speed was not measured: {error}"
             say(self.failures["speed"])
-        seconds = read_times(self.out)
-        rows = []
-        for entry, rate, proposals in zip(entries, rates, making):
-            result, detections, errors, best, cost = found[entry.name]
-            images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
-            clocked = seconds.get(part(entry)) if entry.source is not None else None
-            rows.append(
-                Compared(
-                    entry=entry,
-                    result=result,
-                    detections=detections,
-                    errors=errors,
-                    score=best,
-                    cost=cost,
-                    training=Training(images_per_second, logged if clocked is None else clocked, clocked is not None),
-                    images_per_second=rate,
-                    proposals=proposals,
-                    needs_proposals=needs_proposals(entry),
-                )
-            )
-        return rows
+            return rows
 
     def _fail(self, entry: Entry, message: str, say: Say) -> None:
         self.failures[entry.name] = message
@@ -146,16 +128,7 @@ class Comparison:
         files = ["report.html", "compare.csv", "compare.json"]
         write_atomic(self.out / "compare.csv", to_csv(rows))
         write_atomic(self.out / "compare.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        points = [
-            SpeedPoint(
-                row.entry.label,
-                row.result.mAP,
-                row.images_per_second[1],
-                row.end_to_end.get(1) if row.needs_proposals else None,
-            )
-            for row in rows
-            if row.images_per_second and row.result.mAP == row.result.mAP
-        ]
+        points = [row.point for row in rows if row.images_per_second and row.result.mAP == row.result.mAP]
         what = f"{protocol['dataset']}, {protocol['metric']}\n{protocol['machine']}"
         if points:
             speed_plot(points, self.out / "speed.png", what)
@@ -174,7 +147,7 @@ class Comparison:
         """Return what the numbers are of."""
         device = self.setting.device
         on = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {self.setting.threads} threads"
-        made = {name: seconds for name, seconds in read_times(self.out).items() if name.startswith("proposals ")}
+        named = [(*name.split(" ", 1), seconds) for name, seconds in read_times(self.out).items()]
         return {
             "dataset": self.dataset.name,
             "split": "test",
@@ -182,5 +155,5 @@ class Comparison:
             "metric": rows[0].result.protocol,
             "machine": f"{on}, torch {torch.__version__}",
             "speed": f"best of {self.setting.rounds} interleaved rounds over {IMAGES} images",
-            "stores made": {name.removeprefix("proposals "): seconds for name, seconds in made.items()},
+            "stores made": {path: seconds for kind, path, seconds in named if kind == "proposals"},
         }

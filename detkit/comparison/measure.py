@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from detkit.comparison.detecting import BATCHES, IMAGES, detecting, load_best, method_of, proposing
 from detkit.comparison.entries import Entry
@@ -17,7 +14,6 @@ from detkit.evaluation import Result, read_detections, score, write_detections
 from detkit.experiment import to_plain
 from detkit.files import write_atomic
 from detkit.inference.evaluate import evaluate
-from detkit.models import MODELS
 from detkit.runtime.device import choose_device, to_device
 from detkit.runtime.race import Benchmark, Runner, Setting, race
 from detkit.structures import DetectionSet
@@ -34,45 +30,27 @@ def evaluate_entry(entry: Entry, dataset: DetectionDataset, out: Path) -> tuple[
     """
     folder = out / "evaluations"
     stamp, stored = folder / f"{entry.name}.json", folder / f"{entry.name}-detections.json"
-    expected = {"weights": _digest(entry.best), "config": to_plain(entry.config)}
-    if stored.is_file() and stamp.is_file() and _read(stamp) == json.loads(json.dumps(expected)):
+    with open(entry.best, "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    expected = json.dumps({"weights": weights, "config": to_plain(entry.config)}, indent=1) + "\n"
+    if stored.is_file() and stamp.is_file() and stamp.read_bytes() == expected.encode():
         detections = read_detections(stored)
         if detections.ids == dataset.ids:
             return score(detections, dataset.truth(), entry.config.evaluate.metric), detections
     result, detections = _evaluate(entry, dataset)
     stamp.unlink(missing_ok=True)  # the two belong together
     write_detections(stored, detections)
-    write_atomic(stamp, json.dumps(expected, indent=1) + "\n")
+    write_atomic(stamp, expected)
     return result, detections
 
 
 def _evaluate(entry: Entry, dataset: DetectionDataset) -> tuple[Result, DetectionSet]:
-
     config = entry.config
     detector = load_best(config, entry.best)
     device = choose_device(config.train.device)
     to_device(detector, device, config.train.channels_last)
     evaluation = evaluate(detector, dataset, config, device)
     return evaluation.result, evaluation.detections.to("cpu")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-
-
-def setting_of(entries: Sequence[Entry], rounds: int) -> Setting:
-    """Return what all detectors are timed under: the device of the first, torch's number of threads."""
-
-    device = choose_device(entries[0].config.train.device)
-    return Setting(str(device), torch.get_num_threads(), rounds)
 
 
 def speeds(entries: Sequence[Entry], setting: Setting, progress: Progress) -> list[dict[int, float]]:
@@ -83,14 +61,10 @@ def speeds(entries: Sequence[Entry], setting: Setting, progress: Progress) -> li
     found: list[dict[int, float]] = [{} for _ in entries]
     total = len(BATCHES) * setting.rounds
     for number, batch in enumerate(BATCHES):
-        runners = (
-            Runner(entry.name, partial(detecting, config=entry.config, best=entry.best, batch=batch))
-            for entry in entries
-        )
         before = number * setting.rounds
-        timings = race(
-            Benchmark(f"batch {batch}", tuple(runners)), setting, lambda done, b=before: progress(b + done, total)
-        )
+        jobs = (partial(detecting, config=entry.config, best=entry.best, batch=batch) for entry in entries)
+        runners = tuple(Runner(entry.name, job) for entry, job in zip(entries, jobs))
+        timings = race(Benchmark(f"batch {batch}", runners), setting, lambda done, b=before: progress(b + done, total))
         for rates, timing in zip(found, timings):
             rates[batch] = IMAGES / timing.best
     return found
@@ -101,7 +75,7 @@ def proposal_seconds(
 ) -> list[float | None]:
     """Return the seconds an image that each entry's proposals take, in one thread; None where it needs none, or where
     how they were made is not known."""
-    methods = [method_of(entry.config, dataset) if needs_proposals(entry) else None for entry in entries]
+    methods = [method_of(entry.config, dataset) if entry.takes_proposals else None for entry in entries]
     known = {json.dumps(method): (entry, method) for entry, method in zip(entries, methods) if method is not None}
     if not known:
         return [None] * len(entries)
@@ -115,19 +89,17 @@ def proposal_seconds(
     return [None if method is None else seconds[json.dumps(method)] for method in methods]
 
 
-def needs_proposals(entry: Entry) -> bool:
-    """Whether the detector classifies stored regions."""
-
-    return MODELS.get(entry.config.model.name).takes_proposals
-
-
 def training_log(folder: Path, batch: int) -> tuple[float | None, float | None]:
     """Return images a second in steps of SGD, and the seconds of these and of evaluations, by a run's log.jsonl.
 
     Both None where it has none. Stages without steps, such as R-CNN's SVMs, are not in it.
     """
     steps, images, stepping, evaluating = 0, 0, 0.0, 0.0
-    for record in _records(folder / "log.jsonl"):
+    try:
+        records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        records = []
+    for record in records:
         if record.get("images_per_second"):
             count = (record["iteration"] - steps) * batch
             steps, images = record["iteration"], images + count
@@ -135,10 +107,3 @@ def training_log(folder: Path, batch: int) -> tuple[float | None, float | None]:
         elif "seconds" in record:
             evaluating += record["seconds"]
     return (images / stepping, stepping + evaluating) if stepping else (None, None)
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []

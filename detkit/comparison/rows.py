@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -16,6 +16,7 @@ from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
 from detkit.report.markup import digits
 from detkit.structures import DetectionSet
+from detkit.viz.curves import SpeedPoint
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Compared:
 
     score: where F1 is best. images_per_second: in detection, by images at once, proposals stored; empty where it was
     not measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
-    needs_proposals: whether it classifies stored regions.
     """
 
     entry: Entry
@@ -44,16 +44,21 @@ class Compared:
     score: float
     cost: Cost
     training: Training
-    images_per_second: Mapping[int, float]
-    proposals: float | None
-    needs_proposals: bool
+    images_per_second: Mapping[int, float] = field(default_factory=dict)
+    proposals: float | None = None
 
     @property
     def end_to_end(self) -> dict[int, float]:
         """Images a second with the making of proposals; empty where that is not known."""
-        if self.needs_proposals and self.proposals is None:
+        if self.entry.takes_proposals and self.proposals is None:
             return {}
         return {batch: 1 / (1 / speed + (self.proposals or 0)) for batch, speed in self.images_per_second.items()}
+
+    @property
+    def point(self) -> SpeedPoint:
+        """Where it is in a plot of speeds, once these are measured."""
+        slower = self.end_to_end.get(1) if self.entry.takes_proposals else None
+        return SpeedPoint(self.entry.label, self.result.mAP, self.images_per_second[1], slower)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what compare.json holds of the detector; null stands for what is not known."""
@@ -70,7 +75,7 @@ class Compared:
             **curves,
             "AP": result["AP"],
             "images_per_second": {str(batch): self.images_per_second.get(batch) for batch in BATCHES},
-            "takes_proposals": self.needs_proposals,
+            "takes_proposals": self.entry.takes_proposals,
             "proposals_seconds_per_image": self.proposals,
             "images_per_second_with_proposals": {str(batch): self.end_to_end.get(batch) for batch in BATCHES},
             "training_images_per_second": self.training.images_per_second,
@@ -105,12 +110,11 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def cells(row: Compared) -> dict[str, str]:
     """Return what the tables on screen and on the page show of a detector, by column."""
     costs, training = row.cost, row.training
-    speeds = {f"images/s, batch {batch}": _three(row.images_per_second.get(batch)) for batch in BATCHES}
-    making = _three(row.proposals) if row.proposals is not None else "unknown" if row.needs_proposals else "none"
+    making = _three(row.proposals) if row.proposals is not None else "unknown" if row.entry.takes_proposals else "none"
     seconds = "–" if training.seconds is None else ("" if training.clocked else "~") + clock(training.seconds)
     return {
         "mAP": digits(row.result.mAP),
-        **speeds,
+        **{f"images/s, batch {batch}": _three(row.images_per_second.get(batch)) for batch in BATCHES},
         "proposals, s/image": making,
         "images/s, training": _three(training.images_per_second),
         "training": seconds,
@@ -122,8 +126,9 @@ def cells(row: Compared) -> dict[str, str]:
 
 def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left")
-    table.caption_style = ""
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left", caption_style=""
+    )
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(escape(row.entry.label), justify="right", overflow="fold")

@@ -1,22 +1,16 @@
 """Proposals that detectors of stored regions need and that do not exist yet."""
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from detkit.comparison.entries import Entry
-from detkit.config import Config
 from detkit.data.dataset import DetectionDataset, parse_splits
 from detkit.data.formats import open_sources
 from detkit.data.opening import open_dataset, split_names
 from detkit.errors import UserError
-from detkit.proposals.make import make_store
 from detkit.proposals.selective_search import MODES
 
-METHOD = "selective_search"
 USES = ("train", "val", "test")
-
-Progress = Callable[[int, int], None]
 
 
 def missing_stores(entries: Iterable[Entry]) -> dict[Path, tuple[DetectionDataset, str]]:
@@ -30,12 +24,12 @@ def missing_stores(entries: Iterable[Entry]) -> dict[Path, tuple[DetectionDatase
         paths = [Path(path) for path in entry.config.data.proposals]
         for path in paths:
             if not path.exists() and path not in found:
-                found[path] = _dataset(entry, path, len(paths) == 1), _mode(path, entry.config)
+                mode = next((part for part in path.stem.split("-") if part in MODES), entry.config.detect.proposals)
+                found[path] = _dataset(entry, path, len(paths) == 1), mode
     return found
 
 
 def _dataset(entry: Entry, path: Path, alone: bool) -> DetectionDataset:
-
     data = entry.config.data
     splits = {use: split_names(data, use) for use in USES}
     if alone:
@@ -50,14 +44,3 @@ def _dataset(entry: Entry, path: Path, alone: bool) -> DetectionDataset:
         f"{entry.name}: no proposals {path}, and its name has none of the splits "
         f"{', '.join(name for names in splits.values() for name in names)}; make it with detkit proposals make"
     )
-
-
-def _mode(path: Path, config: Config) -> str:
-
-    return next((part for part in path.stem.split("-") if part in MODES), config.detect.proposals)
-
-
-def make_missing(path: Path, dataset: DetectionDataset, mode: str, progress: Progress) -> None:
-    """Make a store by all processors, going on with what an interrupted call left."""
-
-    make_store(path, dataset, METHOD, {"mode": mode, "seed": 0}, workers=os.cpu_count() or 1, progress=progress)

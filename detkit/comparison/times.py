@@ -31,12 +31,15 @@ def timed(out: Path, part: str) -> Iterator[None]:
         yield
     finally:
         seconds = read_times(out)
-        seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - start, 2)
-        write_atomic(out / NAME, json.dumps(seconds, indent=1) + "\n")
+        _write(out, {**seconds, part: round(seconds.get(part, 0.0) + time.monotonic() - start, 2)})
 
 
 def forget(out: Path, part: str) -> None:
     """Begin a part anew."""
     seconds = read_times(out)
     if seconds.pop(part, None) is not None:
-        write_atomic(out / NAME, json.dumps(seconds, indent=1) + "\n")
+        _write(out, seconds)
+
+
+def _write(out: Path, seconds: dict[str, float]) -> None:
+    write_atomic(out / NAME, json.dumps(seconds, indent=1) + "\n")

@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
 
 from detkit.comparison.entries import Entry
 from detkit.comparison.times import forget, timed
@@ -30,26 +30,22 @@ class Interrupted(Exception):
         self.number = number
 
 
-class _PassedOn:
-    """While entered, passes signals on to a process, whose own handlers let it finish a step and save."""
+@contextmanager
+def _passed_on(process: subprocess.Popen) -> Iterator[list[int]]:
+    """Pass signals on to a process, whose own handlers let it finish a step and save; yield the list of them."""
+    received: list[int] = []
 
-    def __init__(self, process: subprocess.Popen) -> None:
-        self.process, self.received = process, 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._pass)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _pass(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         # a run knows no SIGHUP: a terminal that is closed ends it as SIGTERM does
-        self.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callable[[int, int], None]) -> None:
@@ -74,19 +70,17 @@ def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callabl
             command, stdout=file, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
         )
         try:
-            with _PassedOn(process) as signals:
+            with _passed_on(process) as received:
                 while process.poll() is None:
                     progress(min(_done(entry.folder), total), total)
-                    try:
+                    with suppress(subprocess.TimeoutExpired):
                         process.wait(POLL)
-                    except subprocess.TimeoutExpired:
-                        continue
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    if signals.received:
-        raise Interrupted(signals.received)
+    if received:
+        raise Interrupted(received[-1])
     if process.returncode or not entry.finished:
         raise UserError(f"{entry.name}: training failed: {_reason(log, process.returncode)}; all it said: {log}")
     progress(total, total)

@@ -56,12 +56,9 @@ class Section:
 
     def sheet(self) -> NDArray[np.uint8]:
         """Return all of it as one image: panels with their captions, the legend below."""
-        if len(self.panels) == 1:
-            drawing = self.panels[0].drawing
-        else:
-            captions = [panel.caption for panel in self.panels]
-            columns = min(3, math.ceil(math.sqrt(len(captions))))
-            drawing = mosaic([panel.drawing for panel in self.panels], captions, columns)
+        drawings, captions = zip(*((panel.drawing, panel.caption) for panel in self.panels))
+        columns = min(3, math.ceil(math.sqrt(len(drawings))))
+        drawing = drawings[0] if len(drawings) == 1 else mosaic(drawings, captions, columns)
         return _with_legend(drawing, self.legend)
 
 

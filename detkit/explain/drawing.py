@@ -2,6 +2,8 @@
 
 from functools import singledispatch
 
+import numpy as np
+
 from detkit.errors import UserError
 from detkit.explain.canvas import Canvas, Key, Kind, Section
 from detkit.explain.explanation import Explanation
@@ -29,17 +31,12 @@ def detection_name(explanation: Explanation, index: int) -> str:
     return f"{index + 1} {explanation.classes[explanation.labels[index]]} {explanation.scores[index]:.2f}"
 
 
-def class_legend(explanation: Explanation) -> list[Key]:
-    """The colours of the candidates' classes."""
-    labels = sorted(set(explanation.nms.labels.tolist()))[:LEGEND]
-    return [Key(colour(label), "solid", explanation.classes[label]) for label in labels]
-
-
-def truth_legend(explanation: Explanation, what: str, kind: Kind = "solid") -> list[Key]:
-    """The classes of the annotated objects, and what their colour stands for."""
-    assert explanation.truth is not None
-    labels = sorted(set(explanation.truth.labels.tolist()))[:LEGEND]
-    return [Key(colour(label), kind, f"{what} {explanation.classes[label]}") for label in labels]
+def class_legend(
+    explanation: Explanation, labels: np.ndarray | None = None, kind: Kind = "solid", what: str = ""
+) -> list[Key]:
+    """The colours of the classes among labels (N,), by default the candidates'; what: comes before their names."""
+    shown = np.unique(explanation.nms.labels if labels is None else labels)[:LEGEND].tolist()
+    return [Key(colour(label), kind, what + explanation.classes[label]) for label in shown]
 
 
 def draw_truth(canvas: Canvas, explanation: Explanation) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from detkit.explain.canvas import DARK, NEGATIVE, TRUTH, Canvas, Key, Panel, Section
-from detkit.explain.drawing import draw, draw_truth, object_name, truth_legend
+from detkit.explain.drawing import class_legend, draw, draw_truth, object_name
 from detkit.explain.explanation import Explanation
 from detkit.models.trace import GridStep, ResponsibleStep
 from detkit.viz.draw import colour
@@ -14,7 +14,7 @@ def draw_grid(step: GridStep, explanation: Explanation) -> list[Section]:
     """The best class of each cell, and the boxes of all cells with their confidence."""
     classes = step.classes.cpu().numpy()
     labels = classes.argmax(1)
-    legend = [Key(colour(label), "fill", explanation.classes[label]) for label in np.unique(labels).tolist()[:20]]
+    legend = class_legend(explanation, labels, "fill")
     return [
         Section(
             "class-map",
@@ -95,7 +95,7 @@ def draw_responsible(step: ResponsibleStep, explanation: Explanation) -> list[Se
     )
     if lost := len(labels) - len(matched):
         text += f" {lost} of the {len(labels)} objects have no cell of their own, or are not trained on."
-    legend = [Key(TRUTH, "dashed", "object"), *truth_legend(explanation, "cell and box for", "fill")]
+    legend = [Key(TRUTH, "dashed", "object"), *class_legend(explanation, labels, "fill", "cell and box for ")]
     legend.append(Key(NEGATIVE, "solid", "other box of the cell"))
     title = "Responsible cells and boxes (training)"
     return [Section("responsible", title, text, [Panel(canvas.drawing())], legend)]

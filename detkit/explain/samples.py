@@ -3,7 +3,7 @@
 import numpy as np
 
 from detkit.explain.canvas import DARK, NEGATIVE, PANEL, TRUTH, Canvas, Key, Panel, Section
-from detkit.explain.drawing import draw, draw_truth, object_name, truth_legend
+from detkit.explain.drawing import class_legend, draw, draw_truth, object_name
 from detkit.explain.explanation import Explanation
 from detkit.models.trace import SampleStep
 from detkit.viz.draw import colour
@@ -32,7 +32,8 @@ def draw_samples(step: SampleStep, explanation: Explanation) -> list[Section]:
         levels="" if step.level is None else levels_of_objects(step.level.cpu().numpy(), matched_gt_index, explanation),
     )
     of_object, background = step.legend
-    legend = [Key(TRUTH, "dashed", "object"), *truth_legend(explanation, of_object), Key(NEGATIVE, "solid", background)]
+    of_classes = class_legend(explanation, explanation.truth.labels, what=f"{of_object} ")
+    legend = [Key(TRUTH, "dashed", "object"), *of_classes, Key(NEGATIVE, "solid", background)]
     return [Section(step.name, step.title, text, panels, legend)]
 
 

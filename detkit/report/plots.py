@@ -64,13 +64,12 @@ def _curve(name: int | str, shade: str, title: str, curve: tuple[np.ndarray, np.
 
 def speed_plot(points: Sequence[SpeedPoint]) -> str:
     """Draw mAP against images a second on a logarithmic axis, as `viz.speed_plot` does."""
-    limits = speed_axes(points)
-    bottom, top = limits.mAP
+    speeds, ticks, (bottom, top) = speed_axes(points)
 
     def across(speed: float) -> float:
-        return _x(float(np.interp(math.log10(speed), np.log10(limits.speeds), (0, 1))))
+        return _x(float(np.interp(math.log10(speed), np.log10(speeds), (0, 1))))
 
-    body = "".join(_tick(across(speed), speed) for speed in limits.ticks)
+    body = "".join(_tick(across(speed), speed) for speed in ticks)
     names = []
     for index, point in sorted(enumerate(points), key=lambda pair: pair[1].speed):
         x, y = across(point.speed), _y((point.mAP - bottom) / (top - bottom))
@@ -84,7 +83,7 @@ def speed_plot(points: Sequence[SpeedPoint]) -> str:
         body += f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(title)}</title></circle>'
         names.append((x, y, point.name))
     text = f"mAP against images a second of {len(points)} detectors"
-    return _frame(text, SPEED_LABEL, "mAP", None, limits.mAP, body + _labels(names))
+    return _frame(text, SPEED_LABEL, "mAP", None, (bottom, top), body + _labels(names))
 
 
 def _tick(x: float, value: float) -> str:
@@ -139,10 +138,9 @@ def reliability_plot(calibration: Calibration) -> str:
     bins = len(calibration.count)
     body = f'<line class="ideal" x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}"/>'
     for index, (count, precision) in enumerate(zip(calibration.count.tolist(), calibration.precision.tolist())):
-        if count:
-            low, high = index / bins, (index + 1) / bins
-            title = f"scores {low:g} to {high:g}: {count} detections, {precision:.1%} right"
-            body += _bar(low, high, 0, precision, "right", title)
+        low, high = index / bins, (index + 1) / bins
+        title = f"scores {low:g} to {high:g}: {count} detections, {precision:.1%} right"
+        body += _bar(low, high, 0, precision, "right", title)
     text = f"Precision by score; expected calibration error {calibration.error:.4f}"
     return _frame(text, "score", "precision", (0, 1), (0, 1), body)
 
@@ -168,7 +166,7 @@ def histogram_plot(parts: Mapping[str, Tensor], text: str, label: str, *, log: b
 
 
 def _bar(low: float, high: float, bottom: float, top: float, name: str, title: str) -> str:
-    if top <= bottom:
+    if not top > bottom:  # nothing there, or NaN
         return ""
     x, width = _x(low) + 0.5, _x(high) - _x(low) - 1
     return (

@@ -52,33 +52,20 @@ def write_report(
 
     Raises UserError and ValueError as `voc_ap` does.
     """
-    folder = Path(folder)
+    folder, curves = Path(folder), result.curves
     cpu = detections.to("cpu"), truth.to("cpu")
     analysis = analyse(*cpu, result.metric)
     images = gallery(dataset, *cpu, analysis.errors)
     content = {**analysis.to_dict(), **protocol}
     write_atomic(folder / "errors.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
-    path = folder / "report.html"
-    write_atomic(path, _page(result, analysis, images, protocol, records))
-    return path
-
-
-def _page(
-    result: Result,
-    analysis: Analysis,
-    images: dict[str, Any],
-    protocol: Mapping[str, Any],
-    records: Sequence[Mapping[str, Any]],
-) -> str:
-    errors, curves = analysis.errors, result.curves
     loss = plots.loss_plot(records)
     blanks = sum(image["jpeg"] is None for image in images["images"])
     rows = {"metric": result.protocol, "images": result.images, **protocol}
-    return fill(
+    html = fill(
         resource("page.html"),
         style=resource("page.css"),
         script=resource("boxes.js") + resource("page.js") + resource("sort.js"),
-        data={"classes": errors.classes, "states": STATES, "meaning": MEANING, "score": analysis.score, **images},
+        data={"classes": truth.classes, "states": STATES, "meaning": MEANING, "score": analysis.score, **images},
         title=escape(f"{protocol.get('dataset', 'detections')}: mAP {digits(result.mAP)}"),
         facts=_facts(result, analysis),
         protocol=terms({escape(str(name)): escape(str(value)) for name, value in rows.items()}),
@@ -109,6 +96,8 @@ def _page(
         else "",
         score=f"{analysis.score:.4f}",
     )
+    write_atomic(folder / "report.html", html)
+    return folder / "report.html"
 
 
 def _key(name: str, text: str) -> str:

@@ -130,20 +130,11 @@ class SpeedPoint:
     slower: float | None = None
 
 
-@dataclass(frozen=True)
-class SpeedAxes:
-    """What the axes of the plot run over. speeds: images a second from and to; mAP: from and to, in four steps.
+def speed_axes(points: Sequence[SpeedPoint]) -> tuple[tuple[float, float], list[float], tuple[float, float]]:
+    """Return axes that hold all points, at least one, with some room around them.
 
-    ticks: round numbers of images a second.
+    They are images a second from and to, round numbers between these, and mAP from and to, in four steps.
     """
-
-    speeds: tuple[float, float]
-    ticks: list[float]
-    mAP: tuple[float, float]
-
-
-def speed_axes(points: Sequence[SpeedPoint]) -> SpeedAxes:
-    """Return axes that hold all points, at least one, with some room around them."""
     speeds = [speed for point in points for speed in (point.speed, point.slower) if speed is not None]
     low, high = math.log10(min(speeds)) - 0.15, math.log10(max(speeds)) + 0.15
     wider = max(0.0, 0.75 - (high - low)) / 2  # less than that power of ten would blow small differences up
@@ -153,7 +144,7 @@ def speed_axes(points: Sequence[SpeedPoint]) -> SpeedAxes:
     first = {step: math.floor((min(values) - step / 4) / step) * step for step in MAP_STEPS}
     step = next((step for step in MAP_STEPS if first[step] + 3.75 * step >= max(values)), MAP_STEPS[-1])
     bottom = max(0.0, min(first[step], 1 - 4 * step))  # there is no mAP above 1
-    return SpeedAxes((10**low, 10**high), _log_ticks(low, high), (bottom, bottom + 4 * step))
+    return (10**low, 10**high), _log_ticks(low, high), (bottom, bottom + 4 * step)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

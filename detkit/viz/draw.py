@@ -157,17 +157,12 @@ def write_name(
     spots = [(left, top, left + width, top + height) for left, top in starts]
     spot = min(spots, key=lambda spot: sum(_overlap(spot, other) for other in placed))
     placed.append(spot)
-    fill = _mix(shade, PAPER, 0.65) if dimmed else shade
-    pen.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=fill)
-    bright = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2] > 140
+    red, green, blue = (round(0.35 * x + 0.65 * y) for x, y in zip(shade, PAPER)) if dimmed else shade
+    pen.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=(red, green, blue))
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     pen.text((spot[0] + pad, spot[1]), text, INK if bright else PAPER, font)
 
 
 def _overlap(a: Box, b: Box) -> float:
     """Area that two boxes share."""
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-
-
-def _mix(a: Colour, b: Colour, share: float) -> Colour:
-    red, green, blue = (round(x * (1 - share) + y * share) for x, y in zip(a, b))
-    return red, green, blue
