@@ -96,9 +96,10 @@ def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth 
         factors = images.original[0] / images.sizes[0]
         nms = _class_suppression(trace.predictions, images.sizes[0], config.detect, factors)
     detector.train(training)
-    found = [part.cpu().numpy() for part in detections.image(0)]  # boxes, scores, labels
-    source = index[0, : len(found[0])].cpu().numpy()
-    return Explanation(image, detector.classes, config.detect, truth, *found, source, nms, trace.steps, factors)
+    boxes, scores, labels = (part.cpu().numpy() for part in detections.image(0))
+    source, classes = index[0, : len(boxes)].cpu().numpy(), detector.classes
+    found = {"boxes": boxes, "scores": scores, "labels": labels, "source": source}
+    return Explanation(image, classes, config.detect, truth, nms=nms, steps=trace.steps, factors=factors, **found)
 
 
 def _images(detector: Detector, image: np.ndarray, config: Config) -> Images:
@@ -152,5 +153,6 @@ def suppress(
     rank[order] = torch.arange(len(order), device=order.device)
     by = torch.where(by >= 0, rank[by.clamp(min=0)], -1)[order].cpu().numpy()
     kept = np.flatnonzero(by == np.arange(len(by)))[:max_out]
-    columns = (scale(boxes, factors), scores, labels, source)
-    return Suppression(*(column[order].cpu().numpy() for column in columns), by, kept, iou)
+    columns = {"boxes": scale(boxes, factors), "scores": scores, "labels": labels, "source": source}
+    ordered = {name: column[order].cpu().numpy() for name, column in columns.items()}
+    return Suppression(**ordered, by=by, kept=kept, iou=iou)

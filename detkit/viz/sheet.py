@@ -70,5 +70,5 @@ def draw_pair(
     for objects in (truth, found):
         boxes = as_array(objects["boxes"], np.float64).reshape(-1, 4) * factor
         scores, ignore = objects.get("scores"), objects.get("ignore")
-        tiles.append(draw(tile, boxes, objects["labels"], classes, scores, ignore))
+        tiles.append(draw(np.asarray(tile), boxes, objects["labels"], classes, scores, ignore))
     return mosaic(tiles, ("ground truth", "detections"), columns=2)
