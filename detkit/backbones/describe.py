@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_weight
 
 from detkit.backbones.base import Backbone, FeatureInfo
-from detkit.backbones.registry import BACKBONES
-from detkit.backbones.timm_models import PREFIX, Timm
+from detkit.backbones.registry import build
 from detkit.backbones.weights import Source, find_source
 from detkit.errors import UserError
 
@@ -45,7 +44,7 @@ def describe_backbone(name: str, size: int | None = None) -> BackboneSummary:
     weights were trained on, else 224. Raises UserError for an unknown name, and an image that is too small.
     """
     with torch.device("meta"):
-        backbone: Backbone = Timm(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else BACKBONES.get(name)()
+        backbone = build(name)
     with_tail = count_parameters(backbone)
     backbone.drop_tail()
     backbone.eval()

@@ -5,7 +5,6 @@ normalised as for all other backbones.
 """
 
 from collections import OrderedDict
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torchvision.models import googlenet, inception_v3
@@ -48,9 +47,9 @@ class GoogLeNet(Inception):
         FeatureInfo("inception4e", 832, 16),
         FeatureInfo("inception5b", 1024, 32),
     )
-    imagenet: ClassVar[str | None] = "GoogLeNet_Weights.IMAGENET1K_V1"
-    region: ClassVar[str] = "inception4e"
-    first_cell_centre: ClassVar[float] = 14.5  # the pools are unpadded
+    imagenet = "GoogLeNet_Weights.IMAGENET1K_V1"
+    region = "inception4e"
+    first_cell_centre = 14.5  # the pools are unpadded
 
     def __init__(self) -> None:
         body = googlenet(weights=None, aux_logits=False, init_weights=False)
@@ -62,9 +61,9 @@ class InceptionV3(Inception):
     """Features: Mixed_5d (stride 8), Mixed_6e (16), Mixed_7c (32). Images need 75 pixels a side."""
 
     info = (FeatureInfo("Mixed_5d", 288, 8), FeatureInfo("Mixed_6e", 768, 16), FeatureInfo("Mixed_7c", 2048, 32))
-    imagenet: ClassVar[str | None] = "Inception_V3_Weights.IMAGENET1K_V1"
-    region: ClassVar[str] = "Mixed_6e"
-    first_cell_centre: ClassVar[float] = 21.5  # the strided layers and some others are unpadded
+    imagenet = "Inception_V3_Weights.IMAGENET1K_V1"
+    region = "Mixed_6e"
+    first_cell_centre = 21.5  # the strided layers and some others are unpadded
 
     def __init__(self) -> None:
         body = inception_v3(weights=None, aux_logits=False, init_weights=False)
