@@ -150,6 +150,15 @@ def test_a_truncated_network_is_what_gives_the_maps(name):
         torch.autograd.grad(maps[info.name].sum(), list(backbone.parameters()))
 
 
+def test_maps_that_ssd_normalises_are_those_of_vggs_without_batch_norm():
+    marked = {name: skeleton(name).l2norm_features for name in NAMES}
+    assert {name for name, features in marked.items() if features} == {
+        *("vgg11", "vgg13", "vgg16", "vgg19", "vgg16_reduced")
+    }
+    assert marked["vgg16"] == ("conv3_3", "conv4_3")
+    assert marked["vgg16_reduced"] == ("conv4_3",)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_truncating_changes_no_map(name):
