@@ -53,16 +53,8 @@ def describe_backbone(name: str, size: int | None = None) -> BackboneSummary:
         flops = count_flops(lambda: backbone(torch.empty(1, 3, side, side, device="meta")))
     except RuntimeError:
         raise UserError(f"{name}: an image of {side} pixels a side is too small for it") from None
-    return BackboneSummary(
-        name,
-        count_parameters(backbone),
-        with_tail,
-        side,
-        flops,
-        backbone.info,
-        backbone.region,
-        find_source(backbone),
-    )
+    parameters, weights = count_parameters(backbone), find_source(backbone)
+    return BackboneSummary(name, parameters, with_tail, side, flops, backbone.info, backbone.region, weights)
 
 
 def trained_size(backbone: Backbone) -> int:

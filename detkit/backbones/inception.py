@@ -6,13 +6,30 @@ normalised as for all other backbones.
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import googlenet, inception_v3
 
 from detkit.backbones.base import FeatureInfo
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
-from detkit.backbones.rescaling import ToUnitRange
+from detkit.structures import InputSpec
+
+
+class ToUnitRange(nn.Module):
+    """Images normalised by ImageNet's mean and deviation -> by .5 and .5: the range -1 to 1 of Google's networks."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, std = torch.tensor(InputSpec.mean).view(3, 1, 1), torch.tensor(InputSpec.std).view(3, 1, 1)
+        self.register_buffer("scale", std / 0.5, persistent=False)
+        self.register_buffer("shift", (mean - 0.5) / 0.5, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
 
 
 class Inception(SequentialBackbone):

@@ -106,12 +106,8 @@ class Detecting:
     def detect(self, indices: Sequence[int]) -> Detections:
         """Detect on images of the sample; the detections are on the CPU, where they are read."""
 
-        train = self.config.train
         with torch.inference_mode():
-            detections = detect_batch(
-                self.detector, self.images(indices), self.config.detect, self.device, train.amp, train.channels_last
-            )
-            return detections.to("cpu")
+            return detect_batch(self.detector, self.images(indices), self.config, self.device).to("cpu")
 
 
 def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Job:

@@ -12,7 +12,7 @@ from torchvision.ops import SqueezeExcitation
 
 from detkit.backbones import Backbone, create_backbone, list_backbones, load_weights
 from detkit.backbones import weights as weights_module
-from detkit.backbones.rescaling import ToUnitRange
+from detkit.backbones.inception import ToUnitRange
 from detkit.backbones.zfnet import ResponseNorm
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
