@@ -1,6 +1,5 @@
 """Pretrained weights: torchvision's by name, or any local file; a line says what was and wasn't loaded."""
 
-import pickle
 import sys
 from copy import deepcopy
 from importlib.util import find_spec
@@ -154,10 +153,11 @@ def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
+    except Exception:  # torch raises what it likes on other files
         raise UserError(f"{path}: not a file of PyTorch weights") from None
     state = unwrap(state)
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if state else {}
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no named tensors")
     return tensors

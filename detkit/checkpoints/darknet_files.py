@@ -120,7 +120,8 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
             dropout = layer.number("probability")
             if [behind.name for behind in head[number:]] != ["connected"]:
                 raise UserError(f"{layer.origin}: [dropout] is read before the last [connected] only")
-    detection, *_ = rest = layers[len(head) :]
+    rest = layers[len(head) :]
+    detection = rest[0]
     if not units or [layer.name for layer in rest] != ["detection", "end"]:
         raise UserError(f"{detection.origin}: [{detection.name}], where YOLOv1 has [connected] and then [detection]")
     detection.expect(DETECTION, ["classes", "side", "num", "jitter", "noobject_scale", "coord_scale"])
