@@ -1,6 +1,6 @@
 """Networks that turn an image into feature maps, by name."""
 
-from detkit.backbones import (
+from detkit.backbones import (  # noqa: F401 (importing a family's file registers its names)
     alexnet,
     darknet,
     darknet19,
@@ -17,8 +17,7 @@ from detkit.backbones import (
 from detkit.backbones.base import Backbone, FeatureInfo, fully_connected
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.describe import BackboneSummary, describe_backbone
-from detkit.backbones.registry import BACKBONES
-from detkit.backbones.timm_models import PREFIX, Timm
+from detkit.backbones.registry import BACKBONES, build
 from detkit.backbones.weights import load_weights
 from detkit.config import BackboneConfig
 
@@ -35,22 +34,6 @@ __all__ = [
     "load_weights",
 ]
 
-# importing a family's file registers its names
-FAMILIES = (
-    alexnet,
-    darknet,
-    darknet19,
-    efficientnet_lite,
-    inception,
-    mobilenet,
-    nin,
-    resnet,
-    squeezenet,
-    tiny,
-    vgg,
-    zfnet,
-)
-
 
 def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:
     """Build a backbone and load its weights; UserError for an unknown name or a file that doesn't fit.
@@ -58,10 +41,7 @@ def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:
     config: its name is one of `list_backbones()`, or `timm/NAME` where timm is installed.
     tail: whether the layers stay that only `Backbone.tail` uses.
     """
-    if config.name.startswith(PREFIX):
-        backbone: Backbone = Timm(config.name.removeprefix(PREFIX))
-    else:
-        backbone = BACKBONES.get(config.name)()
+    backbone = build(config.name)
     if config.weights is not None:
         load_weights(backbone, config.weights)
     if not tail:

@@ -4,7 +4,6 @@ That one has 64, 192, 384, 256 and 256 channels on one GPU, without groups and w
 """
 
 from collections import OrderedDict
-from typing import ClassVar
 
 from torch import nn
 from torchvision.models import alexnet
@@ -21,14 +20,13 @@ class AlexNet(ClassicBackbone):
     """The five convolutions, without pool5. Feature: conv5 (stride 16). Tail: fc6, fc7."""
 
     info = (FeatureInfo("conv5", 256, 16),)
-    imagenet: ClassVar[str | None] = "AlexNet_Weights.IMAGENET1K_V1"
-    region: ClassVar[str] = "conv5"
-    first_cell_centre: ClassVar[float] = 15.5  # both pools are unpadded
-    tail_size: ClassVar[int | None] = 6
+    imagenet = "AlexNet_Weights.IMAGENET1K_V1"
+    region = "conv5"
+    first_cell_centre = 15.5  # both pools are unpadded
+    tail_size = 6
 
     def __init__(self) -> None:
         body = alexnet(weights=None)
-        assert isinstance(body.features, nn.Sequential)
         # dropout behind each layer as in the paper; torchvision's is in front, under whose names the weights are stored
         _, fc6, relu6, drop6, fc7, relu7, _ = body.classifier.children()
         layers = {"1": fc6, "2": relu6, "3": drop6, "4": fc7, "5": relu7, "6": nn.Dropout()}

@@ -1,6 +1,6 @@
 """What a backbone is."""
 
-from typing import ClassVar, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -34,14 +34,14 @@ class Backbone(nn.Module):
     """
 
     info: tuple[FeatureInfo, ...]
-    imagenet: ClassVar[str | None] = None
-    package: ClassVar[str | None] = None
-    l2norm_features: ClassVar[tuple[str, ...]] = ()
-    darknet: ClassVar[bool] = False
-    region: ClassVar[str] = "c4"
-    first_cell_centre: ClassVar[float] = 0.5
-    tail_size: ClassVar[int | None] = None
-    width: ClassVar[int] = 1024
+    imagenet: str | None = None
+    package: str | None = None
+    l2norm_features: tuple[str, ...] = ()
+    darknet: bool = False
+    region: str = "c4"
+    first_cell_centre: float = 0.5
+    tail_size: int | None = None
+    width: int = 1024
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -55,8 +55,7 @@ class Backbone(nn.Module):
         names = [info.name for info in self.info]
         if name not in names:
             raise UserError(f"model.backbone: {type(self).__name__} gives the maps {', '.join(names)}, not {name!r}")
-        last = names.index(name)
-        self.info = self.info[: last + 1]
+        self.info = self.info[: names.index(name) + 1]
 
     def tail(self, size: int) -> nn.Module:
         """Return a network from a region's pooled map (R, C, size, size) to its features (R, D).
@@ -81,6 +80,18 @@ class Backbone(nn.Module):
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published classifier (torchvision's keys) to this module's keys."""
         return state
+
+
+def initialise(network: nn.Module, slope: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
+    """Draw the weights of convolutions and fully connected layers as He et al. (2015) do; biases are 0.
+
+    slope: of the rectifier for values below 0.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, slope, mode)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def fully_connected(inputs: int, width: int, dropout: float = 0.0) -> nn.Sequential:

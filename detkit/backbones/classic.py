@@ -1,7 +1,6 @@
 """Networks that are a row of layers, without or with fully connected ones on the last map."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,23 +12,33 @@ class SequentialBackbone(Backbone):
     """A row of layers, some of which give the maps.
 
     features: the layers up to and with the last map. ends: how many of them there are up to and with each map of
-    `info`. starts: the first layer of each of the stages.
+    `info`. starts: the first layer of each of the stages. row: the attribute that holds the layers; where it is empty,
+    they are the backbone's own children, under the names that they have in `features`.
     """
 
     features: nn.Sequential
 
-    def __init__(self, features: nn.Sequential, ends: Sequence[int], starts: Sequence[int]) -> None:
+    def __init__(
+        self, features: nn.Sequential, ends: Sequence[int], starts: Sequence[int], row: str = "features"
+    ) -> None:
         super().__init__()
-        self.features = features
-        self._ends, self._starts = tuple(ends), tuple(starts)
+        for name, layer in [(row, features)] if row else features.named_children():
+            self.add_module(name, layer)
+        self._ends, self._starts, self._row = tuple(ends), tuple(starts), row
+
+    def _layers(self) -> list[nn.Module]:
+        return list(self.get_submodule(self._row).children())
 
     def layer_groups(self) -> list[nn.Module]:
-        starts = [start for start in self._starts if start < len(self.features)]
-        return [self.features[start:stop] for start, stop in zip(starts, [*starts[1:], len(self.features)])]
+        layers = self._layers()
+        starts = [start for start in self._starts if start < len(layers)]
+        return [nn.ModuleList(layers[start:stop]) for start, stop in zip(starts, [*starts[1:], len(layers)])]
 
     def truncate(self, name: str) -> None:
         super().truncate(name)
-        self.features = self.features[: self._ends[len(self.info) - 1]]
+        row = self.get_submodule(self._row)
+        for layer, _ in list(row.named_children())[self._ends[len(self.info) - 1] :]:
+            delattr(row, layer)
 
     def tail(self, size: int) -> nn.Module:
         """The layers behind the region map and global average pooling; two new layers where it is the last map."""
@@ -42,8 +51,11 @@ class SequentialBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = {}
+        layers = self._layers()
         for info, start, stop in zip(self.info, (0, *self._ends), self._ends):
-            maps[info.name] = x = self.features[start:stop](x)
+            for layer in layers[start:stop]:
+                x = layer(x)
+            maps[info.name] = x
         return maps
 
 
@@ -53,7 +65,7 @@ class ClassicBackbone(SequentialBackbone):
     classifier: fc6 and fc7 with what belongs to them, on flattened maps. Other arguments: see SequentialBackbone.
     """
 
-    width: ClassVar[int] = 4096
+    width = 4096
 
     def __init__(
         self, features: nn.Sequential, classifier: nn.Sequential, ends: Sequence[int], starts: Sequence[int]

@@ -7,13 +7,13 @@ had since 2016 and in the weights that it publishes.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.base import FeatureInfo, initialise
+from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 
 SLOPE = 0.1  # of the leaky rectifier, section 2.2, equation 2
@@ -32,9 +32,7 @@ YOLOV1_TINY: Stages = tuple(((channels, 3, 1),) for channels in (16, 32, 64, 128
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool = True) -> nn.Sequential:
     """A convolution that keeps the size but for its stride, batch norm, and the leaky rectifier."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
-    nn.init.kaiming_normal_(layer.weight, SLOPE)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    initialise(layer, SLOPE)
     norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
     return nn.Sequential(layer, *norm, nn.LeakyReLU(SLOPE, inplace=True))
 
@@ -60,15 +58,15 @@ class LocallyConnected(nn.Module):
         return out.permute(2, 1, 0).reshape(x.shape[0], *self.bias.shape) + self.bias
 
 
-class Darknet(Backbone):
+class Darknet(SequentialBackbone):
     """Features c2 (stride 4), c3 (8), c4 (16), c5 (32) and so on: the last map before each pool, and the last one."""
 
-    darknet: ClassVar[bool] = True
+    darknet = True
+    layers: nn.Sequential
 
     def __init__(self, stages: Stages) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        info, inputs, stride, centre = [], 3, 1, 0.5
+        layers, ends, info = nn.Sequential(), [], []
+        inputs, stride, centre, region_centre = 3, 1, 0.5, 0.5
         for number, convolutions in enumerate(stages):
             stage = nn.Sequential()
             if number > 0:
@@ -78,35 +76,20 @@ class Darknet(Backbone):
             for outputs, kernel, step in convolutions:
                 stage.append(convolution(inputs, outputs, kernel, step))
                 inputs, stride = outputs, stride * step
-            self.layers.append(stage)
+            layers.append(stage)
             if stride >= 4:
-                if stride == 16:
-                    self.first_cell_centre = centre  # pyright: ignore[reportAttributeAccessIssue]
+                ends.append(len(layers))
                 info.append(FeatureInfo(f"c{stride.bit_length() - 1}", inputs, stride))
-        self.info = tuple(info)
-
-    def layer_groups(self) -> list[nn.Module]:
-        return list(self.layers)
-
-    def truncate(self, name: str) -> None:
-        behind = len(self.info)
-        super().truncate(name)
-        self.layers = self.layers[: len(self.layers) - behind + len(self.info)]
+            if stride == 16:
+                region_centre = centre
+        super().__init__(layers, ends, range(len(layers)), row="layers")
+        self.info, self.first_cell_centre = tuple(info), region_centre
 
     def tail(self, size: int) -> nn.Module:
         """The layers behind c4 and global average pooling; they halve the size at each pool."""
         stages = list(self.layers)
         self.truncate(self.region)
         return nn.Sequential(*stages[len(self.layers) :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = {}
-        skipped = len(self.layers) - len(self.info)
-        for number, stage in enumerate(self.layers):
-            x = stage(x)
-            if number >= skipped:
-                maps[self.info[number - skipped].name] = x
-        return maps
 
 
 BACKBONES.register("darknet_yolov1")(partial(Darknet, YOLOV1))

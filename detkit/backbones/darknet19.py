@@ -1,11 +1,10 @@
 """Darknet-19 (Redmon and Farhadi, 2017, table 6), the network of YOLOv2."""
 
-from typing import ClassVar
-
 from torch import nn
 
-from detkit.backbones.base import FeatureInfo
+from detkit.backbones.base import FeatureInfo, initialise
 from detkit.backbones.classic import SequentialBackbone
+from detkit.backbones.darknet import SLOPE
 from detkit.backbones.registry import BACKBONES
 
 # channels between two pools; 3x3 and 1x1 convolutions take turns
@@ -19,7 +18,7 @@ def _layer(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.LeakyReLU(0.1, inplace=True),
+        nn.LeakyReLU(SLOPE, inplace=True),
     )
 
 
@@ -31,8 +30,8 @@ class Darknet19(SequentialBackbone):
     """
 
     info = (FeatureInfo("conv8", 256, 8), FeatureInfo("conv13", 512, 16), FeatureInfo("conv18", 1024, 32))
-    region: ClassVar[str] = "conv13"
-    first_cell_centre: ClassVar[float] = 8.0
+    region = "conv13"
+    first_cell_centre = 8.0
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -46,6 +45,4 @@ class Darknet19(SequentialBackbone):
             ends.append(len(layers))
             layers.append(nn.MaxPool2d(2, 2))
         super().__init__(nn.Sequential(*layers[:-1]), ends[3:], starts)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, 0.1, nonlinearity="leaky_relu")
+        initialise(self, SLOPE)

@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_weight
 
 from detkit.backbones.base import Backbone, FeatureInfo
-from detkit.backbones.registry import BACKBONES
-from detkit.backbones.timm_models import PREFIX, Timm
+from detkit.backbones.registry import build
 from detkit.backbones.weights import Source, find_source
 from detkit.errors import UserError
 
@@ -45,7 +44,7 @@ def describe_backbone(name: str, size: int | None = None) -> BackboneSummary:
     weights were trained on, else 224. Raises UserError for an unknown name, and an image that is too small.
     """
     with torch.device("meta"):
-        backbone: Backbone = Timm(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else BACKBONES.get(name)()
+        backbone = build(name)
     with_tail = count_parameters(backbone)
     backbone.drop_tail()
     backbone.eval()
@@ -54,16 +53,8 @@ def describe_backbone(name: str, size: int | None = None) -> BackboneSummary:
         flops = count_flops(lambda: backbone(torch.empty(1, 3, side, side, device="meta")))
     except RuntimeError:
         raise UserError(f"{name}: an image of {side} pixels a side is too small for it") from None
-    return BackboneSummary(
-        name,
-        count_parameters(backbone),
-        with_tail,
-        side,
-        flops,
-        backbone.info,
-        backbone.region,
-        find_source(backbone),
-    )
+    parameters, weights = count_parameters(backbone), find_source(backbone)
+    return BackboneSummary(name, parameters, with_tail, side, flops, backbone.info, backbone.region, weights)
 
 
 def trained_size(backbone: Backbone) -> int:

@@ -5,12 +5,11 @@ As Google published it for phones (2020). Its ImageNet weights come with the pac
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones.base import FeatureInfo
+from detkit.backbones.base import FeatureInfo, initialise
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
@@ -70,8 +69,8 @@ class EfficientNetLite0(SequentialBackbone):
     """Features c2 (stride 4), c3 (8), c4 (16) and c5 (32), the last of each size (EfficientDet, section 3.3)."""
 
     info = (FeatureInfo("c2", 24, 4), FeatureInfo("c3", 40, 8), FeatureInfo("c4", 112, 16), FeatureInfo("c5", 320, 32))
-    package: ClassVar[str | None] = PACKAGE.replace("_", "-")
-    first_cell_centre: ClassVar[float] = 15.5  # strided layers are padded more behind than in front
+    package = PACKAGE.replace("_", "-")
+    first_cell_centre = 15.5  # strided layers are padded more behind than in front
 
     def __init__(self) -> None:
         layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2)]
@@ -85,9 +84,7 @@ class EfficientNetLite0(SequentialBackbone):
                 channels = outputs
         super().__init__(nn.Sequential(*layers), (*starts[1:], len(layers)), (0, *starts))
         self.head: nn.Module = ConvNorm(channels, 1280, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        initialise(self, mode="fan_out")
 
     def tail(self, size: int) -> nn.Module:
         """The layers behind c4, with the last 1x1 convolution, and global average pooling; they halve the size."""

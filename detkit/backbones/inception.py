@@ -5,15 +5,31 @@ normalised as for all other backbones.
 """
 
 from collections import OrderedDict
-from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import googlenet, inception_v3
 
 from detkit.backbones.base import FeatureInfo
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
-from detkit.backbones.rescaling import ToUnitRange
+from detkit.structures import InputSpec
+
+
+class ToUnitRange(nn.Module):
+    """Images normalised by ImageNet's mean and deviation -> by .5 and .5: the range -1 to 1 of Google's networks."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, std = torch.tensor(InputSpec.mean).view(3, 1, 1), torch.tensor(InputSpec.std).view(3, 1, 1)
+        self.register_buffer("scale", std / 0.5, persistent=False)
+        self.register_buffer("shift", (mean - 0.5) / 0.5, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
 
 
 class Inception(SequentialBackbone):
@@ -48,9 +64,9 @@ class GoogLeNet(Inception):
         FeatureInfo("inception4e", 832, 16),
         FeatureInfo("inception5b", 1024, 32),
     )
-    imagenet: ClassVar[str | None] = "GoogLeNet_Weights.IMAGENET1K_V1"
-    region: ClassVar[str] = "inception4e"
-    first_cell_centre: ClassVar[float] = 14.5  # the pools are unpadded
+    imagenet = "GoogLeNet_Weights.IMAGENET1K_V1"
+    region = "inception4e"
+    first_cell_centre = 14.5  # the pools are unpadded
 
     def __init__(self) -> None:
         body = googlenet(weights=None, aux_logits=False, init_weights=False)
@@ -62,9 +78,9 @@ class InceptionV3(Inception):
     """Features: Mixed_5d (stride 8), Mixed_6e (16), Mixed_7c (32). Images need 75 pixels a side."""
 
     info = (FeatureInfo("Mixed_5d", 288, 8), FeatureInfo("Mixed_6e", 768, 16), FeatureInfo("Mixed_7c", 2048, 32))
-    imagenet: ClassVar[str | None] = "Inception_V3_Weights.IMAGENET1K_V1"
-    region: ClassVar[str] = "Mixed_6e"
-    first_cell_centre: ClassVar[float] = 21.5  # the strided layers and some others are unpadded
+    imagenet = "Inception_V3_Weights.IMAGENET1K_V1"
+    region = "Mixed_6e"
+    first_cell_centre = 21.5  # the strided layers and some others are unpadded
 
     def __init__(self) -> None:
         body = inception_v3(weights=None, aux_logits=False, init_weights=False)

@@ -1,10 +1,8 @@
 """Network in Network (Lin et al., 2014), the authors' ImageNet network."""
 
-from typing import ClassVar
-
 from torch import nn
 
-from detkit.backbones.base import FeatureInfo
+from detkit.backbones.base import FeatureInfo, initialise
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 
@@ -30,8 +28,8 @@ class NIN(SequentialBackbone):
     """
 
     info = (FeatureInfo("mlpconv2", 256, 8), FeatureInfo("mlpconv3", 384, 16), FeatureInfo("mlpconv4", 1024, 32))
-    region: ClassVar[str] = "mlpconv3"
-    first_cell_centre: ClassVar[float] = 17.5  # conv1 and the pools are unpadded
+    region = "mlpconv3"
+    first_cell_centre = 17.5  # conv1 and the pools are unpadded
 
     def __init__(self) -> None:
         features = nn.Sequential(
@@ -41,9 +39,4 @@ class NIN(SequentialBackbone):
             _mlpconv(384, 1024, 3, padding=1)[:4],
         )
         super().__init__(features, (3, 5, 8), (0, 2, 4, 7))
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                # not the authors' .01 and .05, from which twelve layers start slowly
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self)  # not the authors' .01 and .05, from which twelve layers start slowly

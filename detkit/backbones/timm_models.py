@@ -30,7 +30,7 @@ class Timm(Backbone):
         if len(self._taps) < len(tapped.out_indices):
             self._tap(self.info)
         fine = [info.name for info in self.info if info.stride <= 16]
-        self.region = fine[-1] if fine else self.info[0].name  # pyright: ignore[reportAttributeAccessIssue]
+        self.region = fine[-1] if fine else self.info[0].name
 
     def layer_groups(self) -> list[nn.Module]:
         last: list[str] = self.body.feature_info.module_name()

@@ -1,19 +1,17 @@
 """VGG (Simonyan and Zisserman, 2015): as region detectors use it, and as SSD does."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.vgg import VGG as TorchvisionVGG
 
 from detkit.backbones.base import Backbone, FeatureInfo
 from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
 
 # torchvision's `features` of VGG16 up to and with the last ReLU in front of a pool
-POOL3, POOL4, POOL5 = CONV3_3, CONV4_3, CONV5_3 = 16, 23, 30
+POOL3, CONV4_3, POOL5 = 16, 23, 30
 STARTS = 0, 5, 10, 17, 24  # behind each pool
 # fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
 KEEP_UNITS, KEEP_PIXELS = 4, 3
@@ -25,34 +23,26 @@ class VGG(ClassicBackbone):
     They are called conv3_3, conv4_3 and conv5_3 in VGG16, with 2 behind the _ in VGG11 and VGG13, and 4 in VGG19.
     """
 
-    first_cell_centre: ClassVar[float] = 8.0
-    tail_size: ClassVar[int | None] = 7
+    first_cell_centre = 8.0
+    tail_size = 7
 
-    def __init__(self, build: Callable[..., TorchvisionVGG], imagenet: str) -> None:
-        body = build(weights=None)
-        assert isinstance(body.features, nn.Sequential)
-        assert isinstance(body.classifier, nn.Sequential)
+    def __init__(self, name: str) -> None:
+        body: Any = models.get_model(name, weights=None)
         pools = [number for number, layer in enumerate(body.features) if isinstance(layer, nn.MaxPool2d)]
         last = sum(isinstance(layer, nn.Conv2d) for layer in body.features[pools[3] : pools[4]])
         starts = (0, *(pool + 1 for pool in pools[:-1]))
         super().__init__(body.features[: pools[4]], body.classifier[:6], pools[2:], starts)
         names = [f"conv{block}_{last}" for block in (3, 4, 5)]
         self.info = tuple(FeatureInfo(*each) for each in zip(names, (256, 512, 512), (4, 8, 16)))
-        self.imagenet = imagenet  # pyright: ignore[reportAttributeAccessIssue]
-        self.region = names[-1]  # pyright: ignore[reportAttributeAccessIssue]
+        self.imagenet = f"{name.upper()}_Weights.IMAGENET1K_V1"
+        self.region = names[-1]
         if not any(isinstance(layer, nn.BatchNorm2d) for layer in self.features):
-            self.large = tuple(names[:-1])  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _register(name: str) -> None:
-    build: Callable[..., nn.Module] = getattr(models, name)
-    weights = f"{name.upper()}_Weights.IMAGENET1K_V1"
-    BACKBONES.register(name)(partial(VGG, build, weights))  # pyright: ignore[reportArgumentType]
+            self.l2norm_features = tuple(names[:-1])
 
 
 for _depth in (11, 13, 16, 19):
-    _register(f"vgg{_depth}")
-    _register(f"vgg{_depth}_bn")
+    for _name in (f"vgg{_depth}", f"vgg{_depth}_bn"):
+        BACKBONES.register(_name)(partial(VGG, _name))
 
 
 @BACKBONES.register("vgg16_reduced")
@@ -63,10 +53,10 @@ class ReducedVGG16(Backbone):
     """
 
     info = (FeatureInfo("conv4_3", 512, 8), FeatureInfo("fc7", 1024, 16))
-    imagenet: ClassVar[str | None] = "VGG16_Weights.IMAGENET1K_V1"
-    l2norm_features: ClassVar[tuple[str, ...]] = ("conv4_3",)
-    region: ClassVar[str] = "fc7"
-    first_cell_centre: ClassVar[float] = 8.0
+    imagenet = "VGG16_Weights.IMAGENET1K_V1"
+    l2norm_features = ("conv4_3",)
+    region = "fc7"
+    first_cell_centre = 8.0
 
     def __init__(self) -> None:
         super().__init__()

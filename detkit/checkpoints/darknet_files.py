@@ -6,20 +6,19 @@ is not taken over.
 """
 
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import nn
+from typing import NamedTuple
 
 from detkit.backbones.darknet import YOLOV1, YOLOV1_TINY, Stages
-from detkit.backbones.darknet_file import Header, read_weights, write_weights
+from detkit.backbones.darknet_file import read_weights
 from detkit.config import BackboneConfig, Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
 from detkit.experiment import from_plain, to_plain
-from detkit.files import read_text, write_atomic
+from detkit.files import read_text
 from detkit.models import Detector, build_detector
-from detkit.models.yolov1 import LOCAL_KERNEL, UNIT, YOLOv1Config
+from detkit.models.yolov1 import LOCAL_KERNEL, YOLOv1Config
 
 BACKBONES: dict[str, Stages] = {"darknet_yolov1": YOLOV1, "darknet_yolov1_tiny": YOLOV1_TINY}
 POOL = {"size": "2", "stride": "2"}
@@ -85,21 +84,8 @@ def load_darknet(weights: str | Path, overrides: list[str] | None = None) -> tup
     config = Config(model, data, TrainConfig(iterations=1), detect)
     config = from_plain(to_plain(config), str(cfg), overrides)
     detector = build_detector(config.model, _classes(weights.with_suffix(".names"), count))
-    state, _ = read_weights(weights, detector)
-    detector.load_state_dict(state, strict=False)
+    detector.load_state_dict(read_weights(weights, detector), strict=False)
     return detector, config
-
-
-def save_darknet(detector: Detector, weights: str | Path, header: Header | None = None) -> None:
-    """Write NAME.weights, NAME.cfg and NAME.names, which `load_darknet` and darknet read.
-
-    header: of the weights' file, by default that of version 0.2. Raises UserError for a detector that darknet has no
-    layers for.
-    """
-    weights = Path(weights)
-    write_atomic(weights.with_suffix(".cfg"), write_cfg(detector))
-    write_atomic(weights.with_suffix(".names"), "".join(f"{name}\n" for name in detector.classes))
-    write_weights(weights, detector, header)
 
 
 def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
@@ -116,74 +102,48 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
         raise UserError(f"{net.origin}: height={sizes[0]}, width={sizes[1]}, channels={sizes[2]}; read are RGB squares")
     layers.append(Section("end", {}, source))
     name = _take_backbone(layers)
-    config = YOLOv1Config(backbone=BackboneConfig(name), size=int(sizes[0]), convolutions=[], hidden=[], dropout=0.0)
-    assert config.convolutions is not None
+    convolutions = []
     while layers[0].name == "convolutional":
-        config.convolutions.append(list(_convolution(layers.pop(0))))
+        convolutions.append(list(_convolution(layers.pop(0))))
+    local = 0
     if layers[0].name == "local":
-        local = layers.pop(0)
-        local.expect(LOCAL, ["filters"])
-        config.local = local.integer("filters")
-    units: list[Section] = []
-    while layers[0].name in ("connected", "dropout"):
-        layer = layers.pop(0)
+        layers[0].expect(LOCAL, ["filters"])
+        local = layers.pop(0).integer("filters")
+    head = list(takewhile(lambda layer: layer.name in ("connected", "dropout"), layers))
+    units, dropout = [], 0.0
+    for number, layer in enumerate(head, 1):
         if layer.name == "connected":
-            last = layers[0].name not in ("connected", "dropout")
-            layer.expect({"activation": "linear" if last else "leaky"}, ["output"])
-            units.append(layer)
+            layer.expect({"activation": "linear" if number == len(head) else "leaky"}, ["output"])
+            units.append(layer.integer("output"))
         else:
             layer.expect({}, ["probability"])
-            config.dropout = layer.number("probability")
-            if layers[0].name != "connected" or layers[1].name in ("connected", "dropout"):
+            dropout = layer.number("probability")
+            if [behind.name for behind in head[number:]] != ["connected"]:
                 raise UserError(f"{layer.origin}: [dropout] is read before the last [connected] only")
-    if not units or [layer.name for layer in layers] != ["detection", "end"]:
-        raise UserError(f"{layers[0].origin}: [{layers[0].name}], where YOLOv1 has [connected] and then [detection]")
-    detection = layers.pop(0)
+    rest = layers[len(head) :]
+    detection = rest[0]
+    if not units or [layer.name for layer in rest] != ["detection", "end"]:
+        raise UserError(f"{detection.origin}: [{detection.name}], where YOLOv1 has [connected] and then [detection]")
     detection.expect(DETECTION, ["classes", "side", "num", "jitter", "noobject_scale", "coord_scale"])
-    config.hidden = [layer.integer("output") for layer in units[:-1]]
-    config.grid, config.boxes = detection.integer("side"), detection.integer("num")
-    config.coord, config.noobj = detection.number("coord_scale"), detection.number("noobject_scale")
-    classes = detection.integer("classes")
-    outputs = config.grid**2 * (config.boxes * 5 + classes)
-    if units[-1].integer("output") != outputs:
+    grid, boxes, classes = (detection.integer(key) for key in ("side", "num", "classes"))
+    outputs = grid**2 * (boxes * 5 + classes)
+    if units[-1] != outputs:
         raise UserError(
-            f"{units[-1].origin}: output={units[-1].integer('output')}, but [detection] needs {outputs}: "
-            "side * side * (num * 5 + classes)"
+            f"{head[-1].origin}: output={units[-1]}, but [detection] needs {outputs}: side * side * (num * 5 + classes)"
         )
-    config.__post_init__()  # the checks of the values
-    return config, classes
-
-
-def write_cfg(detector: Detector) -> str:
-    """Return the text of the cfg that describes a detector; UserError where darknet has no layers for it."""
-    c = detector.config
-    if not isinstance(c, YOLOv1Config):
-        raise UserError(f"darknet's files hold a yolov1, not this {c.name}")
-    if c.backbone.name not in BACKBONES or detector.feature != "c" + str(_depth(BACKBONES[c.backbone.name])):
-        raise UserError(f"darknet's files hold all of {' or '.join(BACKBONES)}, not this {c.backbone.name}")
-    if c.head != "fc" or c.batch_norm is False:
-        raise UserError("darknet's files hold a YOLOv1 with model.head=fc and batch norm")
-    if (tuple(detector.input.mean), tuple(detector.input.std)) != UNIT:
-        raise UserError("darknet's files hold a YOLOv1 that sees RGB / 255: model.mean and model.std of 0 and 1")
-    parts: list[tuple[str, dict[str, Any]]] = [("net", {"height": c.size, "width": c.size, "channels": 3})]
-    for number, stage in enumerate(BACKBONES[c.backbone.name]):
-        parts += [("maxpool", POOL)] * (number > 0)
-        parts += [_convolution_options(*layer) for layer in stage]
-    for conv in detector.get_submodule("convolutions").modules():
-        if isinstance(conv, nn.Conv2d):
-            parts.append(_convolution_options(conv.out_channels, conv.kernel_size[0], conv.stride[0]))
-    if c.local:
-        parts.append(("local", {**LOCAL, "filters": c.local}))
-    parts += [("connected", {"output": units, "activation": "leaky"}) for units in c.hidden]
-    if c.dropout:
-        parts.append(("dropout", {"probability": c.dropout}))
-    parts.append(("connected", {"output": detector.head.last.out_features, "activation": "linear"}))  # pyright: ignore
-    scales = {"coord_scale": c.coord, "noobject_scale": c.noobj}
-    shape = {"classes": len(detector.classes), "side": detector.grid, "num": c.boxes}
-    parts.append(("detection", {**DETECTION, **shape, **scales}))
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in options.items()) for name, options in parts
+    config = YOLOv1Config(
+        backbone=BackboneConfig(name),
+        size=int(sizes[0]),
+        convolutions=convolutions,
+        local=local,
+        hidden=units[:-1],
+        dropout=dropout,
+        grid=grid,
+        boxes=boxes,
+        coord=detection.number("coord_scale"),
+        noobj=detection.number("noobject_scale"),
     )
+    return config, classes
 
 
 def _sections(text: str, source: str) -> list[Section]:
@@ -208,10 +168,6 @@ def _convolution(section: Section) -> tuple[int, int, int]:
     return section.integer("filters"), section.integer("size"), section.integer("stride")
 
 
-def _convolution_options(channels: int, kernel: int, stride: int) -> tuple[str, dict[str, Any]]:
-    return "convolutional", {**CONVOLUTION, "filters": channels, "size": kernel, "stride": stride}
-
-
 def _take_backbone(layers: list[Section]) -> str:
     """Remove the layers of a darknet backbone from the front of `layers`; return its name."""
     furthest = 0
@@ -233,11 +189,6 @@ def _take_backbone(layers: list[Section]) -> str:
         f"{layers[furthest].origin}: [{layers[furthest].name}] with which no backbone goes on; "
         f"read are the layers of {' and '.join(BACKBONES)}, then those of YOLOv1's head"
     )
-
-
-def _depth(stages: Stages) -> int:
-    """The power of two that is the stride of the last map."""
-    return sum(stride > 1 for stage in stages for _, _, stride in stage) + len(stages) - 1
 
 
 def _classes(names: Path, count: int) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def describe_model(name: str) -> ModelSummary:
 
 def published_weights(name: str) -> tuple[Source, ...]:
     """Return the published detectors of a model that `detkit.load` reads."""
-    known = [(key, network) for key, network in NETWORKS.items() if network.config().model.name == name]
+    known = [(key, network) for key, network in NETWORKS.items() if network.model().name == name]
     sources = [torchvision_source(network.weights)._replace(name=PREFIX + key) for key, network in known]
     if name == DARKNET_MODEL:
         sources.append(Source("darknet's yolov1.weights", "a file of darknet, its .cfg beside it", False))

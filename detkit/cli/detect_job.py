@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detkit.config import Config
-    from detkit.inference.predict import DetectedImage, Unreadable
+    from detkit.inference.predict import DetectedImage
     from detkit.inference.sources import Video
     from detkit.models import Detector
     from detkit.runtime.signals import Interrupt
@@ -60,7 +60,6 @@ class Job:
 
         count: about how many, for the bar.
         """
-        from detkit.inference.predict import Unreadable
         from detkit.runtime.progress import Progress
 
         lines = count < MANY or not sys.stdout.isatty()
@@ -83,8 +82,8 @@ class Job:
                 done += 1
                 if not lines:
                     bars.move("images", done, count)
-                if isinstance(result, Unreadable):
-                    self._failed(result.error)
+                if isinstance(result, UserError):
+                    self._failed(result)
                 else:
                     seen = Seen(str(path), name, path, result.image, result.detections)
                     counts = self._seen(seen, submit)
@@ -99,7 +98,6 @@ class Job:
 
     def video(self, video: "Video", name: str) -> None:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
-        from detkit.inference.predict import Unreadable
         from detkit.inference.sources import VideoReader, video_writer
         from detkit.runtime.progress import Progress
 
@@ -125,8 +123,8 @@ class Job:
             ):
                 begun = time.monotonic()
                 for result in results:
-                    if isinstance(result, Unreadable):
-                        raise result.error
+                    if isinstance(result, UserError):
+                        raise result
                     seconds = times.popleft()
                     if video.is_camera:  # its images come as the network is ready, whatever rate it states
                         seconds = time.monotonic() - begun
@@ -156,7 +154,7 @@ class Job:
         images = f"{self.done} image{'s' * (self.done != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
-    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[DetectedImage | Unreadable]":
+    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[DetectedImage | UserError]":
         from detkit.inference.predict import detect_images
 
         return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=self.score_thresholds)

@@ -96,11 +96,8 @@ class Detecting:
 
     def detect(self, indices: Sequence[int]) -> Detections:
         """Detect on images of the sample; the detections are on the CPU, where they are read."""
-        train = self.config.train
         with torch.inference_mode():
-            images, settings = self.images(indices), self.config.detect
-            found = detect_batch(self.detector, images, settings, self.device, train.amp, train.channels_last)
-            return found.to("cpu")
+            return detect_batch(self.detector, self.images(indices), self.config, self.device).to("cpu")
 
 
 def detecting(setting: Setting, *, config: Config, best: Path, batch: int) -> Job:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.config import Config, DetectConfig
+from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals, test_loader
 from detkit.evaluation import Result, score
@@ -33,10 +33,7 @@ class Evaluation:
 
 
 def evaluate(
-    detector: Detector,
-    dataset: DetectionDataset,
-    config: Config,
-    device: torch.device | None = None,
+    detector: Detector, dataset: DetectionDataset, config: Config, device: torch.device | None = None
 ) -> Evaluation:
     """Run a detector over a data set and score it by `config.evaluate.metric`.
 
@@ -55,9 +52,7 @@ def evaluate(
     )
     start = time.perf_counter()
     distributed.share_buffers(detector)
-    channels_last = config.train.channels_last
-    amp = config.train.amp
-    detections = detect_dataset(detector, loader, config.detect, device=device, amp=amp, channels_last=channels_last)
+    detections = detect_dataset(detector, loader, config, device)
     detections = join(distributed.gather(detections), tuple(dataset.ids))
     seconds = time.perf_counter() - start
     result = score(detections, dataset.truth(), config.evaluate.metric)
@@ -65,13 +60,7 @@ def evaluate(
 
 
 def detect_dataset(
-    detector: Detector,
-    loader: Iterable[tuple[Images, Targets]],
-    settings: DetectConfig,
-    *,
-    device: torch.device,
-    amp: str = "none",
-    channels_last: bool = True,
+    detector: Detector, loader: Iterable[tuple[Images, Targets]], config: Config, device: torch.device
 ) -> DetectionSet:
     """Run a detector over every batch of a loader. Detections stay on the device until the end: no waits between."""
     batches: list[tuple[Detections, tuple[str, ...]]] = []
@@ -79,8 +68,7 @@ def detect_dataset(
     detector.eval()
     with torch.inference_mode():
         for images, _ in loader:
-            detections = detect_batch(detector, images, settings, device, amp, channels_last)
-            batches.append((detections, images.ids))
+            batches.append((detect_batch(detector, images, config, device), images.ids))
     detector.train(training)
     return DetectionSet.from_batches(batches, detector.classes)
 
@@ -88,21 +76,20 @@ def detect_dataset(
 def detect_batch(
     detector: Detector,
     images: Images,
-    settings: DetectConfig,
+    config: Config,
     device: torch.device,
-    amp: str,
-    channels_last: bool,
     score_thresholds: Tensor | None = None,
 ) -> Detections:
     """Move a batch to the device, predict, post-process, refine.
 
-    score_thresholds: (C,), on the device, see `postprocess`.
+    config: `config.train` has the number format and memory layout. score_thresholds: (C,), on the device, see
+    `postprocess`.
     """
-    images = images_to_device(images, device, channels_last)
-    with autocast(device, amp):
-        predictions = predict_views(detector, images, settings)
-    detections, _ = postprocess(predictions, images, settings, score_thresholds)
-    with autocast(device, amp):
+    images = images_to_device(images, device, config.train.channels_last)
+    with autocast(device, config.train.amp):
+        predictions = predict_views(detector, images, config.detect)
+    detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
+    with autocast(device, config.train.amp):
         return detector.refine(images, detections, predictions.features)
 
 

@@ -4,11 +4,12 @@ Images are decoded and resized (by the test loader's own transform) in a few thr
 so that a folder or video of any length needs the memory of a few batches.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,17 +50,10 @@ class DetectedImage:
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """An image that could not be read, and why."""
-
-    error: UserError
-
-
-@dataclass(frozen=True)
 class _Prepared:
     image: np.ndarray
     pixels: np.ndarray
-    regions: np.ndarray | None
+    regions: np.ndarray
 
 
 def detect_images(
@@ -69,26 +63,27 @@ def detect_images(
     *,
     batch: int = BATCH,
     score_thresholds: Tensor | None = None,
-) -> Generator[DetectedImage | Unreadable]:
+) -> Generator[DetectedImage | UserError]:
     """Detect on each image or image file, in order, `batch` at once, on the detector's device.
 
+    An image that can't be read gives the error that says why.
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
     number format and memory layout that evaluation uses too. score_thresholds: (C,) a threshold for each class in place
     of its own, see `thresholds.score_thresholds`. Close the iterator if you leave it early.
     """
     score_thresholds = None if score_thresholds is None else score_thresholds.to(next(detector.parameters()).device)
-    transform = build_test(detector.input)
     propose = proposal_method(config) if detector.takes_proposals else None
-
-    def prepare(source: ImageArray | Path) -> _Prepared | Unreadable:
-        return _prepare(source, transform, propose)
-
-    with ThreadPoolExecutor(READERS) as pool, closing(_one_ahead(_batches(images, prepare, pool, batch))) as batches:
-        for prepared in batches:
-            usable = [item for item in prepared if isinstance(item, _Prepared)]
-            detections = iter(_detect(detector, usable, config, score_thresholds) if usable else ())
-            for item in prepared:
-                yield DetectedImage(item.image, next(detections)) if isinstance(item, _Prepared) else item
+    prepare = partial(_prepare, transform=build_test(detector.input), propose=propose)
+    images = iter(images)
+    chunks = iter(lambda: list(islice(images, batch)), [])
+    with ThreadPoolExecutor(READERS) as pool:
+        prepared = (list(pool.map(prepare, chunk)) for chunk in chunks)
+        with closing(_one_ahead(prepared)) as batches:
+            for items in batches:
+                usable = [item for item in items if isinstance(item, _Prepared)]
+                detections = iter(_detect(detector, usable, config, score_thresholds) if usable else ())
+                for item in items:
+                    yield DetectedImage(item.image, next(detections)) if isinstance(item, _Prepared) else item
 
 
 def detect(
@@ -113,8 +108,8 @@ def detect(
     detections = []
     with closing(detect_images(detector, _images(sources), config, batch=batch, score_thresholds=limits)) as results:
         for result in results:
-            if isinstance(result, Unreadable):
-                raise result.error
+            if isinstance(result, UserError):
+                raise result
             detections.append(result.detections)
     return detections
 
@@ -127,27 +122,12 @@ def _images(sources: list[Source]) -> Iterator[ImageArray | Path]:
     for item in opened:
         if isinstance(item, Video) and item.is_camera:
             raise UserError(f"{item} has no end, so its detections make no list; detkit detect CHECKPOINT {item.place}")
-    return _frames(opened)
+    return chain.from_iterable(_frames(item) if isinstance(item, Video) else [item] for item in opened)
 
 
-def _frames(items: list[Path | Video | ImageArray]) -> Iterator[ImageArray | Path]:
-    for item in items:
-        if isinstance(item, Video):
-            with VideoReader(item) as frames:
-                yield from frames
-        else:
-            yield item
-
-
-def _batches(
-    images: Iterable[ImageArray | Path],
-    prepare: Callable[[ImageArray | Path], "_Prepared | Unreadable"],
-    pool: ThreadPoolExecutor,
-    size: int,
-) -> Iterator[list[_Prepared | Unreadable]]:
-    images = iter(images)
-    while chunk := list(islice(images, size)):
-        yield list(pool.map(prepare, chunk))
+def _frames(video: Video) -> Iterator[np.ndarray]:
+    with VideoReader(video) as frames:
+        yield from frames
 
 
 def proposal_method(config: Config) -> Method:
@@ -156,14 +136,14 @@ def proposal_method(config: Config) -> Method:
     return lambda image: method(image)[: config.data.proposal_count or None]
 
 
-def _prepare(source: ImageArray | Path, transform: Transform, propose: Method | None) -> _Prepared | Unreadable:
+def _prepare(source: ImageArray | Path, transform: Transform, propose: Method | None) -> _Prepared | UserError:
     try:
         image = decode_image(source) if isinstance(source, Path) else _as_array(source)
     except UserError as error:
-        return Unreadable(error)
+        return error
     regions = np.zeros((0, 4), np.float32) if propose is None else propose(image)
     pixels, regions, _ = transform(image, regions, objects=0)
-    return _Prepared(image, pixels, None if propose is None else regions)
+    return _Prepared(image, pixels, regions)
 
 
 def _as_array(source: ImageArray) -> np.ndarray:
@@ -182,15 +162,13 @@ def _detect(
     detector: Detector, items: list[_Prepared], config: Config, score_thresholds: Tensor | None
 ) -> Iterator[Detections]:
     """The network on one batch."""
-    regions = [item.regions for item in items if item.regions is not None]
+    regions = [item.regions for item in items] if detector.takes_proposals else None
     original = [item.image.shape[:2] for item in items]
-    images = make_batch([item.pixels for item in items], original, regions=regions or None)
+    images = make_batch([item.pixels for item in items], original, regions=regions)
     training = detector.training
     detector.eval()
     with torch.inference_mode():
-        device = next(detector.parameters()).device
-        amp, channels_last = config.train.amp, config.train.channels_last
-        detections = detect_batch(detector, images, config.detect, device, amp, channels_last, score_thresholds)
+        detections = detect_batch(detector, images, config, next(detector.parameters()).device, score_thresholds)
     detector.train(training)
     # waits for the device, once a batch: its readers draw and print next
     yield from detections.to("cpu").unpad()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,7 @@ def make_rpn_store(
     to_device(detector, device, config.train.channels_last)
     detector.eval()
     manifest = make_manifest("rpn", _parameters(detector, Path(checkpoint)), dataset.ids)
-
-    def make(images: list[int]) -> Generator[Made]:
-        return _propose(detector, config, dataset, device, images)
-
+    make = partial(_propose, detector, config, dataset, device)
     return fill_store(path, dataset.ids, manifest, make, progress)
 
 

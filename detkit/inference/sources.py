@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import cv2
 import numpy as np
 
 from detkit.data.image_file import IMAGE_SUFFIXES
@@ -53,13 +54,15 @@ class Folder:
 class Sources:
     """What a user named: Path for an image, Video for a video file or a camera; each once, in the order given.
 
+    A folder stands for the images in it, a glob (`**` goes down) for images and videos, a number for a camera.
+    No file is opened, unless its suffix says nothing. Raises UserError for a name that stands for nothing.
     Can be gone through again and again; paths of folders are made on the way. len: how many, a file that was named
     twice counted twice. images: how many of them are images.
     """
 
     def __init__(self, names: Iterable[str | Path | int]) -> None:
         self._parts = [_resolve(name) for name in names]
-        self.images = sum(len(part) if isinstance(part, Folder) else _count_images(part) for part in self._parts)
+        self.images = len(self) - len(list(self.videos()))
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -85,16 +88,8 @@ class Sources:
 
 
 def find_sources(names: Iterable[str | Path | int]) -> list[Path | Video]:
-    """Resolve what a user named: Path for an image, Video for a video file or a camera; each once, in the order given.
-
-    A folder stands for the images in it, a glob (`**` goes down) for images and videos, a number for a camera.
-    No file is opened, unless its suffix says nothing. Raises UserError for a name that stands for nothing.
-    """
+    """Return all that `Sources` finds."""
     return [*Sources(names)]
-
-
-def _count_images(sources: Iterable[Path | Video]) -> int:
-    return sum(isinstance(source, Path) for source in sources)
 
 
 def _resolve(name: str | Path | int) -> Folder | list[Path | Video]:
@@ -105,32 +100,26 @@ def _resolve(name: str | Path | int) -> Folder | list[Path | Video]:
         raise UserError("a source is empty; give an image, folder, glob, video or camera number")
     if path.is_dir():
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if _is_image_name(entry.name) and entry.is_file())
+            names = [entry.name for entry in entries if _suffix(entry.name) in SOURCE_SUFFIXES and entry.is_file()]
         if not names:
             raise UserError(f"no images in folder {path}; its subfolders would be {str(path / '**' / '*.jpg')!r}")
-        return Folder(path, tuple(names))
+        return Folder(path, tuple(sorted(names)))
     if path.exists():
         return [_image_or_video(path)]
     if glob.has_magic(text):
         matches = map(Path, sorted(glob.glob(os.path.expanduser(text), recursive=True)))
-        usable = [Video(m) if _is_video(m) else m for m in matches if _is_image(m) or _is_video(m)]
+        known = SOURCE_SUFFIXES | VIDEO_SUFFIXES
+        files = [match for match in matches if _suffix(match.name) in known and match.is_file()]
+        usable = [Video(file) if _suffix(file.name) in VIDEO_SUFFIXES else file for file in files]
         if not usable:
             raise UserError(f"glob {text!r} matches no image or video")
         return usable
     raise UserError(f"no image, folder or video {text}")
 
 
-def _is_image(path: Path) -> bool:
-    return _is_image_name(path.name) and path.is_file()
-
-
-def _is_image_name(name: str) -> bool:
-    # the dot: macOS leaves ._name.jpg beside an image, which is none
-    return os.path.splitext(name)[1].lower() in SOURCE_SUFFIXES and not name.startswith(".")
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _suffix(name: str) -> str:
+    """The suffix in small letters, none for a hidden file: macOS leaves ._name.jpg beside an image, which is none."""
+    return "" if name.startswith(".") else os.path.splitext(name)[1].lower()
 
 
 def _image_or_video(path: Path) -> Path | Video:
@@ -139,8 +128,6 @@ def _image_or_video(path: Path) -> Path | Video:
         return path
     if suffix in VIDEO_SUFFIXES:
         return Video(path)
-    import cv2
-
     return path if cv2.haveImageReader(str(path)) else Video(path)
 
 
@@ -153,8 +140,6 @@ class VideoReader:
     """
 
     def __init__(self, video: Video) -> None:
-        import cv2
-
         self.video = video
         self.read = 0
         self._capture = cv2.VideoCapture(video.place if isinstance(video.place, int) else str(video.place))
@@ -178,8 +163,6 @@ class VideoReader:
 
         Where it says nothing, or time stands still or runs back, a frame comes 1 / fps after the one before.
         """
-        import cv2
-
         frame, self._first = self._first, None
         seconds = 0.0
         while frame is not None:
@@ -201,8 +184,6 @@ class VideoReader:
         return self.read < 0.9 * self.count
 
     def _next(self) -> np.ndarray | None:
-        import cv2
-
         good, frame = self._capture.read()
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if good else None
 
@@ -226,8 +207,6 @@ def video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Call
     in the same 1 / fps. The file appears at the end, complete, or not at all. MPEG-4 needs even sides: an odd last row
     or column is left out.
     """
-    import cv2
-
     height, width = size[0] // 2 * 2, size[1] // 2 * 2
     fps = _mpeg4_rate(max(fps, 0.001))
     written = 0
@@ -269,8 +248,6 @@ def quiet() -> None:
     """Keep OpenCV and FFmpeg from printing: what goes wrong is reported by detkit, in a line."""
     # read when the first video opens, so it can still be set
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import cv2
-
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     # images are decoded in detkit's threads, and torch needs the cores
     cv2.setNumThreads(1)

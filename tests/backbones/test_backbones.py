@@ -127,6 +127,10 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path):
     torch.save({"features.0.weight": torch.full((64, 3, 3, 3), torch.inf)}, tmp_path / "inf.pth")
     with pytest.raises(UserError, match=r"notes\.txt: not a file of PyTorch weights"):
         load("tiny", str(text))
+    for number, content in enumerate([torch.zeros(3), ["a"], {"a": 1}, {}]):
+        torch.save(content, tmp_path / f"{number}.pth")
+        with pytest.raises(UserError, match=rf"{number}\.pth: holds no named tensors"):
+            load("tiny", str(tmp_path / f"{number}.pth"))
     with pytest.raises(UserError, match=r"no file .*none\.pth"):
         load("tiny", str(tmp_path / "none.pth"))
     with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight has shape .* the file belongs to resnet18$"):

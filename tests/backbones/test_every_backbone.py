@@ -12,7 +12,7 @@ from torchvision.ops import SqueezeExcitation
 
 from detkit.backbones import Backbone, create_backbone, list_backbones, load_weights
 from detkit.backbones import weights as weights_module
-from detkit.backbones.rescaling import ToUnitRange
+from detkit.backbones.inception import ToUnitRange
 from detkit.backbones.zfnet import ResponseNorm
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
@@ -148,6 +148,15 @@ def test_a_truncated_network_is_what_gives_the_maps(name):
         maps = backbone(torch.empty(2, 3, side, side, device="meta"))
         assert list(maps) == [feature.name for feature in backbone.info]
         torch.autograd.grad(maps[info.name].sum(), list(backbone.parameters()))
+
+
+def test_maps_that_ssd_normalises_are_those_of_vggs_without_batch_norm():
+    marked = {name: skeleton(name).l2norm_features for name in NAMES}
+    assert {name for name, features in marked.items() if features} == {
+        *("vgg11", "vgg13", "vgg16", "vgg19", "vgg16_reduced")
+    }
+    assert marked["vgg16"] == ("conv3_3", "conv4_3")
+    assert marked["vgg16_reduced"] == ("conv4_3",)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,6 @@
 """Whole detectors in darknet's files: cfg and weights."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,14 @@ import torch
 
 import detkit
 from detkit.checkpoints import checkpoint
-from detkit.checkpoints.darknet_files import parse_cfg, save_darknet, write_cfg
+from detkit.checkpoints.darknet_files import parse_cfg
 from detkit.config import BackboneConfig
 from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
 from detkit.models import Detector, build_detector
 from detkit.models.yolov1 import YOLOv1Config
 from tests.builders import images_of, random_image
+from tests.darknet import write_weights
 
 CLASSES = ("cat", "dog")
 POOL = "[maxpool]\nsize=2\nstride=2\n\n"
@@ -58,14 +58,22 @@ CONFIG = YOLOv1Config(
 )
 
 
-def detector(config: YOLOv1Config = CONFIG) -> Detector:
+def detector() -> Detector:
     torch.manual_seed(0)
-    made = build_detector(config, CLASSES)
+    made = build_detector(CONFIG, CLASSES)
     with torch.no_grad():
         for tensor in made.state_dict().values():
             if tensor.is_floating_point():
                 tensor.uniform_(0.01, 0.1)
     return made.eval()
+
+
+def write_files(detector: Detector, weights: Path) -> None:
+    """Write the three files that hold a detector of `CONFIG`."""
+    classes = len(detector.classes)
+    weights.with_suffix(".cfg").write_text(tiny_cfg(outputs=4 * (10 + classes), classes=classes))
+    weights.with_suffix(".names").write_text("".join(f"{name}\n" for name in detector.classes))
+    write_weights(weights, detector)
 
 
 def test_a_cfg_says_the_config() -> None:
@@ -75,9 +83,7 @@ def test_a_cfg_says_the_config() -> None:
 @torch.no_grad()
 def test_files_written_are_the_detector_read(tmp_path: Path) -> None:
     ours, path = detector(), tmp_path / "mine.weights"
-    save_darknet(ours, path)
-    assert (tmp_path / "mine.names").read_text() == "cat\ndog\n"
-    assert parse_cfg((tmp_path / "mine.cfg").read_text(), "mine.cfg") == (CONFIG, 2)
+    write_files(ours, path)
     theirs = detkit.load(path, device="cpu")
     assert theirs.classes == CLASSES
     for key, value in ours.state_dict().items():
@@ -92,7 +98,7 @@ def test_files_written_are_the_detector_read(tmp_path: Path) -> None:
 
 
 def test_twenty_classes_without_names_are_vocs(tmp_path: Path) -> None:
-    save_darknet(build_detector(CONFIG, VOC_CLASSES), tmp_path / "a.weights")
+    write_files(build_detector(CONFIG, VOC_CLASSES), tmp_path / "a.weights")
     (tmp_path / "a.names").unlink()
     read, config = checkpoint.load_detector(tmp_path / "a.weights", overrides=["data.root=elsewhere"])
     assert read.classes == VOC_CLASSES
@@ -113,6 +119,11 @@ def test_twenty_classes_without_names_are_vocs(tmp_path: Path) -> None:
         ("sqrt=1", "sqrt=0", "[detection] with sqrt=0; only sqrt=1 is read"),
         ("[detection]", "[region]", "[region], where YOLOv1 has [connected] and then [detection]"),
         ("[dropout]", "[crop]", None),
+        (
+            "[connected]",
+            "[connected]\noutput=8\nactivation=leaky\n\n[connected]",
+            "[dropout] is read before the last [connected] only",
+        ),
         ("jitter=.2", "forced=1", "[detection] with forced=1, which is not read"),
         ("jitter=.2", "jitter", "'jitter' is neither a [section] nor key=value in one"),
         ("num=2", "num=1.5", "num=1.5 is not a whole number"),
@@ -135,7 +146,7 @@ def test_files_that_do_not_belong_together_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.weights"
     with pytest.raises(UserError, match=r"no file .*a\.weights"):
         detkit.load(path)
-    save_darknet(detector(), path)
+    write_files(detector(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
     with pytest.raises(UserError, match="the file is cut short or another network's"):
@@ -153,19 +164,3 @@ def test_files_that_do_not_belong_together_are_one_line(tmp_path: Path) -> None:
     shutil.move(tmp_path / "a.cfg", tmp_path / "b.cfg")
     with pytest.raises(UserError, match=r"no file .*a\.cfg; darknet's weights need their cfg beside them"):
         detkit.load(path)
-
-
-def test_a_detector_that_darknet_has_no_layers_for(tmp_path: Path) -> None:
-    others = [
-        YOLOv1Config(backbone=BackboneConfig("tiny"), size=96, convolutions=[[8, 3, 1]], hidden=[8]),
-        YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], head="conv"),
-        YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], hidden=[], feature="c5"),
-        YOLOv1Config(backbone=CONFIG.backbone, size=128, convolutions=[[8, 3, 1]], hidden=[], batch_norm=False),
-        replace(CONFIG, mean=(0.5, 0.5, 0.5)),
-    ]
-    for config in others:
-        with pytest.raises(UserError, match="darknet's files hold"):
-            save_darknet(detector(config), tmp_path / "a.weights")
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="darknet's files hold a yolov1, not this ssd"):
-        write_cfg(detkit.create_model("ssd", backbone="tiny", classes=CLASSES, size=128))

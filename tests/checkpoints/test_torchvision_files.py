@@ -77,9 +77,7 @@ def spread(layer: nn.Module, results: Tensor, expected: float) -> None:
 
 def converted(theirs: nn.Module, *overrides: str) -> Detector:
     """The detector that detkit makes of a file of these weights."""
-    published = from_state(theirs.state_dict(), "test")
-    content = {"config": checkpoint.to_plain(published.config), "classes": published.classes}
-    return checkpoint.build(content | {"model": published.weights}, "test", list(overrides))[0]
+    return checkpoint.build(from_state(theirs.state_dict(), "test"), "test", list(overrides))[0]
 
 
 @pytest.fixture(scope="module", params=[fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2])
@@ -263,7 +261,7 @@ def test_losses_and_gradients_equal_torchvision(pair):
     sum(found.values()).backward()
     sum(expected.values()).backward()
     state = theirs.state_dict() | {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    expected = from_state(state, "gradients").weights
+    expected = from_state(state, "gradients")["model"]
     trained = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
     assert {"backbone.layer2.0.conv1.weight", "neck.pyramid.inner_blocks.0.0.weight"} < set(trained)
     for name, gradient in trained.items():
@@ -278,7 +276,7 @@ def test_frozen_norms_of_the_published_file_divide_by_the_variance_alone():
     state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
     state = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     state |= {f"backbone.body.bn1.{key}": tensor for key, tensor in frozen.state_dict().items()}
-    weights = from_state(state, "test").weights
+    weights = from_state(state, "test")["model"]
     own.load_state_dict({key: weights[f"backbone.bn1.{key}"] for key in own.state_dict()})
     x = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(own(x), frozen(x), rtol=1e-4, atol=1e-5)
@@ -295,7 +293,7 @@ def test_older_files_have_other_names():
     }
     assert "rpn.head.conv.weight" in older
     assert "backbone.fpn.inner_blocks.0.weight" in older
-    assert set(from_state(older, "older").weights) == set(from_state(state, "newer").weights)
+    assert set(from_state(older, "older")["model"]) == set(from_state(state, "newer")["model"])
 
 
 @pytest.fixture(scope="module")
@@ -316,14 +314,14 @@ def test_ssd300_equals_torchvision(ssd):
     """With COCO's 91 columns, of which the 10 without a class have no say, and default boxes cut to the image."""
     theirs = ssd
     published = from_state(theirs.state_dict(), "test")
-    assert len(published.classes) == 80
-    assert published.classes[:2] == ("person", "bicycle")
-    assert published.classes[-1] == "toothbrush"
-    assert published.config.model.size == 300
+    assert len(published["classes"]) == 80
+    assert published["classes"][:2] == ["person", "bicycle"]
+    assert published["classes"][-1] == "toothbrush"
+    assert published["config"]["model"]["size"] == 300
     ours = converted(theirs).eval()
     names = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
-    columns = [names.index(name) for name in published.classes]
-    assert not set(NO_CLASS) & set(published.classes)
+    columns = [names.index(name) for name in published["classes"]]
+    assert not set(NO_CLASS) & set(published["classes"])
     pixels = random_image(300, 300)
     images, maps = their_maps(theirs, pixels)
     raw = theirs.head(list(maps.values()))
@@ -364,9 +362,9 @@ def test_coco_has_eighty_classes():
     bias = state["roi_heads.box_predictor.cls_score.bias"]
     bias.copy_(torch.arange(91.0))
     published = from_state({"model": state}, "test")
-    assert len(published.classes) == len(set(published.classes)) == 80
-    assert published.weights["head.classifier.bias"][[0, -2, -1]].tolist() == [1.0, 90.0, 0.0]
-    assert published.weights["head.regressor.weight"].shape == (320, 1024)
+    assert len(published["classes"]) == len(set(published["classes"])) == 80
+    assert published["model"]["head.classifier.bias"][[0, -2, -1]].tolist() == [1.0, 90.0, 0.0]
+    assert published["model"]["head.regressor.weight"].shape == (320, 1024)
 
 
 CONFIGS = Path(__file__).parents[2] / "configs/custom"

@@ -15,7 +15,7 @@ from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.image_file import decode_image
 from detkit.errors import UserError
 from detkit.inference import predict
-from detkit.inference.predict import DetectedImage, Unreadable, detect_images, proposal_method
+from detkit.inference.predict import DetectedImage, detect_images, proposal_method
 from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
 from detkit.models import Detector, build_detector
 from detkit.proposals.methods import Method
@@ -121,7 +121,7 @@ def test_equals_evaluation_of_the_same_photos(detector: Detector, config: Config
 
     dataset = open_dataset(DataConfig(root=str(tmp_path)), "test", CLASSES)
     loader = test_loader(dataset, detector.input, batch=len(SIZES), workers=0)
-    evaluated = detect_dataset(detector, loader, config.detect, device=torch.device("cpu"))
+    evaluated = detect_dataset(detector, loader, config, torch.device("cpu"))
     paths = find_sources([tmp_path / "JPEGImages"])
     results = found(detect_images(detector, paths, config, batch=len(SIZES)))
     detected = DetectionSet.from_batches(
@@ -139,8 +139,8 @@ def test_broken_photos_keep_their_place(detector: Detector, config: Config, fold
     good = sorted(folder.iterdir())
     paths = [broken, good[0], broken, broken, good[1]]
     results = list(detect_images(detector, paths, config, batch=2))
-    assert [isinstance(result, Unreadable) for result in results] == [True, False, True, True, False]
-    assert str(broken) in str(results[0].error)
+    assert [isinstance(result, UserError) for result in results] == [True, False, True, True, False]
+    assert str(broken) in str(results[0])
     assert results[4].image.shape[:2] == SIZES[1]
 
 

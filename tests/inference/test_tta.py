@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from detkit import ops
-from detkit.config import DetectConfig
+from detkit.config import Config, DetectConfig, TrainConfig
 from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.tta import mirror, predict_views, resize_views
@@ -33,7 +33,7 @@ def sample_images() -> Images:
 
 def run(detector: Detector, images: Images, **settings: object) -> Detections:
     with torch.inference_mode():
-        return detect_batch(detector, images, replace(SETTINGS, **settings), torch.device("cpu"), "none", True)
+        return detect_batch(detector, images, Config(detect=replace(SETTINGS, **settings)), torch.device("cpu"))
 
 
 class Blocks(Detector):
@@ -260,7 +260,7 @@ class Listening(Blocks):
 @pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
 def test_detections_are_refined_in_the_number_format_of_the_network(amp: str, dtype: torch.dtype) -> None:
     detector = Listening()
-    detect_batch(detector, padded(), SETTINGS, torch.device("cpu"), amp, True)
+    detect_batch(detector, padded(), Config(train=TrainConfig(amp=amp), detect=SETTINGS), torch.device("cpu"))
     assert detector.formats == [dtype, dtype]
 
 

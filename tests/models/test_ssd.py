@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16
 
+from detkit.checkpoints.torchvision_files import from_state, ssd_config
 from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.experiment import load_config
@@ -17,38 +18,15 @@ from detkit.structures import Targets
 from tests.builders import SSD300, SSD512, images_of, random_image, tiny_ssd_config
 from tests.matching import assert_same_detections
 
-COCO_FRACTIONS = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def background_last(tensor: torch.Tensor, classes: int) -> torch.Tensor:
-    """torchvision's classifier has background first in each box's group of rows."""
-    rows = tensor.view(-1, classes, *tensor.shape[1:])
-    return torch.cat((rows[:, 1:], rows[:, :1]), 1).flatten(0, 1)
 
 
 def copy_weights(theirs: torch.nn.Module, ours: SSD) -> None:
     """Give our SSD300 the weights of torchvision's."""
-    classes = len(ours.classes) + 1
-    state = {}
-    for key, tensor in theirs.state_dict().items():
-        name = key.removeprefix("backbone.").removeprefix("head.")
-        parts = name.split(".")
-        if name == "scale_weight":
-            state["l2norm.conv4_3.weight"] = tensor
-        elif name.startswith("features."):
-            state[f"backbone.{name}"] = tensor
-        elif name.startswith("extra.0.7."):
-            state[f"backbone.{'fc6' if parts[3] == '1' else 'fc7'}.{parts[4]}"] = tensor
-        elif name.startswith("extra.0."):
-            state[f"backbone.features.{int(parts[2]) + 23}.{parts[3]}"] = tensor
-        elif name.startswith("extra."):
-            state[f"extras.{int(parts[1]) - 1}.{parts[2]}.{parts[3]}"] = tensor
-        elif name.startswith("classification_head."):
-            state[f"head.classifiers.{parts[2]}.{parts[3]}"] = background_last(tensor, classes)
-        else:
-            state[f"head.regressors.{parts[2]}.{parts[3]}"] = tensor
-    ours.load_state_dict(state, strict=True)
+    state = from_state(theirs.state_dict(), "test")["model"]
+    # which makes up for default boxes that are clipped, as these are not
+    regressors = theirs.head.regression_head.module_list.state_dict()
+    ours.load_state_dict(state | {f"head.regressors.{key}": tensor for key, tensor in regressors.items()})
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +37,7 @@ def pair() -> tuple[torch.nn.Module, SSD]:
     for module in theirs.head.classification_head.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.normal_(module.weight, std=0.03)  # spread the scores, as training does
-    config = replace(
-        SSDConfig(),
-        mean=(0.48235, 0.45882, 0.40784),
-        std=(1 / 255, 1 / 255, 1 / 255),
-        min_sizes=[300 * fraction for fraction in COCO_FRACTIONS[:-1]],
-        max_sizes=[300 * fraction for fraction in COCO_FRACTIONS[1:]],
-    )
-    ours = build_detector(config, tuple(f"class{i}" for i in range(20))).eval()
+    ours = build_detector(ssd_config(), tuple(f"class{i}" for i in range(20))).eval()
     assert isinstance(ours, SSD)
     copy_weights(theirs, ours)
     return theirs, ours
