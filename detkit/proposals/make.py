@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -149,9 +148,7 @@ def _run(
         min(workers, len(images)), initializer=_init_worker, initargs=(dataset, method, parameters)
     )
     try:
-        futures = deque(pool.submit(_make, i) for i in images)
-        while futures:
-            yield futures.popleft().result()
+        yield from pool.map(_make, images)
     except BrokenProcessPool:
         raise UserError(
             "a process that made proposals was killed, perhaps for want of memory; start the same command again, "
