@@ -31,7 +31,7 @@ class Item:
 
     def boxes(self) -> np.ndarray:
         """(N, 4) float64 continuous xyxy, of the fewest digits."""
-        return _decimals(self.record.annotations.boxes)
+        return decimals(self.record.annotations.boxes)
 
     def annotated_areas(self) -> list[float | None]:
         """The area of each object, None where it is that of the box."""
@@ -46,6 +46,6 @@ def plain(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _decimals(values: np.ndarray) -> np.ndarray:
+def decimals(values: np.ndarray) -> np.ndarray:
     """Return float32 numbers as float64 of the fewest digits that tell them apart: 473.07, not 473.07000732."""
     return values.astype(np.str_).astype(np.float64)

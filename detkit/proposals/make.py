@@ -63,8 +63,9 @@ def fill_store(
     path = Path(path)
     check_name(path)
     if path.exists():
-        _check_same(open_store(path), manifest, path)
-        return open_store(path)
+        store = open_store(path)
+        _check_same(store, manifest, path)
+        return store
     parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
     done = parts.read()
     left = [i for i, name in enumerate(ids) if name not in done]
@@ -112,7 +113,7 @@ class _Parts:
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             store = open_store(path)
             _check_same(store, self.manifest, self.folder)
-            done |= {name: (store.boxes_at(row), store.scores_at(row)) for row, name in enumerate(store.ids)}
+            done |= {name: (store.boxes(row), store.scores(row)) for row, name in enumerate(store.ids)}
         return done
 
     def add(self, name: str, boxes: np.ndarray, scores: Scores) -> None:
