@@ -1,13 +1,15 @@
 """The objects of images as numpy arrays: what readers make, data sets hold, the loader and the writers take."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from detkit.errors import UserError
+
+FLAGS = ("difficult", "crowd", "truncated")
 
 
 class AnnotatedObject(NamedTuple):
@@ -60,12 +62,8 @@ class Annotations:
 
     def take(self, index: np.ndarray | slice) -> Self:
         """Return the objects that an index, a mask or a slice names."""
-        return self._map(lambda array: array[index])
-
-    def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """Apply a function to every array; the other fields of a subclass stay."""
-        arrays = {name: function(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **arrays, extra={name: function(value) for name, value in self.extra.items()})
+        arrays = {name: value[index] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays, extra={name: value[index] for name, value in self.extra.items()})
 
     def with_areas(self) -> Self:
         """Return the objects with the areas of the boxes where none is annotated."""
@@ -75,27 +73,24 @@ class Annotations:
     def of(cls, boxes: np.ndarray, labels: np.ndarray, **others: Any) -> Self:
         """Return objects of which little is known: no flags, the boxes' areas, numbers from 1; `others` say else."""
         false = np.zeros(len(labels), dtype=bool)
-        flags = dict.fromkeys(("difficult", "crowd", "truncated"), false)
-        values = {**flags, "area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
-        return cls(boxes, labels, **values)
+        values = {"area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
+        return cls(boxes, labels, **dict.fromkeys(FLAGS, false) | values)
 
     @classmethod
     def from_objects(cls, objects: Sequence[AnnotatedObject], classes: Sequence[str] | None = None) -> "Annotations":
         """Turn objects into arrays, boxes in float64; labels index `classes`, or are the numbers that names are."""
-        columns = zip(*objects) if objects else [()] * len(AnnotatedObject._fields)
-        names, boxes, number, difficult, crowd, truncated, area, extra = columns
+        columns = dict(zip(AnnotatedObject._fields, zip(*objects) if objects else [()] * len(AnnotatedObject._fields)))
+        names = columns["name"]
         if classes is not None:
             label_of = {name: label for label, name in enumerate(classes)}
             names = [label_of[name] for name in names]
         return Annotations(
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            boxes=np.array(columns["box"], dtype=np.float64).reshape(-1, 4),
             labels=np.array(names, dtype=np.int64),
-            difficult=np.array(difficult, dtype=bool),
-            crowd=np.array(crowd, dtype=bool),
-            truncated=np.array(truncated, dtype=bool),
-            area=np.array(area, dtype=np.float64),
-            number=np.array(number, dtype=np.int64),
-            extra=_extra_arrays(extra),
+            area=np.array(columns["area"], dtype=np.float64),
+            number=np.array(columns["number"], dtype=np.int64),
+            extra=_extra_arrays(columns["extra"]),
+            **{flag: np.array(columns[flag], dtype=bool) for flag in FLAGS},
         )
 
     @classmethod

@@ -16,6 +16,7 @@ import numpy as np
 
 from detkit.data.coco_index import COCOIndex, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.values import path_below
 from detkit.errors import UserError, did_you_mean
 
 PREFIX = "instances_"
@@ -57,12 +58,11 @@ class COCOSource(Source):
     def __init__(self, root: Path, split: str) -> None:
         self.path = find_annotations(root, split)
         index = read_coco_index(root, self.path)
-        name = self._relative(self.path, root)
-        problems = [Problem(name, 0, "broken file", line) for line in index.general.tolist()]
+        problems = [Problem(path_below(self.path, root), 0, "broken file", line) for line in index.general.tolist()]
         super().__init__(root, split, index, np.arange(len(index.ids)), problems)
 
     def file(self, row: int) -> str:
-        return f"{self._relative(self.path, self.root)}: image {self.index.files[row]}"
+        return f"{path_below(self.path, self.root)}: image {self.index.files[row]}"
 
     def image_path(self, row: int) -> Path:
         folder, bare = self._folder
@@ -85,10 +85,6 @@ class COCOSource(Source):
                     if name and (folder / (Path(name).name if bare else name)).is_file():
                         return folder, bare
         return next((folder for folder in folders if folder.is_dir()), root), False
-
-    @staticmethod
-    def _relative(path: Path, root: Path) -> str:
-        return path.relative_to(root).as_posix()
 
 
 class COCODataset(DetectionDataset):

@@ -10,16 +10,15 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from detkit.data.annotations import AnnotatedObject, Annotations
+from detkit.data.annotations import AnnotatedObject
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.formats import DATASETS, SPLITS
-from detkit.data.index import Index, shortest_names
+from detkit.data.index import AnnotatedFile, Index, make_index
 from detkit.errors import UserError, did_you_mean
 
 
@@ -113,33 +112,25 @@ def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
     images = {_name(image): image for images in splits.values() for image in images}
     classes = list(dict.fromkeys(item.name for image in images.values() for item in image.objects))
     shapes: dict[str, tuple[int, ...]] = {}  # of the extra fields
-    objects, problems = [], []
-    for image in images.values():
-        lines = []
+    read = []
+    for file, image in images.items():
+        read.append(AnnotatedFile(file, image.size))
         for number, item in enumerate(image.objects, 1):
-            box, extra = (0.0,) * 4, {}
-            if _is_box(item.box):
-                box = tuple(map(float, item.box))
-            else:
-                lines.append(f"object {number} ({item.name}): {tuple(item.box)} is no box x1, y1, x2, y2")
+            faults = []
+            if not _is_box(item.box):
+                faults.append(f"{tuple(item.box)} is no box x1, y1, x2, y2")
+            extra = {}
             for name, value in item.extra.items():
                 fault = _extra_fault(value, shapes.setdefault(name, np.shape(value)))
                 if fault:
-                    lines.append(f"object {number} ({item.name}): extra field {name!r} {fault}")
+                    faults.append(f"extra field {name!r} {fault}")
                 else:
                     extra[name] = value
-            marks = bool(item.difficult), bool(item.crowd)
-            objects.append(AnnotatedObject(item.name, box, number, *marks, extra=extra))
-        problems.append("\n".join(lines))
-    return Index(
-        ids=np.array(shortest_names(list(images)), dtype=np.str_),
-        files=np.array(list(images), dtype=np.str_),
-        sizes=np.array([image.size for image in images.values()], dtype=np.int64).reshape(-1, 2),
-        problems=np.array(problems, dtype=np.str_),
-        first=np.array([*accumulate((len(image.objects) for image in images.values()), initial=0)], dtype=np.int64),
-        objects=Annotations.from_objects(objects, classes),
-        classes=np.array(classes, dtype=np.str_),
-    )
+            read[-1].problems.extend(f"object {number} ({item.name}): {fault}" for fault in faults)
+            box = tuple(map(float, item.box)) if _is_box(item.box) else (0.0,) * 4
+            flags = bool(item.difficult), bool(item.crowd)
+            read[-1].objects.append(AnnotatedObject(item.name, box, number, *flags, extra=extra))
+    return make_index(read, classes)
 
 
 def _is_box(box: Sequence[float]) -> bool:

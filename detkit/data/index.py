@@ -5,19 +5,29 @@ import json
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
-from detkit.data.annotations import Annotations
+from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.files import write_atomic
 
 INDEX_NAME = ".detkit-index.npz"
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 OBJECTS = "objects."  # begins the names of the objects' arrays in a file
+
+
+@dataclass(frozen=True)
+class AnnotatedFile:
+    """What is read of one image. file: its name. size: width and height, 0 where unknown. problems: see Index."""
+
+    file: str = ""
+    size: tuple[int, int] = (0, 0)
+    objects: list[AnnotatedObject] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,31 @@ class Index:
 
 
 AnyIndex = TypeVar("AnyIndex", bound=Index)
+
+
+def make_index(
+    images: Sequence[AnnotatedFile],
+    classes: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    kind: type[AnyIndex] = Index,
+    **others: Any,
+) -> AnyIndex:
+    """Turn what was read of images into arrays.
+
+    classes: what objects are called, None where they have numbers, which then are the labels. ids: by default the
+    shortest names of the files. others: further fields of this kind of index.
+    """
+    files = [image.file for image in images]
+    return kind(
+        ids=np.array(shortest_names(files) if ids is None else ids, dtype=np.str_),
+        files=np.array(files, dtype=np.str_),
+        sizes=np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2),
+        problems=np.array(["\n".join(image.problems) for image in images], dtype=np.str_),
+        first=np.cumsum([0, *(len(image.objects) for image in images)]),
+        objects=Annotations.from_objects([item for image in images for item in image.objects], classes),
+        classes=np.array(classes or (), dtype=np.str_),
+        **others,
+    )
 
 
 def shortest_names(files: Sequence[str]) -> list[str]:

@@ -1,11 +1,13 @@
 """What the writers of the formats write: images of any data set, named for all formats."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import box_area
+from detkit.data.annotations import FLAGS, AnnotatedObject, box_area
 from detkit.data.dataset import Record
 
 Splits = dict[str, list["Item"]]
@@ -29,15 +31,27 @@ class Item:
         """Name of its image in the new data set."""
         return self.name + self.image_path.suffix
 
-    def boxes(self) -> np.ndarray:
-        """(N, 4) float64 continuous xyxy, of the fewest digits."""
-        return decimals(self.record.annotations.boxes)
+    def objects(self, classes: Sequence[str] | None = None) -> list[AnnotatedObject]:
+        """Its objects, numbered from 1, boxes in the fewest digits, area NaN where it is that of the box.
 
-    def annotated_areas(self) -> list[float | None]:
-        """The area of each object, None where it is that of the box."""
-        objects = self.record.annotations
-        of_box = np.isclose(objects.area, box_area(objects.boxes), rtol=1e-5)
-        return [None if same else area for area, same in zip(objects.area.tolist(), of_box.tolist())]
+        Their names are of `classes`, or the labels themselves.
+        """
+        given = self.record.annotations
+        of_box = np.isclose(given.area, box_area(given.boxes), rtol=1e-5)
+        labels = given.labels.tolist()
+        names = labels if classes is None else [classes[label] for label in labels]
+        boxes, areas = decimals(given.boxes).tolist(), np.where(of_box, math.nan, given.area).tolist()
+        flags = zip(*(getattr(given, flag).tolist() for flag in FLAGS))
+        rows = zip(names, boxes, flags, areas)
+        return [
+            AnnotatedObject(name, tuple(box), number, *marks, area=area)
+            for number, (name, box, marks, area) in enumerate(rows, 1)
+        ]
+
+
+def unique_items(splits: Splits) -> list[Item]:
+    """Return the items of all splits, each once."""
+    return list({item.name: item for items in splits.values() for item in items}.values())
 
 
 def plain(value: float) -> int | float:

@@ -83,7 +83,7 @@ def find_image(root: Path, name: str, stated: str, existing: frozenset[str]) -> 
     for suffix in IMAGE_SUFFIXES:
         if name + suffix in existing:
             return folder / (name + suffix)
-    stated = Path(stated.replace("\\", "/")).name
+    stated = Path(stated).name
     return folder / (stated if stated in existing else name + ".jpg")
 
 
