@@ -15,19 +15,39 @@ FLAGS = ("difficult", "crowd", "truncated")
 class AnnotatedObject(NamedTuple):
     """One object as its file has it.
 
-    name: of its class, or the class's number in files that have numbers. box: continuous xyxy in pixels. number: what
-    the file calls the object: its position from 1, its line, or its id. area: square pixels, NaN where the file says
-    nothing. extra: fields of a user's own.
+    name: of its class, or the class's number in files that have numbers. box: x1, y1, x2, y2, continuous pixels of the
+    upright image, whose left edge is 0. difficult: not counted in evaluation. crowd: nor trained on.
+
+    extra: fields of a user's own, such as {"track": 7}: numbers, flags, or arrays of one shape for all objects; floats
+    become float32. They come with the objects in `Targets.extra` and `TruthSet.extra`, 0 or False where an object has
+    none. Augmentation and resizing drop them with their objects and never change them.
+
+    truncated: as annotated. area: square pixels, NaN where the file says nothing. number: what the file calls the
+    object: its position from 1, its line, or its id.
     """
 
     name: str | int
     box: tuple[float, ...]
-    number: int
     difficult: bool = False
     crowd: bool = False
+    extra: Mapping[str, Any] = {}
     truncated: bool = False
     area: float = math.nan
-    extra: Mapping[str, Any] = {}
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image as its file has it.
+
+    file: its name or path. size: width and height, 0 where they are unknown. problems: a line for everything that could
+    not be read, see Index.
+    """
+
+    file: str
+    objects: Sequence[AnnotatedObject] = ()
+    size: tuple[int, int] = (0, 0)
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from detkit.data.annotations import AnnotatedObject
-from detkit.data.index import AnnotatedFile, Index, cached_index, fingerprint, make_index
+from detkit.data.annotations import AnnotatedImage, AnnotatedObject
+from detkit.data.index import Index, cached_index, fingerprint, make_index
 from detkit.data.values import as_area, as_flag, as_name, as_number, as_path, as_size, path_below
 from detkit.errors import UserError
 from detkit.files import read_text
@@ -68,7 +68,7 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
     classes, category_ids = _categories(content["categories"], source)
     image_ids = _ids(content["images"], "image", source)
     images = [
-        AnnotatedFile(as_path(image.get("file_name")), as_size(image.get("width"), image.get("height")))
+        AnnotatedImage(as_path(image.get("file_name")), [], as_size(image.get("width"), image.get("height")), [])
         for image in content["images"]
     ]
     general = [f"image {key} has no file_name" for image, key in zip(images, image_ids) if not image.file]
@@ -93,13 +93,14 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
         if isinstance(box, str):
             image.problems.append(f"annotation {number} ({name}): {box}")
             continue
+        area = as_area(annotation.get("area"))
         flags = {
             # some converters from VOC call difficult objects "ignore"
             "difficult": as_flag(annotation.get("difficult")) or as_flag(annotation.get("ignore")),
             "crowd": as_flag(annotation.get("iscrowd")),
             "truncated": as_flag(annotation.get("truncated")),
         }
-        image.objects.append(AnnotatedObject(name, box, number, area=as_area(annotation.get("area")), **flags))
+        image.objects.append(AnnotatedObject(name, box, number=number, area=area, **flags))
     return make_index(
         images,
         classes,

@@ -33,14 +33,15 @@ def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
 
 
 def _objects(item: Item, image: int) -> Iterator[dict[str, Any]]:
-    for label, (left, top, right, bottom), _, difficult, crowd, truncated, area, _ in item.objects():
+    for one in item.objects():
+        left, top, right, bottom = one.box
         width, height = right - left, bottom - top
         yield {
             "image_id": image,
-            "category_id": int(label) + 1,
+            "category_id": int(one.name) + 1,
             "bbox": [plain(value) for value in (left, top, width, height)],
-            "area": plain(width * height if math.isnan(area) else area),
-            "iscrowd": int(crowd),
-            **({"difficult": 1} if difficult else {}),
-            **({"truncated": 1} if truncated else {}),
+            "area": plain(width * height if math.isnan(one.area) else one.area),
+            "iscrowd": int(one.crowd),
+            **({"difficult": 1} if one.difficult else {}),
+            **({"truncated": 1} if one.truncated else {}),
         }

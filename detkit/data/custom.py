@@ -11,42 +11,17 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from detkit.data.annotations import AnnotatedObject
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.formats import DATASETS, SPLITS
-from detkit.data.index import AnnotatedFile, Index, make_index
+from detkit.data.index import Index, make_index
 from detkit.errors import UserError, did_you_mean
 
-
-class Object(NamedTuple):
-    """One annotated object. box: x1, y1, x2, y2, continuous pixels of the upright image, whose left edge is 0.
-
-    difficult: not counted in evaluation. crowd: nor trained on.
-
-    extra: fields of your own, such as {"track": 7}: numbers, flags, or arrays of one shape for all objects; floats
-    become float32. They come with the objects in `Targets.extra` and `TruthSet.extra`, 0 or False where an object has
-    none. Augmentation and resizing drop them with their objects and never change them.
-    """
-
-    name: str
-    box: tuple[float, ...]
-    difficult: bool = False
-    crowd: bool = False
-    extra: Mapping[str, Any] = {}
-
-
-class AnnotatedImage(NamedTuple):
-    """An image: its file, relative to the root, its objects, and its width and height, 0 where they are unknown."""
-
-    file: str
-    objects: Sequence[Object] = ()
-    size: tuple[int, int] = (0, 0)
-
-
+Object = AnnotatedObject
 Reader = Callable[[Path], Mapping[str, Sequence[AnnotatedImage]]]
 
 
@@ -110,11 +85,11 @@ def _name(image: AnnotatedImage) -> str:
 def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
     """The annotations of all images of a root, each once."""
     images = {_name(image): image for images in splits.values() for image in images}
-    classes = list(dict.fromkeys(item.name for image in images.values() for item in image.objects))
+    classes = list(dict.fromkeys(str(item.name) for image in images.values() for item in image.objects))
     shapes: dict[str, tuple[int, ...]] = {}  # of the extra fields
     read = []
     for file, image in images.items():
-        read.append(AnnotatedFile(file, image.size))
+        objects, problems = [], []
         for number, item in enumerate(image.objects, 1):
             faults = []
             if not _is_box(item.box):
@@ -126,10 +101,11 @@ def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
                     faults.append(f"extra field {name!r} {fault}")
                 else:
                     extra[name] = value
-            read[-1].problems.extend(f"object {number} ({item.name}): {fault}" for fault in faults)
+            problems.extend(f"object {number} ({item.name}): {fault}" for fault in faults)
             box = tuple(map(float, item.box)) if _is_box(item.box) else (0.0,) * 4
-            flags = bool(item.difficult), bool(item.crowd)
-            read[-1].objects.append(AnnotatedObject(item.name, box, number, *flags, extra=extra))
+            flags = {flag: bool(getattr(item, flag)) for flag in FLAGS}
+            objects.append(item._replace(box=box, extra=extra, number=number, **flags))
+        read.append(AnnotatedImage(file, objects, image.size, problems))
     return make_index(read, classes)
 
 

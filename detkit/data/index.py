@@ -5,29 +5,19 @@ import json
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
-from detkit.data.annotations import AnnotatedObject, Annotations
+from detkit.data.annotations import AnnotatedImage, Annotations
 from detkit.files import write_atomic
 
 INDEX_NAME = ".detkit-index.npz"
 INDEX_VERSION = 5
 OBJECTS = "objects."  # begins the names of the objects' arrays in a file
-
-
-@dataclass(frozen=True)
-class AnnotatedFile:
-    """What is read of one image. file: its name. size: width and height, 0 where unknown. problems: see Index."""
-
-    file: str = ""
-    size: tuple[int, int] = (0, 0)
-    objects: list[AnnotatedObject] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ AnyIndex = TypeVar("AnyIndex", bound=Index)
 
 
 def make_index(
-    images: Sequence[AnnotatedFile],
+    images: Sequence[AnnotatedImage],
     classes: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
     kind: type[AnyIndex] = Index,

@@ -41,11 +41,10 @@ class Item:
         labels = given.labels.tolist()
         names = labels if classes is None else [classes[label] for label in labels]
         boxes, areas = decimals(given.boxes).tolist(), np.where(of_box, math.nan, given.area).tolist()
-        flags = zip(*(getattr(given, flag).tolist() for flag in FLAGS))
-        rows = zip(names, boxes, flags, areas)
+        flags = {flag: getattr(given, flag).tolist() for flag in FLAGS}
         return [
-            AnnotatedObject(name, tuple(box), number, *marks, area=area)
-            for number, (name, box, marks, area) in enumerate(rows, 1)
+            AnnotatedObject(name, tuple(box), area=area, number=i + 1, **{flag: flags[flag][i] for flag in FLAGS})
+            for i, (name, box, area) in enumerate(zip(names, boxes, areas))
         ]
 
 

@@ -5,45 +5,46 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers.expat import ErrorString
 
-from detkit.data.annotations import FLAGS, AnnotatedObject
-from detkit.data.index import AnnotatedFile, Index, cached_index, fingerprint, make_index
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
+from detkit.data.index import Index, cached_index, fingerprint, make_index
 from detkit.data.values import as_area, as_flag, as_name, as_number, as_path, as_size
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def parse_annotation(content: bytes) -> AnnotatedFile:
+def parse_annotation(content: bytes) -> AnnotatedImage:
     """Read a VOC XML; never raises. An object may have <crowd> and <area>, which detkit's converter adds."""
     try:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
         line, column = error.position
-        return AnnotatedFile(problems=[f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"])
+        return AnnotatedImage("", problems=[f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"])
     if root.tag != "annotation":
-        return AnnotatedFile(problems=[f"not a VOC annotation: the outer element is <{root.tag}>"])
+        return AnnotatedImage("", problems=[f"not a VOC annotation: the outer element is <{root.tag}>"])
     size = as_size(root.findtext("size/width"), root.findtext("size/height"))
-    read = AnnotatedFile(as_path(as_name(root.findtext("filename"))), size)
+    objects, problems = [], []
     for number, item in enumerate(root.findall("object"), 1):
         name = as_name(item.findtext("name"))
         corners = item.find("bndbox")
         if not name or corners is None:
             missing = f"({name}) has no <bndbox>" if name else "has no <name>"
-            read.problems.append(f"object {number} {missing}")
+            problems.append(f"object {number} {missing}")
             continue
         texts = [as_name(corners.findtext(edge)) for edge in EDGES]
         values = [value for text in texts if (value := as_number(text)) is not None]
         if len(values) < len(EDGES):
             edge, text = next((edge, text) for edge, text in zip(EDGES, texts) if as_number(text) is None)
-            read.problems.append(f"object {number} ({name}): {edge} is {text!r}, not a number")
+            problems.append(f"object {number} ({name}): {edge} is {text!r}, not a number")
             continue
         xmin, ymin, xmax, ymax = values
         for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
             if high < low:
-                read.problems.append(f"object {number} ({name}): {axis}max {high:g} < {axis}min {low:g}")
+                problems.append(f"object {number} ({name}): {axis}max {high:g} < {axis}min {low:g}")
         flags = {flag: as_flag(item.findtext(flag)) for flag in FLAGS}
         area = as_area(item.findtext("area"))
-        read.objects.append(AnnotatedObject(name, (xmin - 1, ymin - 1, xmax, ymax), number, area=area, **flags))
-    return read
+        box = (xmin - 1, ymin - 1, xmax, ymax)
+        objects.append(AnnotatedObject(name, box, area=area, number=number, **flags))
+    return AnnotatedImage(as_path(as_name(root.findtext("filename"))), objects, size, problems)
 
 
 def read_index(root: Path) -> Index:

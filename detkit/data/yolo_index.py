@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from detkit.data.annotations import FLAGS, AnnotatedObject
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
 from detkit.data.image_file import image_size
-from detkit.data.index import AnnotatedFile, Index, cached_index, fingerprint, make_index
+from detkit.data.index import Index, cached_index, fingerprint, make_index
 from detkit.data.values import as_number
 from detkit.errors import UserError
 from detkit.files import read_text
@@ -74,15 +74,16 @@ def label_name(image: str) -> str:
     return str(PurePosixPath(*parts).with_suffix(".txt"))
 
 
-def read_yolo_index(root: Path, split: str, images: Sequence[str]) -> Index:
+def read_yolo_index(root: Path, split: str, images: Sequence[str], names: dict[int, str] | None) -> Index:
     """Return the index of some images, named relative to `root`; see `cached_index`.
 
-    Labels are class numbers still, and there are no `classes`. Its file is right when names, sizes and modification
-    times of images and labels are what they were: images are looked into, since labels are in parts of their size.
+    names: of the classes; where there are none (None), labels are class numbers and the index has no `classes`. Its
+    file is right when names, sizes and modification times of images and labels are what they were: images are looked
+    into, since labels are in parts of their size.
     """
     files = [(image, _state(root / image), _state(root / label_name(image))) for image in images]
-    digest = fingerprint([files, _state(root / FLAGS_NAME)])
-    return cached_index(root, f"yolo {split}", digest, Index, lambda: _build(root, images))
+    digest = fingerprint([files, _state(root / FLAGS_NAME), names])
+    return cached_index(root, f"yolo {split}", digest, Index, lambda: _build(root, images, names))
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -93,7 +94,7 @@ def _state(path: Path) -> tuple[int, int] | None:
     return state.st_mtime_ns, state.st_size
 
 
-def _build(root: Path, images: Sequence[str]) -> Index:
+def _build(root: Path, images: Sequence[str], names: dict[int, str] | None) -> Index:
     flags = read_flags(root)
     read = []
     for image in images:
@@ -107,8 +108,11 @@ def _build(root: Path, images: Sequence[str]) -> Index:
         if entry.rows != len(labels.rows):
             text = f"{FLAGS_NAME} was written for {entry.rows} objects, here are {len(labels.rows)}"
             faults.append(f"{text}; take {name} out of {FLAGS_NAME}")
-        read.append(AnnotatedFile(image, size, _objects(labels, size, entry) if all(size) else [], faults))
-    return make_index(read)
+        for line, label, _ in labels.rows:
+            if names is not None and label not in names:
+                faults.append(f"line {line}: class {label} has no name; {len(names)} classes have")
+        read.append(AnnotatedImage(image, _objects(labels, size, entry, names) if all(size) else [], size, faults))
+    return make_index(read, None if names is None else list(names.values()))
 
 
 def _read_labels(path: Path) -> Labels:
@@ -131,14 +135,20 @@ class _Flags:
     area: dict[int, float] = field(default_factory=dict)
 
 
-def _objects(labels: Labels, size: tuple[int, int], flags: _Flags) -> list[AnnotatedObject]:
+def _objects(
+    labels: Labels, size: tuple[int, int], flags: _Flags, names: dict[int, str] | None
+) -> list[AnnotatedObject]:
+    """Objects in pixels; those of a class without a name are left out."""
     width, height = size
     objects = []
     for position, (line, label, (cx, cy, w, h)) in enumerate(labels.rows, 1):
         edges = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
         box = tuple(round(edge, PIXEL_DECIMALS) for edge in edges)
+        name = label if names is None else names.get(label)
         marks = {flag: position in positions for flag, positions in flags.marks.items()}
-        objects.append(AnnotatedObject(label, box, line, area=flags.area.get(position, math.nan), **marks))
+        if name is not None:
+            area = flags.area.get(position, math.nan)
+            objects.append(AnnotatedObject(name, box, number=line, area=area, **marks))
     return objects
 
 

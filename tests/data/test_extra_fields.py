@@ -130,18 +130,18 @@ def test_a_field_of_another_kind_is_named(root, value, reason):
 
 
 def test_sources_need_not_have_the_same_fields():
-    with_track = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), 1, extra={"track": 5})])
-    without = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), 1), AnnotatedObject(1, (0, 0, 1, 1), 2)])
+    with_track = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), number=1, extra={"track": 5})])
+    without = Annotations.from_objects([AnnotatedObject(label, (0, 0, 1, 1), number=label + 1) for label in (0, 1)])
     joined = Annotations.concatenate([without, with_track])
     assert joined.extra["track"].tolist() == [0, 0, 5]
     assert joined.labels.tolist() == [0, 1, 0]
-    pair = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), 1, extra={"track": [5, 6]})])
+    pair = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), number=1, extra={"track": [5, 6]})])
     with pytest.raises(UserError, match="extra field 'track' in different shapes"):
         Annotations.concatenate([with_track, pair])
 
 
 def test_fields_are_kept_in_the_file_of_an_index(tmp_path: Path):
-    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), 7, extra={"track": 5})], ["cat"])
+    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), number=7, extra={"track": 5})], ["cat"])
     text = np.array(["a"])
     index = Index(text, text, np.zeros((1, 2), np.int64), np.array([""]), np.array([0, 1]), objects, np.array(["cat"]))
     cached_index(tmp_path, "", "digest", Index, lambda: index)
