@@ -97,6 +97,10 @@ class COCODataset(DetectionDataset):
     _opened: "list[COCOSource]"
 
     @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return coco_splits(root)
+
+    @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
         return [COCOSource(root, split) for root, split in sources]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
 from detkit.data.dataset import DetectionDataset, Problem, Source
-from detkit.data.formats import DATASETS, SPLITS
+from detkit.data.formats import DATASETS
 from detkit.data.index import Index, make_index
 from detkit.errors import UserError, did_you_mean
 
@@ -35,7 +35,6 @@ def register_format(name: str) -> Callable[[Reader], Reader]:
         if name in DATASETS:
             raise ValueError(f"format {name!r} is registered twice")
         DATASETS[name] = type(f"{name}_dataset", (_CustomDataset,), {"read": staticmethod(read)})
-        SPLITS[name] = lambda root: list(read(root))
         return read
 
     return register
@@ -54,6 +53,10 @@ class _CustomDataset(DetectionDataset):
     @abstractmethod
     def read(root: Path) -> Mapping[str, Sequence[AnnotatedImage]]:
         """Return the images of each split."""
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return list(cls.read(root))
 
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:

@@ -217,5 +217,9 @@ class YOLODataset(DetectionDataset):
     """Splits of roots in YOLO layout; see DetectionDataset. Classes are by default those of data.yaml, by number."""
 
     @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return yolo_splits(root)
+
+    @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
         return [YOLOSource(root, split) for root, split in sources]

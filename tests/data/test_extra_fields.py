@@ -13,7 +13,7 @@ from detkit.data import loader
 from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.data.check import check_root
 from detkit.data.custom import AnnotatedImage, Object, register_format
-from detkit.data.formats import DATASETS, SPLITS
+from detkit.data.formats import DATASETS
 from detkit.data.index import Index, cached_index
 from detkit.data.opening import open_dataset
 from detkit.data.transforms import build_train
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory):
         random_image(folder / f"{i}.png", seed=i)
     register_format("extra")(lambda root: {"train": CONTENT})
     yield folder
-    del DATASETS["extra"], SPLITS["extra"]
+    del DATASETS["extra"]
 
 
 def extra_of(label: int, has_track: bool) -> dict:
