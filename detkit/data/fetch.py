@@ -58,7 +58,7 @@ SOURCES = {
 }
 
 
-def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Progress | None = None) -> Path:
+def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Progress = lambda *_: None) -> Path:
     """Bring `voc07` (trainval and test) or `voc12` (trainval) to ROOT/VOCdevkit/VOC20xx; return that folder.
 
     mirror: URL of a folder with files of the official names. An interrupted download goes on where it stopped. The
@@ -76,7 +76,6 @@ def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Prog
         if missing:
             raise UserError(f"{target} exists but has no split {missing[0]}; move it away, then fetch again")
         return target
-    progress = progress or (lambda *_: None)
     downloads = root / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     files = []

@@ -109,7 +109,9 @@ def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build:
             return index
     index = build()
     buffer = BytesIO()
-    np.savez(buffer, **_arrays(index), fingerprint=np.array(digest))
+    arrays = {name: value for name, value in vars(index).items() if name != "objects"}
+    objects = {OBJECTS + name: value for name, value in index.objects.arrays().items()}
+    np.savez(buffer, **arrays, **objects, fingerprint=np.array(digest))
     for path in paths:
         try:
             write_atomic(path, buffer.getvalue())
@@ -119,19 +121,15 @@ def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build:
     return index
 
 
-def _arrays(index: Index) -> dict[str, Any]:
-    arrays = {name: value for name, value in vars(index).items() if name != "objects"}
-    return arrays | {OBJECTS + name: value for name, value in index.objects.arrays().items()}
-
-
 def _paths(root: Path, key: str) -> list[Path]:
+    def digest(text: str) -> str:
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detkit"
-    name = hashlib.blake2b(f"{root.resolve()}{key and ' ' + key}".encode(), digest_size=8).hexdigest()
-    paths = [cache / f"index-{name}.npz"]
+    paths = [cache / f"index-{digest(f'{root.resolve()} {key}')}.npz"]
     # the mode is looked at because root may write anywhere: a folder marked read-only is left as it is
     if root.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) and os.access(root, os.W_OK):
-        hashed_key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        paths.insert(0, root / (f"{INDEX_NAME.removesuffix('.npz')}-{hashed_key}.npz" if key else INDEX_NAME))
+        paths.insert(0, root / (INDEX_NAME.replace(".npz", f"-{digest(key)}.npz") if key else INDEX_NAME))
     return paths
 
 

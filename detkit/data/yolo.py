@@ -71,9 +71,8 @@ def read_layout(root: Path) -> Layout:
     splits = {}
     for key, value in content.items():
         entries = [value] if isinstance(value, str) else value
-        if key in OTHER_KEYS or not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
-            continue
-        if entries:
+        is_list = isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries)
+        if is_list and key not in OTHER_KEYS:
             splits[str(key)] = entries
     names = _names(content["names"], path) if path is not None and content.get("names") else _names_of_text(root)
     return Layout(root, path, names, splits, tuple(bases))
@@ -90,12 +89,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _names(names: Any, path: Path) -> dict[int, str]:
-    pairs = (
-        list(enumerate(names)) if isinstance(names, list) else list(names.items()) if isinstance(names, dict) else []
-    )
-    if not pairs or not all(type(key) is int and key >= 0 for key, _ in pairs):
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or not names or not all(type(key) is int and key >= 0 for key in names):
         raise UserError(f"{path}: names is neither a list nor a mapping of class numbers to names")
-    return {key: as_name(name) for key, name in sorted(pairs)}
+    return {key: as_name(names[key]) for key in sorted(names)}
 
 
 def _names_of_text(root: Path) -> dict[int, str] | None:
@@ -160,7 +157,7 @@ def images_below(root: Path, folder: Path) -> list[str]:
 def _listed(path: Path, layout: Layout) -> list[str]:
     images = []
     for line in read_text(path).splitlines():
-        if name := as_path(line.strip()):
+        if name := as_path(as_name(line)):
             # as Ultralytics has it: ./ is the list's folder, anything else the data set's
             bases = (path.parent, *layout.bases) if name.startswith("./") else (*layout.bases, path.parent)
             choices = [base / name for base in bases]

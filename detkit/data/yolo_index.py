@@ -17,28 +17,24 @@ from detkit.files import read_text
 FLAGS_NAME = "flags.json"
 SLACK = 1e-4  # numbers beyond 0 to 1 by no more than this are taken for rounded
 PIXEL_DECIMALS = 6  # a normalised number times the size is rounded so, and a whole pixel is whole again
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # cx, cy, w, h in parts of the image
+Row = tuple[int, int, Box]  # line from 1, class number, box
 FIELDS = ("cx", "cy", "w", "h")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What one label file says. rows: (line from 1, class number, (cx, cy, w, h) in parts of the image)."""
+def parse_labels(text: str) -> tuple[list[Row], list[str]]:
+    """Read `class cx cy w h` rows; `class x y x y x y ...`, a polygon, stands for the box around it. Never raises.
 
-    rows: list[tuple[int, int, Box]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-def parse_labels(text: str) -> Labels:
-    """Read `class cx cy w h` rows; `class x y x y x y ...`, a polygon, stands for the box around it. Never raises."""
-    labels = Labels()
+    Returns the rows and a line for each problem.
+    """
+    rows, problems = [], []
     for line, words in enumerate(map(str.split, text.splitlines()), 1):
         row = _row(words) if words else ""
         if isinstance(row, tuple):
-            labels.rows.append((line, *row))
+            rows.append((line, *row))
         elif row:
-            labels.problems.append(f"line {line}: {row}")
-    return labels
+            problems.append(f"line {line}: {row}")
+    return rows, problems
 
 
 def _row(words: Sequence[str]) -> tuple[int, Box] | str:
@@ -100,30 +96,29 @@ def _build(root: Path, images: Sequence[str], names: dict[int, str] | None) -> I
     for image in images:
         size = image_size(root / image) or (0, 0)
         name = label_name(image)
-        labels = _read_labels(root / name)
-        entry = flags.get(name, _Flags(len(labels.rows)))
-        faults = list(labels.problems)
-        if labels.rows and not all(size):
-            faults.append("its image is missing or broken, so the boxes are of unknown size")
-        if entry.rows != len(labels.rows):
-            text = f"{FLAGS_NAME} was written for {entry.rows} objects, here are {len(labels.rows)}"
-            faults.append(f"{text}; take {name} out of {FLAGS_NAME}")
-        for line, label, _ in labels.rows:
+        rows, problems = _read_labels(root / name)
+        entry = flags.get(name, _Flags(len(rows)))
+        if rows and not all(size):
+            problems.append("its image is missing or broken, so the boxes are of unknown size")
+        if entry.rows != len(rows):
+            text = f"{FLAGS_NAME} was written for {entry.rows} objects, here are {len(rows)}"
+            problems.append(f"{text}; take {name} out of {FLAGS_NAME}")
+        for line, label, _ in rows:
             if names is not None and label not in names:
-                faults.append(f"line {line}: class {label} has no name; {len(names)} classes have")
-        read.append(AnnotatedImage(image, _objects(labels, size, entry, names) if all(size) else [], size, faults))
+                problems.append(f"line {line}: class {label} has no name; {len(names)} classes have")
+        read.append(AnnotatedImage(image, _objects(rows, size, entry, names) if all(size) else [], size, problems))
     return make_index(read, None if names is None else list(names.values()))
 
 
-def _read_labels(path: Path) -> Labels:
+def _read_labels(path: Path) -> tuple[list[Row], list[str]]:
     try:
         return parse_labels(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        return Labels()  # an image without objects
+        return [], []  # an image without objects
     except UnicodeDecodeError:
-        return Labels(problems=["not a text file"])
+        return [], ["not a text file"]
     except OSError as error:
-        return Labels(problems=[str(error.strerror)])
+        return [], [str(error.strerror)]
 
 
 @dataclass(frozen=True)
@@ -136,12 +131,12 @@ class _Flags:
 
 
 def _objects(
-    labels: Labels, size: tuple[int, int], flags: _Flags, names: dict[int, str] | None
+    rows: list[Row], size: tuple[int, int], flags: _Flags, names: dict[int, str] | None
 ) -> list[AnnotatedObject]:
     """Objects in pixels; those of a class without a name are left out."""
     width, height = size
     objects = []
-    for position, (line, label, (cx, cy, w, h)) in enumerate(labels.rows, 1):
+    for position, (line, label, (cx, cy, w, h)) in enumerate(rows, 1):
         edges = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
         box = tuple(round(edge, PIXEL_DECIMALS) for edge in edges)
         name = label if names is None else names.get(label)
