@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -116,22 +116,17 @@ class Annotations:
     @classmethod
     def concatenate(cls, items: Sequence["Annotations"]) -> "Annotations":
         """Join objects. Where only some have an extra field, it is 0 or False for the others."""
-        arrays = {
-            item.name: np.concatenate([getattr(one, item.name) for one in items])
-            for item in fields(Annotations)
-            if item.name != "extra"
-        }
-        shapes = {name: value[:0] for one in items for name, value in one.extra.items()}
-        extra = {}
-        for name, like in shapes.items():
-            parts = [
-                one.extra[name] if name in one.extra else np.zeros((len(one), *like.shape[1:]), like.dtype)
-                for one in items
+        parts = [one.arrays() for one in items]
+        arrays = {}
+        for name, like in {name: value for part in parts for name, value in part.items()}.items():
+            values = [
+                part[name] if name in part else np.zeros((len(one), *like.shape[1:]), like.dtype)
+                for one, part in zip(items, parts)
             ]
-            if len({part.shape[1:] for part in parts}) > 1:
-                raise UserError(f"objects have the extra field {name!r} in different shapes")
-            extra[name] = np.concatenate(parts)
-        return Annotations(**arrays, extra=extra)
+            if len({value.shape[1:] for value in values}) > 1:
+                raise UserError(f"objects have the extra field {name.removeprefix('extra.')!r} in different shapes")
+            arrays[name] = np.concatenate(values)
+        return cls.from_arrays(arrays)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name, extra fields as `extra.NAME`."""
