@@ -93,8 +93,8 @@ class Annotations:
     def of(cls, boxes: np.ndarray, labels: np.ndarray, **others: Any) -> Self:
         """Return objects of which little is known: no flags, the boxes' areas, numbers from 1; `others` say else."""
         false = np.zeros(len(labels), dtype=bool)
-        values = {"area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
-        return cls(boxes, labels, **dict.fromkeys(FLAGS, false) | values)
+        values: dict[str, Any] = {"area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
+        return cls(boxes, labels, **{**dict.fromkeys(FLAGS, false), **values})
 
     @classmethod
     def from_objects(cls, objects: Sequence[AnnotatedObject], classes: Sequence[str] | None = None) -> "Annotations":

@@ -94,7 +94,7 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
             image.problems.append(f"annotation {number} ({name}): {box}")
             continue
         area = as_area(annotation.get("area"))
-        flags = {
+        flags: dict[str, Any] = {
             # some converters from VOC call difficult objects "ignore"
             "difficult": as_flag(annotation.get("difficult")) or as_flag(annotation.get("ignore")),
             "crowd": as_flag(annotation.get("iscrowd")),

@@ -109,9 +109,9 @@ def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build:
             return index
     index = build()
     buffer = BytesIO()
-    arrays = {name: value for name, value in vars(index).items() if name != "objects"}
-    objects = {OBJECTS + name: value for name, value in index.objects.arrays().items()}
-    np.savez(buffer, **arrays, **objects, fingerprint=np.array(digest))
+    arrays: dict[str, Any] = {name: value for name, value in vars(index).items() if name != "objects"}
+    arrays |= {OBJECTS + name: value for name, value in index.objects.arrays().items()}
+    np.savez(buffer, **arrays, fingerprint=np.array(digest))
     for path in paths:
         try:
             write_atomic(path, buffer.getvalue())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,10 +39,9 @@ class Item:
         """
         given = self.record.annotations
         of_box = np.isclose(given.area, box_area(given.boxes), rtol=1e-5)
-        labels = given.labels.tolist()
-        names = labels if classes is None else [classes[label] for label in labels]
+        names: list[Any] = [label if classes is None else classes[label] for label in given.labels.tolist()]
         boxes, areas = decimals(given.boxes).tolist(), np.where(of_box, math.nan, given.area).tolist()
-        flags = {flag: getattr(given, flag).tolist() for flag in FLAGS}
+        flags: dict[str, list[Any]] = {flag: getattr(given, flag).tolist() for flag in FLAGS}
         return [
             AnnotatedObject(name, tuple(box), area=area, number=i + 1, **{flag: flags[flag][i] for flag in FLAGS})
             for i, (name, box, area) in enumerate(zip(names, boxes, areas))

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,8 +107,10 @@ class _Samples(Dataset):
     def _batch(self, positions: Sequence[int]) -> Batch:
         pixels, original, ids, annotations, regions, scores = zip(*map(self._sample, positions))
         stored = self.proposals
-        proposals = () if stored is None else (regions, scores if stored.scored else None, stored.count)
-        return make_batch(pixels, original, ids, *proposals), make_targets(annotations, self.use_difficult)
+        proposals: dict[str, Any] = {}
+        if stored is not None:
+            proposals = {"regions": regions, "count": stored.count, "region_scores": scores if stored.scored else None}
+        return make_batch(pixels, original, ids, **proposals), make_targets(annotations, self.use_difficult)
 
     def _sample(
         self, position: int

@@ -153,8 +153,8 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]
         if visible < HIDDEN_BELOW or len(columns) < 5 or len(rows) < 5:
             continue
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        flags = {"difficult": bool(visible < DIFFICULT_BELOW), "truncated": bool(visible < TRUNCATED_BELOW)}
-        objects.append(AnnotatedObject(name, box, **flags))
+        difficult, truncated = bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)
+        objects.append(AnnotatedObject(name, box, difficult, truncated=truncated))
 
     if random.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.1)))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.parsers.expat import ErrorString
 
@@ -40,7 +41,7 @@ def parse_annotation(content: bytes) -> AnnotatedImage:
         for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
             if high < low:
                 problems.append(f"object {number} ({name}): {axis}max {high:g} < {axis}min {low:g}")
-        flags = {flag: as_flag(item.findtext(flag)) for flag in FLAGS}
+        flags: dict[str, Any] = {flag: as_flag(item.findtext(flag)) for flag in FLAGS}
         area = as_area(item.findtext("area"))
         box = (xmin - 1, ymin - 1, xmax, ymax)
         objects.append(AnnotatedObject(name, box, area=area, number=number, **flags))

@@ -140,7 +140,7 @@ def _objects(
         edges = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
         box = tuple(round(edge, PIXEL_DECIMALS) for edge in edges)
         name = label if names is None else names.get(label)
-        marks = {flag: position in positions for flag, positions in flags.marks.items()}
+        marks: dict[str, Any] = {flag: position in positions for flag, positions in flags.marks.items()}
         if name is not None:
             area = flags.area.get(position, math.nan)
             objects.append(AnnotatedObject(name, box, number=line, area=area, **marks))
