@@ -24,7 +24,7 @@ from detkit import extensions
 from detkit.backbones import BACKBONES
 from detkit.cli import run_command
 from detkit.config import Config
-from detkit.data.formats import DATASETS, SPLITS, open_root
+from detkit.data.formats import DATASETS, open_root
 from detkit.data.shapes import draw_shapes
 from detkit.errors import UserError
 from detkit.experiment import load_config
@@ -80,7 +80,7 @@ def run(line: str, few: list[str], names: dict[str, Path]) -> None:
 @contextmanager
 def new_process() -> Iterator[None]:
     """What is registered inside is forgotten behind, as by a process that ends."""
-    tables = (MODELS._entries, BACKBONES._entries, DATASETS, SPLITS, extensions.imported, sys.path)
+    tables = (MODELS._entries, BACKBONES._entries, DATASETS, extensions.imported, sys.path)
     before = [table.copy() for table in tables]
     try:
         yield

@@ -37,7 +37,7 @@ def write_voc(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | No
         while (seen := (yield)) is not None:
             name = names.new(seen)
             item = _item(seen, name, folder / "JPEGImages", min_side=1.0)
-            write_atomic(folder / "Annotations" / f"{name}.xml", voc_xml(item, classes))
+            write_atomic(folder / "Annotations" / f"{name}.xml", voc_xml(item.file, item.size, item.objects(classes)))
             file.write(f"{name}\n")
 
 

@@ -1,31 +1,53 @@
 """The objects of images as numpy arrays: what readers make, data sets hold, the loader and the writers take."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from detkit.errors import UserError
 
+FLAGS = ("difficult", "crowd", "truncated")
+
 
 class AnnotatedObject(NamedTuple):
     """One object as its file has it.
 
-    name: of its class, or the class's number in files that have numbers. box: continuous xyxy in pixels. number: what
-    the file calls the object: its position from 1, its line, or its id. area: square pixels, NaN where the file says
-    nothing. extra: fields of a user's own.
+    name: of its class, or the class's number in files that have numbers. box: x1, y1, x2, y2, continuous pixels of the
+    upright image, whose left edge is 0. difficult: not counted in evaluation. crowd: nor trained on.
+
+    extra: fields of a user's own, such as {"track": 7}: numbers, flags, or arrays of one shape for all objects; floats
+    become float32. They come with the objects in `Targets.extra` and `TruthSet.extra`, 0 or False where an object has
+    none. Augmentation and resizing drop them with their objects and never change them.
+
+    truncated: as annotated. area: square pixels, NaN where the file says nothing. number: what the file calls the
+    object: its position from 1, its line, or its id.
     """
 
     name: str | int
     box: tuple[float, ...]
-    number: int
     difficult: bool = False
     crowd: bool = False
+    extra: Mapping[str, Any] = {}
     truncated: bool = False
     area: float = math.nan
-    extra: Mapping[str, Any] = {}
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image as its file has it.
+
+    file: its name or path. size: width and height, 0 where they are unknown. problems: a line for everything that could
+    not be read, see Index.
+    """
+
+    file: str
+    objects: Sequence[AnnotatedObject] = ()
+    size: tuple[int, int] = (0, 0)
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -60,12 +82,8 @@ class Annotations:
 
     def take(self, index: np.ndarray | slice) -> Self:
         """Return the objects that an index, a mask or a slice names."""
-        return self._map(lambda array: array[index])
-
-    def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """Apply a function to every array; the other fields of a subclass stay."""
-        arrays = {name: function(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **arrays, extra={name: function(value) for name, value in self.extra.items()})
+        arrays = {name: value[index] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays, extra={name: value[index] for name, value in self.extra.items()})
 
     def with_areas(self) -> Self:
         """Return the objects with the areas of the boxes where none is annotated."""
@@ -75,48 +93,40 @@ class Annotations:
     def of(cls, boxes: np.ndarray, labels: np.ndarray, **others: Any) -> Self:
         """Return objects of which little is known: no flags, the boxes' areas, numbers from 1; `others` say else."""
         false = np.zeros(len(labels), dtype=bool)
-        flags = dict.fromkeys(("difficult", "crowd", "truncated"), false)
-        values = {**flags, "area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
-        return cls(boxes, labels, **values)
+        values: dict[str, Any] = {"area": box_area(boxes), "number": np.arange(1, len(labels) + 1), **others}
+        return cls(boxes, labels, **{**dict.fromkeys(FLAGS, false), **values})
 
     @classmethod
     def from_objects(cls, objects: Sequence[AnnotatedObject], classes: Sequence[str] | None = None) -> "Annotations":
         """Turn objects into arrays, boxes in float64; labels index `classes`, or are the numbers that names are."""
-        columns = zip(*objects) if objects else [()] * len(AnnotatedObject._fields)
-        names, boxes, number, difficult, crowd, truncated, area, extra = columns
+        columns = dict(zip(AnnotatedObject._fields, zip(*objects) if objects else [()] * len(AnnotatedObject._fields)))
+        names = columns["name"]
         if classes is not None:
             label_of = {name: label for label, name in enumerate(classes)}
             names = [label_of[name] for name in names]
         return Annotations(
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            boxes=np.array(columns["box"], dtype=np.float64).reshape(-1, 4),
             labels=np.array(names, dtype=np.int64),
-            difficult=np.array(difficult, dtype=bool),
-            crowd=np.array(crowd, dtype=bool),
-            truncated=np.array(truncated, dtype=bool),
-            area=np.array(area, dtype=np.float64),
-            number=np.array(number, dtype=np.int64),
-            extra=_extra_arrays(extra),
+            area=np.array(columns["area"], dtype=np.float64),
+            number=np.array(columns["number"], dtype=np.int64),
+            extra=_extra_arrays(columns["extra"]),
+            **{flag: np.array(columns[flag], dtype=bool) for flag in FLAGS},
         )
 
     @classmethod
     def concatenate(cls, items: Sequence["Annotations"]) -> "Annotations":
         """Join objects. Where only some have an extra field, it is 0 or False for the others."""
-        arrays = {
-            item.name: np.concatenate([getattr(one, item.name) for one in items])
-            for item in fields(Annotations)
-            if item.name != "extra"
-        }
-        shapes = {name: value[:0] for one in items for name, value in one.extra.items()}
-        extra = {}
-        for name, like in shapes.items():
-            parts = [
-                one.extra[name] if name in one.extra else np.zeros((len(one), *like.shape[1:]), like.dtype)
-                for one in items
+        parts = [one.arrays() for one in items]
+        arrays = {}
+        for name, like in {name: value for part in parts for name, value in part.items()}.items():
+            values = [
+                part[name] if name in part else np.zeros((len(one), *like.shape[1:]), like.dtype)
+                for one, part in zip(items, parts)
             ]
-            if len({part.shape[1:] for part in parts}) > 1:
-                raise UserError(f"objects have the extra field {name!r} in different shapes")
-            extra[name] = np.concatenate(parts)
-        return Annotations(**arrays, extra=extra)
+            if len({value.shape[1:] for value in values}) > 1:
+                raise UserError(f"objects have the extra field {name.removeprefix('extra.')!r} in different shapes")
+            arrays[name] = np.concatenate(values)
+        return cls.from_arrays(arrays)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name, extra fields as `extra.NAME`."""

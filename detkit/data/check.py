@@ -13,6 +13,7 @@ import numpy as np
 from detkit.data.dataset import Problem, Source
 from detkit.data.formats import DATASETS, find_format, find_splits
 from detkit.data.image_file import decode_image
+from detkit.data.values import path_below
 from detkit.errors import UserError, did_you_mean
 
 
@@ -120,15 +121,17 @@ def _check_images(
     problems: set[Problem],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    def look(path: Path) -> tuple[str, tuple[int, int], str]:
+    stated = {path: tuple(source.index.sizes[row].tolist()) for path, (source, row) in files.items()}
+
+    def look(path: Path) -> tuple[str, tuple[int, ...], str]:
         """Return why an image cannot be read, its (width, height), and a digest of its bytes."""
         if not path.is_file():
-            return "missing", (0, 0), ""
+            return "missing", (), ""
         try:
-            height, width = decode_image(path, _stated(*files[path])).shape[:2]
+            size = decode_image(path, stated[path]).shape[1::-1]
         except UserError as error:
-            return str(error).removeprefix(f"{path}: "), (0, 0), ""
-        return "", (width, height), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            return str(error).removeprefix(f"{path}: "), (), ""
+        return "", size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
     first: dict[str, str] = {}
     # threads are enough: decoding and hashing release the interpreter lock
@@ -136,21 +139,15 @@ def _check_images(
         for done, (path, (reason, size, digest)) in enumerate(zip(files, pool.map(look, files)), 1):
             if progress is not None:
                 progress(done, len(files))
-            file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+            file = path_below(path, root)
             if reason:
                 kind = "missing file" if reason == "missing" else "unreadable image"
                 problems.add(Problem(file, 0, kind, reason))
                 continue
-            stated = _stated(*files[path])
-            if all(stated) and size != stated:
-                text = f"the image is {size[0]}x{size[1]}, its annotation says {stated[0]}x{stated[1]}"
+            width, height = stated[path]
+            if width and height and size != (width, height):
+                text = f"the image is {size[0]}x{size[1]}, its annotation says {width}x{height}"
                 problems.add(Problem(file, 0, "size", text))
             twin = first.setdefault(digest, file)
             if twin != file:
                 problems.add(Problem(file, 0, "duplicate image", f"the same file as {twin}"))
-
-
-def _stated(source: Source, row: int) -> tuple[int, int]:
-    """Width and height as the annotation has them."""
-    width, height = source.index.sizes[row].tolist()
-    return width, height

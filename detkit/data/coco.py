@@ -16,6 +16,7 @@ import numpy as np
 
 from detkit.data.coco_index import COCOIndex, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.values import path_below
 from detkit.errors import UserError, did_you_mean
 
 PREFIX = "instances_"
@@ -57,12 +58,11 @@ class COCOSource(Source):
     def __init__(self, root: Path, split: str) -> None:
         self.path = find_annotations(root, split)
         index = read_coco_index(root, self.path)
-        name = self._relative(self.path, root)
-        problems = [Problem(name, 0, "broken file", line) for line in index.general.tolist()]
+        problems = [Problem(path_below(self.path, root), 0, "broken file", line) for line in index.general.tolist()]
         super().__init__(root, split, index, np.arange(len(index.ids)), problems)
 
     def file(self, row: int) -> str:
-        return f"{self._relative(self.path, self.root)}: image {self.index.files[row]}"
+        return f"{path_below(self.path, self.root)}: image {self.index.files[row]}"
 
     def image_path(self, row: int) -> Path:
         folder, bare = self._folder
@@ -86,10 +86,6 @@ class COCOSource(Source):
                         return folder, bare
         return next((folder for folder in folders if folder.is_dir()), root), False
 
-    @staticmethod
-    def _relative(path: Path, root: Path) -> str:
-        return path.relative_to(root).as_posix()
-
 
 class COCODataset(DetectionDataset):
     """Splits of roots in COCO layout; see DetectionDataset. Classes are by default those of the categories, by id.
@@ -99,6 +95,10 @@ class COCODataset(DetectionDataset):
     """
 
     _opened: "list[COCOSource]"
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return coco_splits(root)
 
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:

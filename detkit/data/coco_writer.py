@@ -1,12 +1,12 @@
 """Writer of data sets in COCO layout."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from detkit.data.annotations import box_area
-from detkit.data.items import Item, Splits, plain
+from detkit.data.items import Item, Splits, plain, unique_items
 
 
 def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
@@ -29,22 +29,19 @@ def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
         content = {"images": images, "annotations": annotations, "categories": categories}
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {item.name: f"images/{item.file}" for split_items in splits.values() for item in split_items}
+    return {item.name: f"images/{item.file}" for item in unique_items(splits)}
 
 
 def _objects(item: Item, image: int) -> Iterator[dict[str, Any]]:
-    objects, boxes = item.record.annotations, item.boxes()
-    flags = zip(objects.crowd.tolist(), objects.difficult.tolist(), objects.truncated.tolist())
-    areas = zip(item.annotated_areas(), box_area(boxes).tolist())
-    for label, (left, top, right, bottom), (crowd, difficult, truncated), (annotated_area, area_of_box) in zip(
-        objects.labels.tolist(), boxes.tolist(), flags, areas
-    ):
+    for one in item.objects():
+        left, top, right, bottom = one.box
+        width, height = right - left, bottom - top
         yield {
             "image_id": image,
-            "category_id": label + 1,
-            "bbox": [plain(value) for value in (left, top, right - left, bottom - top)],
-            "area": plain(area_of_box if annotated_area is None else annotated_area),
-            "iscrowd": int(crowd),
-            **({"difficult": 1} if difficult else {}),
-            **({"truncated": 1} if truncated else {}),
+            "category_id": int(one.name) + 1,
+            "bbox": [plain(value) for value in (left, top, width, height)],
+            "area": plain(width * height if math.isnan(one.area) else one.area),
+            "iscrowd": int(one.crowd),
+            **({"difficult": 1} if one.difficult else {}),
+            **({"truncated": 1} if one.truncated else {}),
         }

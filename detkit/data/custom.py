@@ -10,44 +10,18 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from detkit.data.annotations import AnnotatedObject, Annotations
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
 from detkit.data.dataset import DetectionDataset, Problem, Source
-from detkit.data.formats import DATASETS, SPLITS
-from detkit.data.index import Index, shortest_names
+from detkit.data.formats import DATASETS
+from detkit.data.index import Index, make_index
 from detkit.errors import UserError, did_you_mean
 
-
-class Object(NamedTuple):
-    """One annotated object. box: x1, y1, x2, y2, continuous pixels of the upright image, whose left edge is 0.
-
-    difficult: not counted in evaluation. crowd: nor trained on.
-
-    extra: fields of your own, such as {"track": 7}: numbers, flags, or arrays of one shape for all objects; floats
-    become float32. They come with the objects in `Targets.extra` and `TruthSet.extra`, 0 or False where an object has
-    none. Augmentation and resizing drop them with their objects and never change them.
-    """
-
-    name: str
-    box: tuple[float, ...]
-    difficult: bool = False
-    crowd: bool = False
-    extra: Mapping[str, Any] = {}
-
-
-class AnnotatedImage(NamedTuple):
-    """An image: its file, relative to the root, its objects, and its width and height, 0 where they are unknown."""
-
-    file: str
-    objects: Sequence[Object] = ()
-    size: tuple[int, int] = (0, 0)
-
-
+Object = AnnotatedObject
 Reader = Callable[[Path], Mapping[str, Sequence[AnnotatedImage]]]
 
 
@@ -61,7 +35,6 @@ def register_format(name: str) -> Callable[[Reader], Reader]:
         if name in DATASETS:
             raise ValueError(f"format {name!r} is registered twice")
         DATASETS[name] = type(f"{name}_dataset", (_CustomDataset,), {"read": staticmethod(read)})
-        SPLITS[name] = lambda root: list(read(root))
         return read
 
     return register
@@ -80,6 +53,10 @@ class _CustomDataset(DetectionDataset):
     @abstractmethod
     def read(root: Path) -> Mapping[str, Sequence[AnnotatedImage]]:
         """Return the images of each split."""
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return list(cls.read(root))
 
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
@@ -111,35 +88,28 @@ def _name(image: AnnotatedImage) -> str:
 def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
     """The annotations of all images of a root, each once."""
     images = {_name(image): image for images in splits.values() for image in images}
-    classes = list(dict.fromkeys(item.name for image in images.values() for item in image.objects))
+    classes = list(dict.fromkeys(str(item.name) for image in images.values() for item in image.objects))
     shapes: dict[str, tuple[int, ...]] = {}  # of the extra fields
-    objects, problems = [], []
-    for image in images.values():
-        lines = []
+    read = []
+    for file, image in images.items():
+        objects, problems = [], []
         for number, item in enumerate(image.objects, 1):
-            box, extra = (0.0,) * 4, {}
-            if _is_box(item.box):
-                box = tuple(map(float, item.box))
-            else:
-                lines.append(f"object {number} ({item.name}): {tuple(item.box)} is no box x1, y1, x2, y2")
+            faults = []
+            if not _is_box(item.box):
+                faults.append(f"{tuple(item.box)} is no box x1, y1, x2, y2")
+            extra = {}
             for name, value in item.extra.items():
                 fault = _extra_fault(value, shapes.setdefault(name, np.shape(value)))
                 if fault:
-                    lines.append(f"object {number} ({item.name}): extra field {name!r} {fault}")
+                    faults.append(f"extra field {name!r} {fault}")
                 else:
                     extra[name] = value
-            marks = bool(item.difficult), bool(item.crowd)
-            objects.append(AnnotatedObject(item.name, box, number, *marks, extra=extra))
-        problems.append("\n".join(lines))
-    return Index(
-        ids=np.array(shortest_names(list(images)), dtype=np.str_),
-        files=np.array(list(images), dtype=np.str_),
-        sizes=np.array([image.size for image in images.values()], dtype=np.int64).reshape(-1, 2),
-        problems=np.array(problems, dtype=np.str_),
-        first=np.array([*accumulate((len(image.objects) for image in images.values()), initial=0)], dtype=np.int64),
-        objects=Annotations.from_objects(objects, classes),
-        classes=np.array(classes, dtype=np.str_),
-    )
+            problems.extend(f"object {number} ({item.name}): {fault}" for fault in faults)
+            box = tuple(map(float, item.box)) if _is_box(item.box) else (0.0,) * 4
+            flags = {flag: bool(getattr(item, flag)) for flag in FLAGS}
+            objects.append(item._replace(box=box, extra=extra, number=number, **flags))
+        read.append(AnnotatedImage(file, objects, image.size, problems))
+    return make_index(read, classes)
 
 
 def _is_box(box: Sequence[float]) -> bool:

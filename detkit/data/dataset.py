@@ -114,14 +114,20 @@ class DetectionDataset(ABC):
             raise UserError(f"data.classes: a class is named twice in {', '.join(classes)}")
         self.classes: tuple[str, ...] = tuple(classes)
         self.name = name or "+".join(f"{root.name}/{split}" for root, split in self.sources)
-        self.ids: tuple[str, ...] = tuple(self._name_images())
         self._source = np.repeat(np.arange(len(self._opened)), [len(source.rows) for source in self._opened])
         self._row = np.concatenate([source.rows for source in self._opened])
-        self._sizes = np.concatenate([source.index.sizes[source.rows] for source in self._opened])
+        self.ids: tuple[str, ...] = tuple(self._name_images())
+        # (len, 2) int64 width and height of each image as the annotation says, 0 where it says nothing
+        self.sizes = np.concatenate([source.index.sizes[source.rows] for source in self._opened])
         parts = [_read_objects(source, self.classes) for source in self._opened]
         self._annotations = Annotations.concatenate([annotations for annotations, _ in parts])
         self._counts = np.concatenate([counts for _, counts in parts])
         self._first = np.concatenate([[0], np.cumsum(self._counts)])
+
+    @classmethod
+    @abstractmethod
+    def splits(cls, root: Path) -> list[str]:
+        """Return the names of the splits of a root."""
 
     @classmethod
     @abstractmethod
@@ -137,11 +143,6 @@ class DetectionDataset(ABC):
         return len(self.ids)
 
     @property
-    def sizes(self) -> np.ndarray:
-        """(len, 2) int64 width and height of each image as the annotation says, 0 where it says nothing."""
-        return self._sizes
-
-    @property
     def indices(self) -> list[Index]:
         """The annotations that the sources are part of."""
         return [source.index for source in self._opened]
@@ -153,12 +154,12 @@ class DetectionDataset(ABC):
     def record(self, i: int) -> Record:
         """Return what is known of image `i`; touches no image."""
         annotations = self._annotations.take(slice(self._first[i], self._first[i + 1]))
-        width, height = self._sizes[i].tolist()
+        width, height = self.sizes[i].tolist()
         return Record(self.ids[i], self.path(i), annotations, width, height)
 
     def image(self, i: int) -> np.ndarray:
         """Return image `i` as (H, W, 3) RGB uint8, EXIF applied. UserError names the file where that fails."""
-        width, height = self._sizes[i].tolist()
+        width, height = self.sizes[i].tolist()
         return decode_image(self.path(i), (width, height))
 
     def truth(self, use_difficult: bool = False) -> TruthSet:
@@ -179,25 +180,18 @@ class DetectionDataset(ABC):
 
     def _name_images(self) -> list[str]:
         """The ids of all images, unique."""
-        several = len({source.root for source in self._opened}) > 1
-        names = [
-            [(f"{source.root.name}/" if several else "") + name for name in source.index.ids[source.rows].tolist()]
-            for source in self._opened
-        ]
-        counts = Counter(name for of_source in names for name in of_source)
+        sources = [self._opened[number] for number in self._source.tolist()]
+        names = [str(source.index.ids[row]) for source, row in zip(sources, self._row.tolist())]
+        if len({source.root for source in self._opened}) > 1:
+            names = [f"{source.root.name}/{name}" for source, name in zip(sources, names)]
+        counts = Counter(names)
         if max(counts.values()) == 1:
-            return [name for of_source in names for name in of_source]
-        seen: set[tuple[str, Path]] = set()
-        for source, of_source in zip(self._opened, names):
-            for name, row in zip(of_source, source.rows.tolist()):
-                if counts[name] > 1:
-                    image = (name, source.image_path(row))
-                    if image in seen:
-                        raise UserError(f"{self.name}: image {name} is listed twice")
-                    seen.add(image)
-        return [
-            f"{Path(source.split).stem}/{name}" for source, of_source in zip(self._opened, names) for name in of_source
-        ]
+            return names
+        repeated = Counter((name, self.path(i)) for i, name in enumerate(names) if counts[name] > 1)
+        for (name, _), count in repeated.items():
+            if count > 1:
+                raise UserError(f"{self.name}: image {name} is listed twice")
+        return [f"{Path(source.split).stem}/{name}" for source, name in zip(sources, names)]
 
 
 def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, str]]:
@@ -228,18 +222,20 @@ def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations
 
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in index.classes.tolist()], dtype=np.int64)[annotations.labels]
-    if (labels < 0).any():
-        i = int((labels < 0).argmax())
-        name = str(index.classes[annotations.labels[i]])
-        where = _name_object(source, int(rows[image[i]]), int(annotations.number[i]))
-        raise UserError(f"{where}: class {name!r} is not in data.classes{did_you_mean(name, classes)}")
 
+    def first(wrong: np.ndarray) -> tuple[int, str]:
+        """The first wrong object, and what a message calls it."""
+        i = int(wrong.argmax())
+        return i, f"{source.root}/{source.file(int(rows[image[i]]))}: {source.unit} {annotations.number[i]}"
+
+    if (labels < 0).any():
+        i, where = first(labels < 0)
+        name = str(index.classes[annotations.labels[i]])
+        raise UserError(f"{where}: class {name!r} is not in data.classes{did_you_mean(name, classes)}")
     boxes, outside = _clip_boxes(annotations.boxes, index.sizes[rows][image])
     if outside.any():
-        i = int(outside.argmax())
-        where = _name_object(source, int(rows[image[i]]), int(annotations.number[i]))
+        i, where = first(outside)
         raise UserError(f"{where}: the box of this {classes[labels[i]]} lies outside the image")
-
     counts = np.bincount(image, minlength=len(rows))
     return replace(annotations, boxes=boxes, labels=labels).with_areas(), counts
 
@@ -256,11 +252,6 @@ def _refuse_problems(source: Source) -> None:
 
 def _more(count: int) -> str:
     return f" ({count} more such problems)" if count else ""
-
-
-def _name_object(source: Source, row: int, number: int) -> str:
-    """What a message calls an object of the image at a row of the index."""
-    return f"{source.root}/{source.file(row)}: {source.unit} {number}"
 
 
 def _clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import shutil
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from detkit.errors import UserError, did_you_mean
 
@@ -59,7 +58,7 @@ SOURCES = {
 }
 
 
-def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Progress | None = None) -> Path:
+def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Progress = lambda *_: None) -> Path:
     """Bring `voc07` (trainval and test) or `voc12` (trainval) to ROOT/VOCdevkit/VOC20xx; return that folder.
 
     mirror: URL of a folder with files of the official names. An interrupted download goes on where it stopped. The
@@ -77,24 +76,20 @@ def fetch(name: str, root: str | Path, mirror: str | None = None, progress: Prog
         if missing:
             raise UserError(f"{target} exists but has no split {missing[0]}; move it away, then fetch again")
         return target
-    progress = progress or (lambda *_: None)
     downloads = root / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     files = []
     for archive in source.archives:
         base = mirror.rstrip("/") if mirror else f"{OFFICIAL}/{archive.folder}"
         files.append(download(f"{base}/{archive.name}", downloads / archive.name, archive.size, archive.md5, progress))
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack.", dir=root))
-    try:
+    with TemporaryDirectory(prefix=".unpack.", dir=root, ignore_cleanup_errors=True) as temporary:
         for file in files:
-            unpack(file, temporary, progress)
-        unpacked = temporary / source.folder
+            unpack(file, Path(temporary), progress)
+        unpacked = Path(temporary) / source.folder
         if not unpacked.is_dir():
             raise UserError(f"{files[0]} holds no folder {source.folder}")
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(unpacked, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for file in files:
         file.unlink()
     if not any(downloads.iterdir()):

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from detkit.data.coco import COCODataset, coco_splits
 from detkit.data.dataset import DetectionDataset, parse_splits
-from detkit.data.voc import VOCDataset, how_to_get, plain_splits
-from detkit.data.yolo import YOLODataset, find_config, yolo_splits
+from detkit.data.voc import VOCDataset, how_to_get
+from detkit.data.yolo import YOLODataset, find_config
 from detkit.errors import UserError, did_you_mean
 
 DATASETS: dict[str, type[DetectionDataset]] = {"voc": VOCDataset, "coco": COCODataset, "yolo": YOLODataset}
-SPLITS = {"voc": plain_splits, "coco": coco_splits, "yolo": yolo_splits}
 SIGNS = "ImageSets/Main or Annotations/*.xml (VOC), annotations/*.json (COCO), data.yaml or labels/ (YOLO)"
 
 
@@ -46,8 +45,7 @@ def _formats(root: Path) -> list[str]:
 def find_splits(root: str | Path, format_name: str = "auto") -> list[str]:
     """Names of the splits of one data set; UserError where it has none."""
     root = Path(root)
-    kind = find_format(root, format_name)
-    splits = SPLITS[kind](root)
+    splits = DATASETS[find_format(root, format_name)].splits(root)
     if not splits:
         raise UserError(f"{root} holds no split, such as train; make them with: python tools/dataset.py split {root}")
     return splits

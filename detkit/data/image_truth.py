@@ -37,10 +37,8 @@ def read_truth(path: Path, classes: Sequence[str]) -> Truth:
         raise UserError(f"{path}: {content.problems[0]}")
     for item in content.objects:
         if item.name not in classes:
-            raise UserError(
-                f"{path}: object {item.number} is of class {item.name!r}, which the detector does not know"
-                f"{did_you_mean(str(item.name), classes)}"
-            )
+            text = f"object {item.number} is of class {item.name!r}, which the detector does not know"
+            raise UserError(f"{path}: {text}{did_you_mean(str(item.name), classes)}")
     objects = Annotations.from_objects(content.objects, classes)
     objects = replace(objects, boxes=objects.boxes.astype(np.float32)).with_areas()
     return Truth(**vars(objects), size=content.size, origin=str(path))

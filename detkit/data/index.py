@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from detkit.data.annotations import Annotations
+from detkit.data.annotations import AnnotatedImage, Annotations
 from detkit.files import write_atomic
 
 INDEX_NAME = ".detkit-index.npz"
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 OBJECTS = "objects."  # begins the names of the objects' arrays in a file
 
 
@@ -56,6 +56,31 @@ class Index:
 AnyIndex = TypeVar("AnyIndex", bound=Index)
 
 
+def make_index(
+    images: Sequence[AnnotatedImage],
+    classes: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    kind: type[AnyIndex] = Index,
+    **others: Any,
+) -> AnyIndex:
+    """Turn what was read of images into arrays.
+
+    classes: what objects are called, None where they have numbers, which then are the labels. ids: by default the
+    shortest names of the files. others: further fields of this kind of index.
+    """
+    files = [image.file for image in images]
+    return kind(
+        ids=np.array(shortest_names(files) if ids is None else ids, dtype=np.str_),
+        files=np.array(files, dtype=np.str_),
+        sizes=np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2),
+        problems=np.array(["\n".join(image.problems) for image in images], dtype=np.str_),
+        first=np.cumsum([0, *(len(image.objects) for image in images)]),
+        objects=Annotations.from_objects([item for image in images for item in image.objects], classes),
+        classes=np.array(classes or (), dtype=np.str_),
+        **others,
+    )
+
+
 def shortest_names(files: Sequence[str]) -> list[str]:
     """What to call images: the bare names of their files; their paths where that is not unique, with the suffix if
     need be."""
@@ -84,7 +109,9 @@ def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build:
             return index
     index = build()
     buffer = BytesIO()
-    np.savez(buffer, **_arrays(index), fingerprint=np.array(digest))
+    arrays: dict[str, Any] = {name: value for name, value in vars(index).items() if name != "objects"}
+    arrays |= {OBJECTS + name: value for name, value in index.objects.arrays().items()}
+    np.savez(buffer, **arrays, fingerprint=np.array(digest))
     for path in paths:
         try:
             write_atomic(path, buffer.getvalue())
@@ -94,19 +121,15 @@ def cached_index(root: Path, key: str, digest: str, kind: type[AnyIndex], build:
     return index
 
 
-def _arrays(index: Index) -> dict[str, Any]:
-    arrays = {name: value for name, value in vars(index).items() if name != "objects"}
-    return arrays | {OBJECTS + name: value for name, value in index.objects.arrays().items()}
-
-
 def _paths(root: Path, key: str) -> list[Path]:
+    def digest(text: str) -> str:
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detkit"
-    name = hashlib.blake2b(f"{root.resolve()}{key and ' ' + key}".encode(), digest_size=8).hexdigest()
-    paths = [cache / f"index-{name}.npz"]
+    paths = [cache / f"index-{digest(f'{root.resolve()} {key}')}.npz"]
     # the mode is looked at because root may write anywhere: a folder marked read-only is left as it is
     if root.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) and os.access(root, os.W_OK):
-        hashed_key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        paths.insert(0, root / (f"{INDEX_NAME.removesuffix('.npz')}-{hashed_key}.npz" if key else INDEX_NAME))
+        paths.insert(0, root / (INDEX_NAME.replace(".npz", f"-{digest(key)}.npz") if key else INDEX_NAME))
     return paths
 
 

@@ -11,6 +11,8 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ GRACE = 20
 Batch = tuple[Images, Targets]
 
 
+@lru_cache(maxsize=2)  # a batch may be of two epochs
 def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return the permutation of range(count) in which an epoch visits the images."""
     return np.random.default_rng((seed, epoch)).permutation(count)
@@ -78,38 +81,19 @@ class _Failure:
     message: str
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One image as the network's input, and what is on it; regions and their scores where there are proposals."""
-
-    id: str
-    pixels: np.ndarray
-    original: tuple[int, int]
-    annotations: Annotations
-    regions: np.ndarray | None
-    region_scores: np.ndarray | None
-
-
+@dataclass(eq=False)
 class _Samples(Dataset):
     """Makes whole batches: of positions in the training stream, or of image numbers for testing."""
 
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        transform: Transform,
-        *,
-        seed: int | None = None,
-        use_difficult: bool = False,
-        cache: bool = False,
-        proposals: StoredProposals | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.proposals = proposals
-        self.source = ImageCache(dataset) if cache else dataset
-        self.transform = transform
-        self.seed = seed
-        self.use_difficult = use_difficult
-        self._orders: dict[int, np.ndarray] = {}
+    dataset: DetectionDataset
+    transform: Transform
+    seed: int | None = None
+    use_difficult: bool = False
+    cache: bool = False
+    proposals: StoredProposals | None = None
+
+    def __post_init__(self) -> None:
+        self.source = ImageCache(self.dataset) if self.cache else self.dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -121,50 +105,38 @@ class _Samples(Dataset):
             return _Failure(str(error))
 
     def _batch(self, positions: Sequence[int]) -> Batch:
-        samples = [self._sample(position) for position in positions]
-        images = make_batch(
-            [sample.pixels for sample in samples],
-            [sample.original for sample in samples],
-            [sample.id for sample in samples],
-            _column(samples, "regions"),
-            _column(samples, "region_scores"),
-            None if self.proposals is None else self.proposals.count,
-        )
-        return images, make_targets([sample.annotations for sample in samples], self.use_difficult)
+        pixels, original, ids, annotations, regions, scores = zip(*map(self._sample, positions))
+        stored = self.proposals
+        proposals: dict[str, Any] = {}
+        if stored is not None:
+            proposals = {"regions": regions, "count": stored.count, "region_scores": scores if stored.scored else None}
+        return make_batch(pixels, original, ids, **proposals), make_targets(annotations, self.use_difficult)
 
-    def _sample(self, position: int) -> _Sample:
+    def _sample(
+        self, position: int
+    ) -> tuple[np.ndarray, tuple[int, int], str, Annotations, np.ndarray, np.ndarray | None]:
+        """Return an image as the network's input, its (height, width) before, its id, what is on it, and what remains
+        of its proposals and their scores."""
         i = self._image_at(position)
         record, image = self.dataset.record(i), self.source.image(i)
         objects = len(record.annotations)
         boxes = record.annotations.boxes
+        scores = None
         if self.proposals is not None:
-            boxes = np.concatenate([boxes, self.proposals.boxes(i)])
+            boxes, scores = np.concatenate([boxes, self.proposals.boxes(i)]), self.proposals.scores(i)
         pixels, boxes, kept = self.transform(image, boxes, (self.seed or 0, position), objects)
         # the order stays, so those that remain of the objects come first
         remaining = np.count_nonzero(kept < objects)
-        annotations = record.annotations.take(kept[:remaining])
-        annotations = dataclasses.replace(annotations, boxes=boxes[:remaining])
-        regions = scores = None
-        if self.proposals is not None:
-            regions, scores = boxes[remaining:], self.proposals.scores(i)
-            scores = None if scores is None else scores[kept[remaining:] - objects]
+        annotations = dataclasses.replace(record.annotations.take(kept[:remaining]), boxes=boxes[:remaining])
+        scores = None if scores is None else scores[kept[remaining:] - objects]
         height, width = image.shape[:2]
-        return _Sample(record.id, pixels, (height, width), annotations, regions, scores)
+        return pixels, (height, width), record.id, annotations, boxes[remaining:], scores
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:
             return position
         epoch, index = divmod(position, len(self.dataset))
-        if epoch not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key >= epoch - 1}
-            self._orders[epoch] = image_order(self.seed, epoch, len(self.dataset))
-        return int(self._orders[epoch][index])
-
-
-def _column(samples: Sequence[_Sample], name: str) -> list[np.ndarray] | None:
-    """A field of all samples, None where they have none."""
-    values = [getattr(sample, name) for sample in samples]
-    return None if values[0] is None else values
+        return int(image_order(self.seed, epoch, len(self.dataset))[index])
 
 
 class _Loader:
@@ -203,23 +175,6 @@ def _init_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
-class _Stream(Sequence[range]):
-    """The positions of one process's share of every iteration start..stop-1."""
-
-    def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
-        self.start, self.batch, self.share, self.rank = start, batch, batch // world, rank
-        self.steps = max(0, stop - start)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> range:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not 0 <= step < self.steps:
-            raise IndexError(step)
-        first = (self.start + step) * self.batch + self.rank * self.share
-        return range(first, first + self.share)
-
-
 def train_loader(
     dataset: DetectionDataset,
     spec: InputSpec,
@@ -248,7 +203,9 @@ def train_loader(
         cache=data_config.cache,
         proposals=proposals,
     )
-    return _Loader(samples, _Stream(start, stop, train_config.batch, rank, world), train_config.workers)
+    batch, share = train_config.batch, train_config.batch // world
+    batches = [range(first, first + share) for first in range(start * batch + rank * share, stop * batch, batch)]
+    return _Loader(samples, batches, train_config.workers)
 
 
 def test_loader(

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,21 +56,16 @@ class Manifest:
         return f"{self.method}({', '.join(f'{key}={value}' for key, value in sorted(self.parameters.items()))})"
 
 
+@dataclass(frozen=True)
 class ProposalStore:
-    """An open store. Arrays as in the file; `ids` is a tuple, `scores` may be None."""
+    """An open store. Arrays as in the file: first (n + 1,), flat_boxes (P, 4), flat_scores (P,) or None."""
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        ids: Sequence[str],
-        first: np.ndarray,
-        boxes: np.ndarray,
-        scores: np.ndarray | None,
-    ) -> None:
-        self.path, self.manifest, self.ids = path, manifest, tuple(ids)
-        self._first, self._boxes, self._scores = first, boxes, scores
-        self._rows = {name: row for row, name in enumerate(self.ids)}
+    path: Path
+    manifest: Manifest
+    ids: tuple[str, ...]
+    first: np.ndarray
+    flat_boxes: np.ndarray
+    flat_scores: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,37 +73,34 @@ class ProposalStore:
     @property
     def counts(self) -> np.ndarray:
         """(n,) int64 boxes of each image."""
-        return np.diff(self._first)
+        return np.diff(self.first)
 
     @property
     def scored(self) -> bool:
         """Whether there are scores."""
-        return self._scores is not None
+        return self.flat_scores is not None
 
-    def row(self, id: str) -> int:
-        """Return the index of an image in `ids`; UserError where the store has no such image."""
-        if id not in self._rows:
-            raise UserError(f"{self.path}: no proposals of image {id}")
-        return self._rows[id]
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
 
-    def boxes(self, id: str) -> np.ndarray:
-        """Return the boxes (N, 4) float32 of an image, a copy; UserError where the store has no such image."""
-        return self.boxes_at(self.row(id))
+    def boxes(self, image: str | int, count: int | None = None) -> np.ndarray:
+        """Return the boxes (N, 4) float32 of an image, or the first `count` of them, a copy.
 
-    def scores(self, id: str) -> np.ndarray | None:
-        """Return the scores (N,) float32 of an image, a copy, or None where the store has none."""
-        return self.scores_at(self.row(id))
+        image: its name, or its index in `ids`. UserError where the store has no image of that name.
+        """
+        return np.array(self.flat_boxes[self._slice(image, count)])
 
-    def boxes_at(self, row: int, count: int | None = None) -> np.ndarray:
-        """Return the boxes, or the first `count` of them, of the image at an index of `ids`."""
-        return np.array(self._boxes[self._slice(row, count)])
+    def scores(self, image: str | int, count: int | None = None) -> np.ndarray | None:
+        """Return the scores (N,) float32 that belong to `boxes`, a copy, or None where the store has none."""
+        return None if self.flat_scores is None else np.array(self.flat_scores[self._slice(image, count)])
 
-    def scores_at(self, row: int, count: int | None = None) -> np.ndarray | None:
-        """Return the scores that belong to `boxes_at`."""
-        return None if self._scores is None else np.array(self._scores[self._slice(row, count)])
-
-    def _slice(self, row: int, count: int | None) -> slice:
-        start, stop = int(self._first[row]), int(self._first[row + 1])
+    def _slice(self, image: str | int, count: int | None) -> slice:
+        if isinstance(image, str):
+            if image not in self._rows:
+                raise UserError(f"{self.path}: no proposals of image {image}")
+            image = self._rows[image]
+        start, stop = int(self.first[image]), int(self.first[image + 1])
         return slice(start, stop if count is None else min(stop, start + count))
 
 
@@ -213,7 +206,7 @@ def open_store(path: str | Path) -> ProposalStore:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _read_manifest(path, archive)
-            ids = [str(name) for name in _read(archive, "ids")]
+            ids = tuple(map(str, _read(archive, "ids").tolist()))
             first = _read(archive, "first")
             boxes = _map(path, archive, "boxes")
             scores = _map(path, archive, "scores") if "scores.npy" in archive.namelist() else None
@@ -331,12 +324,12 @@ class StoredProposals:
                 f"({len(missing)} of {len(dataset.ids)} are missing); make them with: {make_command(dataset)}"
             )
         for i, (number, row) in enumerate(zip(self._store, self._row)):  # once, and quick beside reading the boxes
-            check_inside(self.stores[number].path, dataset, i, self.stores[number].boxes_at(row))
+            check_inside(self.stores[number].path, dataset, i, self.stores[number].boxes(row))
 
     def boxes(self, i: int) -> np.ndarray:
         """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the image."""
-        return self.stores[self._store[i]].boxes_at(self._row[i], self.count)
+        return self.stores[self._store[i]].boxes(self._row[i], self.count)
 
     def scores(self, i: int) -> np.ndarray | None:
         """Return the scores (N,) float32 of image `i`, or None unless all stores have scores."""
-        return self.stores[self._store[i]].scores_at(self._row[i], self.count) if self.scored else None
+        return self.stores[self._store[i]].scores(self._row[i], self.count) if self.scored else None

@@ -10,16 +10,16 @@ Image i of a split depends on the seed, the split and i alone.
 
 import json
 import os
-import shutil
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from detkit.data.annotations import AnnotatedObject
+from detkit.data.voc_writer import voc_xml
 from detkit.errors import UserError
 from detkit.files import write_atomic
 
@@ -32,16 +32,6 @@ TRUNCATED_BELOW = 0.8
 HIDDEN_BELOW = 0.08
 MAX_TURN = np.pi / 8
 SHIFT = 4  # cv2 takes coordinates in 1/16 pixels
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One object: class, 1-based inclusive corners of the visible part, flags."""
-
-    name: str
-    corners: tuple[int, int, int, int]
-    difficult: bool
-    truncated: bool
 
 
 def ensure_shapes(root: str | Path, counts: dict[str, int] | None = None, seed: int = 0) -> Path:
@@ -65,22 +55,17 @@ def draw_shapes(root: str | Path, counts: dict[str, int] | None = None, seed: in
     counts = counts or COUNTS
     manifest = _manifest(counts, seed)
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        temporary.chmod(0o755)
-        _draw_into(temporary, counts, seed)
-        write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        old = temporary.with_name(temporary.name + ".old")
+    with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent, ignore_cleanup_errors=True) as temporary:
+        drawn, old = Path(temporary) / "new", Path(temporary) / "old"
+        _draw_into(drawn, counts, seed)
+        write_atomic(drawn / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         if root.exists():
             os.replace(root, old)
         try:
-            os.replace(temporary, root)
+            os.replace(drawn, root)
         except OSError:
             if not _is_current(root, manifest):  # else another process has drawn the same meanwhile
                 raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _manifest(counts: dict[str, int], seed: int) -> dict:
@@ -122,23 +107,10 @@ def _write_image(root: Path, seed: int, job: tuple[str, int]) -> None:
     ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
     (root / "JPEGImages" / f"{name}.jpg").write_bytes(data.tobytes())
-    (root / "Annotations" / f"{name}.xml").write_text(_xml(name, image.shape, objects))
+    (root / "Annotations" / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", image.shape[1::-1], objects))
 
 
-def _xml(name: str, shape: tuple[int, ...], objects: list[Drawn]) -> str:
-    lines = ["<annotation>", f"\t<filename>{name}.jpg</filename>"]
-    height, width, depth = shape
-    lines.append(f"\t<size><width>{width}</width><height>{height}</height><depth>{depth}</depth></size>")
-    for item in objects:
-        corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), item.corners))
-        lines.append(
-            f"\t<object><name>{item.name}</name><truncated>{item.truncated:d}</truncated>"
-            f"<difficult>{item.difficult:d}</difficult><bndbox>{corners}</bndbox></object>"
-        )
-    return "\n".join([*lines, "</annotation>", ""])
-
-
-def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
+def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]]:
     """Return one image as (H, W, 3) RGB uint8 and the objects in it."""
     import cv2
 
@@ -149,8 +121,7 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
         _distract(random, image)
 
     masks: list[np.ndarray] = []  # (H, W) bool of what is still visible of each object
-    full: list[int] = []  # area of the whole shape, in pixels, also outside the image
-    names: list[str] = []
+    full: list[tuple[str, int]] = []  # its class, and the area of the whole shape, in pixels, also outside the image
     places: list[np.ndarray] = []
     sizes: list[float] = []
     # mostly a few objects, sometimes none, seldom a crowd
@@ -168,8 +139,7 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
         for mask in masks:
             mask &= ~inside
         masks.append(inside)
-        full.append(area)
-        names.append(name)
+        full.append((name, area))
     for _ in range(int(random.integers(0, 2))):  # a thing in front of the objects
         over = places[int(random.integers(len(places)))] if places and random.random() < 0.5 else None
         covered = _distract(random, image, over)
@@ -177,13 +147,14 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[Drawn]]:
             mask &= ~covered
 
     objects = []
-    for mask, area, name in zip(masks, full, names):
+    for mask, (name, area) in zip(masks, full):
         visible = mask.sum() / max(area, 1)
         columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
         if visible < HIDDEN_BELOW or len(columns) < 5 or len(rows) < 5:
             continue
-        corners = (int(columns[0]) + 1, int(rows[0]) + 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
-        objects.append(Drawn(name, corners, bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)))
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        difficult, truncated = bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)
+        objects.append(AnnotatedObject(name, box, difficult, truncated=truncated))
 
     if random.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.1)))

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,24 +70,6 @@ def read_split(root: Path, split: str, known: dict[str, int] | None = None) -> l
     return ids
 
 
-def image_names(root: Path) -> frozenset[str]:
-    """Names of the files in JPEGImages, none where the folder is missing."""
-    try:
-        return frozenset(os.listdir(root / "JPEGImages"))
-    except OSError:
-        return frozenset()
-
-
-def find_image(root: Path, name: str, stated: str, existing: frozenset[str]) -> Path:
-    """Path of the image of an annotation: by its id, else by its <filename>; where neither exists, id.jpg."""
-    folder = root / "JPEGImages"
-    for suffix in IMAGE_SUFFIXES:
-        if name + suffix in existing:
-            return folder / (name + suffix)
-    stated = Path(stated.replace("\\", "/")).name
-    return folder / (stated if stated in existing else name + ".jpg")
-
-
 class VOCSource(Source):
     """One split of a root in VOC layout."""
 
@@ -105,15 +88,21 @@ class VOCSource(Source):
                 problems.append(Problem(f"Annotations/{name}.xml", 0, "missing file", text))
         rows = np.array([known[name] for name in ids if name in known], dtype=np.int64)
         super().__init__(root, split, index, rows, problems)
-        self._images: frozenset[str] | None = None
 
     def file(self, row: int) -> str:
         return f"Annotations/{self.index.ids[row]}.xml"
 
+    @cached_property
+    def _images(self) -> frozenset[str]:
+        """Names of the files in JPEGImages, none where the folder is missing."""
+        folder = self.root / "JPEGImages"
+        return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+
     def image_path(self, row: int) -> Path:
-        if self._images is None:
-            self._images = image_names(self.root)
-        return find_image(self.root, str(self.index.ids[row]), str(self.index.files[row]), self._images)
+        """By the annotation's name, else by its <filename>; where neither exists, name.jpg."""
+        name, stated = str(self.index.ids[row]), Path(str(self.index.files[row])).name
+        names = (*(name + suffix for suffix in IMAGE_SUFFIXES), stated)
+        return self.root / "JPEGImages" / next((file for file in names if file in self._images), name + ".jpg")
 
 
 class VOCDataset(DetectionDataset):
@@ -136,11 +125,11 @@ class VOCDataset(DetectionDataset):
     def own_classes(cls, indices: Sequence[Index]) -> list[str]:
         return sorted(super().own_classes(indices))
 
-
-def plain_splits(root: Path) -> list[str]:
-    """Names of the splits of a root without VOC's files for one class, such as cat_train."""
-    names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
-    if not any("_" in name for name in names):
-        return names
-    classes = set(read_index(root).classes.tolist())
-    return [name for name in names if name.rpartition("_")[0] not in classes]
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        """Return the names of the splits of a root without VOC's files for one class, such as cat_train."""
+        names = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
+        if not any("_" in name for name in names):
+            return names
+        classes = set(read_index(root).classes.tolist())
+        return [name for name in names if name.rpartition("_")[0] not in classes]

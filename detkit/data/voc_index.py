@@ -1,80 +1,51 @@
 """VOC's XML files, read into an index."""
 
-import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.parsers.expat import ErrorString
 
-import numpy as np
-
-from detkit.data.annotations import AnnotatedObject, Annotations
-from detkit.data.index import Index, cached_index, fingerprint
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
+from detkit.data.index import Index, cached_index, fingerprint, make_index
+from detkit.data.values import as_area, as_flag, as_name, as_number, as_path, as_size
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True)
-class VOCFile:
-    """What one XML file says; `problems` holds a line for everything that could not be read."""
-
-    filename: str
-    size: tuple[int, int]
-    objects: list[AnnotatedObject]
-    problems: list[str]
-
-
-def parse_annotation(content: bytes) -> VOCFile:
+def parse_annotation(content: bytes) -> AnnotatedImage:
     """Read a VOC XML; never raises. An object may have <crowd> and <area>, which detkit's converter adds."""
     try:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
         line, column = error.position
-        return VOCFile("", (0, 0), [], [f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"])
+        return AnnotatedImage("", problems=[f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"])
     if root.tag != "annotation":
-        return VOCFile("", (0, 0), [], [f"not a VOC annotation: the outer element is <{root.tag}>"])
-    problems: list[str] = []
-    size = []
-    for key in ("width", "height"):
-        value = _number(root.findtext(f"size/{key}") or "0")
-        size.append(max(int(value), 0) if value is not None else 0)
-    objects = []
+        return AnnotatedImage("", problems=[f"not a VOC annotation: the outer element is <{root.tag}>"])
+    size = as_size(root.findtext("size/width"), root.findtext("size/height"))
+    objects, problems = [], []
     for number, item in enumerate(root.findall("object"), 1):
-        name = (item.findtext("name") or "").strip()
-        if not name:
-            problems.append(f"object {number} has no <name>")
-            continue
+        name = as_name(item.findtext("name"))
         corners = item.find("bndbox")
-        if corners is None:
-            problems.append(f"object {number} ({name}) has no <bndbox>")
+        if not name or corners is None:
+            missing = f"({name}) has no <bndbox>" if name else "has no <name>"
+            problems.append(f"object {number} {missing}")
             continue
-        texts = [(corners.findtext(edge) or "").strip() for edge in EDGES]
-        values = [value for text in texts if (value := _number(text)) is not None]
+        texts = [as_name(corners.findtext(edge)) for edge in EDGES]
+        values = [value for text in texts if (value := as_number(text)) is not None]
         if len(values) < len(EDGES):
-            edge, text = next((edge, text) for edge, text in zip(EDGES, texts) if _number(text) is None)
+            edge, text = next((edge, text) for edge, text in zip(EDGES, texts) if as_number(text) is None)
             problems.append(f"object {number} ({name}): {edge} is {text!r}, not a number")
             continue
         xmin, ymin, xmax, ymax = values
         for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
             if high < low:
                 problems.append(f"object {number} ({name}): {axis}max {high:g} < {axis}min {low:g}")
-        difficult, truncated, crowd = (
-            (item.findtext(flag) or "0").strip() not in ("0", "") for flag in ("difficult", "truncated", "crowd")
-        )
-        area = _number(item.findtext("area") or "")
-        area = math.nan if area is None else area
+        flags: dict[str, Any] = {flag: as_flag(item.findtext(flag)) for flag in FLAGS}
+        area = as_area(item.findtext("area"))
         box = (xmin - 1, ymin - 1, xmax, ymax)
-        objects.append(AnnotatedObject(name, box, number, difficult, crowd, truncated, area))
-    return VOCFile((root.findtext("filename") or "").strip(), (size[0], size[1]), objects, problems)
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        objects.append(AnnotatedObject(name, box, area=area, number=number, **flags))
+    return AnnotatedImage(as_path(as_name(root.findtext("filename"))), objects, size, problems)
 
 
 def read_index(root: Path) -> Index:
@@ -89,15 +60,6 @@ def read_index(root: Path) -> Index:
 
 
 def _build(folder: Path, files: list[str]) -> Index:
-    contents = [parse_annotation((folder / name).read_bytes()) for name in files]
-    objects = [item for content in contents for item in content.objects]
-    classes = sorted({str(item.name) for item in objects})
-    return Index(
-        ids=np.array([name.removesuffix(".xml") for name in files], dtype=np.str_),
-        files=np.array([content.filename for content in contents], dtype=np.str_),
-        sizes=np.array([content.size for content in contents], dtype=np.int64).reshape(-1, 2),
-        problems=np.array(["\n".join(content.problems) for content in contents], dtype=np.str_),
-        first=np.cumsum([0, *(len(content.objects) for content in contents)]),
-        objects=Annotations.from_objects(objects, classes),
-        classes=np.array(classes, dtype=np.str_),
-    )
+    images = [parse_annotation((folder / name).read_bytes()) for name in files]
+    classes = sorted({str(item.name) for image in images for item in image.objects})
+    return make_index(images, classes, [name.removesuffix(".xml") for name in files])

@@ -1,10 +1,13 @@
 """Writer of data sets in VOC layout."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from detkit.data.items import Item, Splits, plain
+from detkit.data.annotations import AnnotatedObject
+from detkit.data.items import Splits, plain, unique_items
+from detkit.data.voc_index import EDGES
 
 
 def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
@@ -15,34 +18,32 @@ def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str,
     """
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
-    items = {item.name: item for split_items in splits.values() for item in split_items}
-    for item in items.values():
-        (folder / "Annotations" / f"{item.name}.xml").write_text(voc_xml(item, classes), encoding="utf-8")
+    for item in unique_items(splits):
+        xml = voc_xml(item.file, item.size, item.objects(classes))
+        (folder / "Annotations" / f"{item.name}.xml").write_text(xml, encoding="utf-8")
     for split, split_items in splits.items():
         text = "".join(f"{item.name}\n" for item in split_items)
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
-    return {item.name: f"JPEGImages/{item.file}" for item in items.values()}
+    return {item.name: f"JPEGImages/{item.file}" for item in unique_items(splits)}
 
 
-def voc_xml(item: Item, classes: Sequence[str]) -> str:
-    """Return the annotation file of one image."""
-    objects = item.record.annotations
+def voc_xml(file: str, size: tuple[int, int], objects: Sequence[AnnotatedObject]) -> str:
+    """Return the annotation file of the image `file` of `size` (width, height)."""
     lines = [
         "<annotation>",
-        f"\t<filename>{escape(item.file)}</filename>",
-        f"\t<size><width>{item.size[0]}</width><height>{item.size[1]}</height><depth>3</depth></size>",
+        f"\t<filename>{escape(file)}</filename>",
+        f"\t<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
     ]
-    flags = zip(objects.truncated, objects.difficult, objects.crowd)
-    for label, box, (truncated, difficult, crowd), area in zip(
-        objects.labels.tolist(), item.boxes().tolist(), flags, item.annotated_areas()
-    ):
-        corners = (box[0] + 1, box[1] + 1, box[2], box[3])
-        edges = "".join(f"<{e}>{plain(v)}</{e}>" for e, v in zip(("xmin", "ymin", "xmax", "ymax"), corners))
-        more = f"<crowd>{crowd:d}</crowd>" * bool(crowd) + ("" if area is None else f"<area>{plain(area)}</area>")
+    for item in objects:
+        left, top, right, bottom = item.box
+        edges = "".join(f"<{e}>{plain(v)}</{e}>" for e, v in zip(EDGES, (left + 1, top + 1, right, bottom)))
+        crowd = "<crowd>1</crowd>" if item.crowd else ""
+        area = "" if math.isnan(item.area) else f"<area>{plain(item.area)}</area>"
+        flags = f"<truncated>{item.truncated:d}</truncated><difficult>{item.difficult:d}</difficult>"
         lines += [
             "\t<object>",
-            f"\t\t<name>{escape(str(classes[label]))}</name>",
-            f"\t\t<truncated>{truncated:d}</truncated><difficult>{difficult:d}</difficult>{more}",
+            f"\t\t<name>{escape(str(item.name))}</name>",
+            f"\t\t{flags}{crowd}{area}",
             f"\t\t<bndbox>{edges}</bndbox>",
             "\t</object>",
         ]

@@ -20,7 +20,7 @@ import yaml
 
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.image_file import IMAGE_SUFFIXES
-from detkit.data.index import Index
+from detkit.data.values import as_name, as_path, path_below
 from detkit.data.yolo_index import label_name, read_yolo_index
 from detkit.errors import UserError, did_you_mean
 from detkit.files import read_text
@@ -71,9 +71,8 @@ def read_layout(root: Path) -> Layout:
     splits = {}
     for key, value in content.items():
         entries = [value] if isinstance(value, str) else value
-        if key in OTHER_KEYS or not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
-            continue
-        if entries:
+        is_list = isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries)
+        if is_list and key not in OTHER_KEYS:
             splits[str(key)] = entries
     names = _names(content["names"], path) if path is not None and content.get("names") else _names_of_text(root)
     return Layout(root, path, names, splits, tuple(bases))
@@ -90,12 +89,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _names(names: Any, path: Path) -> dict[int, str]:
-    pairs = (
-        list(enumerate(names)) if isinstance(names, list) else list(names.items()) if isinstance(names, dict) else []
-    )
-    if not pairs or not all(type(key) is int and key >= 0 for key, _ in pairs):
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or not names or not all(type(key) is int and key >= 0 for key in names):
         raise UserError(f"{path}: names is neither a list nor a mapping of class numbers to names")
-    return {key: str(name).strip() for key, name in sorted(pairs)}
+    return {key: as_name(names[key]) for key in sorted(names)}
 
 
 def _names_of_text(root: Path) -> dict[int, str] | None:
@@ -154,24 +151,18 @@ def images_below(root: Path, folder: Path) -> list[str]:
         for name in names
         if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
     ]
-    return sorted(_below(Path(path), root) for path in found)
+    return sorted(path_below(Path(path), root) for path in found)
 
 
 def _listed(path: Path, layout: Layout) -> list[str]:
     images = []
     for line in read_text(path).splitlines():
-        if name := line.strip().replace("\\", "/"):
+        if name := as_path(as_name(line)):
             # as Ultralytics has it: ./ is the list's folder, anything else the data set's
             bases = (path.parent, *layout.bases) if name.startswith("./") else (*layout.bases, path.parent)
             choices = [base / name for base in bases]
-            images.append(_below(next((choice for choice in choices if choice.is_file()), choices[0]), layout.root))
+            images.append(path_below(next((choice for choice in choices if choice.is_file()), choices[0]), layout.root))
     return images
-
-
-def _below(path: Path, root: Path) -> str:
-    """Path relative to the root if it is below that, else absolute."""
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 class YOLOSource(Source):
@@ -184,7 +175,7 @@ class YOLOSource(Source):
         layout = read_layout(root)
         listed = split_images(root, split) if images is None else images
         unique = list(dict.fromkeys(listed))
-        index = read_yolo_index(root, split, unique)
+        index = read_yolo_index(root, split, unique, layout.names)
         problems = [
             Problem(image, 0, "duplicate image", f"image {image} is listed twice in {split}")
             for image, count in Counter(listed).items()
@@ -193,14 +184,13 @@ class YOLOSource(Source):
         if not len(index.objects) and not any((root / label_name(image)).is_file() for image in unique):
             text = f"no image of {split} has a label file; an empty one says that an image has no objects"
             problems.append(Problem(label_name(unique[0]), 0, "missing file", text))
-        if layout.names is None:
+        if layout.names is None:  # the numbers that any split has
             others = [name for name in yolo_splits(root) if name != split] if images is None else []
-            indices = [index, *(read_yolo_index(root, s, list(dict.fromkeys(split_images(root, s)))) for s in others)]
-            labels = np.concatenate([one.objects.labels for one in indices])
-            names = {number: str(number) for number in range(labels.max(initial=-1) + 1)}
-        else:
-            names = layout.names
-        super().__init__(root, split, _name_classes(index, names), np.arange(len(unique)), problems)
+            lists = {name: list(dict.fromkeys(split_images(root, name))) for name in others}
+            indices = [index, *(read_yolo_index(root, name, files, None) for name, files in lists.items())]
+            highest = max(int(one.objects.labels.max(initial=-1)) for one in indices)
+            index = replace(index, classes=np.array([str(number) for number in range(highest + 1)], dtype=np.str_))
+        super().__init__(root, split, index, np.arange(len(unique)), problems)
 
     def file(self, row: int) -> str:
         return label_name(str(self.index.files[row]))
@@ -215,32 +205,17 @@ class YOLOSource(Source):
             images = {path.stem for path in (self.root / folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
             for path in (self.root / label).parent.glob("*.txt"):
                 if path.stem not in images and path.name != "classes.txt" and path.parent != self.root:
-                    file = _below(path, self.root)
+                    file = path_below(path, self.root)
                     found.append(Problem(file, 0, "missing file", f"there is no image {path.stem} in {folder}"))
         return found
 
 
-def _name_classes(index: Index, names: dict[int, str]) -> Index:
-    """Give an index of class numbers its names; a number without one is a problem of its image."""
-    problems = index.problems.tolist()
-    numbers, objects = np.array(list(names), dtype=np.int64), index.objects
-    unknown = ~np.isin(objects.labels, numbers)
-    for item in np.flatnonzero(unknown).tolist():
-        image = int(np.searchsorted(index.first, item, side="right")) - 1
-        text = f"line {objects.number[item]}: class {objects.labels[item]} has no name; {len(names)} classes have"
-        problems[image] = "\n".join(filter(None, (problems[image], text)))
-    # an unknown number stands for any class, since its image's problem is told before its objects are looked at
-    labels = np.searchsorted(numbers, np.where(unknown, numbers[0] if len(numbers) else 0, objects.labels))
-    return replace(
-        index,
-        objects=replace(objects, labels=labels),
-        classes=np.array(list(names.values()), dtype=np.str_),
-        problems=np.array(problems, dtype=np.str_),
-    )
-
-
 class YOLODataset(DetectionDataset):
     """Splits of roots in YOLO layout; see DetectionDataset. Classes are by default those of data.yaml, by number."""
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return yolo_splits(root)
 
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:

@@ -1,6 +1,7 @@
 """Writer of data sets in YOLO layout."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from detkit.data.annotations import FLAGS
 from detkit.data.image_file import image_header
-from detkit.data.items import Item, Splits, plain
+from detkit.data.items import Item, Splits, decimals, plain, unique_items
 from detkit.data.yolo_index import FLAGS_NAME, label_name
 
 DIGITS = 12  # of a normalised number: a whole pixel of any image is whole again when it is read
@@ -25,11 +27,10 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
     for split, split_items in sorted(splits.items(), key=lambda pair: len(pair[1])):
         for item in split_items:
             home.setdefault(item.name, split)
-    targets = {
-        item.name: f"images/{home[item.name]}/{item.file}" for split_items in splits.values() for item in split_items
-    }
+    items = unique_items(splits)
+    targets = {item.name: f"images/{home[item.name]}/{item.file}" for item in items}
     flags = {}
-    for item in {item.name: item for split_items in splits.values() for item in split_items}.values():
+    for item in items:
         name = label_name(targets[item.name])
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yolo_rows(item), encoding="utf-8")
@@ -53,18 +54,13 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
 
 def yolo_rows(item: Item) -> str:
     """Return the label file of one image."""
-    boxes, (width, height) = upright(item)
+    boxes, size = upright(item)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    rows = np.concatenate([(low + high) / 2 / size, (high - low) / size], 1)
     lines = []
-    for label, (left, top, right, bottom) in zip(item.record.annotations.labels.tolist(), boxes.tolist()):
-        values = (
-            (left + right) / 2 / width,
-            (top + bottom) / 2 / height,
-            (right - left) / width,
-            (bottom - top) / height,
-        )
-        lines.append(
-            " ".join([str(label), *(f"{value:.{DIGITS}f}".rstrip("0").rstrip(".") for value in values)]) + "\n"
-        )
+    for label, row in zip(item.record.annotations.labels.tolist(), rows.tolist()):
+        numbers = (f"{value:.{DIGITS}f}".rstrip("0").rstrip(".") for value in row)
+        lines.append(f"{label} {' '.join(numbers)}\n")
     return "".join(lines)
 
 
@@ -74,7 +70,7 @@ def upright(item: Item) -> tuple[np.ndarray, tuple[int, int]]:
     YOLO's tools turn an image by its EXIF orientation. An annotation whose size fits the stored pixels alone is turned
     with it.
     """
-    boxes, (width, height) = item.boxes(), item.size
+    boxes, (width, height) = decimals(item.record.annotations.boxes), item.size
     if width == height or (header := image_header(item.image_path)) is None:
         return boxes, item.size
     stored, orientation = header[:2], header[2]
@@ -97,11 +93,9 @@ TURNS = {5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x")}
 
 def _flags(item: Item) -> dict[str, Any]:
     """The item's entry in flags.json, see `read_flags`; empty where the rows say all."""
-    objects = item.record.annotations
-    flags = {"difficult": objects.difficult, "crowd": objects.crowd, "truncated": objects.truncated}
-    marks = {name: (np.flatnonzero(flag) + 1).tolist() for name, flag in flags.items()}
-    entry: dict[str, Any] = {name: positions for name, positions in marks.items() if positions}
-    areas = enumerate(item.annotated_areas(), 1)
-    if area := {str(position): plain(value) for position, value in areas if value is not None}:
+    objects = item.objects()
+    marks = {flag: [one.number for one in objects if getattr(one, flag)] for flag in FLAGS}
+    entry: dict[str, Any] = {flag: numbers for flag, numbers in marks.items() if numbers}
+    if area := {str(one.number): plain(one.area) for one in objects if not math.isnan(one.area)}:
         entry["area"] = area
     return {"rows": len(objects), **entry} if entry else {}

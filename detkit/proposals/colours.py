@@ -6,20 +6,17 @@ there too a space of one channel is repeated, so that distances keep their scale
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 
 
 def hsv(image: np.ndarray) -> np.ndarray:
     """Hue, saturation, value; the hue's circle is cut at red."""
-    import cv2
-
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL))
 
 
 def lab(image: np.ndarray) -> np.ndarray:
     """CIE L*a*b* of sRGB: 2.55 L, a + 128, b + 128."""
-    import cv2
-
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB))
 
 
@@ -39,8 +36,6 @@ def hue(image: np.ndarray) -> np.ndarray:
 
 def intensity(image: np.ndarray) -> np.ndarray:
     """The luma of an RGB image, three times."""
-    import cv2
-
     return np.repeat(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None], 3, 2)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from detkit.data.dataset import DetectionDataset
+from detkit.data.items import decimals
 from detkit.data.proposal_store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 from detkit.errors import UserError
 from detkit.files import read_text, write_atomic
@@ -153,33 +154,24 @@ def to_store(source: str | Path, out: str | Path, dataset: DetectionDataset | No
     manifest = make_manifest("converted", {"from": Path(source).name}, ids)
     if dataset is not None:
         rows = match_ids(dataset.ids, ids)
-        _check_all_there(source, dataset, rows)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise UserError(
+                f"{source}: no boxes of image {dataset.ids[missing[0]]} of {dataset.name} "
+                f"({len(missing)} of {len(dataset)} are missing)"
+            )
         for i, row in enumerate(rows):
             check_inside(source, dataset, i, read.boxes[row])
     write_store(out, ids, read.boxes, read.scores, manifest=manifest)
-
-
-def _check_all_there(source: str | Path, dataset: DetectionDataset, rows: np.ndarray) -> None:
-    missing = np.flatnonzero(rows < 0)
-    if len(missing):
-        raise UserError(
-            f"{source}: no boxes of image {dataset.ids[missing[0]]} of {dataset.name} "
-            f"({len(missing)} of {len(dataset)} are missing)"
-        )
 
 
 def write_json(path: str | Path, store: ProposalStore) -> None:
     """Write a store as JSON, in the list form. Numbers have as many digits as their float32 values need."""
     entries = []
     for row, name in enumerate(store.ids):
-        entry: dict[str, Any] = {"image": name, "boxes": _plain(store.boxes_at(row))}
-        scores = store.scores_at(row)
+        entry: dict[str, Any] = {"image": name, "boxes": decimals(store.boxes(row)).tolist()}
+        scores = store.scores(row)
         if scores is not None:
-            entry["scores"] = _plain(scores)
+            entry["scores"] = decimals(scores).tolist()
         entries.append(json.dumps(entry, ensure_ascii=False))
     write_atomic(path, "[\n" + ",\n".join(entries) + "\n]\n")
-
-
-def _plain(values: np.ndarray) -> list:
-    """Numbers with as many digits as tell float32 values apart."""
-    return values.astype(np.str_).astype(np.float64).tolist()

@@ -1,6 +1,7 @@
 """Hierarchical grouping (Uijlings et al., IJCV 2013, section 3.1, algorithm 1, with the similarities of 3.2)."""
 
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numba import njit
@@ -26,19 +27,9 @@ def group(regions: Regions, similarity: str) -> Hierarchy:
     similarity: those of its letters are added up: C colour, T texture (histogram intersections, equations 2 and 4),
     S size (5), F fill (6). Where letters are missing, their similarities are not computed.
     """
-    colour, texture, size, fill = (letter in similarity for letter in "CTSF")
-    boxes, merged = _group(
-        regions.size,
-        regions.boxes,
-        regions.histograms.copy(),
-        regions.neighbours,
-        regions.pixels,
-        colour,
-        texture,
-        size,
-        fill,
-    )
-    return Hierarchy(boxes, merged)
+    copy = regions.histograms.copy()  # which is written to
+    chosen = (letter in similarity for letter in "CTSF")
+    return Hierarchy(*_group(regions.size, regions.boxes, copy, regions.neighbours, regions.pixels, *chosen))
 
 
 @njit(cache=True, nogil=True)
@@ -68,42 +59,6 @@ def _similarity(i, j, sizes, boxes, slot, histograms, pixels, colour, texture, s
     return total
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _before(heap_value, heap_pair, a, b):
-    if heap_value[a] != heap_value[b]:
-        return heap_value[a] > heap_value[b]
-    if heap_pair[a, 0] != heap_pair[b, 0]:
-        return heap_pair[a, 0] < heap_pair[b, 0]
-    return heap_pair[a, 1] < heap_pair[b, 1]
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _swap(heap_value, heap_pair, a, b):
-    heap_value[a], heap_value[b] = heap_value[b], heap_value[a]
-    heap_pair[a, 0], heap_pair[b, 0] = heap_pair[b, 0], heap_pair[a, 0]
-    heap_pair[a, 1], heap_pair[b, 1] = heap_pair[b, 1], heap_pair[a, 1]
-
-
-@njit(cache=True, nogil=True)
-def _rise(heap_value, heap_pair, at):
-    while at > 0 and _before(heap_value, heap_pair, at, (at - 1) // 2):
-        _swap(heap_value, heap_pair, at, (at - 1) // 2)
-        at = (at - 1) // 2
-
-
-@njit(cache=True, nogil=True)
-def _sink(heap_value, heap_pair, length, at):
-    while True:
-        first = at
-        for child in (2 * at + 1, 2 * at + 2):
-            if child < length and _before(heap_value, heap_pair, child, first):
-                first = child
-        if first == at:
-            return
-        _swap(heap_value, heap_pair, at, first)
-        at = first
-
-
 @njit(cache=True, nogil=True)
 def _group(initial_sizes, initial_boxes, histograms, neighbours, pixels, colour, texture, size, fill):
     regions, pairs = len(initial_sizes), len(neighbours)
@@ -129,21 +84,16 @@ def _group(initial_sizes, initial_boxes, histograms, neighbours, pixels, colour,
     # The heap keeps pairs whose parts have been merged until they surface, or until it is full: joining regions never
     # adds pairs of neighbours, so at least half of a full heap is such leftovers.
     capacity = 2 * pairs
-    heap_value, heap_pair = np.empty(capacity, np.float64), np.empty((capacity, 2), np.int64)
-    length = pairs
+    heap = []  # (-similarity, lower, higher number), the most similar pair first
     for p in range(pairs):
-        i, j = neighbours[p]
-        heap_pair[p, 0], heap_pair[p, 1] = i, j
-        heap_value[p] = _similarity(i, j, sizes, boxes, slot, histograms, pixels, colour, texture, size, fill)
-    for at in range(length // 2 - 1, -1, -1):
-        _sink(heap_value, heap_pair, length, at)
+        i, j = np.int64(neighbours[p, 0]), np.int64(neighbours[p, 1])
+        value = _similarity(i, j, sizes, boxes, slot, histograms, pixels, colour, texture, size, fill)
+        heap.append((-value, i, j))
+    heapify(heap)
 
     made = regions
-    while length > 0:
-        i, j = heap_pair[0]
-        length -= 1
-        _swap(heap_value, heap_pair, 0, length)
-        _sink(heap_value, heap_pair, length, 0)
+    while heap:
+        _, i, j = heappop(heap)
         if union[i] != i or union[j] != j:
             continue
         merged[made - regions] = i, j
@@ -168,21 +118,11 @@ def _group(initial_sizes, initial_boxes, histograms, neighbours, pixels, colour,
                 if head[made] < 0:
                     tail[made] = node
                 head[made] = node
-                if length == capacity:
-                    length = 0
-                    for at in range(capacity):
-                        a, b = heap_pair[at]
-                        if union[a] == a and union[b] == b:
-                            _swap(heap_value, heap_pair, at, length)
-                            length += 1
-                    for at in range(length // 2 - 1, -1, -1):
-                        _sink(heap_value, heap_pair, length, at)
-                heap_pair[length, 0], heap_pair[length, 1] = other, made
-                heap_value[length] = _similarity(
-                    other, made, sizes, boxes, slot, histograms, pixels, colour, texture, size, fill
-                )
-                _rise(heap_value, heap_pair, length)
-                length += 1
+                if len(heap) == capacity:
+                    heap = [item for item in heap if union[item[1]] == item[1] and union[item[2]] == item[2]]
+                    heapify(heap)
+                value = _similarity(other, made, sizes, boxes, slot, histograms, pixels, colour, texture, size, fill)
+                heappush(heap, (-value, other, made))
             node = after
         made += 1
     return boxes, merged

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -64,8 +63,9 @@ def fill_store(
     path = Path(path)
     check_name(path)
     if path.exists():
-        _check_same(open_store(path), manifest, path)
-        return open_store(path)
+        store = open_store(path)
+        _check_same(store, manifest, path)
+        return store
     parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
     done = parts.read()
     left = [i for i, name in enumerate(ids) if name not in done]
@@ -113,7 +113,7 @@ class _Parts:
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             store = open_store(path)
             _check_same(store, self.manifest, self.folder)
-            done |= {name: (store.boxes_at(row), store.scores_at(row)) for row, name in enumerate(store.ids)}
+            done |= {name: (store.boxes(row), store.scores(row)) for row, name in enumerate(store.ids)}
         return done
 
     def add(self, name: str, boxes: np.ndarray, scores: Scores) -> None:
@@ -149,9 +149,7 @@ def _run(
         min(workers, len(images)), initializer=_init_worker, initargs=(dataset, method, parameters)
     )
     try:
-        futures = deque(pool.submit(_make, i) for i in images)
-        while futures:
-            yield futures.popleft().result()
+        yield from pool.map(_make, images)
     except BrokenProcessPool:
         raise UserError(
             "a process that made proposals was killed, perhaps for want of memory; start the same command again, "

@@ -7,8 +7,11 @@ which is what averaging normalised ones by size comes to, without rounding.
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numba import njit
+
+from detkit.proposals.segmentation import gaussian
 
 CHANNELS = 3
 COLOUR_BINS = 25
@@ -41,12 +44,8 @@ def texture_codes(image: np.ndarray) -> np.ndarray:
     Section 3.2 has eight directions a channel. Where the derivative in one is positive it is negative, and counts as
     0, in the opposite one; so one code for each of the four axes says all, with `describe` filling in the zeros.
     """
-    import cv2
-
-    radius = math.ceil(4 * SIGMA)
-    steps = np.arange(-radius, radius + 1)
-    plain = np.exp(-0.5 * (steps / SIGMA) ** 2)
-    plain /= plain.sum()
+    plain = gaussian(SIGMA)
+    steps = np.arange(len(plain)) - len(plain) // 2
     derivative = plain * steps / SIGMA**2
     along_x, along_y = (
         np.asarray(cv2.sepFilter2D(image, cv2.CV_32F, x, y, borderType=cv2.BORDER_REPLICATE))

@@ -13,7 +13,7 @@ from detkit.data import loader
 from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.data.check import check_root
 from detkit.data.custom import AnnotatedImage, Object, register_format
-from detkit.data.formats import DATASETS, SPLITS
+from detkit.data.formats import DATASETS
 from detkit.data.index import Index, cached_index
 from detkit.data.opening import open_dataset
 from detkit.data.transforms import build_train
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory):
         random_image(folder / f"{i}.png", seed=i)
     register_format("extra")(lambda root: {"train": CONTENT})
     yield folder
-    del DATASETS["extra"], SPLITS["extra"]
+    del DATASETS["extra"]
 
 
 def extra_of(label: int, has_track: bool) -> dict:
@@ -130,18 +130,18 @@ def test_a_field_of_another_kind_is_named(root, value, reason):
 
 
 def test_sources_need_not_have_the_same_fields():
-    with_track = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), 1, extra={"track": 5})])
-    without = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), 1), AnnotatedObject(1, (0, 0, 1, 1), 2)])
+    with_track = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), number=1, extra={"track": 5})])
+    without = Annotations.from_objects([AnnotatedObject(label, (0, 0, 1, 1), number=label + 1) for label in (0, 1)])
     joined = Annotations.concatenate([without, with_track])
     assert joined.extra["track"].tolist() == [0, 0, 5]
     assert joined.labels.tolist() == [0, 1, 0]
-    pair = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), 1, extra={"track": [5, 6]})])
+    pair = Annotations.from_objects([AnnotatedObject(0, (0, 0, 1, 1), number=1, extra={"track": [5, 6]})])
     with pytest.raises(UserError, match="extra field 'track' in different shapes"):
         Annotations.concatenate([with_track, pair])
 
 
 def test_fields_are_kept_in_the_file_of_an_index(tmp_path: Path):
-    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), 7, extra={"track": 5})], ["cat"])
+    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), number=7, extra={"track": 5})], ["cat"])
     text = np.array(["a"])
     index = Index(text, text, np.zeros((1, 2), np.int64), np.array([""]), np.array([0, 1]), objects, np.array(["cat"]))
     cached_index(tmp_path, "", "digest", Index, lambda: index)

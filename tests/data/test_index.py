@@ -11,7 +11,7 @@ from detkit.data.index import Index, cached_index
 
 def index_of(name: str) -> Index:
     """An index of one image, which has one object."""
-    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), 7)], ["cat"])
+    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), number=7)], ["cat"])
     text = np.array([name])
     return Index(text, text, np.zeros((1, 2), np.int64), np.array([""]), np.array([0, 1]), objects, np.array(["cat"]))
 

@@ -64,7 +64,7 @@ def test_what_is_written_is_read(tmp_path, counts, scored):
     assert (store.manifest.images, store.manifest.images_hash) == (len(ids), hash_ids(ids))
     for row, (name, own) in enumerate(zip(ids, boxes)):
         np.testing.assert_array_equal(store.boxes(name), own)
-        np.testing.assert_array_equal(store.boxes_at(row, 3), own[:3])
+        np.testing.assert_array_equal(store.boxes(row, 3), own[:3])
         scores = store.scores(name)
         assert (scores is None) != scored
         assert scores is None or scores.tolist() == np.linspace(1, 0, len(own), dtype=np.float32).tolist()
@@ -74,7 +74,7 @@ def test_what_is_written_is_read(tmp_path, counts, scored):
 def test_boxes_are_mapped_and_copies_are_handed_out(tmp_path):
     (boxes,) = write(tmp_path / "a.npz", ["x"], [5])
     store = open_store(tmp_path / "a.npz")
-    assert isinstance(store._boxes, np.memmap)
+    assert isinstance(store.flat_boxes, np.memmap)
     store.boxes("x")[:] = 0
     np.testing.assert_array_equal(store.boxes("x"), boxes)
     with np.load(tmp_path / "a.npz") as plain:  # any reader of .npz can have it

@@ -54,9 +54,9 @@ def test_objects_are_inside_flagged_and_varied():
     drawn = [shapes.draw_image((0, 0, i)) for i in range(300)]
     objects = [(item, image.shape) for image, items in drawn for item in items]
     for item, (height, width, _) in objects:
-        xmin, ymin, xmax, ymax = item.corners
-        assert 1 <= xmin < xmax <= width
-        assert 1 <= ymin < ymax <= height
+        left, top, right, bottom = item.box
+        assert 0 <= left < right - 1 < width
+        assert 0 <= top < bottom - 1 < height
         assert item.truncated or not item.difficult
     share = np.mean([item.difficult for item, _ in objects])
     assert 0.01 < share < 0.15

@@ -79,7 +79,7 @@ def test_boxes_are_those_of_the_rpn_on_the_image(best: Path, tmp_path: Path) -> 
     StoredProposals([store], dataset)  # inside of the images
     fewer = make_rpn_store(tmp_path / "b.npz", dataset, *load_proposer(best, count=3), best)
     assert fewer.counts.tolist() == [3] * 9
-    np.testing.assert_array_equal(fewer.boxes_at(2), store.boxes_at(2, 3))
+    np.testing.assert_array_equal(fewer.boxes(2), store.boxes(2, 3))
 
 
 def test_going_on_gives_the_same(best: Path, tmp_path: Path) -> None:

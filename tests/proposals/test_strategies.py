@@ -36,9 +36,8 @@ def drawn() -> Images:
     """Images of the shapes data set, about 150 pixels a side."""
     sample_images, objects = zip(*(draw_image((0, i)) for i in range(DRAWN)))
     flat = [(i, item) for i, own in enumerate(objects) for item in own]
-    corners = torch.tensor([item.corners for _, item in flat], dtype=torch.float32)
     truth = TruthSet(
-        corners - torch.tensor([1, 1, 0, 0]),
+        torch.tensor([item.box for _, item in flat], dtype=torch.float32),
         torch.tensor([CLASSES.index(item.name) for _, item in flat]),
         torch.tensor([item.difficult for _, item in flat]),
         torch.tensor([i for i, _ in flat]),
