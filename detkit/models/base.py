@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones import Backbone, FeatureInfo
 from detkit.config import Config
+from detkit.errors import UserError
 from detkit.models.parts import ExportPart
 from detkit.models.trace import Trace
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets, TruthSet
@@ -154,7 +156,7 @@ class Detector(nn.Module):
     class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]
     input: InputSpec
-    backbone: nn.Module
+    backbone: Backbone
     experiment: Config | None = None
     _shift: Tensor
     _scale: Tensor
@@ -168,6 +170,20 @@ class Detector(nn.Module):
         mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
         self.register_buffer("_shift", mean * spec.divisor, persistent=False)
         self.register_buffer("_scale", 1 / (std * spec.divisor), persistent=False)
+
+    def choose_maps(self, names: Sequence[str] | None, key: str, min_stride: int = 1) -> list[FeatureInfo]:
+        """Return the backbone's maps of these names, by default all of `min_stride` and up.
+
+        key: of the config, beneath `model`, for the UserError about an unknown name.
+        """
+        known = {info.name: info for info in self.backbone.info}
+        if not names:
+            return [info for info in known.values() if info.stride >= min_stride]
+        for name in names:
+            if name not in known:
+                kind = self.config.backbone.name
+                raise UserError(f"model.{key}: {kind} gives the maps {', '.join(known)}, not {name!r}")
+        return [known[name] for name in names]
 
     # network, losses, decoding
 

@@ -15,9 +15,8 @@ import torch
 
 from detkit.backbones import create_backbone
 from detkit.models.base import SGD, Paper, Stage, StageRun
-from detkit.models.image_pyramid import check_scales
 from detkit.models.region import PooledConfig, RegionDetector
-from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling
+from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling, check_scales
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
 from detkit.ops import gather_boxes, match_regions

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from detkit.backbones import FeatureInfo, create_backbone
+from detkit.backbones import create_backbone
 from detkit.errors import UserError
 from detkit.models import alternating
 from detkit.models.base import Paper, Stage
 from detkit.models.fpn import FPN, fpn_tail
-from detkit.models.parts import ExportPart, coder_facts, resized_images
+from detkit.models.parts import ExportPart, coder_facts
 from detkit.models.region import PooledConfig, RegionDetector, at_least_one, stored_proposals
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import RegionHead
@@ -89,14 +89,17 @@ class FasterRCNN(RegionDetector):
         super().__init__(config, classes, spec)
         c = self.config = config
         self.backbone = create_backbone(c.backbone, tail=c.neck == "none")
-        maps = self.choose_maps()
         if c.neck == "none":
+            if c.features:
+                raise UserError(f"model.features: without a neck regions are pooled from {self.backbone.region} alone")
+            maps = self.choose_maps([self.backbone.region], "features")
             tail = self.take_tail(c.pool_size)
             self.neck = None
         else:
-            self.choose_map(maps[-1].name)
+            used = self.choose_maps(c.features, "features", min_stride=4)
+            self.backbone.truncate(used[-1].name)
             tail = fpn_tail(c.channels, c.pool_size, self.backbone.width, c.head_convs)
-            self.neck = FPN(maps, c.channels, c.neck_norm)
+            self.neck = FPN(used, c.channels, c.neck_norm)
             maps = self.neck.info
         self.map_info = maps
 
@@ -110,25 +113,9 @@ class FasterRCNN(RegionDetector):
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes), c.beta)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 
-    def choose_maps(self) -> tuple[FeatureInfo, ...]:
-        """Return the backbone's maps that are used: of all for a neck, else its region map."""
-        c, known = self.config, {info.name: info for info in self.backbone.info}
-        if c.neck == "none" and c.features is not None:
-            raise UserError(f"model.features: without a neck regions are pooled from {self.backbone.region} alone")
-        names = c.features or [info.name for info in self.backbone.info if info.stride >= 4]
-        if c.neck == "none":
-            names = [self.backbone.region]
-        for name in names:
-            if name not in known:
-                raise UserError(f"model.features: {c.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
-        self.feature_names = names
-        return tuple(known[name] for name in names)
-
     def backbone_maps(self, x: Tensor) -> list[Tensor]:
-        features = self.backbone(pad_to(x, self.config.size_divisor))
-        if self.neck is not None:
-            return list(self.neck(features).values())
-        return [features[name] for name in self.feature_names]
+        x = pad_to(x, self.config.size_divisor)
+        return super().backbone_maps(x) if self.neck is None else list(self.neck(self.backbone(x)).values())
 
     # 3.2 training, jointly or in four steps
 
@@ -185,22 +172,23 @@ class FasterRCNN(RegionDetector):
         boxes = output.anchors[0][:5].expand(len(images), -1, -1)
         return [*output.logits, *output.deltas, *self.head(self.features.pool(maps, boxes))]
 
-    def image_network(self, pixels: Tensor) -> Any:
-        return self.rpn(self.backbone_maps(pixels))
+    def image_network(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, deltas and anchors of each map, then the maps that are pooled."""
+        maps = self.maps(pixels, sizes)
+        logits, deltas, anchors = self.rpn(maps)
+        return (*logits, *deltas, *anchors, *maps[: self.pooled_maps])
 
     def export_image_parts(self) -> dict[str, ExportPart]:
         c = self.config
-        names = [info.name for info in self.map_info]
-        pooled = names[: self.pooled_maps]
-        outputs = {
-            **{
-                f"logits_{name}": "(batch, anchors) float32, object or not; a sigmoid makes it a score"
-                for name in names
-            },
-            **{f"deltas_{name}": "(batch, anchors, 4) float32, from the anchors, see proposals" for name in names},
-            **{f"anchors_{name}": "(anchors, 4) float32, x1, y1, x2, y2 in pixels of the input" for name in names},
-            **{f"map_{name}": "(batch, channels, rows, columns) float32, pooled from, see pooling" for name in pooled},
+        of_map = {
+            "logits": "(batch, anchors) float32, object or not; a sigmoid makes it a score",
+            "deltas": "(batch, anchors, 4) float32, from the anchors, see proposals",
+            "anchors": "(anchors, 4) float32, x1, y1, x2, y2 in pixels of the input",
         }
+        names = [info.name for info in self.map_info]
+        outputs = {f"{kind}_{name}": text for kind, text in of_map.items() for name in names}
+        for name in names[: self.pooled_maps]:
+            outputs[f"map_{name}"] = "(batch, channels, rows, columns) float32, pooled from, see pooling"
         proposals = {
             "pre_nms_top_n": c.test_pre_nms_top_n,
             "post_nms_top_n": c.test_post_nms_top_n,
@@ -208,8 +196,7 @@ class FasterRCNN(RegionDetector):
             "min_size": c.min_size,
             "deltas": coder_facts(RPN_CODER),
         }
-        facts = {"proposals": proposals, **self.features.facts()}
-        return {"-rpn": ExportPart(_RPNNetwork(self), resized_images(self.input), outputs, facts)}
+        return {"-rpn": self.image_part(outputs, {"proposals": proposals, **self.features.facts()})}
 
     def trace_proposals(
         self, images: Images, prepared: list[Tensor], targets: Targets | None
@@ -217,19 +204,6 @@ class FasterRCNN(RegionDetector):
         output = self.rpn(prepared)
         steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
         return self.rpn.propose(output, images, self.many_proposals), steps
-
-
-class _RPNNetwork(nn.Module):
-    """pixels (B, 3, H, W), sizes (B, 2) -> of each map logits, deltas and anchors; then the maps that are pooled."""
-
-    def __init__(self, detector: FasterRCNN) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        maps = self.detector.maps(pixels, sizes)
-        logits, deltas, anchors = self.detector.rpn(maps)
-        return (*logits, *deltas, *anchors, *maps[: self.detector.pooled_maps])
 
 
 def pad_to(pixels: Tensor, multiple: int) -> Tensor:

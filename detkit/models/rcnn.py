@@ -23,8 +23,6 @@ from detkit.models.shape_checks import check_pixels, tail_width
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
 from detkit.structures import InputSpec
 
-CHUNK_BYTES = 32 << 20  # of crops that pass the network at once
-
 
 @dataclass
 class RCNNConfig(SVMDetectorConfig):
@@ -40,8 +38,6 @@ class RCNNConfig(SVMDetectorConfig):
     """Cells a side of what the backbone's tail reads."""
     batch_size_per_image: int = 4
     """Regions of an image that fine-tuning samples."""
-    bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
-    """IoU [low, high) of the regions that are background."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,5 +64,5 @@ class RCNN(SVMDetector):
         tail_width(tail, pool5.channels, c.pool_size)
         # 2.1 feature extraction
         mean = [value * self.input.divisor for value in c.mean]
-        self.features = CropFeatures(pool5, c.crop, c.context, mean, c.pool_size, CHUNK_BYTES)
+        self.features = CropFeatures(pool5.channels, c.crop, c.context, mean, c.pool_size)
         self.head = SVMHead(tail, self.features.shape, len(classes), c.scoring)
