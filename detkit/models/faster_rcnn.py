@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.backbones import create_backbone
+from detkit.config import at_least, one_of
 from detkit.errors import UserError
 from detkit.models import alternating
 from detkit.models.base import Paper, Stage
 from detkit.models.fpn import FPN, fpn_tail
 from detkit.models.parts import ExportPart, coder_facts
-from detkit.models.region import PooledConfig, RegionDetector, at_least_one, stored_proposals
+from detkit.models.region import PooledConfig, RegionDetector, stored_proposals
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
@@ -63,13 +64,11 @@ class FasterRCNNConfig(RPNConfig, PooledConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_rpn()
-        if self.neck not in ("none", "fpn"):
-            raise UserError(f"model.neck: {self.neck!r} is not one of none, fpn")
+        one_of("model.neck", self.neck, ("none", "fpn"))
+        one_of("model.training", self.training, ("joint", "alternating"))
         if self.neck == "none" and (self.head_convs or self.neck_norm):
             raise UserError("model.head_convs and model.neck_norm go with model.neck=fpn; without it there is no such")
-        at_least_one(self, "size_divisor")
-        if self.training not in ("joint", "alternating"):
-            raise UserError(f"model.training: {self.training!r} is not one of joint, alternating")
+        at_least("model.size_divisor", self.size_divisor, 1)
 
 
 @MODELS.register("faster_rcnn")

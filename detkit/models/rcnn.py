@@ -13,13 +13,12 @@ Where the paper and its code differ, and what detkit does:
 from dataclasses import dataclass, field
 
 from detkit.backbones import create_backbone
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, at_least
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.region import at_least_one
 from detkit.models.region_features import CropFeatures
 from detkit.models.registry import MODELS
-from detkit.models.shape_checks import check_pixels, tail_width
+from detkit.models.shape_checks import check_pixels
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
 from detkit.structures import InputSpec
 
@@ -41,7 +40,8 @@ class RCNNConfig(SVMDetectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "crop", "pool_size")
+        for key in ("crop", "pool_size"):
+            at_least(f"model.{key}", getattr(self, key), 1)
         if not 0 <= 2 * self.context < self.crop:
             raise UserError(f"model.context: {self.context} leaves nothing of a crop of {self.crop} pixels")
 
@@ -61,7 +61,6 @@ class RCNN(SVMDetector):
         tail = self.take_tail(c.pool_size)
         pool5 = self.backbone.info[-1]
         check_pixels(self.backbone, "crop", c.crop)
-        tail_width(tail, pool5.channels, c.pool_size)
         # 2.1 feature extraction
         mean = [value * self.input.divisor for value in c.mean]
         self.features = CropFeatures(pool5.channels, c.crop, c.context, mean, c.pool_size)

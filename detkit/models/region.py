@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones.describe import count_flops
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, at_least, one_of
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
 from detkit.models.parts import ExportPart, Function, coder_facts, regions_input, resized_images
@@ -48,7 +48,7 @@ class RegionConfig:
             raise UserError(f"model.bg_iou: {self.bg_iou} is not [low, high) of IoU")
         if not 0 <= self.positive_fraction <= 1:
             raise UserError(f"model.positive_fraction: {self.positive_fraction} is not between 0 and 1")
-        at_least_one(self, "batch_size_per_image")
+        at_least("model.batch_size_per_image", self.batch_size_per_image, 1)
 
 
 @dataclass
@@ -70,16 +70,8 @@ class PooledConfig(RegionConfig):
         super().__post_init__()
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
-        if self.pool not in POOLS:
-            raise UserError(f"model.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
-        at_least_one(self, "pool_size")
-
-
-def at_least_one(config: Any, *keys: str) -> None:
-    """Raise UserError where a value of a model's config is less than 1."""
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise UserError(f"model.{key}: {getattr(config, key)} is less than 1")
+        one_of("model.pool", self.pool, POOLS)
+        at_least("model.pool_size", self.pool_size, 1)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class RegionHead(nn.Module):
     def __init__(self, tail: nn.Module, channels: int, size: int, classes: int, beta: float = 1.0) -> None:
         super().__init__()
         self.tail, self.classes, self.beta = tail, classes, beta
-        width = tail_width(tail, channels, size)
+        width = tail_width(tail, (channels, size, size))
         self.classifier = nn.Linear(width, classes + 1)
         self.regressor = nn.Linear(width, classes * 4)
         nn.init.normal_(self.classifier.weight, std=0.01)

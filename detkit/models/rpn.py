@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo
-from detkit.errors import UserError
+from detkit.config import at_least, one_of
 from detkit.models.trace import AnchorStep, MapShape, ObjectnessStep, ProposalNMSStep, SampleStep, Step
 from detkit.ops import (
     BACKGROUND,
@@ -70,10 +70,8 @@ class RPNConfig:
 
     def check_rpn(self) -> None:
         """Raise UserError for values that cannot be."""
-        if self.anchors not in ANCHORS_OF_CELL:
-            raise UserError(f"model.anchors: {self.anchors!r} is not one of {', '.join(ANCHORS_OF_CELL)}")
-        if self.rpn_convs < 1:
-            raise UserError(f"model.rpn_convs: {self.rpn_convs} is less than 1")
+        one_of("model.anchors", self.anchors, tuple(ANCHORS_OF_CELL))
+        at_least("model.rpn_convs", self.rpn_convs, 1)
 
 
 class RPNOutput(NamedTuple):
