@@ -123,12 +123,11 @@ class SVMDetector(RegionDetector):
         return self.config.scoring == "svm"
 
     def stages(self) -> Sequence[Stage]:
-        c = self.config
         stages: list[Stage] = [SGD()]
-        if c.scoring == "svm":
-            stages.append(SVMs(c.svm_c, c.svm_positive_weight, c.svm_bias, c.svm_negative_iou, c.fit_images))
-        if c.regression:
-            stages.append(BoxRegression(CODER, c.ridge, c.ridge_match_iou, c.fit_images))
+        if self.config.scoring == "svm":
+            stages.append(SVMs())
+        if self.config.regression:
+            stages.append(BoxRegression())
         return stages
 
     def check(self, truth: TruthSet) -> None:

@@ -1,13 +1,14 @@
 """R-CNN's support vector machines and their hard negatives (section 2.3, appendix B, and the authors' code)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.models.base import StageRun
-from detkit.models.region import RegionDetector
+from detkit.models.region import RegionDetector, stored_proposals
 from detkit.ops import box_iou, feature_scale, fit_svm
 from detkit.structures import Images, Targets
 
@@ -21,40 +22,35 @@ SCALE_IMAGES = 200  # of those seen, that the features' mean norm is taken from
 class SVMs:
     """A stage: one linear SVM a class, fitted while the training images stream by.
 
-    C, positive, bias: see `fit_svm`. negative: a region of less IoU with all objects of a class is its negative; the
-    objects are its positives, and all other regions are not used. fit_images: how many images; 0 = all.
+    The objects of a class are its positives, regions of less IoU than `svm_negative_iou` with all of them its negatives;
+    all other regions are not used.
     """
 
-    C: float
-    positive: float
-    bias: float
-    negative: float
-    fit_images: int
     name: str = "svm"
     iterations_factor: int = 0
 
     def run(self, detector: RegionDetector, run: StageRun) -> None:
         """Fit `detector.head.svm`; an interrupted pass over the images goes on where it was."""
-        state = run.restore(detector)
+        config, state = detector.config, run.restore(detector)
         run.begin()
-        rows = spread(run.train_count(), self.fit_images)
+        rows = spread(run.train_count(), config.fit_images)
+        miner: HardNegatives | None = None
 
         def save(done: int) -> None:
             run.save_last(detector, {"done": done, "miner": None if miner is None else miner.state()})
 
-        miner: HardNegatives | None = None
         if state.get("miner"):
-            miner = HardNegatives(self, **{name: tensor.to(run.device) for name, tensor in state["miner"].items()})
+            done = state["done"]
+            miner = HardNegatives(config, **{name: tensor.to(run.device) for name, tensor in state["miner"].items()})
         else:
-            scale = measure_scale(detector, run, rows, lambda: save(0), tail=True)
-            positives, labels = self.positives(detector, run, rows, scale, lambda: save(0))
-            miner = HardNegatives.begin(self, scale, positives, labels, len(detector.classes))
-        done = state["done"] if state.get("miner") else 0
+            done, scale = 0, measure_scale(detector, run, rows, save, tail=True)
+            features, labels = positives(detector, run, rows, save)
+            miner = HardNegatives.begin(config, scale, features * scale, labels, len(detector.classes))
         for images, targets in run.dataset_pass(detector, rows, "hard negatives", done=done, save=save):
             boxes, valid = regions(images, targets)
             with run.inference():
                 features = detector.extract_features(images, boxes, tail=True)
-            negative = overlap_by_class(boxes, targets, len(detector.classes)) < self.negative
+            negative = overlap_by_class(boxes, targets, len(detector.classes)) < config.svm_negative_iou
             miner.add(features[valid], negative[valid])
         miner.fit(torch.ones_like(miner.new, dtype=torch.bool))
         run.say(f"SVMs: {len(miner.labels)} windows, of {len(rows)} images")
@@ -64,63 +60,43 @@ class SVMs:
         head.svm_fitted.fill_(True)
         run.conclude(detector)
 
-    def positives(
-        self, detector: RegionDetector, run: StageRun, rows: list[int], scale: Tensor, save: Callable[[], None]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the scaled features (P, D) of all objects that are trained on, and their labels (P,)."""
-        features, labels = [], []
-        for images, targets in run.dataset_pass(detector, rows, "positives", save=lambda _: save()):
-            used = targets.valid & ~targets.ignore
-            with run.inference():
-                described = detector.extract_features(images, targets.boxes, tail=True)
-            features.append(described[used] * scale)
-            labels.append(targets.labels[used])
-        return torch.cat(features), torch.cat(labels)
 
-
+@dataclass
 class HardNegatives:
     """What the SVMs are fitted to: all positives, and of the negatives those that come near or beyond the margin.
 
     features: (N, D), scaled; labels: (N, K) int8, +1, -1, or 0 where a class does not use a window; weight (K, D) and
     offset (K,): the SVMs so far; new: (K,) hard negatives since a class was fitted; scale: of the features, a scalar.
+    added: features and labels of windows that `join` will put beside the others.
     """
 
-    def __init__(
-        self,
-        stage: SVMs,
-        features: Tensor,
-        labels: Tensor,
-        weight: Tensor,
-        offset: Tensor,
-        new: Tensor,
-        scale: Tensor,
-    ) -> None:
-        self.stage, self.weight, self.offset, self.new, self.scale = stage, weight, offset, new, scale
-        self._features, self._labels = [features], [labels]
+    config: Any
+    features: Tensor
+    labels: Tensor
+    weight: Tensor
+    offset: Tensor
+    new: Tensor
+    scale: Tensor
+    added: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, stage: SVMs, scale: Tensor, positives: Tensor, labels: Tensor, classes: int) -> "HardNegatives":
+    def begin(cls, config: Any, scale: Tensor, positives: Tensor, labels: Tensor, classes: int) -> "HardNegatives":
         """positives: (P, D), scaled; labels: (P,) int64. With weights of 0 all negatives are hard at first."""
         one_hot = torch.nn.functional.one_hot(labels, classes).to(torch.int8)
         weight = positives.new_zeros(classes, positives.shape[1])
         new = torch.zeros(classes, dtype=torch.int64, device=weight.device)
-        return cls(stage, positives, one_hot, weight, weight.new_zeros(classes), new, scale)
+        return cls(config, positives, one_hot, weight, weight.new_zeros(classes), new, scale)
 
-    @property
-    def labels(self) -> Tensor:
-        """(N, K) int8, see the class."""
-        return torch.cat(self._labels)
+    def join(self) -> None:
+        """Put the added windows beside the others: not as they come, which would copy all of them each time."""
+        parts = [(self.features, self.labels), *self.added]
+        self.features, self.labels = (torch.cat(part) for part in zip(*parts))
+        self.added = []
 
     def state(self) -> dict[str, Tensor]:
         """Return all that is needed to go on, as the arguments of the constructor."""
-        return {
-            "features": torch.cat(self._features),
-            "labels": self.labels,
-            "weight": self.weight,
-            "offset": self.offset,
-            "new": self.new,
-            "scale": self.scale,
-        }
+        self.join()
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def add(self, features: Tensor, negative: Tensor) -> None:
         """Take up the hard ones among regions, features (R, D) unscaled, negative (R, K) bool; fit where it is time."""
@@ -128,8 +104,7 @@ class HardNegatives:
         margins = torch.addmm(self.offset, features, self.weight.T)
         hard = negative & (margins > HARD)
         rows = hard.any(1)
-        self._features.append(features[rows])
-        self._labels.append(-hard[rows].to(torch.int8))
+        self.added.append((features[rows], -hard[rows].to(torch.int8)))
         self.new += hard.sum(0)
         due = self.new > RETRAIN
         if bool(due.any()):  # host sync, as is `rows`: what follows takes seconds
@@ -137,15 +112,16 @@ class HardNegatives:
 
     def fit(self, due: Tensor) -> None:
         """Fit the SVMs of some classes, due (K,) bool, and drop their negatives that became easy."""
-        s = self.stage
-        features, labels = torch.cat(self._features), self.labels
+        c = self.config
+        self.join()
         start = self.weight[due], self.offset[due]
-        weight, offset = fit_svm(features, labels[:, due], s.C, s.positive, s.bias, start)
+        labels = self.labels[:, due]
+        weight, offset = fit_svm(self.features, labels, c.svm_c, c.svm_positive_weight, c.svm_bias, start)
         self.weight[due], self.offset[due] = weight, offset
-        easy = due & (labels < 0) & (torch.addmm(self.offset, features, self.weight.T) < EASY)
-        labels = torch.where(easy, 0, labels)
-        kept = labels.any(1)
-        self._features, self._labels = [features[kept]], [labels[kept]]
+        easy = due & (self.labels < 0) & (torch.addmm(self.offset, self.features, self.weight.T) < EASY)
+        self.labels = torch.where(easy, 0, self.labels)
+        kept = self.labels.any(1)
+        self.features, self.labels = self.features[kept], self.labels[kept]
         self.new = torch.where(due, 0, self.new)
 
 
@@ -161,9 +137,9 @@ def regions(images: Images, targets: Targets) -> tuple[Tensor, Tensor]:
 
     As in R-CNN's code the objects are among the regions: those of other classes are negatives.
     """
-    assert images.proposals is not None
-    boxes = torch.cat((targets.boxes, images.proposals.boxes), 1)
-    return boxes, torch.cat((targets.valid & ~targets.ignore, images.proposals.valid), 1)
+    proposals = stored_proposals(images)
+    valid = torch.cat((targets.valid & ~targets.ignore, proposals.valid), 1)
+    return torch.cat((targets.boxes, proposals.boxes), 1), valid
 
 
 def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
@@ -173,13 +149,26 @@ def overlap_by_class(boxes: Tensor, targets: Targets, classes: int) -> Tensor:
     return iou.new_zeros(*boxes.shape[:2], classes).scatter_reduce(2, label, iou, "amax")
 
 
+def positives(
+    detector: RegionDetector, run: StageRun, rows: list[int], save: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Return the features (P, D) of all objects that are trained on, and their labels (P,)."""
+    features, labels = [], []
+    for images, targets in run.dataset_pass(detector, rows, "positives", save=save):
+        used = targets.valid & ~targets.ignore
+        with run.inference():
+            features.append(detector.extract_features(images, targets.boxes, tail=True)[used])
+        labels.append(targets.labels[used])
+    return torch.cat(features), torch.cat(labels)
+
+
 def measure_scale(
-    detector: RegionDetector, run: StageRun, rows: list[int], save: Callable[[], None], *, tail: bool
+    detector: RegionDetector, run: StageRun, rows: list[int], save: Callable[[int], None], *, tail: bool
 ) -> Tensor:
     """Return the factor for features before or after the tail (see `feature_scale`), of some images' regions."""
     norms = []
     rows = [rows[number] for number in spread(len(rows), SCALE_IMAGES)]
-    for images, targets in run.dataset_pass(detector, rows, "norm of features", save=lambda _: save()):
+    for images, targets in run.dataset_pass(detector, rows, "norm of features", save=save):
         boxes, valid = regions(images, targets)
         with run.inference():
             features = detector.extract_features(images, boxes, tail=tail)
