@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -37,15 +36,13 @@ class Flops(NamedTuple):
 class StageRun(Protocol):
     """The training run as a stage sees it; `engine/stage_context.py` implements it.
 
-    config: the whole experiment. device: where the stage computes. last: the checkpoint that a resume begins from.
+    config: the whole experiment. device: where the stage computes.
     """
 
     @property
     def config(self) -> Config: ...
     @property
     def device(self) -> torch.device: ...
-    @property
-    def last(self) -> Path: ...
 
     def train_count(self) -> int:
         """Return how many training images there are."""
@@ -53,7 +50,6 @@ class StageRun(Protocol):
 
     def begin(self) -> None:
         """Note in the run's folder that this stage works from here on: a resume that fails has changed nothing."""
-        ...
 
     def restore(self, detector: "Detector") -> dict[str, Any]:
         """Give the detector the weights of an interrupted stage; return what the stage had saved, or {}."""
@@ -61,15 +57,12 @@ class StageRun(Protocol):
 
     def save_last(self, detector: "Detector", state: dict[str, Any]) -> None:
         """Save the detector, and `state`, which a resumed stage gets from `restore`."""
-        ...
 
     def conclude(self, detector: "Detector") -> None:
         """Evaluate the detector, and keep it as the run's best."""
-        ...
 
     def fit(self, detector: "Detector", stage: "SGD") -> None:
         """Train by gradient descent."""
-        ...
 
     def dataset_pass(
         self, detector: "Detector", indices: Sequence[int], text: str, *, done: int = 0, save: Callable[[int], None]
@@ -87,7 +80,6 @@ class StageRun(Protocol):
 
     def propose(self, detector: "Detector", store: str) -> None:
         """Write the detector's proposals on the training images to a store in the run's folder."""
-        ...
 
     def inference(self) -> AbstractContextManager[None]:
         """Compute without gradients, in the number format of the network."""
@@ -95,7 +87,6 @@ class StageRun(Protocol):
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
-        ...
 
 
 class Stage(Protocol):
@@ -115,7 +106,6 @@ class Stage(Protocol):
         A stage that may be interrupted begins with `run.restore(detector)`, calls `run.begin()` once it is ready, saves
         with `run.save_last(detector, state)`, and ends with `run.conclude(detector)`.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ PAPER_NAMES = ("fc6", "fc7")  # of the tail's layers, see Backbone.tail
 
 
 class LowRankLinear(nn.Module):
-    """A pair, untrained, that may take a layer's place: `first`, S_t V_t', has no bias, `second`, U_t, has the layer's."""
+    """An untrained pair that may take a layer's place: `first`, S_t V_t', without bias, and `second`, U_t."""
 
     def __init__(self, layer: nn.Linear, rank: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from detkit.backbones.describe import count_flops
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
 from detkit.models.parts import ExportPart, Function, stretched_images
+from detkit.models.shape_checks import output_of
 from detkit.models.trace import AnchorStep, MapStep, SampleStep, Trace
 from detkit.ops import Match
 from detkit.structures import Images, Predictions, Targets
@@ -63,13 +64,9 @@ class DenseDetector(Detector):
         """Normalised images -> the feature maps that the output is computed from, finest first."""
         raise NotImplementedError(f"{type(self).__name__}.feature_maps")
 
-    @torch.no_grad()
     def dry_run(self) -> list[int]:
         """Return the cells along a side of each of `feature_maps` so far, by a pass through the network."""
-        training = self.training
-        self.eval()
-        maps = self.feature_maps(torch.zeros(1, 3, *self.input.size))
-        self.train(training)
+        maps = output_of(Function(self, self.feature_maps), 3, *self.input.size)
         sides = [x.shape[-1] for x in maps]
         if min(sides) < 1:
             raise UserError(f"model.size: {self.input.size[0]} pixels leave no cell of the backbone's map")
@@ -135,9 +132,8 @@ class DenseDetector(Detector):
         anchors = self.anchor_step()
         if anchors is None:
             return Trace(self.decode(raw), [])
-        number = torch.arange(len(anchors.boxes), device=anchors.boxes[0].device)
-        counts = torch.tensor([len(boxes) for boxes in anchors.boxes], device=number.device)
-        level = number.repeat_interleave(counts)
+        maps = enumerate(anchors.boxes)
+        level = torch.cat([torch.full((len(boxes),), number, device=boxes.device) for number, boxes in maps])
         sample = None if targets is None else self.sample_step(raw, targets, level)
         learned = [] if sample is None else [sample]
         return Trace(self.decode(raw), [anchors, *learned, MapStep(level, anchors.maps)])

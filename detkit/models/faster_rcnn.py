@@ -22,8 +22,7 @@ from torch import Tensor
 from detkit.backbones import create_backbone
 from detkit.config import at_least, one_of
 from detkit.errors import UserError
-from detkit.models import alternating
-from detkit.models.base import Paper, Stage
+from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail
 from detkit.models.parts import ExportPart, coder_facts
 from detkit.models.region import PooledConfig, RegionDetector, stored_proposals
@@ -69,6 +68,33 @@ class FasterRCNNConfig(RPNConfig, PooledConfig):
         if self.neck == "none" and (self.head_convs or self.neck_norm):
             raise UserError("model.head_convs and model.neck_norm go with model.neck=fpn; without it there is no such")
         at_least("model.size_divisor", self.size_divisor, 1)
+
+
+@dataclass(frozen=True)
+class Propose:
+    """A stage of 4-step training (3.2): the RPN's regions of all training images, to a store for the stage after it."""
+
+    name: str
+    store: str
+    iterations_factor: int = 0
+
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
+        run.restore(detector)
+        run.propose(detector, self.store)
+
+
+# the proposals of step 2, and those of step 4
+STORES = ("proposals/step1.npz", "proposals/step3.npz")
+ALTERNATING: tuple[Stage, ...] = (
+    SGD("rpn", iterations_factor=2, can_evaluate=False),  # step 1
+    Propose("propose", STORES[0]),
+    SGD("fast_rcnn", can_evaluate=False, store=STORES[0]),  # step 2
+    SGD("rpn_shared", iterations_factor=2, can_evaluate=False),  # step 3
+    Propose("propose_shared", STORES[1]),
+    SGD("fast_rcnn_shared", store=STORES[1]),  # step 4
+)
+# what begins anew, as at the start of training: until step 3 the two networks share nothing
+RESET = {"fast_rcnn": ("backbone", "neck"), "rpn_shared": ("rpn",)}
 
 
 @MODELS.register("faster_rcnn")
@@ -119,12 +145,22 @@ class FasterRCNN(RegionDetector):
     # 3.2 training, jointly or in four steps
 
     def stages(self) -> Sequence[Stage]:
-        return alternating.ALTERNATING if self.config.training == "alternating" else super().stages()
+        return ALTERNATING if self.config.training == "alternating" else super().stages()
 
     def begin_stage(self, stage: str) -> None:
         self.stage = stage
-        if stage != "sgd":
-            alternating.begin_stage(self, stage)
+        if stage == "sgd":
+            return
+        if stage in RESET:
+            fresh = FasterRCNN(self.config, self.classes)
+            for name in RESET[stage]:
+                if getattr(self, name) is not None:
+                    self.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+        self.requires_grad_(True)
+        self.freeze_layers(self.config.freeze_stages, self.config.freeze_norms)
+        if stage.endswith("_shared"):
+            self.freeze(self.backbone, *([] if self.neck is None else [self.neck]))
+        self.freeze(self.head if stage.startswith("rpn") else self.rpn)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         maps = self.features.prepare(images, self)
@@ -150,14 +186,7 @@ class FasterRCNN(RegionDetector):
         return self.propose(images, self.features.prepare(images, self))
 
     def proposal_settings(self) -> dict[str, Any]:
-        pre_nms_top_n, post_nms_top_n = self.rpn.top_n(self.many_proposals)
-        return {
-            "size": list(self.config.size),
-            "pre_nms_top_n": pre_nms_top_n,
-            "post_nms_top_n": post_nms_top_n,
-            "nms_iou": self.config.rpn_nms_iou,
-            "min_size": self.config.min_size,
-        }
+        return {"size": list(self.config.size), **self.rpn.settings(self.many_proposals)}
 
     def limit_proposals(self, count: int) -> None:
         self.config.test_post_nms_top_n = count
@@ -178,7 +207,6 @@ class FasterRCNN(RegionDetector):
         return (*logits, *deltas, *anchors, *maps[: self.pooled_maps])
 
     def export_image_parts(self) -> dict[str, ExportPart]:
-        c = self.config
         of_map = {
             "logits": "(batch, anchors) float32, object or not; a sigmoid makes it a score",
             "deltas": "(batch, anchors, 4) float32, from the anchors, see proposals",
@@ -188,13 +216,7 @@ class FasterRCNN(RegionDetector):
         outputs = {f"{kind}_{name}": text for kind, text in of_map.items() for name in names}
         for name in names[: self.pooled_maps]:
             outputs[f"map_{name}"] = "(batch, channels, rows, columns) float32, pooled from, see pooling"
-        proposals = {
-            "pre_nms_top_n": c.test_pre_nms_top_n,
-            "post_nms_top_n": c.test_post_nms_top_n,
-            "nms_iou": c.rpn_nms_iou,
-            "min_size": c.min_size,
-            "deltas": coder_facts(RPN_CODER),
-        }
+        proposals = {**self.rpn.settings(training=False), "deltas": coder_facts(RPN_CODER)}
         return {"-rpn": self.image_part(outputs, {"proposals": proposals, **self.features.facts()})}
 
     def trace_proposals(

@@ -291,7 +291,8 @@ class RegionDetector(Detector):
             side = self.features.side
             text = "regions warped to RGB squares, 0 to 255, see crops"
             inputs = {"crops": regions_input((3, side, side), text, 255)}
-            network = Function(self, lambda crops: head(self.features.of_crops(crops, self)))
+            of_crops = self.features.of_crops
+            network = Function(self, lambda crops: head(of_crops(crops, self)))
             return {"": ExportPart(network, inputs, outputs, facts | self.features.facts())}
         pooled = regions_input(self.features.shape, "pooled from the map, see pooling")
         head_part = ExportPart(head, {"pooled": pooled}, outputs, facts)
@@ -341,7 +342,6 @@ class RegionDetector(Detector):
             title="Sampled regions (training)",
             text="What training would learn from this image: {samples} regions are sampled at random, {positive} that "
             "overlap an object enough, with the object's class, and {negative} of background.",
-            captions=("of objects", "of background"),
             legend=("region of", "background"),
         )
 

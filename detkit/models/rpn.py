@@ -3,7 +3,7 @@ proposals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,12 @@ class RPN(nn.Module):
         c = self.config
         return (c.pre_nms_top_n, c.post_nms_top_n) if training else (c.test_pre_nms_top_n, c.test_post_nms_top_n)
 
+    def settings(self, training: bool) -> dict[str, Any]:
+        """Return what proposals depend on beside the weights and the size of images."""
+        pre_nms_top_n, post_nms_top_n = self.top_n(training)
+        limits = {"pre_nms_top_n": pre_nms_top_n, "post_nms_top_n": post_nms_top_n}
+        return {**limits, "nms_iou": self.config.rpn_nms_iou, "min_size": self.config.min_size}
+
     @torch.no_grad()
     def candidates(self, output: RPNOutput, images: Images, pre_nms_top_n: int) -> tuple[Tensor, ...]:
         """3.3: the best `pre_nms_top_n` boxes of each map.
@@ -204,8 +210,9 @@ class RPN(nn.Module):
         trace.append(ObjectnessStep([logits[0].float().sigmoid() for logits in output.logits], shapes))
         pre_nms_top_n, post_nms_top_n = self.top_n(training)
         *found, large = (part[0] for part in self.candidates(output, images, pre_nms_top_n))
-        candidates = (part[large] for part in found)
-        return [*trace, ProposalNMSStep(*candidates, self.config.rpn_nms_iou, pre_nms_top_n, post_nms_top_n)]
+        boxes, logits, levels = (part[large] for part in found)
+        limits = (self.config.rpn_nms_iou, pre_nms_top_n, post_nms_top_n)
+        return [*trace, ProposalNMSStep(boxes, logits, levels, *limits)]
 
     def sample_step(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampleStep:
         """The anchors of one image that training would learn from."""
@@ -219,6 +226,5 @@ class RPN(nn.Module):
             title="Sampled anchors (training)",
             text="What the proposal network would learn from this image: {samples} anchors are sampled at random, "
             "{positive} that fit an object, the rest background. Anchors in between are left out.",
-            captions=("of objects", "of background"),
             legend=("anchor of", "background"),
         )

@@ -12,9 +12,8 @@ from detkit.config import at_least, one_of, positive
 from detkit.errors import UserError
 from detkit.models.base import SGD, Stage
 from detkit.models.region import RegionConfig, RegionDetector, SampledRegions
-from detkit.models.ridge_stage import BoxRegression
 from detkit.models.shape_checks import tail_width
-from detkit.models.svm_stage import SVMs
+from detkit.models.svm_stages import BoxRegression, SVMs
 from detkit.ops import BoxCoder, softmax_loss
 from detkit.structures import TruthSet
 

@@ -63,8 +63,8 @@ class SampleStep(Step):
     name: str
     title: str
     text: str
-    captions: tuple[str, str]
     legend: tuple[str, str]
+    captions: tuple[str, str] = ("of objects", "of background")
     level: Tensor | None = None
 
 

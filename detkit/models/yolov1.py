@@ -185,10 +185,8 @@ class YOLOv1(DenseDetector):
             parts = x.permute(0, 2, 3, 1).split(self.parts, -1)
         else:
             parts = x.split([cells * part for part in self.parts], -1)
-        classes, confidence, boxes = parts
-        return Cells(
-            boxes.reshape(batch, cells, -1, 4), confidence.reshape(batch, cells, -1), classes.reshape(batch, cells, -1)
-        )
+        classes, confidence, boxes = (part.reshape(batch, cells, -1) for part in parts)
+        return Cells(boxes.unflatten(-1, (-1, 4)), confidence, classes)
 
     def assign(self, raw: Cells, targets: Targets) -> Tensor:
         """2: which object each cell answers for; of several in a cell one at random, drawn anew at every visit."""

@@ -10,9 +10,8 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from detkit.models.ridge_stage import BoxRegression
 from detkit.models.svm_detector import CODER, SVMDetectorConfig, SVMHead
-from detkit.models.svm_stage import HardNegatives, SVMs, overlap_by_class, regions, spread
+from detkit.models.svm_stages import BoxRegression, HardNegatives, SVMs, overlap_by_class, regions, spread
 from detkit.ops import box_iou, fit_svm
 from detkit.structures import Images, Proposals, Targets
 from tests import zoo
@@ -125,7 +124,7 @@ def test_the_images_that_a_stage_is_fitted_to(
     fit_images: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evenly spread; the features' norm is taken from a few of them."""
-    monkeypatch.setattr("detkit.models.svm_stage.SCALE_IMAGES", 3)
+    monkeypatch.setattr("detkit.models.svm_stages.SCALE_IMAGES", 3)
     detector, run = Linear(fit_images=fit_images), Run(batches())
     few = [rows[len(rows) * i // 3] for i in range(3)]
     SVMs().run(detector, run)  # pyright: ignore[reportArgumentType]
@@ -137,7 +136,7 @@ def test_the_images_that_a_stage_is_fitted_to(
 
 def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Window by window and class by class: what is hard, when it is fitted again, and what is dropped."""
-    monkeypatch.setattr("detkit.models.svm_stage.RETRAIN", 30)
+    monkeypatch.setattr("detkit.models.svm_stages.RETRAIN", 30)
     torch.manual_seed(0)
     positives, labels = torch.randn(9, DIM) + 1, torch.arange(9) % CLASSES
     miner = HardNegatives.begin(CONFIG, torch.tensor(2.0), positives, labels, CLASSES)

@@ -46,7 +46,7 @@ class Toy(Detector):
         super().__init__(config, classes, InputSpec((32, 32)))
         width = config.width
         norm = nn.BatchNorm2d(width) if config.norm else nn.Identity()
-        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 4, 1), norm, nn.ReLU())  # pyright: ignore
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 4, 1), norm, nn.ReLU())
         self.head = nn.Sequential(nn.Conv2d(width, 16, 3, 2, 1), nn.ReLU(), nn.Dropout(config.dropout))
         self.out = nn.Conv2d(16, 2 * (len(classes) + 1 + 4), 3, padding=1)
         boxes = default_boxes([(4, 4)], [8.0], [10.0], [20.0], [[]])

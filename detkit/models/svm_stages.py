@@ -1,6 +1,7 @@
-"""R-CNN's support vector machines and their hard negatives (section 2.3, appendix B, and the authors' code)."""
+"""What R-CNN fits to the features of a trained network (and the authors' code): support vector machines with hard
+negatives (section 2.3, appendix B), and the bounding-box regression (appendix C)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from detkit.models.base import StageRun
 from detkit.models.region import RegionDetector, stored_proposals
-from detkit.ops import box_iou, feature_scale, fit_svm
+from detkit.ops import box_iou, feature_scale, fit_ridge, fit_svm, gather_boxes, match_regions
 from detkit.structures import Images, Targets
 
 HARD = -1.0001  # margin from which on a negative is hard
@@ -22,8 +23,8 @@ SCALE_IMAGES = 200  # of those seen, that the features' mean norm is taken from
 class SVMs:
     """A stage: one linear SVM a class, fitted while the training images stream by.
 
-    The objects of a class are its positives, regions of less IoU than `svm_negative_iou` with all of them its negatives;
-    all other regions are not used.
+    The objects of a class are its positives, regions of less IoU than `svm_negative_iou` with all of them its
+    negatives; all other regions are not used.
     """
 
     name: str = "svm"
@@ -175,3 +176,54 @@ def measure_scale(
         norms.append(torch.linalg.vector_norm(features[valid], dim=1))
     # feature_scale reads norms only, and those of single numbers are the numbers
     return feature_scale(torch.cat(norms).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class BoxRegression:
+    """A stage: for each class a ridge regression from a proposal's features before the tail to its object's deltas.
+
+    (Appendix C.) Of the proposals of at least IoU `ridge_match_iou` with their object; lambda, `ridge`, is for features
+    of mean norm 20.
+    """
+
+    name: str = "box_regression"
+    iterations_factor: int = 0
+
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
+        """Fit `detector.head.regressor`; an interrupted pass over the images goes on where it was."""
+        config, head, state = detector.config, detector.head, run.restore(detector)
+        run.begin()
+        rows = spread(run.train_count(), config.fit_images)
+        pairs: list[Sequence[Tensor]] = [state["pairs"]] if state.get("pairs") else []
+        scale: Tensor | None = state.get("scale")
+        done = 0 if scale is None else state["done"]
+
+        def save(done: int) -> None:
+            gathered = [torch.cat(part) for part in zip(*pairs)]
+            run.save_last(detector, {"done": done, "scale": scale, "pairs": gathered})
+
+        if scale is None:
+            scale = measure_scale(detector, run, rows, save, tail=False)
+        for images, targets in run.dataset_pass(detector, rows, "regression", done=done, save=save):
+            proposals = stored_proposals(images)
+            objects = (targets.boxes, targets.valid, targets.ignore)
+            match = match_regions(*objects, proposals.boxes, proposals.valid, config.ridge_match_iou)
+            positive = match.index >= 0
+            # positives first, cut to the most in an image (host sync): the others need no features
+            count = max(1, int(positive.sum(1).max()))
+            order = positive.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+            boxes, positive = gather_boxes(proposals.boxes, order), positive.gather(1, order)
+            matched = match.index.gather(1, order).clamp(min=0)
+            with run.inference():
+                features = detector.extract_features(images, boxes, tail=False)
+            deltas = head.coder.encode(gather_boxes(targets.boxes, matched), boxes)
+            # in main memory (host sync, an image batch): VOC07 has gigabytes of them
+            pairs.append([x[positive].cpu() for x in (features, deltas, targets.labels.gather(1, matched))])
+        features, deltas, labels = (torch.cat(part) for part in zip(*pairs))
+        scale = scale.cpu()  # host sync: once, beside features that are there
+        weight, offset = fit_ridge(features * scale, deltas, labels, len(detector.classes), config.ridge)
+        run.say(f"regression: {len(labels)} proposals, of {len(rows)} images")
+        head.regressor.weight.copy_((weight * scale).flatten(0, 1))
+        head.regressor.bias.copy_(offset.flatten())
+        head.regression_fitted.fill_(True)
+        run.conclude(detector)
