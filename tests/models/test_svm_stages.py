@@ -18,8 +18,10 @@ from tests import zoo
 from tests.ops.reference import iou_matrix, random_boxes
 
 CLASSES, DIM = 3, 12
-CONFIG = SVMDetectorConfig(svm_c=0.02, svm_positive_weight=3.0, svm_bias=7.0, ridge=50.0)
-SVM = {"C": 0.02, "positive_weight": 3.0, "bias": 7.0}
+SVM: dict[str, Any] = {"C": 0.01, "positive_weight": 3.0, "bias": 7.0}
+CONFIG = SVMDetectorConfig(
+    svm_c=0.01, svm_positive_weight=3.0, svm_bias=7.0, svm_negative_iou=0.4, ridge=50.0, ridge_match_iou=0.5
+)
 
 
 class Linear:
@@ -99,7 +101,7 @@ def rows_of(images: Images, targets: Targets) -> Iterator[tuple[list[float], lis
             for k in range(CLASSES):
                 theirs = targets.boxes[i][[n for n in objects if targets.labels[i, n] == k]]
                 overlap = iou_matrix(torch.tensor([box]), theirs) if len(theirs) else torch.zeros(1, 1)
-                free.append(float(overlap.max()) < 0.3)
+                free.append(float(overlap.max()) < CONFIG.svm_negative_iou)
             yield box, free, [int(label == k) for k in range(CLASSES)]
 
 
@@ -235,7 +237,7 @@ def test_regression_is_sklearns_ridge() -> None:
                 every.append(box)
                 overlap = iou_matrix(box[None], targets.boxes[i, used])[0]
                 best = int(overlap.argmax())
-                if overlap[best] >= 0.6:
+                if overlap[best] >= CONFIG.ridge_match_iou:
                     n = used[best]
                     pairs[int(targets.labels[i, n])].append((box, CODER.encode(targets.boxes[i, n], box)))
                 assert ignored or overlap.numel()
