@@ -38,16 +38,16 @@ class SVMs:
         miner: HardNegatives | None = None
 
         def save(done: int) -> None:
-            run.save_last(detector, {"done": done, "miner": None if miner is None else miner.state()})
+            miner_state = None if miner is None else miner.state()
+            run.save_last(detector, {"done": 0 if miner is None else done, "miner": miner_state})
 
         if state.get("miner"):
-            done = state["done"]
             miner = HardNegatives(config, **{name: tensor.to(run.device) for name, tensor in state["miner"].items()})
         else:
-            done, scale = 0, measure_scale(detector, run, rows, save, tail=True)
+            scale = measure_scale(detector, run, rows, save, tail=True)
             features, labels = positives(detector, run, rows, save)
             miner = HardNegatives.begin(config, scale, features * scale, labels, len(detector.classes))
-        for images, targets in run.dataset_pass(detector, rows, "hard negatives", done=done, save=save):
+        for images, targets in run.dataset_pass(detector, rows, "hard negatives", done=state.get("done", 0), save=save):
             boxes, valid = regions(images, targets)
             with run.inference():
                 features = detector.extract_features(images, boxes, tail=True)
@@ -196,15 +196,14 @@ class BoxRegression:
         rows = spread(run.train_count(), config.fit_images)
         pairs: list[Sequence[Tensor]] = [state["pairs"]] if state.get("pairs") else []
         scale: Tensor | None = state.get("scale")
-        done = 0 if scale is None else state["done"]
 
         def save(done: int) -> None:
             gathered = [torch.cat(part) for part in zip(*pairs)]
-            run.save_last(detector, {"done": done, "scale": scale, "pairs": gathered})
+            run.save_last(detector, {"done": 0 if scale is None else done, "scale": scale, "pairs": gathered})
 
         if scale is None:
             scale = measure_scale(detector, run, rows, save, tail=False)
-        for images, targets in run.dataset_pass(detector, rows, "regression", done=done, save=save):
+        for images, targets in run.dataset_pass(detector, rows, "regression", done=state.get("done", 0), save=save):
             proposals = stored_proposals(images)
             objects = (targets.boxes, targets.valid, targets.ignore)
             match = match_regions(*objects, proposals.boxes, proposals.valid, config.ridge_match_iou)
