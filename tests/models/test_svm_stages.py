@@ -18,9 +18,9 @@ from tests import zoo
 from tests.ops.reference import iou_matrix, random_boxes
 
 CLASSES, DIM = 3, 12
-SVM: dict[str, Any] = {"C": 0.01, "positive_weight": 3.0, "bias": 7.0}
+SVM: dict[str, Any] = {"C": 0.02, "positive_weight": 3.0, "bias": 7.0}
 CONFIG = SVMDetectorConfig(
-    svm_c=0.01, svm_positive_weight=3.0, svm_bias=7.0, svm_negative_iou=0.4, ridge=50.0, ridge_match_iou=0.5
+    svm_c=0.02, svm_positive_weight=3.0, svm_bias=7.0, svm_negative_iou=0.4, ridge=50.0, ridge_match_iou=0.5
 )
 
 
