@@ -96,7 +96,9 @@ def _report(result: "SVDResult", out: Path) -> None:
         before, after = one.seconds
         counts, times = (f"{count:,}" for count in one.parameters), (f"{second * 1e3:.2f}" for second in one.seconds)
         name = one.layer.name
-        table.add_row(name, str(one.layer.rank), *counts, f"{one.layer.error:.4f}", *times, f"{before / after:.2f}")
+        table.add_row(
+            name, str(one.layer.after.rank), *counts, f"{one.layer.error:.4f}", *times, f"{before / after:.2f}"
+        )
     Console(highlight=False).print(table)
     form = "float32" if result.amp == "none" else result.amp
     print(f"error: Frobenius norm, relative to the weight's; ms: {ROWS} regions, CPU, {form}")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +32,6 @@ class StageContext(StageRun):
     @property
     def device(self) -> torch.device:
         return self.run.device
-
-    @property
-    def last(self) -> Path:
-        return self.run.last
 
     def train_count(self) -> int:
         return len(self.run.train)
