@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detkit.evaluation.coco import coco_average, coco_matches
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, plain
 from detkit.evaluation.voc import recall_precision, voc_average, voc_matches
 from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
@@ -80,11 +80,6 @@ class ErrorAnalysis:
             "mAP_cost": {name: plain(value) for name, value in names.items()},
             "AP_cost": {name: dict(zip(ORACLES, map(plain, column))) for name, column in zip(self.classes, zip(*gain))},
         }
-
-
-def plain(value: float) -> float | None:
-    """NaN -> None, which JSON knows."""
-    return None if value != value else value
 
 
 def match(detections: DetectionSet, truth: TruthSet, metric: str) -> Matches:

@@ -2,18 +2,13 @@
 
 import contextlib
 import io
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from detkit.evaluation.coco import NUMBERS
 from detkit.structures import DetectionSet, TruthSet
-
-if TYPE_CHECKING:
-    from pycocotools.cocoeval import COCOeval
-
-# what COCOeval.stats holds, in its order
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, float]:
@@ -22,24 +17,30 @@ def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, 
     Takes what `detkit.evaluation.coco_ap` takes; it is some fifty times as slow.
     """
     stats = pycocotools_eval(detections, truth).stats
-    return {name: float("nan") if value == -1 else float(value) for name, value in zip(NAMES, stats)}
+    return {name: float("nan") if value == -1 else float(value) for name, value in zip(NUMBERS, stats)}
 
 
-def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> "COCOeval":
-    """Return pycocotools' evaluator of boxes after all of its work: see its `stats` and `eval`."""
+def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> Any:
+    """Return pycocotools' COCOeval of boxes after all of its work: see its `stats` and `eval`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    sets = COCO(), COCO()
     with contextlib.redirect_stdout(io.StringIO()):
-        for one, content in zip(sets, coco_dicts(detections, truth)):
-            one.dataset = content  # pyright: ignore[reportAttributeAccessIssue]
-            one.createIndex()
-        evaluator = COCOeval(sets[0], sets[1], "bbox")
+        evaluator = COCOeval(*coco_sets(detections, truth, COCO), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator
+
+
+def coco_sets(detections: DetectionSet, truth: TruthSet, coco_type: Any) -> list[Any]:
+    """Return the truth and the detections as two of pycocotools' COCO, or another evaluator's `coco_type`."""
+    sets = [coco_type(), coco_type()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        for one, content in zip(sets, coco_dicts(detections, truth)):
+            one.dataset = content
+            one.createIndex()
+    return sets
 
 
 def coco_dicts(detections: DetectionSet, truth: TruthSet) -> tuple[dict, dict]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detkit.errors import UserError
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, starts
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, plain, starts
 from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
@@ -67,11 +67,10 @@ class VOCResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what metrics.json holds of this result; null stands for NaN, which JSON does not know."""
-        values = [None if value != value else value for value in [self.mAP, *self.ap.tolist()]]
         return {
             "metric": self.metric,
-            "mAP": values[0],
-            "AP": dict(zip(self.classes, values[1:])),
+            "mAP": plain(self.mAP),
+            "AP": dict(zip(self.classes, map(plain, self.ap.tolist()))),
             "iou": self.iou,
             "images": self.images,
         }
@@ -99,13 +98,26 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
         raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if not 0 < iou <= 1:
         raise UserError(f"iou {iou:g} is not above 0 and up to 1")
-    classes = len(truth.classes)
-    npos = torch.bincount(truth.labels[~truth.ignore], minlength=classes)
-    matches = voc_matches(detections, truth, iou=iou)
+    npos = torch.bincount(truth.labels[~truth.ignore], minlength=len(truth.classes))
+    return voc_result(voc_matches(detections, truth, iou=iou), detections.scores, npos, truth, metric, iou)
+
+
+def voc_result(
+    matches: Matches,
+    scores: Tensor,
+    npos: Tensor,
+    truth: TruthSet,
+    metric: Metric | str,
+    iou: float,
+    ap: Tensor | None = None,
+) -> VOCResult:
+    """Return the curves of `matches`. scores: (D,) of all detections; npos: (C,) objects to find; ap: (C,), None to
+    compute it by `metric`."""
     counted = matches.counted
     labels, tp = matches.labels[counted], matches.tp[counted]
     recall, precision = recall_precision(labels, tp, npos)
-    ap = voc_average(recall[tp], precision[tp], labels[tp], npos, metric)
+    if ap is None:
+        ap = voc_average(recall[tp], precision[tp], labels[tp], npos, metric)
     return VOCResult(
         metric=metric,  # pyright: ignore[reportArgumentType]
         iou=iou,
@@ -113,11 +125,11 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
         classes=truth.classes,
         ap=ap.masked_fill(npos == 0, torch.nan),
         npos=npos,
-        found=torch.bincount(labels[tp], minlength=classes),
-        counted=torch.bincount(labels, minlength=classes),
+        found=torch.bincount(labels[tp], minlength=len(npos)),
+        counted=torch.bincount(labels, minlength=len(npos)),
         recall=recall,
         precision=precision,
-        scores=detections.scores[matches.order[counted]],
+        scores=scores[matches.order[counted]],
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detkit.ops.boxes import as_float
+
 # The kernel finds a bin's edge as i * (cells / level), rounded in float32: exact up to here, off by a cell beyond it.
 FINEST_LEVEL = 6
 
@@ -23,7 +25,7 @@ def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float, valid: T
     up to ceil((i + 1) * n / size), cut to the map; a bin outside the map is 0. round is C's, halves away from zero,
     in Caffe and in torchvision's kernel alike (torch.round takes halves to the even number).
     """
-    features = _real(features)
+    features = as_float(features)
     return _per_image(_roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
 
 
@@ -42,7 +44,7 @@ def roi_align(
     cells. aligned: a cell's value lies at its centre, (i + .5) * stride; without it at i * stride, as first published,
     and boxes count as at least one cell wide and high.
     """
-    features = _real(features)
+    features = as_float(features)
     rois = _rois(features, boxes, valid)
     return _per_image(_roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
 
@@ -61,7 +63,7 @@ def pyramid_pool(
     maps: (B, C, H, W) each, one cell each of `strides` pixels; level: (B, R) int64, which map. align: as `roi_align`
     with 2 samples and `aligned`, else as `roi_pool`.
     """
-    features = [_real(x) for x in maps]
+    features = [as_float(x) for x in maps]
     rois, level = _rois(features[0], boxes, None), level.flatten()
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], size, size)
     for number, (x, stride) in enumerate(zip(features, strides)):
@@ -99,7 +101,7 @@ def spp_pool(
     """
     if any(not 1 <= level <= FINEST_LEVEL for level in levels):
         raise ValueError(f"spp_pool: levels must be from 1 to {FINEST_LEVEL}, got {tuple(levels)}")
-    features = _real(features)
+    features = as_float(features)
     rows, columns = features.shape[-2:]
     low, high = boxes.double().split(2, -1)
     # Beyond these limits nothing changes, and integers have room for them.
@@ -125,10 +127,6 @@ def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float, sampling
     from torchvision.ops import roi_align
 
     return roi_align(features, rois, size, scale, sampling, aligned)
-
-
-def _real(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
 
 
 def _rois(features: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
