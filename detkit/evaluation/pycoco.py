@@ -26,7 +26,8 @@ def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(*coco_sets(detections, truth, COCO), "bbox")
+        objects, found = coco_sets(detections, truth, COCO)
+        evaluator = COCOeval(objects, found, "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
