@@ -265,10 +265,8 @@ class DetectionSet(Batched):
             parts.append(DetectionSet(boxes, scores, detections.labels[valid], image[valid], (), (), extra=extra))
             ids.extend(names)
         none = torch.zeros(0, dtype=torch.int64)
-        joined = (
-            DetectionSet.cat(parts) if parts else DetectionSet(torch.zeros(0, 4), torch.zeros(0), none, none, (), ())
-        )
-        return replace(joined, ids=tuple(ids), classes=classes)
+        parts = parts or [DetectionSet(torch.zeros(0, 4), torch.zeros(0), none, none, (), ())]
+        return replace(DetectionSet.cat(parts), ids=tuple(ids), classes=classes)
 
 
 @dataclass(frozen=True)

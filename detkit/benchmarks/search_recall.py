@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from detkit.benchmarks.contrib import ContribSearch
@@ -49,8 +50,6 @@ def compare(
     python: one that has opencv-contrib. progress: called with (done, total). Raises UserError where it does not run, or
     where there are no objects to find.
     """
-    import cv2
-
     truth = dataset.truth()
     if bool(truth.ignore.all()):
         raise UserError(f"{dataset.name} has no objects to find")
