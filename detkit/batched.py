@@ -71,12 +71,9 @@ class BatchedObjects(Batched):
 
     def take(self, index: Tensor) -> Self:
         """Return the objects (B, K) that `index`, (B, K) int64, names of each image; those at -1 are padding."""
-        values = {}
-        for item in fields(self):
-            if not item.metadata.get("of_images"):
-                function = partial(_take, index=index, padding=item.metadata.get("padding", 0))
-                values[item.name] = _map(getattr(self, item.name), function)
-        return replace(self, **values)
+        objects = [item for item in fields(self) if not item.metadata.get("of_images")]
+        takes = {item.name: partial(_take, index=index, padding=item.metadata.get("padding", 0)) for item in objects}
+        return replace(self, **{name: _map(getattr(self, name), take) for name, take in takes.items()})
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

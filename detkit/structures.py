@@ -75,17 +75,14 @@ class Proposals(BatchedObjects):
         They are padded to the largest r (at least 1), or cut and padded to `count`.
         """
         count = max([1, *map(len, boxes)]) if count is None else count
-        # a batch of no images, so that there is always something to join, and `count` regions
-        batches = [_proposals(torch.zeros(0, count, 4), None if scores is None else torch.zeros(0, count))]
+        valid = torch.arange(count) < torch.tensor([[len(image_boxes)] for image_boxes in boxes]).view(-1, 1)
+        padded = torch.zeros(*valid.shape, 4)
+        padded_scores = None if scores is None else torch.zeros(valid.shape)
         for row, image_boxes in enumerate(boxes):  # on the host, where ragged lists become a batch
-            image_scores = None if scores is None else scores[row][None, :count].float()
-            batches.append(_proposals(image_boxes[None, :count].float(), image_scores))
-        return Proposals.cat(batches)
-
-
-def _proposals(boxes: Tensor, scores: Tensor | None) -> Proposals:
-    """Proposals without padding."""
-    return Proposals(boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), scores)
+            padded[row, : len(image_boxes)] = image_boxes[:count]
+            if scores is not None and padded_scores is not None:
+                padded_scores[row, : len(image_boxes)] = scores[row][:count]
+        return Proposals(padded, valid, padded_scores)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, ssd300_vgg16
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from detkit.checkpoints import checkpoint
 from detkit.checkpoints.torchvision_files import from_state
@@ -62,8 +64,6 @@ def build_ssd() -> tuple[Detector, DetectConfig]:
 
 
 def build_torchvision_ssd() -> nn.Module:
-    from torchvision.models.detection import ssd300_vgg16
-
     return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
 
 
@@ -76,9 +76,6 @@ def build_faster_rcnn() -> tuple[Detector, DetectConfig]:
 
 def build_torchvision_faster_rcnn() -> nn.Module:
     """The same weights in every process."""
-    from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     model = FasterRCNN(backbone, num_classes=CLASSES + 1, min_size=FASTER_RCNN.size[0])

@@ -96,12 +96,8 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     mark they have, it counts them as objects to find. `truth.area` decides on the range of an object, the box's area on
     that of a detection.
 
-    detections, truth: their `ids` and `classes` may differ in order, and are joined by name; an image or a class that
-    `detections` does not mention has no detections. Both lie on one device, where all of the work is done. Of equal
-    scores those of the first image in `truth.ids` come first, then those given first. All numbers are float64.
-
-    Raises UserError where detections name an image or a class that the truth does not have, or hold a score or box
-    that is not finite; ValueError where a label or an image index is out of range.
+    detections, truth, and the errors raised: as in `voc_ap`. Of equal scores those of the first image in `truth.ids`
+    come first, then those given first. All numbers are float64.
     """
     classes = len(truth.classes)
     labels, image = join(detections, truth)

@@ -65,7 +65,6 @@ class ErrorAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain data; null stands for NaN."""
-        names = dict(zip(ORACLES, self.cost.tolist()))
         gain = (self.fixed - self.ap).tolist()
         return {
             "metric": self.metric,
@@ -77,7 +76,7 @@ class ErrorAnalysis:
                 **dict(zip(KINDS, self.counts.tolist())),
                 "ignored": int((self.state == IGNORED).sum()),
             },
-            "mAP_cost": {name: plain(value) for name, value in names.items()},
+            "mAP_cost": dict(zip(ORACLES, map(plain, self.cost.tolist()))),
             "AP_cost": {name: dict(zip(ORACLES, map(plain, column))) for name, column in zip(self.classes, zip(*gain))},
         }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.evaluation.coco import NUMBERS
+from detkit.evaluation.flat import join
 from detkit.structures import DetectionSet, TruthSet
 
 
@@ -51,15 +52,12 @@ def coco_dicts(detections: DetectionSet, truth: TruthSet) -> tuple[dict, dict]:
     """
     images = [{"id": number} for number in range(1, len(truth.ids) + 1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(truth.classes, 1)]
-    number = {name: index for index, name in enumerate(truth.ids, 1)}
-    label = {name: number for number, name in enumerate(truth.classes, 1)}
+    labels, image = join(detections, truth)
     area = _area(truth.boxes) if truth.area is None else truth.area.double()
     objects = _annotations(truth, truth.image + 1, truth.labels + 1, area)
     for annotation, crowd in zip(objects, truth.ignore.tolist()):
         annotation["iscrowd"] = int(crowd)
-    image = torch.tensor([number[name] for name in detections.ids], dtype=torch.int64)[detections.image.cpu()]
-    labels = torch.tensor([label[name] for name in detections.classes], dtype=torch.int64)[detections.labels.cpu()]
-    found = _annotations(detections, image, labels, _area(detections.boxes))
+    found = _annotations(detections, image + 1, labels + 1, _area(detections.boxes))
     for annotation, score in zip(found, detections.scores.tolist()):
         annotation["score"] = score
     head = {"info": {}, "images": images, "categories": categories}

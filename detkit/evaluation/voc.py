@@ -6,7 +6,7 @@ compute precision and recall, then AP. tests/evaluation/reference.py has the sam
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
 from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
-Metric = Literal["voc07", "voc"]
 METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under curve"}
 _NAMES = {**METRICS, "coco": "101-point AP"}
 
@@ -32,7 +31,7 @@ class VOCResult:
     (P,) float64 and scores (P,); `curve` returns those of one class.
     """
 
-    metric: Metric | Literal["coco"]
+    metric: str
     iou: float
     images: int
     classes: tuple[str, ...]
@@ -76,7 +75,7 @@ class VOCResult:
         }
 
 
-def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metric: Metric | str = "voc07") -> VOCResult:
+def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metric: str = "voc07") -> VOCResult:
     """Score a data set's detections as VOCevaldet.m does.
 
     Each detection, best score of its class first and equal scores in the order given, is compared with the object of
@@ -94,7 +93,7 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
     Raises UserError where detections name an image or a class that the truth does not have, or hold a score or box
     that is not finite; ValueError where a label or an image index is out of range.
     """
-    if metric not in get_args(Metric):
+    if metric not in METRICS:
         raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if not 0 < iou <= 1:
         raise UserError(f"iou {iou:g} is not above 0 and up to 1")
@@ -107,7 +106,7 @@ def voc_result(
     scores: Tensor,
     npos: Tensor,
     truth: TruthSet,
-    metric: Metric | str,
+    metric: str,
     iou: float,
     ap: Tensor | None = None,
 ) -> VOCResult:
@@ -119,7 +118,7 @@ def voc_result(
     if ap is None:
         ap = voc_average(recall[tp], precision[tp], labels[tp], npos, metric)
     return VOCResult(
-        metric=metric,  # pyright: ignore[reportArgumentType]
+        metric=metric,
         iou=iou,
         images=len(truth.ids),
         classes=truth.classes,
@@ -183,7 +182,7 @@ def recall_precision(labels: Tensor, tp: Tensor, npos: Tensor) -> tuple[Tensor, 
     return tp_so_far / npos.clamp(min=1)[labels].double(), tp_so_far / counted_so_far.double()
 
 
-def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: Metric | str) -> Tensor:
+def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: str) -> Tensor:
     """Return (C,) AP from the points of true positives alone, the only ones where the precision envelope steps."""
     average = _eleven_points if metric == "voc07" else _area
     return average(recall, precision, labels, npos)

@@ -7,6 +7,8 @@ on. Gradients reach the features, never the boxes: proposals are constants.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float, valid: T
     in Caffe and in torchvision's kernel alike (torch.round takes halves to the even number).
     """
     features = as_float(features)
-    return _per_image(_roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
+    return _per_image(_kernels().roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
 
 
 def roi_align(
@@ -46,7 +48,7 @@ def roi_align(
     """
     features = as_float(features)
     rois = _rois(features, boxes, valid)
-    return _per_image(_roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
+    return _per_image(_kernels().roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
 
 
 def pyramid_pool(
@@ -66,14 +68,12 @@ def pyramid_pool(
     features = [as_float(x) for x in maps]
     rois, level = _rois(features[0], boxes, None), level.flatten()
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], size, size)
+    kernels = _kernels()
+    pool = partial(kernels.roi_align, sampling_ratio=2, aligned=aligned) if align else kernels.roi_pool
     for number, (x, stride) in enumerate(zip(features, strides)):
         # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
         rows = (level == number).nonzero().squeeze(1)
-        if align:
-            level_pooled = _roi_align(x, rois[rows], size, 1 / stride, 2, aligned)
-        else:
-            level_pooled = _roi_pool(x, rois[rows], size, 1 / stride)
-        pooled = pooled.index_copy(0, rows, level_pooled)
+        pooled = pooled.index_copy(0, rows, pool(x, rois[rows], size, 1 / stride))
     return _per_image(pooled, boxes, None)
 
 
@@ -113,20 +113,14 @@ def spp_pool(
     low, high = torch.where(crossed, between, low), torch.where(crossed, between, high)
     windows = torch.cat((low, high), -1).clamp(min=0).minimum(torch.cat((cells, cells)))
     rois = _rois(features, windows, valid)
-    pooled = torch.cat([_roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
+    pooled = torch.cat([_kernels().roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
     return _per_image(pooled, boxes, valid)
 
 
-def _roi_pool(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
-    from torchvision.ops import roi_pool  # not at the top: scoring detections needs box_iou, and no torchvision
+def _kernels() -> Any:
+    import torchvision  # not at the top: scoring detections needs box_iou, and no torchvision
 
-    return roi_pool(features, rois, size, scale)
-
-
-def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    from torchvision.ops import roi_align
-
-    return roi_align(features, rois, size, scale, sampling, aligned)
+    return torchvision.ops
 
 
 def _rois(features: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
