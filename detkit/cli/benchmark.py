@@ -144,8 +144,7 @@ def _benchmarks(name: str, arguments: argparse.Namespace):
 
         return benchmarks(arguments.mode, arguments.contrib)
     if name in ("detect", "train"):
-        modules = (import_module(f"detkit.benchmarks.{module}") for module in ("ssd", "faster_rcnn"))
-        return [benchmark for module in modules for benchmark in getattr(module, name.upper())]
+        return getattr(import_module("detkit.benchmarks.detectors"), name.upper())
     return import_module(f"detkit.benchmarks.{name}").BENCHMARKS
 
 
