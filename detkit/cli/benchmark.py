@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli.arguments import Parser
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -11,6 +13,7 @@ BENCHMARKS = ("ops", "data", "detect", "regions", "train", "svm", "evaluate", "p
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
+DESCRIPTION = "Time detkit beside torchvision and others."
 EPILOG = """Each runner has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
   detkit benchmark
@@ -24,14 +27,7 @@ recall`; "equal": of each image, both have as many boxes as the one with fewer. 
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit benchmark",
-        description="Time detkit beside torchvision and others.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all")
     parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default 10)")
     parser.add_argument("--threads", type=int, help="CPU threads of each; default all cores")
@@ -43,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", metavar="DIR", help="with --contrib: compare boxes on this data set, too")
     parser.add_argument("--split", action="append", metavar="SPLIT", help="of --root (default test), repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

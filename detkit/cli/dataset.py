@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
     from detkit.structures import InputSpec
 
+DESCRIPTION = "Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout."
 EPILOG = """examples:
   detkit dataset fetch voc07
   detkit dataset check --root data/mine
@@ -29,14 +31,7 @@ FORMATS = ("voc", "coco", "yolo")
 MAX_LISTED = 200  # problems printed one by one; the table counts them all
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit dataset",
-        description="Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats|convert|split")
 
     fetch = actions.add_parser("fetch", help="download PASCAL VOC, verified and resumable")
@@ -96,7 +91,6 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="divide", metavar="SPLIT", help="of COCO: which file to divide, if there are several"
     )
     _add_format(split, "--format")
-    return parser
 
 
 def _add_format(parser: argparse.ArgumentParser, option: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli import explain
+from detkit.cli.arguments import Parser
 from detkit.cli.detect_job import Job
 from detkit.cli.detect_report import Listing, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from detkit.inference.sources import Sources, Video
     from detkit.models import Detector
 
+DESCRIPTION = (
+    "Run a trained detector. Writes each image with its detections drawn, under the same name, and each video as MP4."
+)
 EPILOG = """examples:
   detkit detect runs/cards-1/best.pt image.jpg
   detkit detect runs/cards-1/best.pt images/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
@@ -56,15 +60,7 @@ FORMATS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit detect",
-        description="Run a trained detector. Writes each image with its detections drawn, under the same name, and "
-        "each video as MP4.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
     parser.add_argument(
@@ -90,7 +86,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
     explain.add_arguments(parser)
-    return parser
 
 
 def _finite(text: str) -> float:

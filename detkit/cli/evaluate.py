@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detkit.structures import DetectionSet, TruthSet
 Set = TypeVar("Set", "DetectionSet", "TruthSet")
 
+DESCRIPTION = "Average precision of every class. With --out, DIR then holds metrics.json, detections.json and pr/*.png."
 EPILOG = """examples:
   detkit evaluate runs/shapes-1/best.pt
   detkit evaluate runs/voc/best.pt --metric voc --out runs/voc/test evaluate.batch=32 train.device=cuda
@@ -33,15 +34,7 @@ as mAP in metrics.json beside its other numbers; VOC's difficult objects then ar
 METRICS = ("voc07", "voc", "coco")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = Parser(
-        prog="detkit evaluate",
-        description="Average precision of every class. With --out, DIR then holds metrics.json, detections.json and "
-        "pr/*.png.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
@@ -68,7 +61,6 @@ def parser() -> argparse.ArgumentParser:
         "errors.json into --out",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.export.onnx import Written
     from detkit.export.svd import SVDResult
 
+DESCRIPTION = (
+    "Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
+    "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other."
+)
 EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --onnx ssd.onnx
   detkit export runs/faster_rcnn-1/best.pt --onnx faster_rcnn.onnx     (two files, -rpn and -head)
@@ -28,20 +33,11 @@ in the number format that the checkpoint's config has for it, the fastest of sev
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit export",
-        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
-        "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
     parser.add_argument("--onnx", metavar="FILE.onnx", type=Path, help="a new file, or the stem of two")
     parser.add_argument("--svd", metavar="LAYER=RANK,...", help="rank that is left of each layer")
     parser.add_argument("--out", metavar="FILE", type=Path, help="with --svd: a new file (default: CHECKPOINT-svd.pt)")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

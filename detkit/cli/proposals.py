@@ -22,6 +22,7 @@ IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
 COLUMNS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the table
 LEGEND = "best so many boxes of each image; R@t: recall at IoU t; MABO: mean over classes of the average best overlap"
 
+DESCRIPTION = "Make, measure and convert the regions that R-CNN, SPPnet and Fast R-CNN classify."
 EPILOG = """examples:
   detkit proposals make --root data/VOCdevkit/VOC2007 --split trainval --split test --mode fast
   detkit proposals make configs/voc/fast_rcnn.yaml --split train --out proposals/train.npz
@@ -36,15 +37,8 @@ where it was.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit proposals",
-        description="Make, measure and convert the regions that R-CNN, SPPnet and Fast R-CNN classify.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert", parser_class=Parser)
+def add_arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert")
 
     make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
     make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root, or --checkpoint")
@@ -77,7 +71,6 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="IN", help=".mat, .json or .npz")
     convert.add_argument("out", metavar="OUT", help=".npz, or .json for a store")
     _add_dataset(convert, required=False)
-    return parser
 
 
 def _add_dataset(action: argparse.ArgumentParser, required: bool) -> None:
