@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from detkit.cli.arguments import Parser
 from detkit.cli.listing import billions, millions, table, where
+from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.backbones import BackboneSummary
@@ -38,7 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the list."""
     from detkit.backbones import BACKBONES, describe_backbone
     from detkit.backbones.timm_models import PREFIX
-    from detkit.errors import UserError
 
     pattern, size = arguments.pattern, arguments.size
     if size is not None and size < 1:

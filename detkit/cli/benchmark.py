@@ -1,9 +1,16 @@
 """detkit benchmark: detkit beside its peers, in one run."""
 
 import argparse
+import json
+import os
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli.arguments import Parser
+from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,17 +50,12 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Time every runner of the benchmarks asked for."""
-    from detkit.errors import UserError, did_you_mean
-
     for name in arguments.names:
         if name not in BENCHMARKS:
             raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise UserError("--rounds and --threads are at least 1")
     _check_proposals(arguments)
-
-    import json
-    import os
 
     from rich.console import Console
 
@@ -78,8 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
                 console.print(
                     LINE.format("", timing.name, f"{timing.best * 1e3:.2f}", f"{timing.median * 1e3:.2f}", shown)
                 )
-                rows.append({"benchmark": benchmark.name, "runner": timing.name, "best": timing.best})
-                rows[-1] |= {"median": timing.median, "ratio": ratio}
+                figures = {"best": timing.best, "median": timing.median, "ratio": ratio}
+                rows.append({"benchmark": benchmark.name, "runner": timing.name, **figures})
     result: dict[str, Any] = {"machine": _machine(setting), "timings": rows}
     if arguments.root is not None:
         result["proposals"] = _compare(arguments, console)
@@ -89,8 +91,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_proposals(arguments: argparse.Namespace) -> None:
     """Check, and fill in, the options of `proposals` alone."""
-    from detkit.errors import UserError, did_you_mean
-
     asked = "proposals" in (arguments.names or BENCHMARKS)
     for name in ("contrib", "mode", "root", "split"):
         if getattr(arguments, name) is not None and not asked:
@@ -109,10 +109,6 @@ def _check_proposals(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]:
     """Print, and return, what selective search and OpenCV's find on the images of --root."""
-    from dataclasses import asdict
-    from functools import partial
-    from statistics import median
-
     from detkit.benchmarks.search_recall import IOUS, compare
     from detkit.data.formats import open_root
     from detkit.runtime.progress import Progress
@@ -132,8 +128,6 @@ def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any
 
 
 def _benchmarks(name: str, arguments: argparse.Namespace):
-    from importlib import import_module
-
     if name == "proposals":
         from detkit.benchmarks.proposals import benchmarks
 

@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli.arguments import Parser
 from detkit.errors import UserError
+from detkit.files import write_image
 
 if TYPE_CHECKING:
     from detkit.config import Config
@@ -34,7 +36,10 @@ MAX_LISTED = 200  # problems printed one by one; the table counts them all
 def add_arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats|convert|split")
 
-    fetch = actions.add_parser("fetch", help="download PASCAL VOC, verified and resumable")
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    fetch = add("fetch", "download PASCAL VOC, verified and resumable")
     fetch.add_argument("name", choices=("voc07", "voc12"), help="voc07: 0.9 GB, voc12: 2 GB")
     fetch.add_argument("--root", default="data", metavar="DIR", help="it becomes DIR/VOCdevkit/VOC20xx (default: data)")
     fetch.add_argument("--mirror", metavar="URL", help="a folder on another server that holds the official files")
@@ -45,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
         "stats": "count images, objects and sizes of each class",
     }
     for name, text in about.items():
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action = add(name, text)
         action.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
         action.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
         action.add_argument("--root", metavar="DIR", help="the folder of a data set, in place of a config")
@@ -63,8 +68,7 @@ def add_arguments(parser: Parser) -> None:
                 "--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT of --root; repeatable"
             )
 
-    text = "write a data set in another format"
-    convert = actions.add_parser("convert", help=text, description=text[0].upper() + text[1:] + ".")
+    convert = add("convert", "write a data set in another format")
     convert.add_argument("source", metavar="ROOT", help="the folder of a data set")
     convert.add_argument("--to", required=True, choices=FORMATS)
     convert.add_argument("--out", required=True, metavar="DIR", help="a new folder; it appears when it is complete")
@@ -79,8 +83,7 @@ def add_arguments(parser: Parser) -> None:
         help="link: hard links, or copies where the disk has no such (default: link)",
     )
 
-    text = "divide a data set at random, each class alike, and write the lists"
-    split = actions.add_parser("split", help=text, description=text[0].upper() + text[1:] + ".")
+    split = add("split", "divide a data set at random, each class alike, and write the lists")
     split.add_argument("source", metavar="ROOT", help="the folder of a data set")
     for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
         split.add_argument(
@@ -98,27 +101,19 @@ def _add_format(parser: argparse.ArgumentParser, option: str) -> None:
     parser.add_argument(option, dest="format", default="auto", metavar="FORMAT", help=text)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int | None:
     """Do what was asked; 1 where `check` finds problems."""
-    actions = {
-        "fetch": _fetch,
-        "check": _check,
-        "show": _show,
-        "stats": _stats,
-        "convert": _convert,
-        "split": _split,
-    }
+    actions = {"fetch": _fetch, "check": _check, "show": _show, "stats": _stats, "convert": _convert, "split": _split}
     return actions[arguments.action](arguments)
 
 
-def _fetch(arguments: argparse.Namespace) -> int:
+def _fetch(arguments: argparse.Namespace) -> None:
     from detkit.data.fetch import fetch
     from detkit.runtime.progress import Progress
 
     with Progress(transfer=True) as bars:
         folder = fetch(arguments.name, arguments.root, arguments.mirror, bars.update)
     print(f"{arguments.name} is at {folder}")
-    return 0
 
 
 def _config(arguments: argparse.Namespace) -> "Config | None":
@@ -185,7 +180,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _stats(arguments: argparse.Namespace) -> int:
+def _stats(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from detkit.data.formats import open_sources
@@ -195,7 +190,6 @@ def _stats(arguments: argparse.Namespace) -> int:
     for source in sources:
         for part in _stats_of(open_sources([source], classes, kind)):
             console.print(part)
-    return 0
 
 
 def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
@@ -232,7 +226,7 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
     )
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> None:
     from detkit.data.formats import open_root
     from detkit.data.opening import open_dataset
 
@@ -242,40 +236,30 @@ def _show(arguments: argparse.Namespace) -> int:
     split = arguments.split or "train"
     if config is None:
         dataset = open_root(arguments.root, [split], arguments.format)
-        _write_mosaic(arguments, dataset, _spec(arguments, None, dataset.classes), None)
-        return 0
-    dataset = open_dataset(config.data, split)
+    else:
+        dataset = open_dataset(config.data, split)
     spec = _spec(arguments, config, dataset.classes)
     _write_mosaic(arguments, dataset, spec, config if split == "train" else None)
-    return 0
 
 
-def _convert(arguments: argparse.Namespace) -> int:
+def _convert(arguments: argparse.Namespace) -> None:
     from detkit.data.convert import convert
     from detkit.runtime.progress import Progress
 
     with Progress() as bars:
-        done = convert(
-            arguments.source,
-            arguments.out,
-            arguments.to,
-            arguments.split,
-            arguments.format,
-            arguments.images,
-            partial(bars.update, "images"),
-        )
+        root, splits, images = arguments.source, arguments.split, arguments.images
+        show = partial(bars.update, "images")
+        done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show)
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
-    return 0
 
 
-def _split(arguments: argparse.Namespace) -> int:
+def _split(arguments: argparse.Namespace) -> None:
     from detkit.data.split import split_dataset
 
     shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
     counts = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
     print(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
-    return 0
 
 
 def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...]) -> "InputSpec":
@@ -296,38 +280,28 @@ def _write_mosaic(
     arguments: argparse.Namespace, dataset: "DetectionDataset", spec: "InputSpec", training: "Config | None"
 ) -> None:
     """Draw the first images of the stream, as batches bring them, with their boxes."""
-    import cv2
-
     from detkit import viz
     from detkit.data import loader
-    from detkit.files import atomic_path
 
     suffixes = (".jpg", ".jpeg", ".png")
     if Path(arguments.out).suffix.lower() not in suffixes:
         raise UserError(f"--out {arguments.out}: an image's name ends with {', '.join(suffixes)}")
+    start, stop = arguments.start, arguments.start + arguments.images
     if training is not None:
         training.train.workers, training.train.batch = 0, 1
-        stop = arguments.start + arguments.images
-        batches = loader.train_loader(dataset, spec, training.data, training.train, start=arguments.start, stop=stop)
+        batches = loader.train_loader(dataset, spec, training.data, training.train, start=start, stop=stop)
     else:
-        batches = loader.test_loader(dataset, spec, batch=1, workers=0)
+        batches = islice(loader.test_loader(dataset, spec, batch=1, workers=0), start, stop)
     tiles, titles = [], []
-    for number, (images, targets) in enumerate(batches):
-        if training is None and number < arguments.start:
-            continue
+    for images, targets in batches:
         valid = targets.valid[0]
         labels, ignore = targets.labels[0][valid].numpy(), targets.ignore[0][valid].numpy()
         image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
         boxes = targets.boxes[0][valid].numpy()
         tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
         titles.append(images.ids[0])
-        if len(tiles) == arguments.images:
-            break
     if not tiles:
         raise UserError(f"--start {arguments.start}: {dataset.name} has only {len(dataset)} images")
-    mosaic = viz.mosaic(tiles, titles)
-    with atomic_path(arguments.out) as path:
-        if not cv2.imwrite(str(path), cv2.cvtColor(mosaic, cv2.COLOR_RGB2BGR)):
-            raise UserError(f"cannot write {arguments.out}")
+    write_image(Path(arguments.out), viz.mosaic(tiles, titles))
     how = "augmented for training" if training is not None else "as for testing"
     print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")

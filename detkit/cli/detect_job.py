@@ -6,12 +6,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli.detect_crops import crops
-from detkit.cli.detect_report import Listing, Seen
+from detkit.cli.detect_report import Add, Seen
 from detkit.errors import UserError
+from detkit.files import write_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,32 +30,31 @@ MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
 
 
+@dataclass
 class Job:
-    """What one command has done so far. `stop` is entered all the while: what it has received ends the work early,
-    with whole files, after the batch at hand. alone: whether there is but one source, whose error is left to the
-    caller, in `last_error`."""
+    """What one command has done so far.
 
-    def __init__(
-        self,
-        detector: "Detector",
-        config: "Config",
-        score_thresholds: "Tensor",
-        batch: int,
-        out: Path,
-        listings: Sequence[Listing],
-        stop: "Interrupt",
-        *,
-        alone: bool = False,
-        crops: Path | None = None,
-        window: "Window | None" = None,
-    ) -> None:
-        self.detector, self.config, self.score_thresholds, self.batch = detector, config, score_thresholds, batch
-        self.out, self.listings, self.stop, self.alone = out, listings, stop, alone
-        self.crops, self.window = crops, window
-        self.sources = self.failures = self.damaged = self.done = 0
-        self.last_error = ""
-        self.ended_a_camera = False  # which only the user can, so that it is no interruption
-        self.counts: Counter[str] = Counter()
+    report: lists what was seen. stop: entered all the while; what it has received ends the work early, with whole
+    files, after the batch at hand. alone: whether there is but one source, whose error ends the work. crops: the folder
+    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption.
+    """
+
+    detector: "Detector"
+    config: "Config"
+    score_thresholds: "Tensor"
+    batch: int
+    out: Path
+    report: Add
+    stop: "Interrupt"
+    alone: bool
+    crops: Path | None
+    window: "Window | None"
+    sources: int = 0
+    failures: int = 0
+    damaged: int = 0
+    done: int = 0
+    ended_a_camera: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
 
     def images(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
         """Detect on image files, given with the names of their drawn images; a line each, or a bar for many.
@@ -90,7 +91,7 @@ class Job:
                     counts = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
-                    submit(lambda seen=seen: _write_image(self.out / seen.drawn, self._draw(seen)))
+                    submit(lambda seen=seen: write_image(self.out / seen.drawn, self._draw(seen)))
                     if lines:
                         width, height = seen.size
                         print(f"{path}  {width}x{height}  {_in_words(counts)}", flush=True)
@@ -144,7 +145,7 @@ class Job:
         print(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}", flush=True)
         if frames.cut_off and not self.is_over():
             self.damaged += 1
-            _report(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
+            _print_error(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
     def summary(self, seconds: float, listed: Sequence[str]) -> str:
         """Return the closing line; listed: the files and folders beside the images."""
@@ -167,22 +168,20 @@ class Job:
 
     def _seen(self, seen: Seen, submit: Callable[[Callable[[], None]], None]) -> Counter[str]:
         """Count, list and cut out the detections of an image or frame."""
-        for listing in self.listings:
-            listing.add(seen)
+        self.report(seen)
         if self.crops is not None:
             for path, pixels in crops(self.crops, seen, self.detector.classes):
-                submit(lambda path=path, pixels=pixels: _write_image(path, pixels))
+                submit(lambda path=path, pixels=pixels: write_image(path, pixels))
         counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += counts
         self.done += 1
         return counts
 
     def _failed(self, error: UserError) -> None:
-        self.failures += 1
         if self.alone:
-            self.last_error = str(error)
-        else:
-            _report(str(error))
+            raise error
+        self.failures += 1
+        _print_error(str(error))
 
     def _draw(self, seen: Seen) -> "np.ndarray":
         from detkit.viz import draw
@@ -191,18 +190,7 @@ class Job:
         return draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
 
 
-def _write_image(path: Path, image: "np.ndarray") -> None:
-    import cv2
-
-    from detkit.checkpoints.checkpoint import write_file
-
-    good, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not good:
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix} images")
-    write_file(path, content.tobytes())
-
-
-def _report(problem: str) -> None:
+def _print_error(problem: str) -> None:
     print(f"error: {problem}", file=sys.stderr, flush=True)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.errors import UserError
+from detkit.files import write_file, write_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dataclasses import replace
 
-    from detkit.checkpoints.checkpoint import load_detector, write_file
+    from detkit.checkpoints.checkpoint import load_detector
     from detkit.data.image_file import decode_image
     from detkit.explain import draw_sections, explain, explain_page
     from detkit.runtime.device import choose_device, to_device
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = explain(detector, image, config, truth)
     sections = draw_sections(result)
     for number, section in enumerate(sections, 1):
-        write_file(arguments.out / f"{number}-{section.name}.png", _png(section.sheet()))
+        write_image(arguments.out / f"{number}-{section.name}.png", section.sheet())
     height, width = image.shape[:2]
     settings = config.detect
     protocol = (
@@ -107,10 +108,3 @@ def _find_truth(xml: Path | None, path: Path, image: "np.ndarray", classes: tupl
     raise UserError(
         f"--truth {xml}: of an image of {truth.size[0]}x{truth.size[1]}, and {path} has {width}x{height} pixels"
     )
-
-
-def _png(image: "np.ndarray") -> bytes:
-    import cv2
-
-    _, content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return content.tobytes()

@@ -4,13 +4,12 @@ import json
 import math
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 
-from detkit.checkpoints.checkpoint import write_file
 from detkit.errors import UserError
+from detkit.files import write_file
 from detkit.runtime.progress import Progress
 
 BAR = "steps"
@@ -40,7 +39,7 @@ class Log:
         self._progress.move(BAR, self._start, self._iterations)
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
         if self._board is not None:
             self._board.close()
@@ -88,6 +87,11 @@ class Log:
             for name, value in entry.items():
                 if isinstance(value, float) and math.isfinite(value):
                     self._board.add_scalar(name, value, entry["iteration"])
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log.jsonl, none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def truncate(path: Path, iteration: int) -> None:

@@ -9,6 +9,7 @@ from detkit.checkpoints import checkpoint
 from detkit.engine.batches import train_batches
 from detkit.engine.run import Run
 from detkit.errors import UserError
+from detkit.files import write_file
 from detkit.models import SGD
 from detkit.runtime import distributed
 from detkit.structures import InputSpec
@@ -37,7 +38,7 @@ def stop_nonfinite(run: Run, stage: SGD, spec: InputSpec, bad: tuple[int, dict[s
     }
     readable = {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in content.items()}
     readable["losses"] = {name: str(value) for name, value in losses.items()}
-    checkpoint.write_file(path.with_suffix(".json"), json.dumps(readable, indent=1) + "\n")
+    write_file(path.with_suffix(".json"), json.dumps(readable, indent=1) + "\n")
     checkpoint.write(path, {**content, "pixels": images.pixels})
     parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     raise UserError(

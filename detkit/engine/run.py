@@ -13,8 +13,8 @@ from detkit.checkpoints import checkpoint
 from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.engine.environment import environment
-from detkit.errors import UserError
 from detkit.experiment import save_config
+from detkit.files import write_file
 from detkit.models import Detector
 from detkit.runtime import distributed
 
@@ -62,13 +62,10 @@ class Run:
         """
         if not self.writes:
             return
-        try:
-            save_config(self.folder / "config.yaml", self.config)
-        except OSError as error:
-            raise UserError(f"{self.folder / 'config.yaml'}: {error.strerror or error}") from None
+        save_config(self.folder / "config.yaml", self.config)
         path = self.folder / "env.txt"
         earlier = path.read_text() + "\n" if path.exists() else ""
-        checkpoint.write_file(path, earlier + environment(self.device, self.config.train.amp))
+        write_file(path, earlier + environment(self.device, self.config.train.amp))
 
     def take_resumed(self) -> dict[str, Any] | None:
         """Return, once, the content of last.pt that this stage goes on from."""

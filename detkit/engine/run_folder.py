@@ -1,5 +1,6 @@
 """The folder of a new run."""
 
+from itertools import count
 from pathlib import Path
 
 from detkit.errors import UserError
@@ -14,16 +15,10 @@ def check_folder(out: str | None) -> None:
 
 def create_folder(out: str | None, name: str) -> Path:
     """Make the folder of a new run: `out`, or the first of runs/NAME-1, -2, ... that does not exist."""
-    folder = _numbered(name) if out is None else Path(out)
+    numbered = (Path("runs") / f"{name}-{number}" for number in count(1))
+    folder = next(folder for folder in numbered if not folder.exists()) if out is None else Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {error.filename}: {error.strerror}") from None
     return folder
-
-
-def _numbered(name: str) -> Path:
-    number = 1
-    while (Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return Path("runs") / f"{name}-{number}"

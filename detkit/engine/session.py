@@ -11,8 +11,8 @@ from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals
 from detkit.data.opening import open_dataset, split_names
 from detkit.engine.finish import finish
-from detkit.engine.run import Run
 from detkit.engine.run_folder import check_folder, create_folder
+from detkit.engine.stage_context import StageContext
 from detkit.engine.stages import run_stages
 from detkit.errors import UserError
 from detkit.experiment import load_config, to_plain
@@ -48,7 +48,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         detector.check(data.truth(settings.data.difficult))
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
-        run = Run(settings, folder, device, data, val, test, resumed)
+        run = StageContext(settings, folder, device, data, val, test, resumed)
         run_stages(detector, run)
         finish(run)
         return folder

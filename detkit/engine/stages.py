@@ -1,12 +1,11 @@
 """The stages of a detector's training, run one after the other."""
 
-from detkit.engine.run import Run
 from detkit.engine.stage_context import StageContext
 from detkit.errors import UserError
 from detkit.models import Detector
 
 
-def run_stages(detector: Detector, run: Run) -> None:
+def run_stages(detector: Detector, run: StageContext) -> None:
     """Run the detector's stages; a resumed run begins with the stage that last.pt was saved in, if it isn't done."""
     stages = detector.stages()
     if run.resumed is not None:
@@ -20,9 +19,8 @@ def run_stages(detector: Detector, run: Run) -> None:
             run.restore(detector)
             first += 1
         stages = stages[first:]
-    context = StageContext(run)
     for stage in stages:
         run.stage = stage.name
         detector.begin_stage(stage.name)
-        stage.run(detector, context)
+        stage.run(detector, run)
         run.before += run.config.train.iterations * stage.iterations_factor

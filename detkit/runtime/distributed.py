@@ -15,11 +15,6 @@ from torch import nn
 T = TypeVar("T")
 
 
-def launched() -> bool:
-    """Whether torchrun (or the like) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def launched_rank() -> int:
     """The number that torchrun gave this process, 0 without it; known before `start` and after `finish`."""
     return int(os.environ.get("RANK", 0))
@@ -32,7 +27,8 @@ def local_rank() -> int:
 
 def start(device: torch.device) -> None:
     """Join the other processes. Tensors on the CPU go through gloo also where the device is CUDA."""
-    if launched() and not dist.is_initialized():
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ  # by torchrun or the like
+    if launched and not dist.is_initialized():
         if device.type == "cuda":
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
         else:

