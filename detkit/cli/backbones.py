@@ -4,7 +4,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
 from detkit.cli.listing import billions, millions, table, where
 from detkit.errors import UserError
 
@@ -27,7 +26,7 @@ has the whole address, or the path.
 HEADER = ("name", "parameters", "with tail", "pixels", "GFLOPs", "maps", "weights", "from")
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: 'res*'; or timm/NAME")
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="a side of the image (default: as the weights were trained, or 224)"

@@ -9,7 +9,6 @@ from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ recall`; "equal": of each image, both have as many boxes as the one with fewer. 
 """
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all")
     parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default 10)")
     parser.add_argument("--threads", type=int, help="CPU threads of each; default all cores")
@@ -75,11 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(benchmark.name)
             for timing in timings:
                 ratio = timing.best / timings[0].best
+                best, middle = (f"{seconds * 1e3:.2f}" for seconds in (timing.best, timing.median))
                 shown = "" if timing is timings[0] else f"{ratio:.2f}"
                 # at once: a run that is interrupted leaves what it had
-                console.print(
-                    LINE.format("", timing.name, f"{timing.best * 1e3:.2f}", f"{timing.median * 1e3:.2f}", shown)
-                )
+                console.print(LINE.format("", timing.name, best, middle, shown))
                 figures = {"best": timing.best, "median": timing.median, "ratio": ratio}
                 rows.append({"benchmark": benchmark.name, "runner": timing.name, **figures})
     result: dict[str, Any] = {"machine": _machine(setting), "timings": rows}

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ regions get them from their stores; the time that making them takes has a column
 """
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="+",
@@ -83,10 +83,7 @@ def _work(job: "Comparison") -> int:
     from detkit.runtime.progress import Progress
 
     console = Console(highlight=False, soft_wrap=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
+    say = partial(console.print, markup=False)
     with Progress() as bars:
         job.make_proposals(say, bars.update)
         job.train(say, bars.update)

@@ -1,17 +1,19 @@
 """detkit dataset: fetch, check, show, count, convert and split data sets."""
 
 import argparse
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
+from detkit.cli.listing import print_table
 from detkit.errors import UserError
 from detkit.files import write_image
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from detkit.config import Config
     from detkit.data.dataset import DetectionDataset
     from detkit.structures import InputSpec
@@ -30,10 +32,11 @@ objects, and difficult, crowd and truncated objects; what a format has no place 
 (<crowd> in VOC's XML, keys of COCO's annotations, flags.json beside YOLO's data.yaml).
 """
 FORMATS = ("voc", "coco", "yolo")
+SUFFIXES = (".jpg", ".jpeg", ".png")  # of what `show` writes
 MAX_LISTED = 200  # problems printed one by one; the table counts them all
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats|convert|split")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -151,14 +154,10 @@ def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], lis
 def _check(arguments: argparse.Namespace) -> int:
     from collections import Counter
 
-    from rich.console import Console
-    from rich.table import Table
-
     from detkit.data.check import check_root
     from detkit.runtime.progress import Progress
 
     sources, classes, kind = _sources(arguments)
-    console = Console(highlight=False, soft_wrap=True)
     roots = list(dict.fromkeys(root for root, _ in sources))
     found = 0
     for root in roots:
@@ -169,11 +168,9 @@ def _check(arguments: argparse.Namespace) -> int:
             print(problem)
         if len(report.problems) > MAX_LISTED:
             print(f"... and {len(report.problems) - MAX_LISTED} more")
-        table = Table("problem", "count")
-        for kind, count in sorted(Counter(problem.kind for problem in report.problems).items()):
-            table.add_row(kind, str(count))
         if report.problems:
-            console.print(table)
+            counts = sorted(Counter(problem.kind for problem in report.problems).items())
+            print_table(("problem", "count"), ((name, str(count)) for name, count in counts), texts=2)
         what = f"{report.images} images, {report.objects} objects, splits {', '.join(report.splits)}"
         print(f"{root}: {what}: {len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)}")
         found += len(report.problems)
@@ -188,12 +185,11 @@ def _stats(arguments: argparse.Namespace) -> None:
     sources, classes, kind = _sources(arguments)
     console = Console(highlight=False)
     for source in sources:
-        for part in _stats_of(open_sources([source], classes, kind)):
-            console.print(part)
+        _print_stats(console, open_sources([source], classes, kind))
 
 
-def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
-    """Yield a table per class and a line on the images."""
+def _print_stats(console: "Console", dataset: "DetectionDataset") -> None:
+    """Print a table of the classes and a line on the images."""
     import numpy as np
     from rich.table import Table
 
@@ -216,10 +212,10 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
         of_class = labels == label if label is not None else np.ones(len(labels), dtype=bool)
         counts = (len(np.unique(image[of_class])), of_class.sum(), *(flag[of_class].sum() for flag in flags.values()))
         table.add_row(name, *map(str, counts), spread(size[of_class]), end_section=label == len(dataset.classes) - 1)
-    yield table
+    console.print(table)
     each = np.bincount(image, minlength=len(dataset))
     width, height = dataset.sizes.T
-    yield (
+    console.print(
         f"objects per image: {each.mean():.1f} on average, {each.max()} at most, none in {(each == 0).sum()}; "
         f"min, quartiles, max of width: {spread(width)}; of height: {spread(height)}. "
         "Size is the root of a box's area.\n"
@@ -227,11 +223,16 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    """Draw the first images of the stream, as batches bring them, with their boxes."""
+    from detkit import viz
+    from detkit.data import loader
     from detkit.data.formats import open_root
     from detkit.data.opening import open_dataset
 
     if arguments.images < 1 or arguments.start < 0:
         raise UserError(f"--images {arguments.images} --start {arguments.start}: show at least one image, from 0 on")
+    if Path(arguments.out).suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {arguments.out}: an image's name ends with {', '.join(SUFFIXES)}")
     config = _config(arguments)
     split = arguments.split or "train"
     if config is None:
@@ -239,7 +240,23 @@ def _show(arguments: argparse.Namespace) -> None:
     else:
         dataset = open_dataset(config.data, split)
     spec = _spec(arguments, config, dataset.classes)
-    _write_mosaic(arguments, dataset, spec, config if split == "train" else None)
+    start, stop = arguments.start, arguments.start + arguments.images
+    if config is not None and split == "train":
+        how, recipe = "augmented for training", replace(config.train, workers=0, batch=1, accumulate=1)
+        batches = loader.train_loader(dataset, spec, config.data, recipe, start=start, stop=stop)
+    else:
+        how, batches = "as for testing", islice(loader.test_loader(dataset, spec, batch=1, workers=0), start, stop)
+    tiles, titles = [], []
+    for images, targets in batches:
+        valid = targets.valid[0]
+        boxes, labels, ignore = (part[0][valid].numpy() for part in (targets.boxes, targets.labels, targets.ignore))
+        image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
+        tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
+        titles.append(images.ids[0])
+    if not tiles:
+        raise UserError(f"--start {start}: {dataset.name} has only {len(dataset)} images")
+    write_image(Path(arguments.out), viz.mosaic(tiles, titles))
+    print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -274,34 +291,3 @@ def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple
 
     config.model.backbone.weights = None  # only its input is looked at
     return build_detector(config.model, classes).input
-
-
-def _write_mosaic(
-    arguments: argparse.Namespace, dataset: "DetectionDataset", spec: "InputSpec", training: "Config | None"
-) -> None:
-    """Draw the first images of the stream, as batches bring them, with their boxes."""
-    from detkit import viz
-    from detkit.data import loader
-
-    suffixes = (".jpg", ".jpeg", ".png")
-    if Path(arguments.out).suffix.lower() not in suffixes:
-        raise UserError(f"--out {arguments.out}: an image's name ends with {', '.join(suffixes)}")
-    start, stop = arguments.start, arguments.start + arguments.images
-    if training is not None:
-        training.train.workers, training.train.batch = 0, 1
-        batches = loader.train_loader(dataset, spec, training.data, training.train, start=start, stop=stop)
-    else:
-        batches = islice(loader.test_loader(dataset, spec, batch=1, workers=0), start, stop)
-    tiles, titles = [], []
-    for images, targets in batches:
-        valid = targets.valid[0]
-        labels, ignore = targets.labels[0][valid].numpy(), targets.ignore[0][valid].numpy()
-        image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
-        boxes = targets.boxes[0][valid].numpy()
-        tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
-        titles.append(images.ids[0])
-    if not tiles:
-        raise UserError(f"--start {arguments.start}: {dataset.name} has only {len(dataset)} images")
-    write_image(Path(arguments.out), viz.mosaic(tiles, titles))
-    how = "augmented for training" if training is not None else "as for testing"
-    print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")

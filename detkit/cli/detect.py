@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli import explain
-from detkit.cli.arguments import Parser
-from detkit.cli.detect_job import Job
 from detkit.cli.detect_report import Listing, open_all, unused_name, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean
 
@@ -62,7 +60,7 @@ FORMATS = {
 }
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
     parser.add_argument(
@@ -161,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from detkit.checkpoints.checkpoint import load_detector
+    from detkit.cli.detect_job import Job
     from detkit.inference.thresholds import score_thresholds
     from detkit.inference.tta import check_scales
     from detkit.runtime import memory

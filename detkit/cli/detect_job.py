@@ -1,5 +1,6 @@
 """The work of detkit detect: images and videos in; images, videos and lines out."""
 
+import math
 import sys
 import time
 from collections import Counter, deque
@@ -8,23 +9,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from detkit.cli.detect_crops import crops
+import numpy as np
+from torch import Tensor
+
+from detkit import viz
 from detkit.cli.detect_report import Add, Seen
-from detkit.errors import UserError
+from detkit.config import Config
 from detkit.files import write_image
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from detkit.config import Config
-    from detkit.inference.predict import DetectedImage, Unreadable
-    from detkit.inference.sources import Video
-    from detkit.models import Detector
-    from detkit.runtime.signals import Interrupt
-    from detkit.viz.window import Window
+from detkit.inference.predict import DetectedImage, Unreadable, detect_images
+from detkit.inference.sources import Video, VideoReader, video_writer
+from detkit.models import Detector
+from detkit.runtime.progress import Progress
+from detkit.runtime.signals import Interrupt
+from detkit.viz.window import Window
 
 MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
@@ -39,16 +38,16 @@ class Job:
     that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption.
     """
 
-    detector: "Detector"
-    config: "Config"
-    score_thresholds: "Tensor"
+    detector: Detector
+    config: Config
+    score_thresholds: Tensor
     batch: int
     out: Path
     report: Add
-    stop: "Interrupt"
+    stop: Interrupt
     alone: bool
     crops: Path | None
-    window: "Window | None"
+    window: Window | None
     sources: int = 0
     failures: int = 0
     damaged: int = 0
@@ -61,9 +60,6 @@ class Job:
 
         count: about how many, for the bar.
         """
-        from detkit.inference.predict import Unreadable
-        from detkit.runtime.progress import Progress
-
         lines = count < MANY or not sys.stdout.isatty()
         done = 0
         waiting: deque[tuple[Path, str]] = deque()  # read ahead by the detector's threads, in order
@@ -85,25 +81,24 @@ class Job:
                 if not lines:
                     bars.move("images", done, count)
                 if isinstance(result, Unreadable):
-                    self._failed(result.error)
+                    if self.alone:
+                        raise result.error
+                    self.failures += 1
+                    _print_error(str(result.error))
                 else:
                     seen = Seen(str(path), name, path, result.image, result.detections)
                     counts = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
-                    submit(lambda seen=seen: write_image(self.out / seen.drawn, self._draw(seen)))
+                    submit(self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
                         print(f"{path}  {width}x{height}  {_in_words(counts)}", flush=True)
                 if self.is_over():
                     break
 
-    def video(self, video: "Video", name: str) -> None:
+    def video(self, video: Video, name: str) -> None:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
-        from detkit.inference.predict import Unreadable
-        from detkit.inference.sources import VideoReader, video_writer
-        from detkit.runtime.progress import Progress
-
         self.sources += 1
         counts: Counter[str] = Counter()
         times: deque[float] = deque()
@@ -113,7 +108,7 @@ class Job:
         with VideoReader(video) as frames:
             height, width = frames.size
 
-            def images() -> Iterator["np.ndarray"]:
+            def images() -> Iterator[np.ndarray]:
                 for frame, seconds in frames.timed():
                     times.append(seconds)
                     yield frame
@@ -157,37 +152,55 @@ class Job:
         images = f"{self.done} image{'s' * (self.done != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
-    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[DetectedImage | Unreadable]":
-        from detkit.inference.predict import detect_images
-
+    def _detect(self, images: Iterator[Path | np.ndarray], batch: int) -> Generator[DetectedImage | Unreadable]:
         return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=self.score_thresholds)
 
     def is_over(self) -> bool:
         """Whether the user has ended it."""
         return bool(self.stop.received) or (self.window is not None and not self.window.open)
 
-    def _seen(self, seen: Seen, submit: Callable[[Callable[[], None]], None]) -> Counter[str]:
+    def _seen(self, seen: Seen, submit: Callable[..., None]) -> Counter[str]:
         """Count, list and cut out the detections of an image or frame."""
         self.report(seen)
         if self.crops is not None:
-            for path, pixels in crops(self.crops, seen, self.detector.classes):
-                submit(lambda path=path, pixels=pixels: write_image(path, pixels))
+            for path, pixels in _crops(self.crops, seen, self.detector.classes):
+                submit(write_image, path, pixels)
         counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += counts
         self.done += 1
         return counts
 
-    def _failed(self, error: UserError) -> None:
-        if self.alone:
-            raise error
-        self.failures += 1
-        _print_error(str(error))
-
-    def _draw(self, seen: Seen) -> "np.ndarray":
-        from detkit.viz import draw
-
+    def _draw(self, seen: Seen) -> np.ndarray:
         boxes, scores, labels = seen.detections.image(0)
-        return draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
+        return viz.draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
+
+    def _write_drawn(self, seen: Seen) -> None:
+        write_image(self.out / seen.drawn, self._draw(seen))
+
+
+def _crops(folder: Path, seen: Seen, classes: Sequence[str]) -> list[tuple[Path, np.ndarray]]:
+    """Return a file name, FOLDER/CLASS/IMAGE-NUMBER, and the pixels, a copy, of each detection that has any.
+
+    All pixels that the box touches belong to it; numbers count the image's detections, from 1.
+    """
+    stem, suffix = Path(seen.drawn).stem, Path(seen.drawn).suffix
+    if seen.frame is not None:
+        stem, suffix = f"{stem}-{seen.frame:06d}", ".jpg"
+    width, height = seen.size
+    cuts = []
+    for number, (label, _, (left, top, right, bottom)) in enumerate(seen.rows(), 1):
+        columns = slice(max(0, int(left)), min(width, math.ceil(right)))
+        lines = slice(max(0, int(top)), min(height, math.ceil(bottom)))
+        pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep the image in memory
+        if pixels.size:
+            cuts.append((folder / _folder_name(classes[label]) / f"{stem}-{number}{suffix}", pixels))
+    return cuts
+
+
+def _folder_name(name: str) -> str:
+    """Return a class's name as a folder can be called."""
+    name = "".join("_" if character in '/\\:*?"<>|' or ord(character) < 32 else character for character in name)
+    return name.strip(" .") or "_"
 
 
 def _print_error(problem: str) -> None:
@@ -199,13 +212,13 @@ def _in_words(counts: Counter[str]) -> str:
 
 
 @contextmanager
-def _in_background() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Yield a function that runs tasks in a few threads, few waiting at a time; the first error comes back out."""
+def _in_background() -> Iterator[Callable[..., None]]:
+    """Yield a function that calls functions in a few threads, few waiting at a time; the first error comes back out."""
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:
 
-        def submit(task: Callable[[], None]) -> None:
-            waiting.append(pool.submit(task))
+        def submit(function: Callable[..., None], *arguments: Any) -> None:
+            waiting.append(pool.submit(function, *arguments))
             if len(waiting) > 2 * WRITERS:
                 waiting.popleft().result()
 

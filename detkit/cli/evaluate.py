@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_atomic
 
@@ -45,7 +44,7 @@ class Scored(NamedTuple):
     seconds: float
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
@@ -89,9 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         scored = _score_checkpoint(arguments)
     else:
         raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
-    _report(arguments.out, scored)
-    if arguments.report:
-        _write_report(arguments.out, scored)
+    _report(arguments, scored)
     return _compare(scored) if arguments.reference else 0
 
 
@@ -191,8 +188,8 @@ def _compare(scored: Scored) -> int:
     return 1 if wrong else 0
 
 
-def _report(out: Path | None, scored: Scored) -> None:
-    """Print the table; write metrics.json, detections.json and pr/*.png into `out`."""
+def _report(arguments: argparse.Namespace, scored: Scored) -> None:
+    """Print the table; write metrics.json, detections.json and pr/*.png into --out, and what --report asks for."""
     from rich.console import Console
 
     from detkit.evaluation import per_class_table, write_detections
@@ -201,6 +198,7 @@ def _report(out: Path | None, scored: Scored) -> None:
     result, protocol = scored.result, scored.protocol
     source = protocol.get("checkpoint") or protocol["detections"]
     console.print(per_class_table(result, split=protocol["dataset"], source=source))
+    out: Path | None = arguments.out
     if out is None:
         return
     from detkit.viz import pr_plots
@@ -210,6 +208,8 @@ def _report(out: Path | None, scored: Scored) -> None:
     pr_plots(result.curves, out / "pr")
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     console.print(f"written to {out}: metrics.json, detections.json, pr/", markup=False, soft_wrap=True)
+    if arguments.report:
+        _write_report(out, scored)
 
 
 def _write_report(out: Path, scored: Scored) -> None:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
 from detkit.cli.listing import billions, millions, table, where
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ folder configs that use the model.
 HEADER = ("name", "kind", "proposals", "backbone", "input", "parameters", "GFLOPs", "a region", "paper")
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: '*rcnn'")
     parser.add_argument("--json", action="store_true", help="print JSON, with all facts")
 

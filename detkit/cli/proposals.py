@@ -6,12 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
+from detkit.cli.listing import print_table
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from detkit.config import Config
     from detkit.data.dataset import DetectionDataset
     from detkit.data.proposal_store import ProposalStore
@@ -37,7 +35,7 @@ where it was.
 """
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert")
 
     make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
@@ -113,15 +111,10 @@ def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
     config = load_config(arguments.config, arguments.overrides) if arguments.config is not None else None
     dataset = _dataset_to_make(arguments, config)
     method, mode = arguments.method or "selective_search", arguments.mode or "fast"
+    out, workers = _out(arguments, dataset, method, mode), arguments.workers or os.cpu_count() or 1
     with Progress(unit="images") as bars:
-        return make_store(
-            _out(arguments, dataset, method, mode),
-            dataset,
-            method,
-            {"mode": mode, "seed": 0},
-            workers=arguments.workers or os.cpu_count() or 1,
-            progress=partial(bars.update, "proposals"),
-        )
+        show = partial(bars.update, "proposals")
+        return make_store(out, dataset, method, {"mode": mode, "seed": 0}, workers=workers, progress=show)
 
 
 def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
@@ -143,15 +136,10 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
         config.train.workers = arguments.workers
     of_images = load_config(arguments.config, arguments.overrides) if arguments.config is not None else config
     dataset = _dataset_to_make(arguments, of_images)
+    out = _out(arguments, dataset, "rpn")
     with Progress(unit="images") as bars:
-        return make_rpn_store(
-            _out(arguments, dataset, "rpn"),
-            dataset,
-            detector,
-            config,
-            arguments.checkpoint,
-            progress=partial(bars.update, "proposals"),
-        )
+        show = partial(bars.update, "proposals")
+        return make_rpn_store(out, dataset, detector, config, arguments.checkpoint, show)
 
 
 def _out(arguments: argparse.Namespace, dataset: "DetectionDataset", *how: str) -> Path:
@@ -202,7 +190,6 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _recall(arguments: argparse.Namespace) -> None:
     import torch
-    from rich.console import Console
 
     from detkit.data.proposal_store import StoredProposals, open_store
     from detkit.evaluation.recall import proposal_recall
@@ -220,23 +207,19 @@ def _recall(arguments: argparse.Namespace) -> None:
     numbers = [number for number in NUMBERS if number < max_boxes]
     result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
     what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
-    Console(highlight=False).print(_table(result))
+    _print(result)
     print(f"{path}: {what}, difficult ones left out\n{LEGEND}")
     out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
     recall_plot(result, out, what)
     print(f"curves: {out}")
 
 
-def _table(result: "ProposalRecall") -> "Table":
-    from rich.table import Table
-
-    table = Table()
+def _print(result: "ProposalRecall") -> None:
     shown = [index for index, iou in enumerate(result.ious) if iou in COLUMNS]
-    for name in ("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)):
-        table.add_column(name, justify="right")
+    rows = []
     for number, boxes, mabo, recall in zip(
         result.numbers, result.boxes.tolist(), result.mabo.tolist(), result.recall.tolist()
     ):
         name = "all" if number is None else str(number)
-        table.add_row(name, f"{boxes:.1f}", f"{mabo:.4f}", *(f"{recall[index]:.4f}" for index in shown))
-    return table
+        rows.append((name, f"{boxes:.1f}", f"{mabo:.4f}", *(f"{recall[index]:.4f}" for index in shown)))
+    print_table(("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)), rows, texts=0)

@@ -5,7 +5,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
 DESCRIPTION = (
@@ -20,7 +19,7 @@ EPILOG = """examples:
 """
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="a YAML file, such as configs/shapes/ssd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config: train.lr=0.01")
     parser.add_argument("--out", metavar="DIR", help="the run's folder, new or empty; default runs/CONFIG-NUMBER")

@@ -87,6 +87,15 @@ def test_exit_status_of_check(small_root, broken_root, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: which data set?")
 
 
+def test_every_root_is_checked_in_its_own_format(broken_root, tmp_path, capsys):
+    """Also where one before it has problems."""
+    for name in ("a", "b"):
+        shutil.copytree(broken_root, tmp_path / "roots" / name)
+    splits = [word for name in ("a", "b") for word in ("--split", f"{name}/all")]
+    assert run_command("dataset", ["check", "--root", str(tmp_path / "roots"), *splits]) == 1
+    assert capsys.readouterr().out.count("13 problems") == 2
+
+
 def test_stats(small_root, capsys):
     assert run_command("dataset", ["stats", "--root", str(small_root), "--split", "trainval"]) == 0
     out = " ".join(capsys.readouterr().out.split())

@@ -7,7 +7,8 @@ import torch
 
 from detkit.config import DataConfig
 from detkit.data.opening import open_dataset
-from detkit.engine import batches
+from detkit.engine import run as run_module
+from detkit.engine import stage_context
 from detkit.engine.stage_context import StageContext
 from detkit.experiment import load_config
 from detkit.models import SGD, build_detector
@@ -24,7 +25,7 @@ def run(config: Path, tmp_path: Path) -> StageContext:
 @pytest.mark.parametrize("done", [0, 2, 5])
 def test_a_pass_goes_on_after_what_is_done(run: StageContext, done: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It saves how many of all the images are done."""
-    monkeypatch.setattr(batches, "SAVE_EVERY", -1.0)  # after each batch
+    monkeypatch.setattr(stage_context, "SAVE_EVERY", -1.0)  # after each batch
     detector, saved = build_detector(run.config.model, run.train.classes).train(), []
     indices = [5, 3, 0, 8, 1]
     seen = []
@@ -44,9 +45,9 @@ def test_a_stage_trains_on_all_proposals_of_its_own_store(
 ) -> None:
     """Others train on those of the config, as many as it says."""
     calls = []
-    monkeypatch.setattr(batches, "train_loader", lambda *arguments, **keys: calls.append((arguments, keys)))
+    monkeypatch.setattr(run_module, "train_loader", lambda *arguments, **keys: calls.append((arguments, keys)))
     run.config.data.proposals = ["other.npz"]
-    batches.train_batches(run, SGD(store=store), InputSpec((32, 32)), 3, 9, workers=1)
+    run.batches(SGD(store=store), InputSpec((32, 32)), 3, 9, workers=1)
     (((dataset, spec, data, recipe), keys),) = calls
     assert (dataset, spec) == (run.train, InputSpec((32, 32)))
     expected = (["other.npz"], 7) if store is None else ([str(run.folder / store)], 0)
