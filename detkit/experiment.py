@@ -54,10 +54,9 @@ def parse_config(
     for origin, layer in layers:
         merged = _merge(merged, layer, origin)
     config = _to_object(merged, source)
-    formats = ("auto", "voc", "coco", "yolo", "shapes", *DATASETS)
+    formats = dict.fromkeys(("auto", "voc", "coco", "yolo", "shapes", *DATASETS))
     if config.data.format not in formats:
-        known = ", ".join(dict.fromkeys(formats))
-        raise UserError(f"{source}: data.format: {config.data.format!r} is not one of {known}")
+        raise UserError(f"{source}: data.format: {config.data.format!r} is not one of {', '.join(formats)}")
     if trusted:  # the command line's --import is part of an experiment, too
         config.imports += [name for name in extensions.imported if name not in config.imports]
     return config

@@ -1,6 +1,7 @@
 """detkit detect --explain: what each step of a detector did with one image."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.explain:
         raise UserError("--truth goes with --explain")
     score, of_classes = arguments.score
-    others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED} | {
-        "--score CLASS=S": of_classes
-    }
+    others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED}
+    others["--score CLASS=S"] = of_classes
     if wrong := [name for name, value in others.items() if value]:
         raise UserError(
             f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
@@ -48,8 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     path = _one_image(arguments.source)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: a file, not a folder")
-
-    from dataclasses import replace
 
     from detkit.checkpoints.checkpoint import load_detector
     from detkit.data.image_file import decode_image

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,7 +59,7 @@ class Log:
         self._progress.move(BAR, done, self._iterations, speed=speed)
         if self._progress.line_due(self._first_losses or done == self._iterations):
             left = (time.monotonic() - self._begun) / (done - self._start) * (self._iterations - done)
-            self.say(f"{done}/{self._iterations}  {status}  {speed}  {_clock(left)} left")
+            self.say(f"{done}/{self._iterations}  {status}  {speed}  {timedelta(seconds=round(left))} left")
         self._first_losses = False
 
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
@@ -110,9 +111,3 @@ def _tensorboard(folder: Path, start: int) -> Any:
         return None
     # a resumed run hides what the killed one wrote after `start`
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -54,10 +54,7 @@ class StageContext(Run):
         batch = self.config.evaluate.batch
         batches = dataset_pass_loader(self.train, detector.input, self.config.data, indices[done:], batch=batch)
         saved = time.monotonic()
-        with (
-            Interrupt() as interrupt,
-            Progress(Console(quiet=not self.writes, highlight=False), unit="images") as bars,
-        ):
+        with Interrupt() as interrupt, self._progress() as bars:
             bars.move(text, done, count)
             for images, targets in batches:
                 yield images_to_device(images, self.device, channels_last), targets.to(self.device)
@@ -83,10 +80,8 @@ class StageContext(Run):
             )
 
     def propose(self, detector: Detector, store: str) -> None:
-        with (
-            distributed.main_first(),  # the first process makes the store, the others find it made
-            Progress(Console(quiet=not self.writes, highlight=False), unit="images") as bars,
-        ):
+        # the first process makes the store, the others find it made
+        with distributed.main_first(), self._progress() as bars:
             show = partial(bars.update, "proposals")
             make_rpn_store(self.folder / store, self.train, detector, self.config, self.last, show)
 
@@ -94,3 +89,6 @@ class StageContext(Run):
     def inference(self) -> Iterator[None]:
         with torch.no_grad(), autocast(self.device, self.config.train.amp):
             yield
+
+    def _progress(self) -> Progress:
+        return Progress(Console(quiet=not self.writes, highlight=False), unit="images")

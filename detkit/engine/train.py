@@ -14,9 +14,8 @@ from detkit.engine.ema import ModelEMA
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.nonfinite import stop_nonfinite
-from detkit.engine.optimizer import build_optimizer, set_rate
+from detkit.engine.optimizer import build_optimizer, learning_rate, set_rate
 from detkit.engine.run import Batch, Run
-from detkit.engine.schedule import learning_rate
 from detkit.engine.state import State
 from detkit.models import SGD, Detector
 from detkit.runtime import distributed

@@ -69,13 +69,18 @@ def all_reduce_mean(values: list[float]) -> list[float]:
     return (shared / world_size()).tolist()
 
 
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, by rank, in every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def on_main(make: Callable[[], T]) -> T:
     """Let rank 0 alone call `make`; return its result in every process."""
-    if world_size() == 1:
-        return make()
-    box: list[Any] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(box)
-    return box[0]
+    return gather(make() if rank() == 0 else None)[0]
 
 
 @contextmanager
@@ -86,15 +91,6 @@ def main_first() -> Iterator[None]:
     yield
     if world_size() > 1 and rank() == 0:
         dist.barrier()
-
-
-def gather(value: Any) -> list[Any]:
-    """Return every process's value, by rank, in every process."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def share_buffers(module: nn.Module) -> None:

@@ -8,8 +8,7 @@ from torch import nn
 
 from detkit.config import BackboneConfig, TrainConfig
 from detkit.engine.ema import ModelEMA
-from detkit.engine.optimizer import build_optimizer, kinds, set_rate
-from detkit.engine.schedule import learning_rate
+from detkit.engine.optimizer import build_optimizer, kinds, learning_rate, set_rate
 from detkit.errors import UserError
 from detkit.models import build_detector
 from detkit.models.ssd import SSDConfig
