@@ -67,7 +67,7 @@ class FasterRCNNConfig(RPNConfig, PooledConfig):
         one_of("model.training", self.training, ("joint", "alternating"))
         if self.neck == "none" and (self.head_convs or self.neck_norm):
             raise UserError("model.head_convs and model.neck_norm go with model.neck=fpn; without it there is no such")
-        at_least("model.size_divisor", self.size_divisor, 1)
+        at_least("model", self, 1, "size_divisor")
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ class RCNNConfig(SVMDetectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("crop", "pool_size"):
-            at_least(f"model.{key}", getattr(self, key), 1)
+        at_least("model", self, 1, "crop", "pool_size")
         if not 0 <= 2 * self.context < self.crop:
             raise UserError(f"model.context: {self.context} leaves nothing of a crop of {self.crop} pixels")
 

@@ -48,7 +48,7 @@ class RegionConfig:
             raise UserError(f"model.bg_iou: {self.bg_iou} is not [low, high) of IoU")
         if not 0 <= self.positive_fraction <= 1:
             raise UserError(f"model.positive_fraction: {self.positive_fraction} is not between 0 and 1")
-        at_least("model.batch_size_per_image", self.batch_size_per_image, 1)
+        at_least("model", self, 1, "batch_size_per_image")
 
 
 @dataclass
@@ -71,7 +71,7 @@ class PooledConfig(RegionConfig):
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
         one_of("model.pool", self.pool, POOLS)
-        at_least("model.pool_size", self.pool_size, 1)
+        at_least("model", self, 1, "pool_size")
 
 
 @dataclass(frozen=True)

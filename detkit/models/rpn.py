@@ -71,7 +71,7 @@ class RPNConfig:
     def check_rpn(self) -> None:
         """Raise UserError for values that cannot be."""
         one_of("model.anchors", self.anchors, tuple(ANCHORS_OF_CELL))
-        at_least("model.rpn_convs", self.rpn_convs, 1)
+        at_least("model", self, 1, "rpn_convs")
 
 
 class RPNOutput(NamedTuple):

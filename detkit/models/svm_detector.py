@@ -46,12 +46,11 @@ class SVMDetectorConfig(RegionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("model.scoring", self.scoring, ("svm", "softmax"))
-        for key in ("svm_c", "svm_positive_weight", "svm_bias", "ridge"):
-            positive(f"model.{key}", getattr(self, key))
+        positive("model", self, "svm_c", "svm_positive_weight", "svm_bias", "ridge")
         for key in ("svm_negative_iou", "ridge_match_iou"):
             if not 0 < getattr(self, key) <= 1:
                 raise UserError(f"model.{key}: {getattr(self, key)} is not an IoU above 0")
-        at_least("model.fit_images", self.fit_images, 0)
+        at_least("model", self, 0, "fit_images")
 
 
 class SVMHead(nn.Module):

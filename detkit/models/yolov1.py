@@ -73,14 +73,13 @@ class YOLOv1Config:
 
     def __post_init__(self) -> None:
         one_of("model.head", self.head, ("fc", "conv"))
-        for key in ("size", "boxes", "grid"):
-            at_least(f"model.{key}", 1 if getattr(self, key) is None else getattr(self, key), 1)
+        at_least("model", self, 1, "size", "boxes", "grid")
         for spec in self.convolutions or []:
             if len(spec) != 3 or min(spec) < 1 or spec[1] % 2 == 0:
                 raise UserError(f"model.convolutions: {spec} is not [channels, odd kernel, stride]")
         if any(units < 1 for units in self.hidden):
             raise UserError(f"model.hidden: {self.hidden} are not numbers of units")
-        at_least("model.local", self.local, 0)
+        at_least("model", self, 0, "local")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout: {self.dropout} is not in [0, 1)")
 
