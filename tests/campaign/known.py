@@ -1,0 +1,3 @@
+"""What fails today, and why."""
+
+FORMATS_FAILING: dict[str, str] = {}
