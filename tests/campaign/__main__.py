@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         action.add_argument("kinds", nargs="*", default=LONG, metavar="KIND", help=f"of {', '.join(KINDS)}")
         action.add_argument("--workers", type=int, default=0, help="of the loader (default 0)")
     for action in (fuzzing, killing):
-        action.add_argument("--seed", type=int, default=0)
+        action.add_argument("--seed", default="0")
     for action in (fuzzing, killing, pointing):
         action.add_argument("--jobs", type=int, default=1, help="formats or kinds at once (default 1)")
         action.add_argument("--out", type=Path, default=Path("campaign-out"), help="a new folder for what failed")
@@ -62,10 +62,9 @@ def fuzz_all(arguments: argparse.Namespace) -> int:
         cases[name] = round((int(number) if number else FORMATS[name].cases) * arguments.scale)
 
     def show(name: str) -> int:
-        tally = fuzz(name, cases[name], arguments.seed, arguments.out)
-        kinds = [f"    {count:5} {kind}" for kind, count in sorted(tally.faults.items(), key=lambda each: -each[1])]
-        row = f"| {name} | {tally.cases} | {tally.failures} | {len(kinds)} | {tally.seconds:.0f} s |"
-        print("\n".join([row, *kinds]), flush=True)
+        with Children() as children:
+            tally = fuzz(children, name, cases[name], arguments.seed, arguments.out)
+        print(tally, flush=True)
         return tally.failures
 
     print("| format | cases | failures | kinds | time |")

@@ -1,9 +1,9 @@
 """Damaged files of one format, read in child processes."""
 
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -71,10 +71,10 @@ def _read(format_name: str, folder: Path) -> None:
 
 @dataclass
 class Tally:
-    """How the cases of a format went; faults: number and first words of each kind of failure."""
+    """How the cases of a format went; faults: how often each kind of failure was seen."""
 
     name: str
-    cases: int = 0
+    cases: int
     seconds: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
 
@@ -83,28 +83,36 @@ class Tally:
         """How many cases failed."""
         return sum(self.faults.values())
 
+    def __str__(self) -> str:
+        kinds = sorted(self.faults.items(), key=lambda each: -each[1])
+        row = f"| {self.name} | {self.cases} | {self.failures} | {len(kinds)} | {self.seconds:.0f} s |"
+        return "\n".join([row, *(f"    {count:5} {kind}" for kind, count in kinds)])
 
-def fuzz(name: str, cases: int, seed: int, out: Path, progress: Callable[[], None] = lambda: None) -> Tally:
-    """Read so many damaged files of a format; what fails is kept in out/NAME-KIND, once a kind.
+
+def fuzz(children: Children, name: str, cases: int, seed: str, out: Path) -> Tally:
+    """Read so many damaged files of a format; of what fails, the first of each kind is kept in out/NAME-NUMBER.
 
     A case is a function of seed, format and its number.
     """
-    tally, start = Tally(name), time.monotonic()
-    with Children() as children:
-        fuzzer = Fuzzer(children, name, out / "work" / name)
-        for number in range(cases):
-            files = fuzzer.draw(Random(f"{seed} {name} {number}"))
-            outcome = fuzzer.read(files)
-            tally.cases += 1
-            if outcome.fault:
-                kind = f"{outcome.place} {outcome.fault}"[:60]
-                if kind not in tally.faults:
-                    keep(out / f"{name}-{len(tally.faults) + 1}", files, f"case {number}, seed {seed}", outcome)
-                tally.faults[kind] = tally.faults.get(kind, 0) + 1
-            progress()
+    tally, start = Tally(name, cases), time.monotonic()
+    fuzzer = Fuzzer(children, name, out / "work" / name)
+    for number in range(cases):
+        files = fuzzer.draw(Random(f"{seed} {name} {number}"))
+        outcome = fuzzer.read(files)
+        if outcome.fault:
+            kind = kind_of(outcome)
+            if kind not in tally.faults:
+                keep(out / f"{name}-{len(tally.faults) + 1}", files, f"case {number}, seed {seed}", outcome)
+            tally.faults[kind] = tally.faults.get(kind, 0) + 1
     tally.seconds = time.monotonic() - start
-    shutil.rmtree(out / "work" / name)
+    shutil.rmtree(fuzzer.folder)
     return tally
+
+
+def kind_of(outcome: Outcome) -> str:
+    """Name what failures of one cause share: the place in detkit and the exception, else the words without numbers."""
+    words = outcome.fault if outcome.place in ("", "rule") else outcome.fault.partition(":")[0]
+    return f"{outcome.place} {re.sub('[^A-Za-z_`. ]+', ' ', words)}".strip()[:80]
 
 
 def keep(folder: Path, files: Files, title: str, outcome: Outcome) -> None:

@@ -22,7 +22,7 @@ DISTURBED = 4
 HANG = 300.0  # seconds in which a process has to end
 
 
-def kill_at_random(kind: str, out: Path, seconds: float, seed: int, workers: int) -> Iterator[Trial]:
+def kill_at_random(kind: str, out: Path, seconds: float, seed: str, workers: int) -> Iterator[Trial]:
     """Yield trials with a kind of run for so many seconds; the folders of those that failed are kept in `out`."""
     home = out / f"kill-{kind}"
     home.mkdir(parents=True)

@@ -1,5 +1,4 @@
-"""Ways to damage bytes, text and plain data. All take what is chance from a `random.Random`, hypothesis' or a seeded
-one."""
+"""Ways to damage bytes, text and plain data. All take what is chance from a `random.Random`."""
 
 import json
 import re

@@ -18,7 +18,7 @@ from detkit.structures import DetectionSet
 from tests.campaign.commands import Broken, run
 from tests.campaign.formats.base import Files, Format, read_file
 from tests.campaign.formats.datasets import ROOT, prepare_voc
-from tests.campaign.mutations import damage, edit_data, edit_json, edit_text
+from tests.campaign.mutations import damage, edit_data, edit_json, edit_text, flip_bit
 from tests.evaluation.sets import detection_set
 from tests.proposals.matlab import cells
 
@@ -26,6 +26,7 @@ COMP4, DETECTIONS, METRIC = Path("comp4"), Path("detections.json"), Path("metric
 METRICS = ("voc07", "voc", "coco")
 STORE, VALID = Path("store.npz"), Path("valid.npz")
 BOXES = np.array([[1, 2, 30, 40], [0, 0, 10, 10], [5, 6, 59, 39.5]], np.float32)
+MANY = np.tile(BOXES, (16, 1))  # so that most bytes of a store are boxes
 
 
 def prepare_detections() -> DetectionSet:
@@ -149,9 +150,9 @@ def prepare_store() -> bytes:
     prepare_voc()
     names = ["a", "b", "c"]
     manifest = make_manifest("random", {"seed": 7, "mode": "fast"}, names)
-    scores = [np.array([0.5, 0.25, 0.1])] * 3
+    scores = [np.linspace(1, 0, len(MANY))] * 3
     for path in (STORE, VALID):
-        write_store(path, names, [BOXES] * 3, scores, manifest=manifest)
+        write_store(path, names, [MANY] * 3, scores, manifest=manifest)
     return read_file(str(STORE))
 
 
@@ -162,7 +163,7 @@ def draw_store(random: Random, seed: bytes) -> Files:
             buffer = BytesIO()
             np.savez_compressed(buffer, **arrays)
             seed = buffer.getvalue()
-    return {str(STORE): damage(random, seed)}
+    return {str(STORE): (flip_bit if random.random() < 0.3 else damage)(random, seed)}
 
 
 def read_store() -> None:
@@ -241,7 +242,7 @@ RESULT_FORMATS = (
     Format("comp4", prepare_comp4, draw_comp4, lambda: evaluate(COMP4), 2500, 30),
     Format("detections", prepare_json, draw_json, lambda: evaluate(DETECTIONS), 4500, 40),
     Format("proposals", prepare_proposals, draw_proposals, read_proposals, 2000, 30),
-    Format("mat", prepare_mat, draw_mat, read_mat, 2000, 40),
+    Format("mat", prepare_mat, draw_mat, read_mat, 2000, 80),
     Format("npz", prepare_store, draw_store, read_store, 4500, 40),
     Format("npz_arrays", prepare_arrays, draw_arrays, read_arrays, 2000, 25),
 )
