@@ -1,6 +1,7 @@
 """The long campaign: `python -m tests.campaign fuzz | kill | points`, see docs/campaign.md."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Do what was asked for; return 1 where anything failed."""
     arguments = parser().parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that no process is started with it ignored
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True)
     action = {"fuzz": fuzz_all, "kill": kill_all, "points": kill_points}[arguments.action]

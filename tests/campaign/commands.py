@@ -35,7 +35,7 @@ def run(command: str, *arguments: str | Path, files: str | Path = OUT) -> int:
     said = []
     for stream in (out, err):
         stream.flush()
-        said.append(stream.buffer.getvalue().decode())  # pyright: ignore[reportAttributeAccessIssue]
+        said.append(stream.buffer.getvalue().decode())
     check_outcome(status, *said)
     if status == USAGE_ERROR and (left := listing(files) - before):
         raise Broken(f"status 2, and left behind: {', '.join(sorted(left)[:5])}")

@@ -43,7 +43,8 @@ class Points:
         if outcome.signal != signal.SIGKILL:
             return Trial(point, [f"was not killed: {outcome.fault or outcome.value}"])
         resume = (folder / "last.pt").exists()
-        if number % 3 == 2:
+        again = number % 3 == 2
+        if again:
             self._train(folder, number // 2, resume=resume)
             resume = (folder / "last.pt").exists()
         outcome = self._train(folder, None, resume=resume)
@@ -52,7 +53,8 @@ class Points:
         status, said, _ = outcome.value
         if status:
             return Trial(point, [f"{'--resume' if resume else 'the same command'} ends with status {status}: {said}"])
-        return Trial(point, *expect(self._children.call(differences, self.reference, folder)))
+        compared = expect(self._children.call(differences, self.reference, folder))
+        return Trial(point, *compared, signals=1 + again)
 
     def _train(self, folder: Path, stop: int | None, *, resume: bool) -> Outcome:
         arguments = ["--resume", str(folder)] if resume else self.kind.command(folder, self._workers)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.campaign.formats.base import same
 DATA = Path("data")
 SPLITS = {"train": 40, "val": 12, "test": 12}
 FEW = {"train": 6, "val": 2, "test": 2}
+SHOWN = 3  # differences that are named of a file
 UNLIKE = ("seconds", "images_per_second", "data_share", "checkpoint", "time")
 """Keys of what a run leaves that depend on the clock or the folder."""
 GIVEN = (f"data.proposals=[{','.join(f'{DATA}/{split}.npz' for split in SPLITS)}]", "data.proposal_count=50")
@@ -111,7 +113,7 @@ def differences(reference: Path, folder: Path) -> tuple[list[str], list[str]]:
             except Exception as error:
                 found.append(f"{name}: {type(error).__name__}: {error}")
                 continue
-            found += [f"{name}{where}" for where in _unlike(one, other)][:3]
+            found += [f"{name}{where}" for where in islice(_unlike(one, other), SHOWN)]
     return found, sorted(other_names - names)
 
 

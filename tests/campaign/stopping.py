@@ -1,41 +1,55 @@
-"""The file operations of a process: counted, and a stop before one of them.
+"""The file operations of a process: seen one by one, and a stop before one of them.
 
 An operation is an opening for writing, a rename, a removal, a new folder, a change of rights, or an fsync, below a
-folder, by the process that began to count. They are seen by an audit hook, which stays as long as the process.
+folder, by the process that began to look. An audit hook sees them, which stays as long as the process.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate")
-WRITING = os.O_WRONLY | os.O_RDWR
+WRITING, MAKING = os.O_WRONLY | os.O_RDWR, os.O_TRUNC | os.O_CREAT
 
 
 def watch(folder: str | Path, see: Callable[[str, str], None]) -> None:
-    """Call `see(event, path relative to folder)` before each file operation below a folder; for good."""
-    home, process, fsync = os.path.abspath(folder), os.getpid(), os.fsync
+    """Call `see(event, path relative to folder)` before each file operation below a folder; for good.
 
-    def tell(event: str, path: str) -> None:
+    An opening that empties or makes a file is seen once more, as `opened`, when that is done and nothing is written.
+    """
+    home, process, fsync = os.path.abspath(folder), os.getpid(), os.fsync
+    quiet = False
+
+    def tell(event: str, path: str) -> bool:
         path = os.path.abspath(path)
-        if os.getpid() == process and os.path.commonpath((home, path)) == home:
+        below = os.getpid() == process and os.path.commonpath((home, path)) == home
+        if below:
             see(event, os.path.relpath(path, home))
+        return below
 
     def hook(event: str, arguments: tuple) -> None:
-        if event not in EVENTS or not isinstance(arguments[0], str | bytes | os.PathLike):
-            return
-        if event == "open" and not (arguments[2] or 0) & WRITING:
+        nonlocal quiet
+        if quiet or event not in EVENTS or not isinstance(arguments[0], str | bytes | os.PathLike):
             return
         # of a rename, where it leads to
-        tell(event, os.fsdecode(arguments[1] if event == "os.rename" else arguments[0]))
+        path = os.fsdecode(arguments[1] if event == "os.rename" else arguments[0])
+        flags = (arguments[2] or 0) if event == "open" else 0
+        if event == "open" and not flags & WRITING:
+            return
+        if tell(event, path) and flags & MAKING and not flags & os.O_EXCL:
+            quiet = True
+            with suppress(OSError):
+                os.close(os.open(path, flags, 0o666))
+            quiet = False
+            tell("opened", path)
 
-    def counted_fsync(handle: int) -> None:
+    def seen_fsync(handle: int) -> None:
         tell("os.fsync", os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}"))
         fsync(handle)
 
-    os.fsync = counted_fsync
+    os.fsync = seen_fsync
     sys.addaudithook(hook)
 
 

@@ -193,12 +193,12 @@ def read_index() -> None:
 
 
 DATASET_FORMATS = (
-    Format("voc", prepare_voc, draw_voc, read_root, 4000, 40),
+    Format("voc", prepare_voc, draw_voc, read_root, 4000, 60),
     Format("voc_list", prepare_voc, draw_voc_list, read_root, 500, 15),
-    Format("coco", prepare_coco, draw_coco, read_root, 5500, 40),
-    Format("yolo", prepare_yolo, draw_yolo, read_root, 4000, 30),
+    Format("coco", prepare_coco, draw_coco, read_root, 5500, 60),
+    Format("yolo", prepare_yolo, draw_yolo, read_root, 4000, 60),
     Format("data_yaml", prepare_data_yaml, draw_data_yaml, read_root, 1500, 30),
     Format("flags", prepare_flags, draw_flags, read_root, 1200, 20),
-    Format("classes", prepare_classes, draw_classes, read_root, 500, 15),
+    Format("classes", prepare_classes, draw_classes, read_root, 500, 30),
     Format("index", prepare_index, draw_index, read_index, 1000, 20),
 )

@@ -68,4 +68,4 @@ def read_image() -> None:
             raise Broken(f"{path}: size {size}, and pixels {pixels.shape}")
 
 
-IMAGE_FORMATS = (Format("image", prepare_images, draw_image, read_image, 8000, 60),)
+IMAGE_FORMATS = (Format("image", prepare_images, draw_image, read_image, 8000, 100),)

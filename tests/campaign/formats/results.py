@@ -239,10 +239,10 @@ def read_arrays() -> None:
 
 
 RESULT_FORMATS = (
-    Format("comp4", prepare_comp4, draw_comp4, lambda: evaluate(COMP4), 2500, 30),
-    Format("detections", prepare_json, draw_json, lambda: evaluate(DETECTIONS), 4500, 40),
-    Format("proposals", prepare_proposals, draw_proposals, read_proposals, 2000, 30),
-    Format("mat", prepare_mat, draw_mat, read_mat, 2000, 80),
-    Format("npz", prepare_store, draw_store, read_store, 4500, 40),
+    Format("comp4", prepare_comp4, draw_comp4, lambda: evaluate(COMP4), 2500, 40),
+    Format("detections", prepare_json, draw_json, lambda: evaluate(DETECTIONS), 4500, 50),
+    Format("proposals", prepare_proposals, draw_proposals, read_proposals, 2000, 60),
+    Format("mat", prepare_mat, draw_mat, read_mat, 2000, 160),
+    Format("npz", prepare_store, draw_store, read_store, 4500, 50),
     Format("npz_arrays", prepare_arrays, draw_arrays, read_arrays, 2000, 25),
 )

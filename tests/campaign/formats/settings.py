@@ -132,7 +132,7 @@ def read_training() -> None:
 
 
 SETTINGS_FORMATS = (
-    Format("config", prepare_config, draw_config, read_config, 2000, 40),
-    Format("override", prepare_overrides, draw_overrides, read_overrides, 4200, 60),
+    Format("config", prepare_config, draw_config, read_config, 2000, 80),
+    Format("override", prepare_overrides, draw_overrides, read_overrides, 4200, 150),
     Format("training", prepare_training, draw_training, read_training, 150, 6),
 )
