@@ -121,16 +121,18 @@ def _names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def _arrays(path: Path) -> dict[str, Any]:
+def _store(path: Path) -> dict[str, Any]:
+    """Return the arrays of a store, and its manifest as data: the name of the checkpoint in it is the folder's."""
     with np.load(path) as arrays:
-        return {name: (array.dtype.str, array.tolist()) for name, array in arrays.items()}
+        values = {name: (array.dtype.str, array.tolist()) for name, array in arrays.items() if name != "manifest"}
+        return values | {"manifest": json.loads(str(arrays["manifest"]))}
 
 
 READERS = {
     ".pt": checkpoint.load,
     ".json": lambda path: json.loads(path.read_text()),
     ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
-    ".npz": _arrays,
+    ".npz": _store,
 }
 """By suffix, how a file is read whose contents are compared; of others it is enough that they are there."""
 
