@@ -169,9 +169,12 @@ def read_run() -> None:
     """Go on with a copy of the run: it is refused and left as it is, or ends with a log and weights that are sound."""
     folder = Path("out/run")
     shutil.copytree(RUN, folder)
-    if run("train", "--resume", folder, files=folder) != 0:
-        if (folder / "last.pt").read_bytes() != read_file(f"{RUN}/last.pt"):
-            raise Broken("refused, and last.pt is another")
+    if run("train", "--resume", folder, files="nothing") != 0:
+        if not (folder / "nonfinite.json").exists():  # with it, steps were done until a loss was not finite
+            if left := {path.name for path in folder.iterdir()} - {path.name for path in RUN.iterdir()}:
+                raise Broken(f"refused, and left behind: {', '.join(sorted(left))}")
+            if (folder / "last.pt").read_bytes() != read_file(f"{RUN}/last.pt"):
+                raise Broken("refused, and last.pt is another")
         return
     for line in (folder / "log.jsonl").read_text().splitlines():
         if not isinstance(json.loads(line)["iteration"], int):
