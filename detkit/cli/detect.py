@@ -1,7 +1,6 @@
 """detkit detect: a checkpoint on images, folders, globs, videos and cameras."""
 
 import argparse
-import io
 import math
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detkit.cli import explain
 from detkit.cli.detect_report import Listing, open_all, unused_name, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     from detkit.config import Config
@@ -140,9 +140,6 @@ def run(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.explain or arguments.truth is not None:
         return explain.run(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may be no text
     sources = Sources(arguments.source)
     _check_out(arguments.out, sources)
     if arguments.crops is not None:
@@ -176,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = replace(config, detect=replace(config.detect, score_threshold=score, **changes))
     thresholds = score_thresholds(detector, score, arguments.classes, class_scores)
     check_scales(detector, config.detect)
-    print(_protocol(arguments, detector, config, device))
+    say(_protocol(arguments, detector, config, device))
 
     start = time.perf_counter()
     formats = [name for name in FORMATS if name in arguments.format or (name == "json" and arguments.json)]
@@ -197,7 +194,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise UserError(f"none of the {job.sources} sources could be read")
     except torch.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
-    print(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
+    say(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
     if job.is_over() and not job.ended_a_camera:
         print(f"interrupted after {job.sources} of {len(sources)} sources; what was done is complete", file=sys.stderr)
         return 130

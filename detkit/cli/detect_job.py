@@ -22,7 +22,9 @@ from detkit.files import write_image
 from detkit.inference.predict import DetectedImage, detect_images
 from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.models import Detector
+from detkit.names import LONGEST, fit_name, plain_name
 from detkit.runtime.progress import Progress
+from detkit.runtime.screen import complain, say
 from detkit.runtime.signals import Interrupt
 from detkit.viz.window import Window
 
@@ -85,7 +87,7 @@ class Job:
                     if self.alone:
                         raise result
                     self.failures += 1
-                    _print_error(str(result))
+                    complain(str(result))
                 else:
                     seen = Seen(str(path), name, path, result.image, result.detections)
                     counts = self._seen(seen, submit)
@@ -94,7 +96,7 @@ class Job:
                     submit(self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
-                        print(f"{path}  {width}x{height}  {_in_words(counts)}", flush=True)
+                        say(f"{path}  {width}x{height}  {_in_words(counts)}")
                 if self.is_over():
                     break
 
@@ -138,10 +140,10 @@ class Job:
                     if self.is_over():
                         self.ended_a_camera = video.is_camera
                         break
-        print(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}", flush=True)
+        say(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}")
         if frames.cut_off and not self.is_over():
             self.damaged += 1
-            _print_error(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
+            complain(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
     def summary(self, seconds: float, listed: Sequence[str]) -> str:
         """Return the closing line; listed: the files and folders beside the images."""
@@ -194,18 +196,16 @@ def _crops(folder: Path, seen: Seen, classes: Sequence[str]) -> list[tuple[Path,
         lines = slice(max(0, int(top)), min(height, math.ceil(bottom)))
         pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep the image in memory
         if pixels.size:
-            cuts.append((folder / _folder_name(classes[label]) / f"{stem}-{number}{suffix}", pixels))
+            end = f"-{number}{suffix}"
+            name = fit_name(stem, LONGEST - len(end)) + end
+            cuts.append((folder / _folder_name(classes[label]) / name, pixels))
     return cuts
 
 
 def _folder_name(name: str) -> str:
     """Return a class's name as a folder can be called."""
-    name = "".join("_" if character in '/\\:*?"<>|' or ord(character) < 32 else character for character in name)
-    return name.strip(" .") or "_"
-
-
-def _print_error(problem: str) -> None:
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    name = "".join("_" if character in '/\\:*?"<>|' else character for character in plain_name(name))
+    return fit_name(name.strip(" .")) or "_"
 
 
 def _in_words(counts: Counter[str]) -> str:

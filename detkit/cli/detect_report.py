@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from detkit.files import atomic_path
+from detkit.names import LONGEST, cell_text, fit_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +128,7 @@ def write_csv(path: Path, classes: Sequence[str]) -> Iterator[Add]:
         def add(seen: Seen) -> None:
             frame = [*seen.moment().values()] or ["", ""]
             for label, score, box in seen.rows():
-                table.writerow((seen.source, *frame, *seen.size, classes[label], score, *box))
+                table.writerow((cell_text(seen.source), *frame, *seen.size, cell_text(classes[label]), score, *box))
 
         yield add
 
@@ -144,8 +145,12 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def unused_name(taken: set[str], stem: str, suffix: str = "") -> str:
-    """Return STEM with its suffix, or STEM-2, ..., the first that is not in `taken`, without regard to case; add it."""
-    names = chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in count(2)))
+    """Return STEM with its suffix, or STEM-2, ..., the first that is not in `taken`, without regard to case; add it.
+
+    A stem that is too long for a file system is cut.
+    """
+    ends = chain([suffix], (f"-{number}{suffix}" for number in count(2)))
+    names = (fit_name(stem, LONGEST - len(end)) + end for end in ends)
     name = next(name for name in names if name.lower() not in taken)
     taken.add(name.lower())
     return name

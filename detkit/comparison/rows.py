@@ -14,6 +14,7 @@ from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
+from detkit.names import cell_text
 from detkit.report.markup import digits
 from detkit.structures import DetectionSet
 from detkit.viz.curves import SpeedPoint
@@ -92,7 +93,10 @@ class Compared:
 
 def to_csv(rows: Sequence[Compared]) -> str:
     """Return a table of all numbers of `to_dict`, a line a detector; `AP.cat` is the column of AP's cat."""
-    flat = [_flat(row.to_dict()) for row in rows]
+    flat = [
+        {cell_text(key): cell_text(value) if isinstance(value, str) else value for key, value in one.items()}
+        for one in (_flat(row.to_dict()) for row in rows)
+    ]
     file = io.StringIO()
     writer = csv.DictWriter(file, list(flat[0]), restval="", lineterminator="\n")
     writer.writeheader()
