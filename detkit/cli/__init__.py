@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 
 from detkit.cli.arguments import Parser
-from detkit.errors import UserError, did_you_mean
+from detkit.errors import Incomplete, UserError, did_you_mean
 from detkit.runtime.screen import complain
 
 COMMANDS = {
@@ -30,6 +30,7 @@ COMMANDS = {
 }
 
 IMPORT = "--import"  # an option of all commands
+INCOMPLETE = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -76,6 +77,9 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
             import_code(names)
         status = command.run(arguments)
         sys.stdout.flush()
+    except Incomplete as error:
+        complain(error, "warning")
+        return INCOMPLETE
     except UserError as error:
         return _fail(str(error))
     except RuntimeError as error:

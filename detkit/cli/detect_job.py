@@ -6,10 +6,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -28,6 +28,8 @@ from detkit.runtime.screen import complain, say
 from detkit.runtime.signals import Interrupt
 from detkit.viz.window import Window
 
+T = TypeVar("T")
+
 MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
 
@@ -38,7 +40,8 @@ class Job:
 
     report: lists what was seen. stop: entered all the while; what it has received ends the work early, with whole
     files, after the batch at hand. alone: whether there is but one source, whose error ends the work. crops: the folder
-    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption.
+    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption. written,
+    unwritten: images, crops and videos; what is not written does not end the work, which may have other results.
     """
 
     detector: Detector
@@ -56,6 +59,8 @@ class Job:
     damaged: int = 0
     done: int = 0
     ended_a_camera: bool = False
+    written: int = 0
+    unwritten: list[UserError] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def images(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
@@ -93,7 +98,7 @@ class Job:
                     counts = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
-                    submit(self._write_drawn, seen)
+                    submit(self._attempt, self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
                         say(f"{path}  {width}x{height}  {_in_words(counts)}")
@@ -117,7 +122,7 @@ class Job:
                     yield frame
 
             with (
-                video_writer(self.out / name, frames.fps, frames.size) as append,
+                self._attempted(video_writer(self.out / name, frames.fps, frames.size)) as append,
                 closing(self._detect(images(), batch)) as results,
                 _in_background() as submit,
                 Progress(transient=True) as bars,
@@ -167,7 +172,7 @@ class Job:
         self.report(seen)
         if self.crops is not None:
             for path, pixels in _crops(self.crops, seen, self.detector.classes):
-                submit(write_image, path, pixels)
+                submit(self._attempt, write_image, path, pixels)
         counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += counts
         self.done += 1
@@ -176,6 +181,20 @@ class Job:
     def _draw(self, seen: Seen) -> np.ndarray:
         boxes, scores, labels = seen.detections.image(0)
         return viz.draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
+
+    def _attempt(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+            self.written += 1
+        except UserError as error:
+            self.unwritten.append(error)
+
+    @contextmanager
+    def _attempted(self, writer: AbstractContextManager[T]) -> Iterator[T]:
+        """`writer`, of which the end, where it finds that nothing could be written, is `_attempt`ed."""
+        with ExitStack() as stack:
+            yield stack.enter_context(writer)
+            self._attempt(stack.close)
 
     def _write_drawn(self, seen: Seen) -> None:
         write_image(self.out / seen.drawn, self._draw(seen))

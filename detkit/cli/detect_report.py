@@ -2,13 +2,14 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from detkit.errors import Attempt
 from detkit.files import atomic_path
 from detkit.names import LONGEST, cell_text, fit_name
 
@@ -59,22 +60,29 @@ Listing = Callable[[], AbstractContextManager[Add]]  # opens files, and gives a 
 
 
 @contextmanager
-def open_all(listings: Sequence[Listing]) -> Iterator[Add]:
-    """Yield a function that adds an image or frame to all listings.
+def open_all(listings: Mapping[str, Listing], attempt: Attempt) -> Iterator[Add]:
+    """Yield a function that adds an image or frame to all listings, given by their names.
 
     Their files grow entry by entry, so that a long video needs no memory, and appear, complete, at the end. That end is
-    also an interruption that waits for the batch at hand; any other error leaves no file.
+    also an interruption that waits for the batch at hand; any other error leaves no file. Where one cannot be completed
+    the others are.
     """
     with ExitStack() as stack:
+        opened: dict[str, ExitStack] = {}
         adds: list[Add] = []
 
         def add(seen: Seen) -> None:
             if not adds:  # opened only now, so that a command that finds nothing to read makes no folder
-                adds.extend(stack.enter_context(listing()) for listing in listings)
+                for name, listing in listings.items():
+                    opened[name] = stack.enter_context(ExitStack())
+                    adds.append(opened[name].enter_context(listing()))
             for each in adds:
                 each(seen)
 
         yield add
+        for name, file in opened.items():
+            with attempt(name):
+                file.close()
 
 
 @contextmanager

@@ -345,3 +345,29 @@ def test_help_names_files_and_metrics():
     text = re.sub(r"\s+", " ", parser.format_help())
     for part in ("metrics.json", "detections.json", "pr/*.png", "comp4_det_<split>_<class>.txt", "voc07", "--classes"):
         assert part in text
+
+
+def test_late_failures_cost_no_results(root, found, tmp_path, capsys, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("of a\nname")
+
+    monkeypatch.setattr("detkit.viz.pr_plots", broken)
+    monkeypatch.setattr("detkit.report.write_report", broken)
+    out = tmp_path / "out"
+    assert evaluate("--detections", found, "--dataset", root, "--out", out, "--report") == 1
+    said = capsys.readouterr()
+    reason = "ValueError: of a name"
+    assert said.err == f"warning: not written: pr/*.png: {reason}; report.html: {reason}; all else is complete\n"
+    assert "mAP" in said.out
+    assert {"metrics.json", "detections.json"} == {path.name for path in out.iterdir()}
+
+
+def test_a_full_disk_still_shows_the_numbers(root, found, tmp_path, capsys, monkeypatch):
+    def full(path: Path, _: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("detkit.cli.evaluate.write_atomic", full)
+    assert evaluate("--detections", found, "--dataset", root, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: No space left on device: {tmp_path}/out/metrics.json\n"
+    assert "animals/test: 3 images" in said.out
