@@ -85,6 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("link", "copy", "symlink"),
         help="link: hard links, or copies where the disk has no such (default: link)",
     )
+    convert.add_argument(
+        "--outside",
+        action="store_true",
+        help="bring images along, too, that lie outside of ROOT, or are links to there",
+    )
 
     split = add("split", "divide a data set at random, each class alike, and write the lists")
     split.add_argument("source", metavar="ROOT", help="the folder of a data set")
@@ -266,7 +271,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     with Progress() as bars:
         root, splits, images = arguments.source, arguments.split, arguments.images
         show = partial(bars.update, "images")
-        done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show)
+        done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show, arguments.outside)
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
 
