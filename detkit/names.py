@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from itertools import chain, count
 
 LONGEST = 255  # bytes of a file's name, on nearly all file systems
 # control characters, among them ESC, line ends, what turns the direction of text, bytes that are no UTF-8
@@ -32,6 +33,18 @@ def fit_name(stem: str, room: int = LONGEST) -> str:
         return stem
     end = "-" + hashlib.blake2b(content, digest_size=4).hexdigest()
     return content[: room - len(end)].decode(errors="ignore") + end
+
+
+def unused_name(taken: set[str], stem: str, suffix: str = "") -> str:
+    """Return STEM with its suffix, or STEM-2, ..., the first that is not in `taken`, without regard to case; add it.
+
+    A stem that is too long for a file system is cut.
+    """
+    ends = chain([suffix], (f"-{number}{suffix}" for number in count(2)))
+    names = (fit_name(stem, LONGEST - len(end)) + end for end in ends)
+    name = next(name for name in names if name.lower() not in taken)
+    taken.add(name.lower())
+    return name
 
 
 def plain_name(stem: str) -> str:

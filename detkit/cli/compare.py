@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit.cli.arguments import whole
 from detkit.errors import UserError, late
 from detkit.names import shown
 from detkit.runtime.screen import complain
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
-        "--rounds", type=int, default=10, help="times that each detector runs for its speed (default %(default)s)"
+        "--rounds", type=whole(), default=10, help="times that each detector runs for its speed (default %(default)s)"
     )
 
 

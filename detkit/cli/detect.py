@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli import explain
-from detkit.cli.detect_report import Listing, open_all, unused_name, write_coco, write_csv, write_json
+from detkit.cli.arguments import whole
+from detkit.cli.detect_report import Listing, open_all, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean, late
+from detkit.names import unused_name
 from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", default=None, help="look at each image mirrored, too")
     parser.add_argument("--scales", type=_factors, metavar="F,F", help="look at these factors of the usual size")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
+    parser.add_argument("--batch", type=whole(1), default=8, help="images at once (default %(default)s)")
     explain.add_arguments(parser)
 
 
@@ -124,13 +126,6 @@ def _formats(text: str) -> list[str]:
 
 def _factors(text: str) -> list[float]:
     return [_finite(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

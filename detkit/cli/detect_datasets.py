@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.cli.detect_report import Add, Seen, open_text, unused_name
+from detkit.cli.detect_report import Add, Seen, open_text
 from detkit.data.annotations import Annotations
 from detkit.data.convert import place_image
 from detkit.data.dataset import Record
@@ -15,7 +15,7 @@ from detkit.data.items import Item
 from detkit.data.voc_writer import voc_xml
 from detkit.data.yolo_writer import yolo_rows
 from detkit.files import write_atomic, write_image
-from detkit.names import LONGEST, fit_name, plain_name
+from detkit.names import LONGEST, fit_name, plain_name, unused_name
 
 SPLIT = "detected"
 

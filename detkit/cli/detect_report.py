@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from detkit.errors import Attempt
 from detkit.files import atomic_path
-from detkit.names import LONGEST, cell_text, fit_name
+from detkit.names import cell_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,18 +150,6 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
-
-
-def unused_name(taken: set[str], stem: str, suffix: str = "") -> str:
-    """Return STEM with its suffix, or STEM-2, ..., the first that is not in `taken`, without regard to case; add it.
-
-    A stem that is too long for a file system is cut.
-    """
-    ends = chain([suffix], (f"-{number}{suffix}" for number in count(2)))
-    names = (fit_name(stem, LONGEST - len(end)) + end for end in ends)
-    name = next(name for name in names if name.lower() not in taken)
-    taken.add(name.lower())
-    return name
 
 
 def _appender(file: IO[str]) -> Callable[[Any], object]:

@@ -14,7 +14,7 @@ from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
-from detkit.names import cell_text
+from detkit.names import cell_text, shown
 from detkit.report.markup import digits
 from detkit.structures import DetectionSet
 from detkit.viz.curves import SpeedPoint
@@ -135,7 +135,7 @@ def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     )
     table.add_column("", no_wrap=True)
     for row in rows:
-        table.add_column(escape(row.entry.label), justify="right", overflow="fold")
+        table.add_column(escape(shown(row.entry.label)), justify="right", overflow="fold")
     for title, *texts in zip(cells(rows[0]), *(cells(row).values() for row in rows)):
         table.add_row(title, *texts)
     table.add_section()

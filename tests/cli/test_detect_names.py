@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detkit.cli.detect_report import unused_name
-from detkit.names import LONGEST
+from detkit.names import LONGEST, unused_name
 from tests.cli.detecting import detect, files, opened, report
 
 NAMES = {
