@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from detkit.cli.arguments import whole
 from detkit.cli.listing import print_table
-from detkit.errors import UserError
+from detkit.errors import UserError, late
+from detkit.names import LONGEST, fit_name
 from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
 
 
 def _out(arguments: argparse.Namespace, dataset: "DetectionDataset", *how: str) -> Path:
-    name = "-".join((dataset.name.replace("/", "-"), *how))
+    name = fit_name("-".join((dataset.name.replace("/", "-"), *how)), LONGEST - 4)
     return Path(arguments.out) if arguments.out is not None else Path("proposals") / f"{name}.npz"
 
 
@@ -214,8 +215,9 @@ def _recall(arguments: argparse.Namespace) -> None:
     _print(result)
     say(f"{path}: {what}, difficult ones left out", LEGEND)
     out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
-    recall_plot(result, out, what)
-    say(f"curves: {out}")
+    with late() as attempt, attempt(str(out)):
+        recall_plot(result, out, what)
+        say(f"curves: {out}")
 
 
 def _print(result: "ProposalRecall") -> None:

@@ -19,6 +19,7 @@ from detkit.data.items import Item, Splits
 from detkit.data.voc_writer import write_voc
 from detkit.data.yolo_writer import write_yolo
 from detkit.errors import UserError, did_you_mean
+from detkit.names import fit_name
 
 WRITERS = {"voc": write_voc, "coco": write_coco, "yolo": write_yolo}
 WAYS = ("link", "copy", "symlink")
@@ -131,7 +132,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is there already and is left as it is; name a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as temporary:
+    with TemporaryDirectory(
+        prefix=f".{fit_name(path.name, 64)}.", dir=path.parent, ignore_cleanup_errors=True
+    ) as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
         yield folder
