@@ -4,9 +4,17 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from detkit.names import shown
+
 
 class UserError(Exception):
-    """One line that says what is wrong, where, and what would be right. The command line exits with status 2."""
+    """One line that says what is wrong, where, and what would be right. The command line exits with status 2.
+
+    What names in it hold that would act on a screen, a line end among it, is escaped.
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class Incomplete(UserError):

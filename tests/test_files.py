@@ -53,6 +53,10 @@ def test_what_would_act_on_a_screen_is_escaped():
     assert shown("\x1b[31m\n\r\t\x9b\u202e\udce9\ud800\u2028") == r"\x1b[31m\n\r\t\x9b\u202e\xe9\ud800\u2028"
 
 
+def test_errors_are_a_line_that_acts_on_nothing():
+    assert str(UserError("no image a\nb\x1b[2J.jpg")) == r"no image a\nb\x1b[2J.jpg"
+
+
 def test_names_that_are_too_long_are_cut_and_differ():
     assert fit_name("a" * LONGEST) == "a" * LONGEST
     cut = {fit_name("é" * 200 + end, 100) for end in "ab"}
