@@ -20,6 +20,8 @@ NAMES = {
     "escape": "a\x1b[31mb",
     "blanks": " a ",
     "formula": "=1+1",
+    "number behind a blank": "a 1",
+    "marks": "#a&<b>%s{0}[1],;:|~",
     "direction of text": "a\u202egnp",
 }
 
