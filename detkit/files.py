@@ -51,6 +51,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, name):  # a full disk is of no file, and the temporary one is nobody's
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,13 +1,15 @@
 """Files are written whole or not at all; names answer misspellings."""
 
+import errno
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from detkit.errors import UserError
-from detkit.files import TEMPORARY, atomic_path, write_atomic
+from detkit.files import TEMPORARY, atomic_path, save_atomic, write_atomic
 from detkit.names import LONGEST, cell_text, fit_name, shown
 from detkit.registry import Registry
 
@@ -25,6 +27,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as error:
+        save_atomic(tmp_path / "a.npz", full)
+    assert error.value.filename == str(tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_have_ordinary_rights_and_folders_are_made(tmp_path):
