@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
-from detkit.errors import UserError
+from detkit.errors import UserError, in_a_line
 
 imported: list[str] = []  # what has been imported here, as it was named
 
@@ -47,7 +47,7 @@ def _import(name: str) -> None:
     except Exception as error:
         at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
         where = f"{at.filename}:{at.lineno}"
-        raise UserError(f"imports: {name} fails at {where}: {type(error).__name__}: {error}") from None
+        raise UserError(f"imports: {name} fails at {where}: {in_a_line(error)}") from None
     file = getattr(imported_module, "__file__", None)
     if path is not None and (file is None or Path(file).resolve() != path):
         raise UserError(f"imports: {name}: there is another module {module!r}, {file or 'of Python'}; rename the file")

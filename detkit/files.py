@@ -1,6 +1,7 @@
 """Files: read with an error in one line, written whole or not at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.errors import UserError
+from detkit.names import fit_name
 
 if TYPE_CHECKING:
     import numpy as np
+
+TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?", re.DOTALL)  # of `atomic_path`; a killed process leaves it
 
 
 def read_text(path: str | os.PathLike[str], hint: str = "") -> str:
@@ -29,11 +33,13 @@ def read_text(path: str | os.PathLike[str], hint: str = "") -> str:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error.
 
-    For writers that want a file name (torch.save, matplotlib, cv2). The suffix is kept, since they read it.
+    For writers that want a file name (torch.save, matplotlib, cv2). The suffix is kept, since they read it. The name
+    matches TEMPORARY, and is short however long that of `path` is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    suffix = path.suffix if len(path.suffix) < 16 else ""
+    handle, name = tempfile.mkstemp(prefix=f".{fit_name(path.stem, 64)}.", suffix=f".tmp{suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -45,14 +51,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, name):  # a full disk is of no file, and the temporary one is nobody's
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write text (UTF-8) or bytes to `path`, whole or not at all."""
+    """Write text (UTF-8) or bytes to `path`, whole or not at all.
+
+    What is no text, a name's bytes that are no UTF-8, becomes an escape such as \\udce9, which JSON and YAML read back.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def save_atomic(path: str | os.PathLike[str], save: Callable[[Path], Any]) -> None:

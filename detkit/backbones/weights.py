@@ -15,6 +15,7 @@ from detkit.backbones.base import Backbone
 from detkit.backbones.darknet_file import read_weights
 from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
+from detkit.names import shown
 
 WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
@@ -100,7 +101,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     line = f"backbone weights: {len(counted) - len(left)} of {len(counted)} tensors from {source}"
     line += f"; left as initialised: {_first(left)}" if left else ""
     line += f"; in the file but not used: {_first(unused)}" if unused else ""
-    print(line, file=sys.stderr)
+    print(shown(line), file=sys.stderr)
 
 
 def _backbones_of(state: dict[str, Tensor]) -> str:

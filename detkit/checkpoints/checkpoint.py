@@ -25,6 +25,7 @@ from detkit.errors import UserError
 from detkit.experiment import from_plain, to_plain
 from detkit.files import write_file
 from detkit.models import Detector, build_detector
+from detkit.names import shown
 
 FORMAT = "detkit 2"
 KEYS = ("model", "config", "classes", "iteration", "metrics")
@@ -160,7 +161,7 @@ def start_from(detector: Detector, path: str | Path) -> None:
         raise UserError(f"{error}; they fit model.name={model['name']} model.backbone.name={backbone}") from None
     line = f"weights: {len(current) - len(left)} of {len(current)} tensors from {path}"
     line += f"; new for other classes: {', '.join(left[:4])}{', ...' * (len(left) > 4)}" if left else ""
-    print(line, file=sys.stderr)
+    print(shown(line), file=sys.stderr)
 
 
 def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:

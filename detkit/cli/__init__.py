@@ -6,13 +6,15 @@ user can cause.
 """
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
 from types import ModuleType
 
 from detkit.cli.arguments import Parser
-from detkit.errors import UserError, did_you_mean
+from detkit.errors import Incomplete, UserError, did_you_mean
+from detkit.runtime.screen import complain
 
 COMMANDS = {
     "train": "train a detector from a config",
@@ -28,6 +30,7 @@ COMMANDS = {
 }
 
 IMPORT = "--import"  # an option of all commands
+INCOMPLETE = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -64,6 +67,9 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     command, parser = command_parser(name)
     argv, names = _take_import(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where the terminal's alphabet lacks a letter
     try:
         if names:
             from detkit.extensions import import_code
@@ -71,8 +77,18 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
             import_code(names)
         status = command.run(arguments)
         sys.stdout.flush()
+    except Incomplete as error:
+        complain(error, "warning")
+        return INCOMPLETE
     except UserError as error:
         return _fail(str(error))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch raises it, in the middle of anything, when one has ended
+            raise
+        return _fail(
+            f"a process that loads images was killed, as the system does when memory is short ({error}); "
+            "what was saved is intact: try train.workers=0, a smaller batch or data.cache=false"
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -96,5 +112,5 @@ def _take_import(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    complain(message)
     return USAGE_ERROR

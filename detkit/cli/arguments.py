@@ -1,8 +1,32 @@
 """The parser of a command."""
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from detkit.names import shown
+
+MOST = 2**31 - 1  # what everything that takes a number holds
+SIDE = 16384  # pixels of a network's input, at most
+
+
+def whole(least: int | None = None, most: int = MOST) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number between `least`, where that is not left to the command,
+    and `most`."""
+
+    def read(text: str) -> int:
+        brief = text if len(text) < 40 else f"{text[:30]}..."
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{brief!r} is not a whole number that could be meant") from None
+        if value > most or value < -most:
+            raise argparse.ArgumentTypeError(f"{brief} is more than {most}")
+        if least is not None and value < least:
+            raise argparse.ArgumentTypeError(f"{brief} is less than {least}")
+        return value
+
+    return read
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +41,9 @@ class Parser(argparse.ArgumentParser):
         formatter = argparse.HelpFormatter if epilog is None else argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=description, epilog=epilog, formatter_class=formatter, **options)
         self._mixing = False
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {shown(message)}; see {self.prog} --help\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # a command calls this for its actions, and the intermixed parser, which takes no actions, calls it twice

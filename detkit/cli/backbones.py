@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from detkit.cli.arguments import SIDE, whole
 from detkit.cli.listing import billions, millions, table, where
 from detkit.errors import UserError
 
@@ -29,7 +30,10 @@ HEADER = ("name", "parameters", "with tail", "pixels", "GFLOPs", "maps", "weight
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: 'res*'; or timm/NAME")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="a side of the image (default: as the weights were trained, or 224)"
+        "--size",
+        type=whole(most=SIDE),
+        metavar="PIXELS",
+        help="a side of the image (default: as the weights were trained, or 224)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with all facts")
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli.arguments import whole
 from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ recall`; "equal": of each image, both have as many boxes as the one with fewer. 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all")
-    parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default 10)")
-    parser.add_argument("--threads", type=int, help="CPU threads of each; default all cores")
+    parser.add_argument("--rounds", type=whole(), default=10, help="times that each runs (default 10)")
+    parser.add_argument("--threads", type=whole(), help="CPU threads of each; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument(
         "--contrib", metavar="PYTHON", help="of proposals: beside opencv-contrib, which this Python has"

@@ -2,11 +2,13 @@
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.errors import UserError
+from detkit.cli.arguments import whole
+from detkit.errors import UserError, late
+from detkit.names import shown
+from detkit.runtime.screen import complain
 
 if TYPE_CHECKING:
     from detkit.comparison.job import Comparison
@@ -31,6 +33,9 @@ holds report.html, compare.csv, compare.json and speed.png.
 All are evaluated here, on the one test split by the one metric. Speed is measured of all in turn, each in a process of
 its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of stored
 regions get them from their stores; the time that making them takes has a column of its own.
+
+exit status: 0; 1 where a detector failed and the others are compared, or a plot or the report is not written; 2 after
+an error; 130 after Ctrl-C.
 """
 
 
@@ -43,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
-        "--rounds", type=int, default=10, help="times that each detector runs for its speed (default %(default)s)"
+        "--rounds", type=whole(), default=10, help="times that each detector runs for its speed (default %(default)s)"
     )
 
 
@@ -83,16 +88,22 @@ def _work(job: "Comparison") -> int:
     from detkit.runtime.progress import Progress
 
     console = Console(highlight=False, soft_wrap=True)
-    say = partial(console.print, markup=False)
+
+    def say(text: str) -> None:
+        console.print(shown(text), markup=False)
+
     with Progress() as bars:
         job.make_proposals(say, bars.update)
         job.train(say, bars.update)
         rows = job.measure(say, bars.update)
     for message in job.failures.values():
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        complain(message)
     if not rows:
         raise UserError("no detector is left to compare")
-    table, files = job.write(rows)
-    Console(highlight=False).print(table)
-    say(f"{job.out}: {', '.join(files)}")
-    return FAILED if job.failures else 0
+    with late() as attempt:
+        try:
+            files = job.write(rows, attempt)
+        finally:  # a full disk costs the files, and not what the screen shows
+            Console(highlight=False).print(job.table(rows))
+        say(f"{job.out}: {', '.join(files)}")
+        return FAILED if job.failures else 0

@@ -7,9 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit.cli.arguments import SIDE, whole
 from detkit.cli.listing import print_table
 from detkit.errors import UserError
 from detkit.files import write_image
+from detkit.names import shown
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,9 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--split", help="train (augmented), val or test of the config; a split of --root (default: train)"
             )
             action.add_argument("--out", default="show.jpg", metavar="FILE", help="default: show.jpg")
-            action.add_argument("--images", type=int, default=16, metavar="N", help="how many (default: 16)")
-            action.add_argument("--start", type=int, default=0, metavar="N", help="first position of the stream")
-            action.add_argument("--size", type=int, metavar="PIXELS", help="network input, where no config says it")
+            action.add_argument("--images", type=whole(), default=16, metavar="N", help="how many (default: 16)")
+            action.add_argument("--start", type=whole(), default=0, metavar="N", help="first position of the stream")
+            action.add_argument(
+                "--size", type=whole(most=SIDE), metavar="PIXELS", help="network input, where no config says it"
+            )
         else:
             action.add_argument(
                 "--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT of --root; repeatable"
@@ -85,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("link", "copy", "symlink"),
         help="link: hard links, or copies where the disk has no such (default: link)",
     )
+    convert.add_argument(
+        "--outside",
+        action="store_true",
+        help="bring images along, too, that lie outside of ROOT, or are links to there",
+    )
 
     split = add("split", "divide a data set at random, each class alike, and write the lists")
     split.add_argument("source", metavar="ROOT", help="the folder of a data set")
@@ -92,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         split.add_argument(
             f"--{name}", type=float, default=share, metavar="SHARE", help=f"default: {share}; 0: no such split"
         )
-    split.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    split.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
     split.add_argument(
         "--from", dest="divide", metavar="SPLIT", help="of COCO: which file to divide, if there are several"
     )
@@ -116,7 +126,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
     with Progress(transfer=True) as bars:
         folder = fetch(arguments.name, arguments.root, arguments.mirror, bars.update)
-    print(f"{arguments.name} is at {folder}")
+    say(f"{arguments.name} is at {folder}")
 
 
 def _config(arguments: argparse.Namespace) -> "Config | None":
@@ -165,14 +175,14 @@ def _check(arguments: argparse.Namespace) -> int:
         with Progress() as bars:
             report = check_root(root, splits, classes, partial(bars.update, "images"), kind)
         for problem in report.problems[:MAX_LISTED]:
-            print(problem)
+            say(problem)
         if len(report.problems) > MAX_LISTED:
-            print(f"... and {len(report.problems) - MAX_LISTED} more")
+            say(f"... and {len(report.problems) - MAX_LISTED} more")
         if report.problems:
             counts = sorted(Counter(problem.kind for problem in report.problems).items())
             print_table(("problem", "count"), ((name, str(count)) for name, count in counts), texts=2)
         what = f"{report.images} images, {report.objects} objects, splits {', '.join(report.splits)}"
-        print(f"{root}: {what}: {len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)}")
+        say(f"{root}: {what}: {len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)}")
         found += len(report.problems)
     return 1 if found else 0
 
@@ -191,6 +201,7 @@ def _stats(arguments: argparse.Namespace) -> None:
 def _print_stats(console: "Console", dataset: "DetectionDataset") -> None:
     """Print a table of the classes and a line on the images."""
     import numpy as np
+    from rich.markup import escape
     from rich.table import Table
 
     def spread(values: np.ndarray) -> str:
@@ -205,13 +216,18 @@ def _print_stats(console: "Console", dataset: "DetectionDataset") -> None:
         for name in ("difficult", "crowd", "truncated")
     }
     size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
-    table = Table(title=f"{dataset.name}: {len(dataset)} images", title_justify="left")
+    table = Table(title=escape(shown(f"{dataset.name}: {len(dataset)} images")), title_justify="left")
     for column in ("class", "images", "objects", *flags, "size: min, quartiles, max"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for label, name in [*enumerate(dataset.classes), (None, "all")]:
         of_class = labels == label if label is not None else np.ones(len(labels), dtype=bool)
         counts = (len(np.unique(image[of_class])), of_class.sum(), *(flag[of_class].sum() for flag in flags.values()))
-        table.add_row(name, *map(str, counts), spread(size[of_class]), end_section=label == len(dataset.classes) - 1)
+        table.add_row(
+            escape(shown(name)),
+            *map(str, counts),
+            spread(size[of_class]),
+            end_section=label == len(dataset.classes) - 1,
+        )
     console.print(table)
     each = np.bincount(image, minlength=len(dataset))
     width, height = dataset.sizes.T
@@ -256,7 +272,7 @@ def _show(arguments: argparse.Namespace) -> None:
     if not tiles:
         raise UserError(f"--start {start}: {dataset.name} has only {len(dataset)} images")
     write_image(Path(arguments.out), viz.mosaic(tiles, titles))
-    print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")
+    say(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -266,9 +282,9 @@ def _convert(arguments: argparse.Namespace) -> None:
     with Progress() as bars:
         root, splits, images = arguments.source, arguments.split, arguments.images
         show = partial(bars.update, "images")
-        done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show)
+        done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show, arguments.outside)
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
-    print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
+    say(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
 
 
 def _split(arguments: argparse.Namespace) -> None:
@@ -276,7 +292,7 @@ def _split(arguments: argparse.Namespace) -> None:
 
     shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
     counts = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
-    print(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
+    say(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
 
 
 def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...]) -> "InputSpec":

@@ -1,7 +1,6 @@
 """detkit detect: a checkpoint on images, folders, globs, videos and cameras."""
 
 import argparse
-import io
 import math
 import os
 import sys
@@ -14,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli import explain
-from detkit.cli.detect_report import Listing, open_all, unused_name, write_coco, write_csv, write_json
-from detkit.errors import UserError, did_you_mean
+from detkit.cli.arguments import whole
+from detkit.cli.detect_report import Listing, open_all, write_coco, write_csv, write_json
+from detkit.errors import UserError, did_you_mean, late
+from detkit.names import unused_name
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     from detkit.config import Config
@@ -47,7 +49,8 @@ formats, all in the output folder:
 Images are shown upright by their EXIF, of animations the first image; what is transparent is white. A video keeps its
 frames' times, also where they are uneven. Ctrl-C ends the work after the batch at hand, and leaves whole files.
 
-exit status: 0; 1 if one of several sources could not be read; 2 if nothing could be done; 130 after Ctrl-C.
+exit status: 0; 1 if one of several sources could not be read, or an image or list not be written; 2 if nothing could be
+done; 130 after Ctrl-C.
 """
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -84,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", default=None, help="look at each image mirrored, too")
     parser.add_argument("--scales", type=_factors, metavar="F,F", help="look at these factors of the usual size")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
+    parser.add_argument("--batch", type=whole(1), default=8, help="images at once (default %(default)s)")
     explain.add_arguments(parser)
 
 
@@ -125,13 +128,6 @@ def _factors(text: str) -> list[float]:
     return [_finite(part) for part in text.split(",")]
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Detect on every source in the order given."""
     # the cheap questions first: a misspelt name is answered before torch has loaded
@@ -140,9 +136,6 @@ def run(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.explain or arguments.truth is not None:
         return explain.run(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may be no text
     sources = Sources(arguments.source)
     _check_out(arguments.out, sources)
     if arguments.crops is not None:
@@ -176,37 +169,45 @@ def run(arguments: argparse.Namespace) -> int:
     config = replace(config, detect=replace(config.detect, score_threshold=score, **changes))
     thresholds = score_thresholds(detector, score, arguments.classes, class_scores)
     check_scales(detector, config.detect)
-    print(_protocol(arguments, detector, config, device))
+    say(_protocol(arguments, detector, config, device))
 
     start = time.perf_counter()
     formats = [name for name in FORMATS if name in arguments.format or (name == "json" and arguments.json)]
-    try:
-        with Interrupt() as stop, open_all(_listings(formats, arguments, detector, config)) as report:
-            out, crops, batch, alone = arguments.out, arguments.crops, arguments.batch, len(sources) == 1
-            job = Job(detector, config, thresholds, batch, out, report, stop, alone, crops, window)
-            pairs = takewhile(lambda _: not job.is_over(), zip(sources, drawn_names(sources)))
-            # images that follow each other share batches
-            for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
-                for source, name in group:
-                    if isinstance(source, Path):
-                        rest = ((image, drawn) for image, drawn in group if isinstance(image, Path))
-                        job.images(chain([(source, name)], rest), sources.images)
-                    else:
-                        job.video(source, name)
-            if job.failures == job.sources and not job.is_over():
-                raise UserError(f"none of the {job.sources} sources could be read")
-    except torch.OutOfMemoryError:
-        raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
-    print(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
-    if job.is_over() and not job.ended_a_camera:
-        print(f"interrupted after {job.sources} of {len(sources)} sources; what was done is complete", file=sys.stderr)
-        return 130
-    return 1 if job.failures or job.damaged else 0
+    listings = _listings(formats, arguments, detector, config)
+    with late() as attempt:
+        try:
+            with Interrupt() as stop, open_all(listings, attempt) as report:
+                out, crops, batch, alone = arguments.out, arguments.crops, arguments.batch, len(sources) == 1
+                job = Job(detector, config, thresholds, batch, out, report, stop, alone, crops, window)
+                pairs = takewhile(lambda _: not job.is_over(), zip(sources, drawn_names(sources)))
+                # images that follow each other share batches
+                for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
+                    for source, name in group:
+                        if isinstance(source, Path):
+                            rest = ((image, drawn) for image, drawn in group if isinstance(image, Path))
+                            job.images(chain([(source, name)], rest), sources.images)
+                        else:
+                            job.video(source, name)
+                if job.failures == job.sources and not job.is_over():
+                    raise UserError(f"none of the {job.sources} sources could be read")
+                if job.unwritten and not job.written and not listings:
+                    raise job.unwritten[0]
+        except torch.OutOfMemoryError:
+            raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
+        say(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
+        if job.unwritten:
+            with attempt(f"{len(job.unwritten)} images"):
+                raise job.unwritten[0]
+        if job.is_over() and not job.ended_a_camera:
+            done = f"{job.sources} of {len(sources)} sources"
+            print(f"interrupted after {done}; what was done is complete", file=sys.stderr)
+            return 130
+        return 1 if job.failures or job.damaged else 0
 
 
 def _listings(
     formats: list[str], arguments: argparse.Namespace, detector: "Detector", config: "Config"
-) -> list[Listing]:
+) -> dict[str, Listing]:
     from detkit.cli.detect_datasets import write_voc, write_yolo
 
     settings, (score, class_scores) = config.detect, arguments.score
@@ -224,7 +225,7 @@ def _listings(
     }
     json = partial(write_json, header=header)
     writers = {"json": json, "coco": write_coco, "voc": write_voc, "yolo": write_yolo, "csv": write_csv}
-    return [partial(writers[name], arguments.out / FORMATS[name], detector.classes) for name in formats]
+    return {FORMATS[name]: partial(writers[name], arguments.out / FORMATS[name], detector.classes) for name in formats}
 
 
 def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.cli.detect_report import Add, Seen, open_text, unused_name
+from detkit.cli.detect_report import Add, Seen, open_text
 from detkit.data.annotations import Annotations
 from detkit.data.convert import place_image
 from detkit.data.dataset import Record
@@ -15,6 +15,7 @@ from detkit.data.items import Item
 from detkit.data.voc_writer import voc_xml
 from detkit.data.yolo_writer import yolo_rows
 from detkit.files import write_atomic, write_image
+from detkit.names import LONGEST, fit_name, plain_name, unused_name
 
 SPLIT = "detected"
 
@@ -60,8 +61,8 @@ def write_yolo(folder: Path, classes: Sequence[str]) -> Iterator[Add]:
 def _name(seen: Seen, taken: set[str]) -> str:
     """Return a name for an image, another than all `taken` also without their suffixes."""
     name = Path(seen.drawn).stem + ("" if seen.frame is None else f"-{seen.frame:06d}")
-    # VOC's and YOLO's lists are UTF-8 text of one name a line
-    return unused_name(taken, "_".join(name.encode(errors="replace").decode().split("\n")))
+    # it stands in XML and lists, and needs room for the suffix of its image
+    return unused_name(taken, fit_name(plain_name(name), LONGEST - 12))
 
 
 def _item(seen: Seen, name: str, folder: Path, min_side: float) -> Item:

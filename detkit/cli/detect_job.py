@@ -6,10 +6,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -22,9 +22,13 @@ from detkit.files import write_image
 from detkit.inference.predict import DetectedImage, detect_images
 from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.models import Detector
+from detkit.names import LONGEST, fit_name, plain_name
 from detkit.runtime.progress import Progress
+from detkit.runtime.screen import complain, say
 from detkit.runtime.signals import Interrupt
 from detkit.viz.window import Window
+
+T = TypeVar("T")
 
 MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
@@ -36,7 +40,8 @@ class Job:
 
     report: lists what was seen. stop: entered all the while; what it has received ends the work early, with whole
     files, after the batch at hand. alone: whether there is but one source, whose error ends the work. crops: the folder
-    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption.
+    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption. written,
+    unwritten: images, crops and videos; what is not written does not end the work, which may have other results.
     """
 
     detector: Detector
@@ -54,6 +59,8 @@ class Job:
     damaged: int = 0
     done: int = 0
     ended_a_camera: bool = False
+    written: int = 0
+    unwritten: list[UserError] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def images(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
@@ -85,16 +92,16 @@ class Job:
                     if self.alone:
                         raise result
                     self.failures += 1
-                    _print_error(str(result))
+                    complain(str(result))
                 else:
                     seen = Seen(str(path), name, path, result.image, result.detections)
                     counts = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
-                    submit(self._write_drawn, seen)
+                    submit(self._attempt, self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
-                        print(f"{path}  {width}x{height}  {_in_words(counts)}", flush=True)
+                        say(f"{path}  {width}x{height}  {_in_words(counts)}")
                 if self.is_over():
                     break
 
@@ -115,7 +122,7 @@ class Job:
                     yield frame
 
             with (
-                video_writer(self.out / name, frames.fps, frames.size) as append,
+                self._attempted(video_writer(self.out / name, frames.fps, frames.size)) as append,
                 closing(self._detect(images(), batch)) as results,
                 _in_background() as submit,
                 Progress(transient=True) as bars,
@@ -138,10 +145,10 @@ class Job:
                     if self.is_over():
                         self.ended_a_camera = video.is_camera
                         break
-        print(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}", flush=True)
+        say(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}")
         if frames.cut_off and not self.is_over():
             self.damaged += 1
-            _print_error(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
+            complain(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
     def summary(self, seconds: float, listed: Sequence[str]) -> str:
         """Return the closing line; listed: the files and folders beside the images."""
@@ -165,7 +172,7 @@ class Job:
         self.report(seen)
         if self.crops is not None:
             for path, pixels in _crops(self.crops, seen, self.detector.classes):
-                submit(write_image, path, pixels)
+                submit(self._attempt, write_image, path, pixels)
         counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += counts
         self.done += 1
@@ -174,6 +181,20 @@ class Job:
     def _draw(self, seen: Seen) -> np.ndarray:
         boxes, scores, labels = seen.detections.image(0)
         return viz.draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
+
+    def _attempt(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+            self.written += 1
+        except UserError as error:
+            self.unwritten.append(error)
+
+    @contextmanager
+    def _attempted(self, writer: AbstractContextManager[T]) -> Iterator[T]:
+        """`writer`, of which the end, where it finds that nothing could be written, is `_attempt`ed."""
+        with ExitStack() as stack:
+            yield stack.enter_context(writer)
+            self._attempt(stack.close)
 
     def _write_drawn(self, seen: Seen) -> None:
         write_image(self.out / seen.drawn, self._draw(seen))
@@ -194,18 +215,16 @@ def _crops(folder: Path, seen: Seen, classes: Sequence[str]) -> list[tuple[Path,
         lines = slice(max(0, int(top)), min(height, math.ceil(bottom)))
         pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep the image in memory
         if pixels.size:
-            cuts.append((folder / _folder_name(classes[label]) / f"{stem}-{number}{suffix}", pixels))
+            end = f"-{number}{suffix}"
+            name = fit_name(stem, LONGEST - len(end)) + end
+            cuts.append((folder / _folder_name(classes[label]) / name, pixels))
     return cuts
 
 
 def _folder_name(name: str) -> str:
     """Return a class's name as a folder can be called."""
-    name = "".join("_" if character in '/\\:*?"<>|' or ord(character) < 32 else character for character in name)
-    return name.strip(" .") or "_"
-
-
-def _print_error(problem: str) -> None:
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    name = "".join("_" if character in '/\\:*?"<>|' else character for character in plain_name(name))
+    return fit_name(name.strip(" .")) or "_"
 
 
 def _in_words(counts: Counter[str]) -> str:

@@ -2,14 +2,16 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from detkit.errors import Attempt
 from detkit.files import atomic_path
+from detkit.names import cell_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,22 +60,29 @@ Listing = Callable[[], AbstractContextManager[Add]]  # opens files, and gives a 
 
 
 @contextmanager
-def open_all(listings: Sequence[Listing]) -> Iterator[Add]:
-    """Yield a function that adds an image or frame to all listings.
+def open_all(listings: Mapping[str, Listing], attempt: Attempt) -> Iterator[Add]:
+    """Yield a function that adds an image or frame to all listings, given by their names.
 
     Their files grow entry by entry, so that a long video needs no memory, and appear, complete, at the end. That end is
-    also an interruption that waits for the batch at hand; any other error leaves no file.
+    also an interruption that waits for the batch at hand; any other error leaves no file. Where one cannot be completed
+    the others are.
     """
     with ExitStack() as stack:
+        opened: dict[str, ExitStack] = {}
         adds: list[Add] = []
 
         def add(seen: Seen) -> None:
             if not adds:  # opened only now, so that a command that finds nothing to read makes no folder
-                adds.extend(stack.enter_context(listing()) for listing in listings)
+                for name, listing in listings.items():
+                    opened[name] = stack.enter_context(ExitStack())
+                    adds.append(opened[name].enter_context(listing()))
             for each in adds:
                 each(seen)
 
         yield add
+        for name, file in opened.items():
+            with attempt(name):
+                file.close()
 
 
 @contextmanager
@@ -127,7 +136,7 @@ def write_csv(path: Path, classes: Sequence[str]) -> Iterator[Add]:
         def add(seen: Seen) -> None:
             frame = [*seen.moment().values()] or ["", ""]
             for label, score, box in seen.rows():
-                table.writerow((seen.source, *frame, *seen.size, classes[label], score, *box))
+                table.writerow((cell_text(seen.source), *frame, *seen.size, cell_text(classes[label]), score, *box))
 
         yield add
 
@@ -141,14 +150,6 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
-
-
-def unused_name(taken: set[str], stem: str, suffix: str = "") -> str:
-    """Return STEM with its suffix, or STEM-2, ..., the first that is not in `taken`, without regard to case; add it."""
-    names = chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in count(2)))
-    name = next(name for name in names if name.lower() not in taken)
-    taken.add(name.lower())
-    return name
 
 
 def _appender(file: IO[str]) -> Callable[[Any], object]:

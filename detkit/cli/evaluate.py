@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from detkit.errors import UserError, did_you_mean
+from detkit.errors import Attempt, UserError, did_you_mean, late
 from detkit.files import write_atomic
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
@@ -28,6 +29,9 @@ The last two need no network and no images: annotations are enough. A folder hol
 comp4_det_<split>_<class>.txt. metrics: voc07 is VOC2007's 11-point AP, voc the area under the curve of VOC2010 and
 later; both at IoU >= 0.5, without difficult objects. coco is COCO's AP, the mean over IoU 0.50 to 0.95, which stands
 as mAP in metrics.json beside its other numbers; VOC's difficult objects then are crowds, and pr/*.png is at IoU 0.5.
+
+exit status: 0; 1 where numbers and detections are written, but a plot or the report is not, or --reference has other
+numbers; 2 after an error.
 """
 
 METRICS = ("voc07", "voc", "coco")
@@ -88,8 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
         scored = _score_checkpoint(arguments)
     else:
         raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
-    _report(arguments, scored)
-    return _compare(scored) if arguments.reference else 0
+    with late() as attempt:
+        _report(arguments, scored, attempt)
+        return _compare(scored) if arguments.reference else 0
 
 
 def _score_detections(arguments: argparse.Namespace) -> Scored:
@@ -188,28 +193,32 @@ def _compare(scored: Scored) -> int:
     return 1 if wrong else 0
 
 
-def _report(arguments: argparse.Namespace, scored: Scored) -> None:
+def _report(arguments: argparse.Namespace, scored: Scored, attempt: Attempt) -> None:
     """Print the table; write metrics.json, detections.json and pr/*.png into --out, and what --report asks for."""
     from rich.console import Console
 
     from detkit.evaluation import per_class_table, write_detections
 
-    console = Console(highlight=False)
     result, protocol = scored.result, scored.protocol
     source = protocol.get("checkpoint") or protocol["detections"]
-    console.print(per_class_table(result, split=protocol["dataset"], source=source))
     out: Path | None = arguments.out
+    try:
+        if out is not None:
+            metrics = {**result.to_dict(), **protocol, "seconds": round(scored.seconds, 3)}
+            write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+            write_detections(out / "detections.json", scored.detections)
+    finally:  # a full disk costs the files, and not what the screen shows
+        Console(highlight=False).print(per_class_table(result, split=protocol["dataset"], source=source))
     if out is None:
         return
     from detkit.viz import pr_plots
 
-    metrics = {**result.to_dict(), **protocol, "seconds": round(scored.seconds, 3)}
-    write_detections(out / "detections.json", scored.detections)
-    pr_plots(result.curves, out / "pr")
-    write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    console.print(f"written to {out}: metrics.json, detections.json, pr/", markup=False, soft_wrap=True)
+    with attempt("pr/*.png"):
+        pr_plots(result.curves, out / "pr")
+    say(f"written to {out}: metrics.json, detections.json, pr/")
     if arguments.report:
-        _write_report(out, scored)
+        with attempt("report.html"):
+            _write_report(out, scored)
 
 
 def _write_report(out: Path, scored: Scored) -> None:
@@ -221,4 +230,4 @@ def _write_report(out: Path, scored: Scored) -> None:
     result, detections, truth, dataset, protocol, _ = scored
     records = read_log(Path(protocol["checkpoint"]).parent / "log.jsonl") if "checkpoint" in protocol else []
     path = write_report(out, result, detections, truth, dataset, protocol=protocol, records=records)
-    print(f"written to {path}, errors.json beside, in {time.perf_counter() - start:.1f} s")
+    say(f"written to {path}, errors.json beside, in {time.perf_counter() - start:.1f} s")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from detkit.errors import UserError
 from detkit.files import write_file, write_image
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,10 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     title = f"{config.model.name}, step by step: {path.name}"
     write_file(arguments.out / "explain.html", explain_page(result, sections, title, protocol))
-    print(protocol)
+    say(protocol)
     for number, section in enumerate(sections, 1):
-        print(f"{number} {section.title}: {section.text}")
-    print(f"{arguments.out / 'explain.html'} and {len(sections)} images beside it")
+        say(f"{number} {section.title}: {section.text}")
+    say(f"{arguments.out / 'explain.html'} and {len(sections)} images beside it")
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from detkit.cli.listing import print_table
 from detkit.errors import UserError
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     from detkit.export.onnx import Written
@@ -89,13 +90,13 @@ def _report(result: "SVDResult", out: Path) -> None:
         rows.append((layer.name, str(layer.after.rank), *counts, f"{layer.error:.4f}", *times, f"{before / after:.2f}"))
     print_table(("layer", "rank", "parameters", "after", "error of weight", "ms", "after", "times faster"), rows)
     form = "float32" if result.amp == "none" else result.amp
-    print(f"error: Frobenius norm, relative to the weight's; ms: {ROWS} regions, CPU, {form}")
+    say(f"error: Frobenius norm, relative to the weight's; ms: {ROWS} regions, CPU, {form}")
     height, width = result.size
     print(
         f"largest differences on a random image of {width}x{height}, float32: scores {result.score:.3g}, "
         f"boxes {result.box:.3g} pixels"
     )
-    print(f"{out}: {result.parameters[1]:,} parameters of {result.parameters[0]:,}")
+    say(f"{out}: {result.parameters[1]:,} parameters of {result.parameters[0]:,}")
 
 
 def _onnx(path: Path, out: Path) -> None:
@@ -108,9 +109,9 @@ def _onnx(path: Path, out: Path) -> None:
     for one in files:
         _report_file(one)
     if files[0].differences is None:
-        print("not compared with torch: onnxruntime is not installed; pip install onnxruntime")
+        say("not compared with torch: onnxruntime is not installed; pip install onnxruntime")
     else:
-        print("differences: onnxruntime's outputs from torch's on a random input, float32, CPU")
+        say("differences: onnxruntime's outputs from torch's on a random input, float32, CPU")
 
 
 def _report_file(written: "Written") -> None:
@@ -121,7 +122,7 @@ def _report_file(written: "Written") -> None:
             shape = " x ".join(map(str, one.shape))
             rows.append((one.output, shape, f"{one.largest:.3g}", f"{one.difference:.2g}"))
         print_table(header, rows)
-    print(f"{written.path}: {written.size / 1e6:.1f} MB")
+    say(f"{written.path}: {written.size / 1e6:.1f} MB")
 
 
 def _list_choices(path: Path) -> None:

@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit.cli.arguments import whole
 from detkit.cli.listing import print_table
-from detkit.errors import UserError
+from detkit.errors import UserError, late
+from detkit.names import LONGEST, fit_name
+from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
     from detkit.config import Config
@@ -53,12 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--checkpoint", metavar="FILE", help="of a Faster R-CNN, whose proposals to store")
     make.add_argument(
         "--count",
-        type=int,
+        type=whole(),
         metavar="N",
         help="with --checkpoint: at most so many an image (default: its test_post_nms_top_n)",
     )
     make.add_argument("--out", metavar="FILE.npz", help="default: proposals/DATASET-METHOD[-MODE].npz")
-    make.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core, or the checkpoint's)")
+    make.add_argument(
+        "--workers", type=whole(), metavar="N", help="processes (default: one a core, or the checkpoint's)"
+    )
 
     recall = actions.add_parser("recall", help="recall against IoU and number of boxes, and MABO")
     recall.add_argument("store", metavar="STORE", help="a .npz of proposals")
@@ -94,7 +99,7 @@ def _make(arguments: argparse.Namespace) -> None:
     else:
         store = _make_by_search(arguments)
     boxes = int(store.counts.sum())
-    print(f"{store.path}: {boxes} boxes of {len(store)} images, {boxes / len(store):.0f} each; {store.manifest.recipe}")
+    say(f"{store.path}: {boxes} boxes of {len(store)} images, {boxes / len(store):.0f} each; {store.manifest.recipe}")
 
 
 def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
@@ -143,7 +148,7 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
 
 
 def _out(arguments: argparse.Namespace, dataset: "DetectionDataset", *how: str) -> Path:
-    name = "-".join((dataset.name.replace("/", "-"), *how))
+    name = fit_name("-".join((dataset.name.replace("/", "-"), *how)), LONGEST - 4)
     return Path(arguments.out) if arguments.out is not None else Path("proposals") / f"{name}.npz"
 
 
@@ -185,7 +190,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     else:
         to_store(source, out, dataset)
         store = open_store(out)
-    print(f"{out}: {int(store.counts.sum())} boxes of {len(store)} images")
+    say(f"{out}: {int(store.counts.sum())} boxes of {len(store)} images")
 
 
 def _recall(arguments: argparse.Namespace) -> None:
@@ -208,10 +213,11 @@ def _recall(arguments: argparse.Namespace) -> None:
     result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
     what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
     _print(result)
-    print(f"{path}: {what}, difficult ones left out\n{LEGEND}")
+    say(f"{path}: {what}, difficult ones left out", LEGEND)
     out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
-    recall_plot(result, out, what)
-    print(f"curves: {out}")
+    with late() as attempt, attempt(str(out)):
+        recall_plot(result, out, what)
+        say(f"curves: {out}")
 
 
 def _print(result: "ProposalRecall") -> None:

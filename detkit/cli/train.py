@@ -16,6 +16,9 @@ EPILOG = """examples:
   detkit train configs/voc/ssd300_vgg16.yaml train.batch=16 train.amp=bf16 --out runs/voc
   detkit train --resume runs/voc
   torchrun --nproc-per-node 4 tools/train.py configs/voc/ssd300_vgg16.yaml
+
+exit status: 0; 1 where the weights and metrics.json are written, but a plot, a sample or the report is not; 2 after an
+error; 128 and the signal's number after Ctrl-C (130) or SIGTERM (143), with all saved.
 """
 
 

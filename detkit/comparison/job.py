@@ -21,7 +21,7 @@ from detkit.comparison.stores import missing_stores
 from detkit.comparison.times import read_times, timed
 from detkit.comparison.training import log_path, part, train_entry
 from detkit.data.dataset import DetectionDataset
-from detkit.errors import UserError
+from detkit.errors import Attempt, UserError, in_a_line
 from detkit.evaluation.diagnosis import operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
@@ -91,7 +91,7 @@ class Comparison:
                 log = log_path(entry, self.out)
                 with open(log, "a", encoding="utf-8") as file:
                     traceback.print_exc(file=file)
-                self._fail(entry, f"{entry.name}: {type(error).__name__}: {error}; more in {log}", say)
+                self._fail(entry, f"{entry.name}: {in_a_line(error)}; more in {log}", say)
             update("evaluate", number, len(entries))
         return self._with_speed(rows, say, update) if rows else []
 
@@ -121,27 +121,33 @@ class Comparison:
         self.failures[entry.name] = message
         say(f"{entry.name} failed; the others go on")
 
-    def write(self, rows: Sequence[Compared]) -> tuple[Table, list[str]]:
-        """Write report.html, compare.csv, compare.json and speed.png; return the table for the screen, and names."""
+    def write(self, rows: Sequence[Compared], attempt: Attempt) -> list[str]:
+        """Write compare.json, compare.csv, speed.png and report.html; return their names."""
         protocol = self.protocol(rows)
         content = {"protocol": protocol, "failed": self.failures, "detectors": [row.to_dict() for row in rows]}
         files = ["report.html", "compare.csv", "compare.json"]
-        write_atomic(self.out / "compare.csv", to_csv(rows))
         write_atomic(self.out / "compare.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(self.out / "compare.csv", to_csv(rows))
         points = [row.point for row in rows if row.images_per_second and row.result.mAP == row.result.mAP]
-        what = f"{protocol['dataset']}, {protocol['metric']}\n{protocol['machine']}"
         if points:
-            speed_plot(points, self.out / "speed.png", what)
+            with attempt("speed.png"):
+                what = f"{protocol['dataset']}, {protocol['metric']}\n{protocol['machine']}"
+                speed_plot(points, self.out / "speed.png", what)
             files.append("speed.png")
-        write_comparison(
-            self.out / "report.html", rows, points, self.dataset, protocol=protocol, failures=self.failures
-        )
+        with attempt("report.html"):
+            path = self.out / "report.html"
+            write_comparison(path, rows, points, self.dataset, protocol=protocol, failures=self.failures)
+        return files
+
+    def table(self, rows: Sequence[Compared]) -> Table:
+        """Return the table for the screen."""
+        protocol = self.protocol(rows)
         caption = f"{protocol['dataset']}: {protocol['images']} images, {protocol['metric']}\n{protocol['machine']}"
         caption += "\nimages/s: detection, from decoded pixels, proposals stored"
         caption += "\nkinds of errors: mAP at IoU .5 to gain"
         if any(not row.training.clocked for row in rows):
             caption += "\n~ training: steps and evaluations, by the run's log"
-        return screen_table(rows, caption), files
+        return screen_table(rows, caption)
 
     def protocol(self, rows: Sequence[Compared]) -> dict[str, Any]:
         """Return what the numbers are of."""

@@ -14,6 +14,7 @@ from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
 from detkit.evaluation import COCOResult, Result
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
+from detkit.names import cell_text, shown
 from detkit.report.markup import digits
 from detkit.structures import DetectionSet
 from detkit.viz.curves import SpeedPoint
@@ -92,7 +93,10 @@ class Compared:
 
 def to_csv(rows: Sequence[Compared]) -> str:
     """Return a table of all numbers of `to_dict`, a line a detector; `AP.cat` is the column of AP's cat."""
-    flat = [_flat(row.to_dict()) for row in rows]
+    flat = [
+        {cell_text(key): cell_text(value) if isinstance(value, str) else value for key, value in one.items()}
+        for one in (_flat(row.to_dict()) for row in rows)
+    ]
     file = io.StringIO()
     writer = csv.DictWriter(file, list(flat[0]), restval="", lineterminator="\n")
     writer.writeheader()
@@ -131,7 +135,7 @@ def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     )
     table.add_column("", no_wrap=True)
     for row in rows:
-        table.add_column(escape(row.entry.label), justify="right", overflow="fold")
+        table.add_column(escape(shown(row.entry.label)), justify="right", overflow="fold")
     for title, *texts in zip(cells(rows[0]), *(cells(row).values() for row in rows)):
         table.add_row(title, *texts)
     table.add_section()

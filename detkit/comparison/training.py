@@ -81,7 +81,7 @@ def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callabl
                 process.wait()
     if received:
         raise Interrupted(received[-1])
-    if process.returncode or not entry.finished:
+    if process.returncode not in (0, 1) or not entry.finished:  # 1: without a plot or its report
         raise UserError(f"{entry.name}: training failed: {_reason(log, process.returncode)}; all it said: {log}")
     progress(total, total)
 

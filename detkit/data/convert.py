@@ -3,9 +3,10 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +19,7 @@ from detkit.data.items import Item, Splits
 from detkit.data.voc_writer import write_voc
 from detkit.data.yolo_writer import write_yolo
 from detkit.errors import UserError, did_you_mean
+from detkit.names import fit_name
 
 WRITERS = {"voc": write_voc, "coco": write_coco, "yolo": write_yolo}
 WAYS = ("link", "copy", "symlink")
@@ -41,11 +43,13 @@ def convert(
     format_name: str = "auto",
     images: str = "link",
     progress: Callable[[int, int], None] | None = None,
+    outside: bool = False,
 ) -> Converted:
     """Write splits of a data set (default: all) in the format `to` into the new folder `out`.
 
     format_name: the format of `root`, see `find_format`. images: `link` makes hard links, and copies where that fails,
-    as across disks; `copy`; `symlink`. The folder appears when it is complete.
+    as across disks; `copy`; `symlink`. The folder appears when it is complete. outside: whether images may lie outside
+    of `root`, as those of a data set from elsewhere should not: it could name any file of this computer.
 
     Kept are boxes, clipped to the image, classes, difficult, crowd, truncated, areas, images without objects, and the
     splits. Not kept are masks, key points, extra fields and what else a format may say; going to VOC, classes that no
@@ -61,9 +65,11 @@ def convert(
     classes = tuple(type(opened[0]).own_classes([index for one in opened for index in one.indices]))
     opened = [one if one.classes == classes else open_sources(one.sources, classes, kind) for one in opened]
     items = _items(opened)
+    originals = {item.name: item.image_path for split_items in items.values() for item in split_items}
+    if not outside:
+        check_inside(root, originals.values())
     with new_folder(out) as folder:
         targets = WRITERS[to](folder, classes, items)
-        originals = {item.name: item.image_path for split_items in items.values() for item in split_items}
         for done, (name, target) in enumerate(targets.items(), 1):
             place_image(originals[name], folder / target, images)
             if progress is not None:
@@ -107,6 +113,16 @@ def _size(width: int, height: int, path: Path) -> tuple[int, int]:
     return size
 
 
+def check_inside(root: Path, images: Iterable[Path]) -> None:
+    """Raise UserError where the file of an image, its links followed, is not below `root`."""
+    top = root.resolve()
+    folder_of = cache(os.path.realpath)
+    for image in images:
+        real = image.resolve() if image.is_symlink() else Path(folder_of(image.parent), image.name)
+        if not real.is_relative_to(top):
+            raise UserError(f"{image}: leads out of {root}, to {real}; --outside lets such images come along")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` on success, and goes on any error.
@@ -116,7 +132,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is there already and is left as it is; name a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as temporary:
+    with TemporaryDirectory(
+        prefix=f".{fit_name(path.name, 64)}.", dir=path.parent, ignore_cleanup_errors=True
+    ) as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
         yield folder

@@ -120,26 +120,33 @@ def download(url: str, path: Path, size: int, md5: str, progress: Progress) -> P
 
 def _receive(url: str, part: Path, have: int, size: int, done: Callable[[int], None]) -> str | None:
     """Append to `part` what the server sends from byte `have` on; return why it ended early, if it did."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            resumed = answer.status == 206
-            total = int(answer.headers.get("Content-Length") or size - have) + (have if resumed else 0)
-            if total != size:
-                raise UserError(f"{url}: the server's file has {total} bytes, the official one {size}")
+            resumed = have > 0 and (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
             if not resumed:
                 have = 0  # a server without ranges starts again from the first byte
+            length = answer.headers.get("Content-Length") or str(size - have)
+            if length != str(size - have):
+                more = " more" if have else ""
+                raise UserError(f"{url}: the server's file has {length} bytes{more}, the official one {size - have}")
             with open(part, "ab" if resumed else "wb") as file:
-                while chunk := answer.read(CHUNK):
+                # one byte too many shows that the file is another; no more of it is read
+                while chunk := answer.read(min(CHUNK, size + 1 - have)):
                     file.write(chunk)
                     have += len(chunk)
-                    done(have)
+                    done(min(have, size))
+                    if have > size:
+                        file.truncate(0)
+                        raise UserError(f"{url}: the server sends more than the {size} bytes of the official file")
     except urllib.error.HTTPError as error:
         if error.code < 500:
             raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
         return f"the server answers {error.code} {error.reason}"
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         return f"connection failed ({getattr(error, 'reason', None) or error or type(error).__name__})"
+    except ValueError as error:  # what is no address
+        raise UserError(f"{url}: {error}") from None
     return None if have == size else "the connection ended early"
 
 
@@ -163,5 +170,5 @@ def unpack(path: Path, folder: Path, progress: Progress) -> None:
                     progress(f"unpack {path.name}", done, len(members))
     except tarfile.FilterError as error:
         raise UserError(f"{path}: unsafe archive, nothing was unpacked: {error}") from None
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path}: broken archive: {error}") from None
+    except (tarfile.TarError, EOFError, LookupError, ValueError) as error:  # what tarfile raises on a damaged one
+        raise UserError(f"{path}: broken archive: {' '.join(str(error).split())}") from None

@@ -115,7 +115,7 @@ def make_manifest(method: str, parameters: dict[str, Any], ids: Sequence[str]) -
 
 def hash_ids(ids: Sequence[str]) -> str:
     """Return a digest of a list of names, which differs for another order."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(ids).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def write_store(

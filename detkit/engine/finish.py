@@ -10,10 +10,11 @@ from detkit.checkpoints import checkpoint
 from detkit.data.dataset import DetectionDataset
 from detkit.engine.log import read_log
 from detkit.engine.run import Run
-from detkit.errors import UserError
+from detkit.errors import Attempt, late
 from detkit.evaluation import per_class_table
 from detkit.files import save_atomic, write_file
-from detkit.inference.evaluate import evaluate
+from detkit.inference.evaluate import Evaluation, evaluate
+from detkit.names import LONGEST, fit_name, plain_name
 from detkit.report import write_report
 from detkit.runtime.device import to_device
 from detkit.structures import DetectionSet
@@ -26,40 +27,45 @@ SAMPLE_SCORE = 0.3  # threshold of the detections that are drawn in them
 def finish(run: Run) -> None:
     """Evaluate best.pt on the test split; print the table, write metrics.json, report.html, plots/ and samples/.
 
-    The report takes seconds at most.
+    The report takes seconds at most. Raises Incomplete where all but pictures or the report is written.
     """
-    try:
-        conclude(run)
-    except OSError as error:
-        raise UserError(
-            f"{run.folder}: {error.strerror or error}, in writing plots and samples; the weights are saved, "
-            f"--resume {run.folder} repeats what is missing"
-        ) from None
-
-
-def conclude(run: Run) -> None:
-    """See `finish`."""
     best = run.folder / "best.pt"
-    records = []
-    if run.writes:
-        records = read_log(run.folder / "log.jsonl")
-        loss_plot(records, run.folder / "plots" / "loss.png")
-    if run.test is None:
-        run.say(f"{best} is not tested, since data.test is empty")
+    evaluation = None
+    if run.test is not None:
+        detector, _ = checkpoint.load_detector(best)
+        to_device(detector, run.device, run.config.train.channels_last)
+        evaluation = evaluate(detector, run.test, run.config, run.device)
+    if not run.writes:
         return
-    detector, _ = checkpoint.load_detector(best)
-    to_device(detector, run.device, run.config.train.channels_last)
-    evaluation = evaluate(detector, run.test, run.config, run.device)
-    if run.writes:
-        protocol = {"split": "test", "dataset": run.test.name, "checkpoint": str(best)}
+    with late() as attempt:
+        if run.test is not None and evaluation is not None:
+            conclude(run, run.test, evaluation, attempt)
+        else:
+            run.say(f"{best} is not tested, since data.test is empty")
+            with attempt("plots/loss.png"):
+                loss_plot(read_log(run.folder / "log.jsonl"), run.folder / "plots" / "loss.png")
+
+
+def conclude(run: Run, test: DetectionDataset, evaluation: Evaluation, attempt: Attempt) -> None:
+    """Show and write what an evaluation on the test split says, the numbers first."""
+    best = run.folder / "best.pt"
+    protocol = {"split": "test", "dataset": test.name, "checkpoint": str(best)}
+    try:
         metrics = evaluation.metrics(**protocol)
         write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        Console(highlight=False).print(per_class_table(evaluation.result, split=run.test.name, source=str(best)))
+    finally:  # a full disk costs the file, and not what the screen shows
+        Console(highlight=False).print(per_class_table(evaluation.result, split=test.name, source=str(best)))
+    records = []
+    with attempt("plots"):
+        records = read_log(run.folder / "log.jsonl")
+        loss_plot(records, run.folder / "plots" / "loss.png")
         pr_plot(evaluation.result.curves, run.folder / "plots" / "pr.png")
-        save_samples(run.test, evaluation.detections, run.folder / "samples")
-        scored = evaluation.result, evaluation.detections, run.test.truth()
-        write_report(run.folder, *scored, run.test, protocol=protocol, records=records)
-        run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, report.html, plots/, samples/")
+    with attempt("samples"):
+        save_samples(test, evaluation.detections, run.folder / "samples")
+    with attempt("report.html"):
+        scored = evaluation.result, evaluation.detections, test.truth()
+        write_report(run.folder, *scored, test, protocol=protocol, records=records)
+    run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, report.html, plots/, samples/")
 
 
 def save_samples(dataset: DetectionDataset, detections: DetectionSet, folder: Path) -> None:
@@ -73,5 +79,5 @@ def save_samples(dataset: DetectionDataset, detections: DetectionSet, folder: Pa
         shown = (detections.image == index) & (detections.scores >= SAMPLE_SCORE)
         predicted = {name: getattr(detections, name)[shown] for name in ("boxes", "labels", "scores")}
         image = Image.fromarray(draw_pair(dataset.image(index), truth, predicted, dataset.classes))
-        path = folder / f"{record.id.replace('/', '_')}.jpg"
+        path = folder / f"{fit_name(plain_name(record.id.replace('/', '_')), LONGEST - 4)}.jpg"
         save_atomic(path, lambda temporary, image=image: image.save(temporary, quality=90))

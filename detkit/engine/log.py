@@ -11,6 +11,7 @@ from rich.console import Console
 
 from detkit.errors import UserError
 from detkit.files import write_file
+from detkit.names import shown
 from detkit.runtime.progress import Progress
 
 BAR = "steps"
@@ -74,7 +75,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(shown(text), markup=False, soft_wrap=True)
 
     def _write(self, entry: dict[str, Any]) -> None:
         if not self.writes:

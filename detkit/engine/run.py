@@ -21,6 +21,7 @@ from detkit.files import write_file
 from detkit.inference.evaluate import evaluate
 from detkit.models import SGD, Detector
 from detkit.runtime import distributed
+from detkit.runtime.screen import say
 from detkit.structures import Images, InputSpec, Targets
 
 Batch = tuple[Images, Targets]
@@ -60,7 +61,7 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
         if self.writes:
-            print(text, flush=True)
+            say(text)
 
     def begin(self) -> None:
         """Write config.yaml, and add to env.txt what this run, or this part of it, runs on.

@@ -60,8 +60,8 @@ def write_comp4(folder: str | Path, detections: DetectionSet, split: str = "test
         if "/" in name or "\0" in name:
             raise UserError(f"class {name!r} cannot be part of a file name, as comp4 files need it")
     for name in detections.ids:
-        if len(name.split()) != 1:
-            raise UserError(f"image {name!r} cannot stand in a comp4 file, where a blank ends the name")
+        if len(name.split()) != 1 or name.encode(errors="ignore").decode() != name:
+            raise UserError(f"image {name!r} cannot stand in a comp4 file: UTF-8 text, in which a blank ends the name")
     lines: list[list[str]] = [[] for _ in detections.classes]
     boxes = detections.boxes.double().cpu() + torch.tensor([1, 1, 0, 0])
     columns = (detections.labels, detections.image, detections.scores)

@@ -9,6 +9,7 @@ from torch import Tensor
 from detkit.evaluation.coco import COCOResult
 from detkit.evaluation.score import Result
 from detkit.evaluation.voc import VOCResult
+from detkit.names import shown
 
 Columns = dict[str, tuple[str, list[str]]]  # title -> foot, cells
 
@@ -21,7 +22,7 @@ def per_class_table(result: Result, *, split: str, source: str) -> Table:
     checkpoint, a file of detections); they stand in the caption beside metric and IoU, since a number says nothing
     without its protocol.
     """
-    caption = f"{result.protocol}\n{split}: {result.images} images\n{source}"
+    caption = f"{result.protocol}\n{shown(split)}: {result.images} images\n{shown(source)}"
     if isinstance(result, COCOResult):
         columns, npos = _coco_columns(result), result.npos[0]
         caption = "\n".join([*_others(result), caption])
@@ -35,7 +36,7 @@ def per_class_table(result: Result, *, split: str, source: str) -> Table:
     table.add_column("class", mean, overflow="fold", min_width=20)  # wide enough for the caption
     for title, (foot, _) in columns.items():
         table.add_column(title, foot, justify="right", no_wrap=True)
-    for row in zip(map(escape, result.classes), *(cells for _, cells in columns.values())):
+    for row in zip(map(escape, map(shown, result.classes)), *(cells for _, cells in columns.values())):
         table.add_row(*row)
     return table
 

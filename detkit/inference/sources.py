@@ -94,7 +94,7 @@ def find_sources(names: Iterable[str | Path | int]) -> list[Path | Video]:
 
 def _resolve(name: str | Path | int) -> Folder | list[Path | Video]:
     text, path = str(name), Path(str(name))
-    if isinstance(name, int) or (text.isascii() and text.isdigit() and not path.exists()):
+    if isinstance(name, int) or (text.isascii() and text.isdigit() and len(text) < 10 and not path.exists()):
         return [Video(int(text))]
     if not text:
         raise UserError("a source is empty; give an image, folder, glob, video or camera number")

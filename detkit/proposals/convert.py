@@ -131,6 +131,8 @@ def _numbers(where: str, key: str, values: Any) -> np.ndarray:
     if numbers.dtype.kind not in "fiu" or numbers.ndim == 0:
         items = "[left, top, right, bottom]" if key == "boxes" else "numbers"
         raise UserError(f"{where}: {key} is not a list of {items}")
+    if np.abs(numbers, dtype=np.float64).max(initial=0) > np.finfo(np.float32).max:
+        raise UserError(f"{where}: {key} has a number that float32 cannot hold")
     return numbers
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from detkit.names import shown
+
 
 def resource(name: str, package: str = "detkit.report") -> str:
     """Return the text of a file of a package's folder."""
@@ -19,14 +21,25 @@ def resource(name: str, package: str = "detkit.report") -> str:
 def fill(body: str, *, style: str, script: str, data: Any, **parts: str) -> str:
     """Return a page: its body, a template, between the head and foot of all pages, with their `{{part}}`s put in.
 
-    style, script: what it has beside those of all pages. data: what the script reads, as JSON.
+    style, script: what it has beside those of all pages. data: what the script reads, as JSON. What names hold that
+    would act on a page, such as the direction of text, is shown escaped.
     """
+    parts = {name: "\n".join(map(shown, part.split("\n"))) for name, part in parts.items()}
     # no "<" within: what ends the element, or opens a comment, could stand in the name of a class
-    content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    content = json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     parts |= {"style": resource("base.css") + style, "script": resource("dom.js") + script, "data": content}
     parts |= {name: resource(f"{name}.html") for name in ("class_filter", "large")}
     template = resource("head.html") + body + resource("foot.html")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _shown(data: Any) -> Any:
+    """Plain data, its texts as they are shown."""
+    if isinstance(data, str):
+        return shown(data)
+    if isinstance(data, Mapping):
+        return {key: _shown(value) for key, value in data.items()}
+    return [_shown(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def digits(value: float) -> str:

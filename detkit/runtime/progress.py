@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from detkit.names import shown
+
 LINE_EVERY = 20.0  # seconds between two lines where the output is not a terminal
 
 
@@ -58,7 +60,7 @@ class Progress:
         ends = done == total and text not in self._ended
         if self.line_due(ends):
             count = f"{decimal(done)} of {decimal(total)}" if self.transfer else f"{done}/{total} {self.unit}".rstrip()
-            self.console.print(f"{text}: {count}", markup=False, soft_wrap=True)
+            self.console.print(f"{shown(text)}: {count}", markup=False, soft_wrap=True)
         if ends:
             self._ended.add(text)
 
@@ -69,7 +71,7 @@ class Progress:
         if text not in self._tasks:
             # started only now, so that nothing is shown where nothing happens, and worker processes are forked before
             self._live.start()
-            self._tasks[text] = self._bars.add_task(text, total=total, completed=done, speed="")
+            self._tasks[text] = self._bars.add_task(shown(text), total=total, completed=done, speed="")
         self._bars.update(self._tasks[text], completed=done, total=total)
         if speed is not None:
             self._bars.update(self._tasks[text], speed=speed)

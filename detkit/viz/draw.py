@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from detkit.names import shown
+
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
@@ -104,6 +106,8 @@ def font_of(size: int) -> "FreeTypeFont":
 
 
 def shorten(text: str, font: "FreeTypeFont", width: float) -> str:
+    """Return text as it is shown, in one line, cut where it is wider than `width` pixels."""
+    text = shown(text)
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"
     return text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detkit.files import save_atomic
+from detkit.names import shown, unused_name
 from detkit.viz.curves import (
     SPEED_LABEL,
     SpeedPoint,
@@ -39,7 +40,11 @@ def _new_figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    """Give all axes a light grid and no frame, and write the image, whole or not at all."""
+    """Give all axes a light grid and no frame, and write the image, whole or not at all. No name is read as TeX."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_text("\n".join(map(shown, text.get_text().split("\n"))).replace("$", r"\$"))
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -104,10 +109,11 @@ def pr_plots(result: "VOCResult", folder: str | Path) -> list[Path]:
     scores at five of its points, where it has them.
     """
     folder = Path(folder)
-    paths = [folder / "all.png"]
+    taken: set[str] = set()
+    paths = [folder / unused_name(taken, "all", ".png")]
     pr_plot(result, paths[0])
     for index in classes_by_ap(result):
-        paths.append(folder / (re.sub(r"[^\w.+ -]", "_", result.classes[index]) + ".png"))
+        paths.append(folder / unused_name(taken, re.sub(r"[^\w.+ -]", "_", result.classes[index]), ".png"))
         _class_plot(result, index, paths[-1])
     return paths
 

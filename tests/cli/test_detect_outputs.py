@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from detkit.cli import detect as command
+from detkit.cli import detect_job
 from detkit.cli.detect_report import COLUMNS
 from detkit.data.image_file import decode_image
+from detkit.errors import UserError
 from tests.cli.detecting import CLASSES, detect, files, one_error, opened, report
 from tests.proposals.sample_images import sample_image
 
@@ -212,3 +214,26 @@ def test_folder_without_permission(
     Path("shut").mkdir()
     assert detect(weights, image_files, "--out", "shut/a/b") == 2
     assert one_error(capsys) == f"error: --out shut/a/b: no permission to write in {Path('shut').absolute()}"
+
+
+def test_images_that_cannot_be_written_cost_no_list(weights, image_files, monkeypatch, capsys):
+    def full(path: Path, _: object) -> None:
+        raise UserError(f"{path}: No space left on device, nothing written")
+
+    monkeypatch.setattr(detect_job, "write_image", full)
+    assert detect(weights, "images", "--format", "json,csv") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("warning: not written: 3 images: detections/")
+    assert said.count("\n") == 1
+    assert files() == ["detections.csv", "detections.json"]
+    assert len(report()["images"]) == 3
+
+
+def test_a_list_that_cannot_be_completed_costs_no_other(weights, image_files, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("yaml.safe_dump", full)
+    assert detect(weights, "images", "--format", "json,yolo") == 1
+    assert capsys.readouterr().err == "warning: not written: yolo/: No space left on device; all else is complete\n"
+    assert len(report()["images"]) == 3

@@ -15,10 +15,13 @@ import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.cli import command_parser, main
-from detkit.cli.evaluate import _only
+from detkit.cli.evaluate import Scored, _only, _report
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
+from detkit.data.annotations import Annotations
+from detkit.data.dataset import Record
 from detkit.data.voc import VOCDataset
-from detkit.evaluation import pycocotools_summary, read_comp4, voc_ap, write_comp4, write_detections
+from detkit.errors import late
+from detkit.evaluation import pycocotools_summary, read_comp4, read_detections, voc_ap, write_comp4, write_detections
 from detkit.models import build_detector
 from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
@@ -345,3 +348,60 @@ def test_help_names_files_and_metrics():
     text = re.sub(r"\s+", " ", parser.format_help())
     for part in ("metrics.json", "detections.json", "pr/*.png", "comp4_det_<split>_<class>.txt", "voc07", "--classes"):
         assert part in text
+
+
+def test_late_failures_cost_no_results(root, found, tmp_path, capsys, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("of a\nname")
+
+    monkeypatch.setattr("detkit.viz.pr_plots", broken)
+    monkeypatch.setattr("detkit.report.write_report", broken)
+    out = tmp_path / "out"
+    assert evaluate("--detections", found, "--dataset", root, "--out", out, "--report") == 1
+    said = capsys.readouterr()
+    reason = "ValueError: of a name"
+    assert said.err == f"warning: not written: pr/*.png: {reason}; report.html: {reason}; all else is complete\n"
+    assert "mAP" in said.out
+    assert {"metrics.json", "detections.json"} == {path.name for path in out.iterdir()}
+
+
+def test_a_full_disk_still_shows_the_numbers(root, found, tmp_path, capsys, monkeypatch):
+    def full(path: Path, _: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("detkit.cli.evaluate.write_atomic", full)
+    assert evaluate("--detections", found, "--dataset", root, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: No space left on device: {tmp_path}/out/metrics.json\n"
+    assert "animals/test: 3 images" in said.out
+
+
+def test_names_act_neither_on_the_screen_nor_in_a_page(tmp_path, capsys):
+    classes = ("\x1b[31mred", "a\nb", "\u202egnp", "$x_$", "a:b", "a/b", "all")
+    ids = ("caf\udce9", "i\x1b]0;owned\x07", "\u202ejpg")
+    rows = [(name, kind, 0.9, (1.0, 1.0, 9.0, 9.0)) for name in ids for kind in classes]
+    truth = truth_set([(name, kind, (1.0, 1.0, 9.0, 9.0), False) for name, kind, _, _ in rows], ids, classes)
+    detections = detection_set(rows, ids, classes)
+    out = tmp_path / "out"
+
+    class Root:
+        name = "d\x1b[2J"
+
+        def record(self, index: int) -> Record:
+            return Record(ids[index], Path(f"{ids[index]}.jpg"), Annotations.of(np.zeros((0, 4)), np.zeros(0)), 20, 20)
+
+        def image(self, index: int) -> np.ndarray:
+            return np.zeros((20, 20, 3), np.uint8)
+
+    protocol = {"split": "test", "dataset": Root.name, "checkpoint": "\x1b.pt"}
+    scored = Scored(voc_ap(detections, truth), detections, truth, Root(), protocol, 1.0)  # pyright: ignore[reportArgumentType]
+    arguments = command_parser("evaluate")[1].parse_args(["x.pt", "--out", str(out), "--report"])
+    with late() as attempt:
+        _report(arguments, scored, attempt)
+    page = (out / "report.html").read_text()
+    for text in (capsys.readouterr().out, page):
+        assert not set(text) & set("\x1b\x07\u202e\udce9")
+    assert r"caf\xe9" in page.replace("\\\\", "\\")
+    assert read_detections(out / "detections.json").ids == ids
+    assert json.loads((out / "metrics.json").read_text())["AP"].keys() == set(classes)
+    assert len(list((out / "pr").iterdir())) == len(classes) + 1

@@ -17,7 +17,7 @@ from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.proposal_store import make_manifest, open_store, write_store
 from detkit.models import build_detector
 from tests.builders import tiny_faster_rcnn_config, tiny_ssd_config
-from tests.data.roots import make_root, xml
+from tests.data.roots import make_root, random_image, xml
 from tests.proposals.matlab import PUBLISHED, mat
 
 TOOL = Path(__file__).parents[2] / "tools" / "proposals.py"
@@ -184,6 +184,31 @@ def test_recall(root, capsys):
     sample_image = cv2.imread("a-recall.png")
     assert sample_image is not None
     assert sample_image.std() > 5
+
+
+def test_curves_that_cannot_be_drawn_cost_no_numbers(root, capsys):
+    ids = ["1", "2", "3"]
+    write_store("a.npz", ids, [np.zeros((0, 4))] * 3, manifest=make_manifest("m", {}, ids))
+    assert main(["proposals", "recall", "a.npz", "--dataset", str(root), "--out", "a.npz/b.png"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("warning: not written: a.npz/b.png: ")
+    assert said.err.count("\n") == 1
+    assert rows(said.out)
+
+
+@pytest.mark.parametrize("name", ["n" * 251, "caf\udce9", "a\x1b[31m\nb"])
+def test_images_of_odd_names(tmp_path, capsys, name):
+    for folder in ("images/test", "labels/test"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    random_image(tmp_path / "root" / "images" / "test" / "a.jpg")
+    (tmp_path / "root" / "images" / "test" / "a.jpg").rename(tmp_path / "root" / "images" / "test" / f"{name}.jpg")
+    (tmp_path / "root" / "labels" / "test" / f"{name}.txt").write_text("0 .5 .5 1 1\n")
+    assert main(["proposals", "make", "--root", "root", "--split", "test", "--out", "a.npz"]) == 0
+    assert main(["proposals", "recall", "a.npz", "--dataset", "root"]) == 0
+    assert main(["proposals", "convert", "a.npz", "a.json"]) == 0
+    assert main(["proposals", "convert", "a.json", "b.npz", "--dataset", "root"]) == 0
+    assert open_store("b.npz").ids == open_store("a.npz").ids == (name,)
+    assert "\x1b" not in "".join(capsys.readouterr())
 
 
 def test_recall_takes_the_best_boxes_first(root, capsys):

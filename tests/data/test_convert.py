@@ -128,7 +128,7 @@ def test_boxes_survive_to_a_thousandth_of_a_pixel(tmp_path_factory, edges, width
     for number, path in enumerate((("coco", "yolo", "voc"), ("yolo", "coco", "voc"))):
         last = root
         for to in path:
-            convert(last, folder / f"{number}{to}", to, images="symlink")
+            convert(last, folder / f"{number}{to}", to, images="symlink", outside=True)
             last = folder / f"{number}{to}"
             found = open_root(last, ["all"]).record(0).annotations.boxes
             np.testing.assert_allclose(found, np.array(boxes, np.float32).reshape(-1, 4), atol=1e-3)
@@ -152,6 +152,35 @@ def test_a_image_that_its_annotation_saw_unturned(tmp_path, orientation):
     found = data.image(0)[top:bottom, left:right]
     assert sorted(found.shape[:2]) == [10, 20]
     assert found.mean() == pytest.approx(pixels.mean(), abs=3)
+
+
+def foreign(kind: str, root: Path, secret: Path) -> None:
+    """A data set with an image that is not in it."""
+    make_root(root, {"a": xml([]), "b": xml([])}, {"train": ["a", "b"]})
+    if kind == "link":
+        (root / "JPEGImages" / "b.jpg").unlink()
+        (root / "JPEGImages" / "b.jpg").symlink_to(secret)
+        return
+    convert(root, root / "coco", "coco")
+    named = {"..": "../../../secret.jpg", "absolute": str(secret)}[kind]
+    path = root / "coco" / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"b.jpg"', json.dumps(named)))
+
+
+@pytest.mark.parametrize("how", ["link", "copy", "symlink"])
+@pytest.mark.parametrize("kind", ["link", "..", "absolute"])
+def test_images_outside_of_a_data_set_come_along_when_told(tmp_path, capsys, kind, how):
+    secret = tmp_path / "secret.jpg"
+    random_image(secret)
+    foreign(kind, tmp_path / "root", secret)
+    source = tmp_path / "root" if kind == "link" else tmp_path / "root" / "coco"
+    command = ["convert", str(source), "--to", "yolo", "--out", str(tmp_path / "out"), "--images", how]
+    assert run_command("dataset", command) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].endswith(f"leads out of {source}, to {secret}; --outside lets such images come along")
+    assert not (tmp_path / "out").exists()
+    assert run_command("dataset", [*command, "--outside"]) == 0
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 2
 
 
 def test_images_are_linked_copied_or_symlinked(voc_root, tmp_path):

@@ -5,6 +5,7 @@ import io
 import re
 import tarfile
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         self.cut: list[int] = []
         self.ranges = True
+        self.endless: dict[str, int] = {}  # bytes that were sent of files that do not end
 
     @property
     def url(self) -> str:
@@ -37,6 +39,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name, span = self.path.rpartition("/")[2], self.headers.get("Range")
         self.server.requests.append((name, span))
+        if name in self.server.endless:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while self.server.endless[name] < 64 << 20:
+                    self.server.endless[name] += self.wfile.write(b"x" * 4096)
+            return
         if name not in self.server.files:
             self.send_error(404)
             return
@@ -162,6 +171,33 @@ def test_wrong_size_is_seen_before_the_download(server, monkeypatch, tmp_path):
     server.files["trainval.tar"] = b"<html>sorry</html>"
     with pytest.raises(UserError, match="the server's file has 18 bytes"):
         fetch.fetch("voc07", tmp_path, server.url)
+
+
+def test_a_file_that_does_not_end_is_left(server, monkeypatch, tmp_path):
+    offer(server, monkeypatch, a=tar_of({}))
+    server.endless["a.tar"] = 0
+    with pytest.raises(UserError, match=r"sends more than the \d+ bytes of the official file"):
+        fetch.fetch("voc07", tmp_path, server.url)
+    assert server.endless["a.tar"] < 64 << 20
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == 0
+
+
+@pytest.mark.parametrize("length", ["-5", "abc", "99999"])
+def test_a_length_that_is_none_or_another(server, monkeypatch, tmp_path, length):
+    offer(server, monkeypatch, a=tar_of({}))
+    monkeypatch.setattr(
+        Handler, "send_header", lambda self, name, _: BaseHTTPRequestHandler.send_header(self, name, length)
+    )
+    with pytest.raises(UserError, match=f"the server's file has {length} bytes, the official one "):
+        fetch.fetch("voc07", tmp_path, server.url)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a b/", "http://\0/"])
+def test_what_is_no_address(monkeypatch, tmp_path, url):
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    with pytest.raises(UserError) as error:
+        fetch.fetch("voc07", tmp_path, url)
+    assert str(error.value).startswith(url)
 
 
 def test_missing_file_server_and_name(server, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The sample images at the end of a training run."""
+"""The end of a training run: sample images, and what a failure there costs."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import torch
 from detkit.config import DataConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.opening import open_dataset
+from detkit.engine import finish
 from detkit.engine.finish import save_samples
+from detkit.errors import UserError
 from detkit.structures import DetectionSet
 
 
@@ -37,3 +39,31 @@ def test_samples_show_detections_from_a_score_on(dataset: DetectionDataset, tmp_
 def test_samples_are_spread_over_the_data_set(dataset: DetectionDataset, tmp_path: Path) -> None:
     assert len(dataset) == 24
     assert sorted(save(dataset, tmp_path)) == [dataset.ids[i] for i in (0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23)]
+
+
+def broken(*_: object, **__: object) -> None:
+    raise ValueError("a $ in a name,\nof two lines")
+
+
+def test_a_late_failure_costs_nothing_else(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(finish, "save_samples", broken)
+    monkeypatch.setattr(finish, "pr_plot", broken)
+    assert train("--out", tmp_path / "run") == 1
+    said = capsys.readouterr()
+    reason = "ValueError: a $ in a name, of two lines"
+    assert said.err.splitlines()[-1] == (
+        f"warning: not written: plots: {reason}; samples: {reason}; all else is complete"
+    )
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"metrics.json", "report.html", "errors.json", "last.pt", "best.pt"} <= names
+
+
+def test_a_full_disk_at_the_end_still_shows_the_numbers(train, tmp_path, monkeypatch, capsys):
+    def full(path: Path, content: str) -> None:
+        raise UserError(f"{path}: No space left on device, nothing written")
+
+    monkeypatch.setattr(finish, "write_file", full)
+    assert train("--out", tmp_path / "run") == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].endswith("metrics.json: No space left on device, nothing written")
+    assert "mAP" in said.out.split("the best so far")[-1]

@@ -1,12 +1,14 @@
 """A run that was cut off and resumed is the run that was not."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,26 @@ def run_toy(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     command = [sys.executable, "-m", "tests.toys.train_toy", *map(str, arguments)]
     root = Path(__file__).parents[2]
     return subprocess.run(command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_a_killed_worker_is_named(trained: Path, train: Train, tmp_path: Path, monkeypatch, capsys) -> None:
+    folder, losses = tmp_path / "run", Toy.losses
+
+    def kill_a_worker(self: Toy, *batch: Any) -> dict[str, torch.Tensor]:
+        if Toy.calls == 9:
+            worker = multiprocessing.active_children()[0]
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            worker.join()
+        return losses(self, *batch)
+
+    monkeypatch.setattr(Toy, "losses", kill_a_worker)
+    assert train(*FLAGS, "train.workers=1", "--out", folder) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: a process that loads images was killed")
+    assert "train.workers=0" in said[-1]
+    monkeypatch.setattr(Toy, "losses", losses)
+    assert run_command("train", ["--resume", str(folder)]) == 0
+    assert_same_run(folder, trained)
 
 
 def test_killed_at_a_random_step(rng: random.Random, trained: Path, config: Path, train: Train, tmp_path: Path) -> None:

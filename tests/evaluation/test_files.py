@@ -120,13 +120,15 @@ def test_names_that_comp4_cannot_hold(tmp_path: Path):
         write_comp4(tmp_path, detection_set([], classes=("a/b",)))
     with pytest.raises(UserError, match="image 'my cat'"):
         write_comp4(tmp_path, detection_set([], ids=("my cat",)))
+    with pytest.raises(UserError, match=r"image 'caf\\udce9'"):
+        write_comp4(tmp_path, detection_set([], ids=("caf\udce9",)))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [ROWS, []])
 def test_detections_json_keeps_every_bit(rows, dtype: torch.dtype, tmp_path: Path):
-    found = detection_set(rows, ("a", 'image "ü" \\ 1', "b"), ("cat", "dog"), dtype)
+    found = detection_set(rows, ("a", 'image "ü" \\ 1', "b", "c\udce9\n\x1b"), ("cat", "dog"), dtype)
     path = tmp_path / "out" / "detections.json"
     write_detections(path, found)
     assert_same(read_detections(path), found)

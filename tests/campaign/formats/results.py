@@ -86,7 +86,7 @@ def check_store(path: Path) -> None:
     """Raise Broken unless a store's boxes are boxes."""
     store = open_store(path)
     for row in range(len(store)):
-        check_boxes(f"{path}, accepted", store.boxes_at(row))
+        check_boxes(f"{path}, accepted", store.boxes(row))
 
 
 def prepare_proposals() -> list[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from detkit.checkpoints import checkpoint
+from detkit.cli import main
 from detkit.comparison import detecting, job
 from tests.cli.compare.builders import content, failure
 
@@ -97,3 +98,16 @@ def test_wrong_inputs(
     said = failure(capsys, *(argument.format(**places) for argument in arguments), *own)
     assert message.format(**places) in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_that_fails_costs_nothing_else(compared, configs, capsys, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("of a\nname")
+
+    monkeypatch.setattr(job, "write_comparison", broken)
+    assert main(["compare", str(configs), "--out", str(compared)]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == (
+        "warning: not written: report.html: ValueError: of a name; all else is complete"
+    )
+    assert "slim" in said.out
