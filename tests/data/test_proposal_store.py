@@ -113,7 +113,7 @@ def test_refusals_of_reading(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", b"no zip", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged, or no proposal store"):
+        with pytest.raises(UserError, match="damaged, or not a proposal store"):
             open_store(path)
     path.write_bytes(whole)
     with np.load(path) as plain:
@@ -125,7 +125,7 @@ def test_refusals_of_reading(tmp_path):
             "format is 'detkit proposals 9'",
         ),
         ({"manifest": np.array("[]")}, "format is None"),
-        ({"manifest": np.array("{")}, "damaged, or no proposal store"),
+        ({"manifest": np.array("{")}, "damaged, or not a proposal store"),
         ({"manifest": np.array(json.dumps(manifest | {"more": 1}))}, "its manifest is not one of"),
         ({"ids": np.array(["y", "x"])}, "its parts do not belong together"),
         ({"ids": np.array(["x"])}, "its parts do not belong together"),
@@ -140,7 +140,7 @@ def test_refusals_of_reading(tmp_path):
             open_store(path)
         assert "\n" not in str(caught.value)
     np.savez(path, **{key: value for key, value in parts.items() if key != "ids"})
-    with pytest.raises(UserError, match="damaged, or no proposal store"):
+    with pytest.raises(UserError, match="damaged, or not a proposal store"):
         open_store(path)
 
 
