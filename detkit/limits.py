@@ -7,7 +7,7 @@ from detkit.errors import UserError
 
 UNPACKED = "DETKIT_MAX_UNPACKED_GB"
 PIXELS = "DETKIT_MAX_PIXELS"
-DEFAULTS = {UNPACKED: 2.0, PIXELS: 100_000_000.0}
+DEFAULTS = {UNPACKED: 2.0, PIXELS: 120_000_000.0}
 
 
 def limit(name: str) -> float:
