@@ -25,8 +25,8 @@ GB = 1_000_000_000
 def verify_zip(file: BinaryIO, source: str | Path, what: str) -> None:
     """Raise UserError, naming `source`, unless the file is a zip whose members all fit their checksums.
 
-    One that unpacks to more than its own size and DETKIT_MAX_UNPACKED_GB is refused before anything is unpacked. what:
-    what it should be, for the error.
+    One that unpacks to more than its own size and DETKIT_MAX_UNPACKED_GB is refused before anything is unpacked. The
+    file is then at its beginning. what: what it should be, for the error.
     """
     size = file.seek(0, 2)
     try:
@@ -40,6 +40,7 @@ def verify_zip(file: BinaryIO, source: str | Path, what: str) -> None:
                     with archive.open(member) as part:
                         while part.read(CHUNK):
                             pass
+                file.seek(0)
                 return
     except UserError:
         raise
