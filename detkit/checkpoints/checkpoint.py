@@ -113,7 +113,11 @@ def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None
     weights = getattr(backbone, "weights", None)
     if backbone is not None:
         backbone.weights = None  # they would be read, or fetched, only to be overwritten
-    detector = build_detector(config.model, tuple(content["classes"]))
+    try:
+        detector = build_detector(config.model, tuple(content["classes"]))
+    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # of layers that cannot be
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: config.model makes no detector: {reason}") from None
     if backbone is not None:
         backbone.weights = weights
     load_weights(detector, content["model"], path)
