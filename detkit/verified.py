@@ -48,7 +48,7 @@ def verify_zip(file: BinaryIO, source: str | Path, what: str) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: damaged, or not {what}: {reason}") from None
     raise UserError(
-        f"{source}: unpacks to {unpacked / GB:.1f} GB, the limit is {limit(UNPACKED):g}; if it is to be trusted, set "
+        f"{source}: unpacks to {unpacked / GB:.2g} GB, the limit is {limit(UNPACKED):g}; if it is to be trusted, set "
         f"{UNPACKED}={math.ceil(unpacked / GB)}"
     )
 

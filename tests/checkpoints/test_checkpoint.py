@@ -263,7 +263,7 @@ def test_a_changed_byte_is_found_wherever_it_is(trained: Path, tmp_path: Path, r
         else:  # in padding, a date or the like
             assert all(torch.equal(value, weights[name]) for name, value in detector.state_dict().items())
     assert len(refusals) > 10
-    assert all(line.startswith(f"{path}: damaged, or not a detkit checkpoint") for line in refusals)
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in refusals)
 
 
 def test_a_file_that_unpacks_to_far_more_is_refused(trained: Path, tmp_path: Path, monkeypatch) -> None:
@@ -280,7 +280,7 @@ def test_a_file_that_unpacks_to_far_more_is_refused(trained: Path, tmp_path: Pat
     monkeypatch.setenv("DETKIT_MAX_UNPACKED_GB", "0.003")
     checkpoint.load_detector(tmp_path / "large.pt")  # it is as large as it says
     with pytest.raises(
-        UserError, match=r"packed\.pt: unpacks to 0\.0 GB, the limit is 0\.003; .* DETKIT_MAX_UNPACKED_GB=1"
+        UserError, match=r"packed\.pt: unpacks to 0\.00\d+ GB, the limit is 0\.003; .* DETKIT_MAX_UNPACKED_GB=1"
     ):
         checkpoint.load_detector(tmp_path / "packed.pt")
     monkeypatch.setenv("DETKIT_MAX_UNPACKED_GB", "much")
