@@ -136,7 +136,9 @@ def download(name: str, alternative: str) -> dict[str, Tensor]:
 
     alternative: what a user can give who has fetched them elsewhere; a UserError says so.
     """
-    weights = get_weight(name)
+    weights, source = get_weight(name), torchvision_source(name)
+    if source.path is not None:
+        return read_torch(Path(source.path), "a file of PyTorch weights")
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:

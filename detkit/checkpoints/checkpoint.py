@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and data, written completely or not at all, read with `weights_only=True`.
+"""Checkpoints: plain tensors and data, written completely or not at all, read with `weights_only=True` and verified.
 
 A checkpoint is a dict with
     format       "detkit 2"

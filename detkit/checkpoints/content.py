@@ -1,7 +1,7 @@
 """What a checkpoint must hold, whoever wrote it: each fault is one line that names the key."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,8 +35,9 @@ def check_content(content: Any, path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged checkpoint, no {' and no '.join(missing)} in it")
     check_tensors(content["model"], path, "model")
     classes = content["classes"]
-    if not isinstance(content["config"], dict) or not isinstance(content["config"].get("model"), dict):
-        refuse(path, "config", "the config of a detector")
+    config = content["config"] if isinstance(content["config"], dict) else {}
+    if not isinstance(config.get("model"), dict) or not isinstance(config.get("train"), dict):
+        refuse(path, "config", "the config of a training run")
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes) or not classes:
         refuse(path, "classes", "a list of names")
     if len(set(classes)) < len(classes):
@@ -77,7 +78,7 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_json(value: Any) -> bool:

@@ -57,7 +57,7 @@ class State:
         iteration, weights = training["iteration"], training["weights"]
         if not is_count(iteration) or iteration > iterations:
             refuse(source, "training.iteration", f"a number of steps up to {iterations}, where this stage ends")
-        if content["config"]["train"]["optimizer"] != type(self.optimizer).__name__.lower():
+        if content["config"]["train"].get("optimizer") != type(self.optimizer).__name__.lower():
             raise UserError(f"{source}: saved by another optimiser; keep train.optimizer and the factors on the rate")
         check_tensors(weights, source, "training.weights")
         checkpoint.load_weights(self.averaged, content["model"], source)

@@ -132,7 +132,7 @@ def change(content: dict, kind: str) -> None:
         ("expanded", "model['out.weight'] is not a tensor of plain numbers"),
         ("numbers as names", "model is not tensors by name"),
         ("no weights", "model is not tensors by name"),
-        ("a list as config", "config is not the config of a detector"),
+        ("a list as config", "config is not the config of a training run"),
         ("a tensor in the config", "train.lr"),
         ("classes as text", "classes is not a list of names"),
         ("numbers as classes", "classes is not a list of names"),
