@@ -8,8 +8,8 @@ A store is an uncompressed .npz, which numpy.load opens too:
     boxes     (P, 4) float32 continuous xyxy in pixels of the upright image, of each image the best first
     scores    (P,) float32, only where the method gives any
 
-Opening a store verifies all that is in it, in a quarter of a second for ten million boxes. Boxes and scores are then
-mapped into memory rather than read, so processes share the pages.
+Opening a store verifies all that is in it, which takes less time than reading it image by image. Boxes and scores are
+then mapped into memory rather than read, so processes share the pages.
 """
 
 import hashlib
