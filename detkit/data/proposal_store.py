@@ -194,7 +194,7 @@ def _sound(boxes: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     # a side with an end that is not finite is infinite or NaN
-    return (np.minimum(width, height) > 0) & (np.maximum(width, height) < np.inf)
+    return np.logical_and(np.minimum(width, height) > 0, np.maximum(width, height) < np.inf)
 
 
 def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np.ndarray) -> None:
@@ -376,7 +376,7 @@ class StoredProposals:
             images = np.flatnonzero(self._store == number)
             images = images[store.counts[self._row[images]] > 0]
             for i in images[_outside(store.reach(self._row[images]), dataset.sizes[images])]:
-                check_inside(store.path, dataset, i, store.boxes(self._row[i]))
+                check_inside(store.path, dataset, i, store.boxes(int(self._row[i])))
 
     def boxes(self, i: int) -> np.ndarray:
         """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the image."""

@@ -34,8 +34,9 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         check_batch(settings.train)
         if resume is None:
             check_folder(out)
-        resumed = None if resume is None else checkpoint.load(Path(resume) / "last.pt")
-        if resumed is not None:
+        resumed = None
+        if resume is not None:
+            resumed = checkpoint.load(Path(resume) / "last.pt")
             check_training(resumed, Path(resume) / "last.pt")
         with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
