@@ -221,7 +221,7 @@ def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np
 def _outside(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Which of boxes (N, 4) reach beyond (width, height), of one image or one a box; a side of 0 is not known."""
     size = np.where(size > 0, size, np.inf)
-    return (boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > size + SLACK).any(1)
+    return np.array((boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > size + SLACK).any(1))
 
 
 def open_store(path: str | Path) -> ProposalStore:
