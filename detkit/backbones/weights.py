@@ -16,6 +16,7 @@ from detkit.backbones.darknet_file import read_weights
 from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
 from detkit.names import shown
+from detkit.verified import nonfinite, read_torch
 
 WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
@@ -91,9 +92,8 @@ def load_weights(backbone: Backbone, weights: str) -> None:
             f"{source}: no tensor has a name of {type(backbone).__name__} (such as {next(iter(expected))!r}); "
             f"the file belongs to {_backbones_of(read)}"
         )
-    broken = [key for key, tensor in fitting.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise UserError(f"{source}: {broken[0]} holds values that are not finite")
+    if (broken := nonfinite(fitting)) is not None:
+        raise UserError(f"{source}: {broken} holds values that are not finite")
     backbone.load_state_dict(fitting, strict=False)
     counted = [key for key in expected if not key.endswith(UNIMPORTANT)]
     left = [key for key in counted if key not in fitting]
@@ -137,7 +137,9 @@ def download(name: str, alternative: str) -> dict[str, Tensor]:
 
     alternative: what a user can give who has fetched them elsewhere; a UserError says so.
     """
-    weights = get_weight(name)
+    weights, source = get_weight(name), torchvision_source(name)
+    if source.path is not None:
+        return read_torch(Path(source.path), "a file of PyTorch weights")
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
@@ -152,11 +154,7 @@ def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises what it likes on other files
-        raise UserError(f"{path}: not a file of PyTorch weights") from None
-    state = unwrap(state)
+    state = unwrap(read_torch(path, "a file of PyTorch weights"))
     items = state.items() if isinstance(state, dict) else ()
     tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:

@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and data, written completely or not at all, read with `weights_only=True`.
+"""Checkpoints: plain tensors and data, written completely or not at all, read with `weights_only=True` and verified.
 
 A checkpoint is a dict with
     format       "detkit 2"
@@ -11,13 +11,13 @@ A checkpoint is a dict with
 """
 
 import io
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from detkit.checkpoints.content import FORMAT, check_content
 from detkit.checkpoints.darknet_files import load_darknet
 from detkit.checkpoints.torchvision_files import download, from_state, is_state
 from detkit.config import Config
@@ -26,9 +26,7 @@ from detkit.experiment import from_plain, to_plain
 from detkit.files import write_file
 from detkit.models import Detector, build_detector
 from detkit.names import shown
-
-FORMAT = "detkit 2"
-KEYS = ("model", "config", "classes", "iteration", "metrics")
+from detkit.verified import nonfinite, read_torch
 
 
 def save(
@@ -73,7 +71,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     elif is_state(content := _read(Path(path), device)) and "format" not in content:
         content = from_state(content, str(path))
     else:
-        return _checked(content, path)
+        return check_content(content, path)
     return {**content, "format": FORMAT, "model": {key: tensor.to(device) for key, tensor in content["model"].items()}}
 
 
@@ -82,33 +80,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
         raise UserError(f"no checkpoint {path}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; a checkpoint is a file such as {path / 'best.pt'}")
-    try:
-        file = io.BytesIO(path.read_bytes())  # by itself, since torch raises OSError for broken content too
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    try:
-        return torch.load(file, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: not a detkit checkpoint (not a file of plain tensors)") from None
-    except Exception:  # torch raises what it likes on other files: RuntimeError, OSError, EOFError, KeyError of a byte
-        raise UserError(f"{path}: damaged, or not a detkit checkpoint") from None
-
-
-def _checked(content: Any, path: str | Path) -> dict[str, Any]:
-    if not isinstance(content, dict) or "format" not in content:
-        found = f"a dict of {', '.join(map(str, list(content)[:3]))}, ..." if isinstance(content, dict) else "no dict"
-        raise UserError(
-            f"{path}: not a detkit checkpoint ({found}); weights of a backbone go to model.backbone.weights"
-        )
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{path}: checkpoint format {content['format']!r}, this detkit reads {FORMAT!r} alone; train again, or use "
-            "the detkit that wrote it"
-        )
-    missing = [key for key in KEYS if key not in content]
-    if missing:
-        raise UserError(f"{path}: damaged checkpoint, no {' and no '.join(missing)} in it")
-    return content
+    return read_torch(path, "a detkit checkpoint", device)
 
 
 def load_detector(
@@ -133,7 +105,11 @@ def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None
     weights = getattr(backbone, "weights", None)
     if backbone is not None:
         backbone.weights = None  # they would be read, or fetched, only to be overwritten
-    detector = build_detector(config.model, tuple(content["classes"]))
+    try:
+        detector = build_detector(config.model, tuple(content["classes"]))
+    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # of layers that cannot be
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: config.model makes no detector: {reason}") from None
     if backbone is not None:
         backbone.weights = weights
     load_weights(detector, content["model"], path)
@@ -165,7 +141,7 @@ def start_from(detector: Detector, path: str | Path) -> None:
 
 
 def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str | Path) -> None:
-    """Copy a state dict into a detector; UserError that names what does not fit."""
+    """Copy a state dict into a detector; UserError that names what does not fit, or is not finite."""
     current = detector.state_dict()
     missing = [name for name in current if name not in weights]
     surplus = [name for name in weights if name not in current]
@@ -174,8 +150,20 @@ def load_weights(detector: torch.nn.Module, weights: dict[str, Any], path: str |
         for name in current
         if name in weights and current[name].shape != weights[name].shape
     ]
-    kinds = (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
+    types = [
+        f"{name}: {weights[name].dtype}, the model has {tensor.dtype}"
+        for name, tensor in current.items()
+        if name in weights and _number_kind(weights[name]) != _number_kind(tensor)
+    ]
+    kinds = (("missing", missing), ("unknown", surplus), ("of another shape", shapes), ("of another type", types))
     wrong = [f"{len(names)} {what} ({names[0]}{', ...' * (len(names) > 1)})" for what, names in kinds if names]
     if wrong:
         raise UserError(f"{path}: checkpoint of another architecture, weights {', '.join(wrong)}")
     detector.load_state_dict(weights)
+    if (broken := nonfinite(detector.state_dict())) is not None:
+        raise UserError(f"{path}: {broken} holds values that are not finite; take an earlier checkpoint")
+
+
+def _number_kind(tensor: torch.Tensor) -> tuple[bool, bool, bool]:
+    """Floating-point numbers of any size are of one kind, integers of any size of another."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool

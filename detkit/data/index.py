@@ -14,6 +14,7 @@ import numpy as np
 
 from detkit.data.annotations import AnnotatedImage, Annotations
 from detkit.files import write_atomic
+from detkit.verified import verify_zip
 
 INDEX_NAME = ".detkit-index.npz"
 INDEX_VERSION = 5
@@ -135,11 +136,13 @@ def _paths(root: Path, key: str) -> list[Path]:
 
 def _load(path: Path, digest: str, kind: type[AnyIndex]) -> AnyIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["fingerprint"]) != digest:
-                return None
-            objects = {name.removeprefix(OBJECTS): stored[name] for name in stored if name.startswith(OBJECTS)}
-            arrays = {name: stored[name] for name in kind.__dataclass_fields__ if name != "objects"}
-            return kind(**arrays, objects=Annotations.from_arrays(objects))
+        with open(path, "rb") as file:
+            verify_zip(file, path, "an index")
+            with np.load(file, allow_pickle=False) as stored:
+                if str(stored["fingerprint"]) != digest:
+                    return None
+                objects = {name.removeprefix(OBJECTS): stored[name] for name in stored if name.startswith(OBJECTS)}
+                arrays = {name: stored[name] for name in kind.__dataclass_fields__ if name != "objects"}
+                return kind(**arrays, objects=Annotations.from_arrays(objects))
     except Exception:
-        return None  # missing, or written by something else: it is simply made anew
+        return None  # missing, damaged, or written by something else: it is simply made anew

@@ -8,11 +8,13 @@ A store is an uncompressed .npz, which numpy.load opens too:
     boxes     (P, 4) float32 continuous xyxy in pixels of the upright image, of each image the best first
     scores    (P,) float32, only where the method gives any
 
-Boxes and scores are mapped into memory rather than read, so opening takes no time and processes share the pages.
+Opening a store verifies all that is in it, which takes less time than reading it image by image. Boxes and scores are
+then mapped into memory rather than read, so processes share the pages.
 """
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import zipfile
@@ -29,6 +31,7 @@ import numpy as np
 from detkit.data.dataset import DetectionDataset
 from detkit.errors import UserError
 from detkit.files import save_atomic
+from detkit.verified import verify_zip
 
 FORMAT = "detkit proposals 1"
 SLACK = 1.0  # pixels that a box may reach beyond its image: published conventions differ by so much
@@ -95,6 +98,16 @@ class ProposalStore:
         """Return the scores (N,) float32 that belong to `boxes`, a copy, or None where the store has none."""
         return None if self.flat_scores is None else np.array(self.flat_scores[self._slice(image, count)])
 
+    def reach(self, rows: np.ndarray) -> np.ndarray:
+        """Return the box (n, 4) around all boxes of each of the images `rows`, none of which is without boxes."""
+        filled = np.flatnonzero(self.counts)
+        begins = self.first[filled]
+        around = [
+            extreme.reduceat(self.flat_boxes[:, sides], begins) if len(begins) else np.zeros((0, 2))
+            for extreme, sides in ((np.minimum, slice(2)), (np.maximum, slice(2, 4)))
+        ]
+        return np.concatenate(around, 1)[np.searchsorted(filled, rows)]
+
     def _slice(self, image: str | int, count: int | None) -> slice:
         if isinstance(image, str):
             if image not in self._rows:
@@ -149,8 +162,7 @@ def write_store(
         if [len(image_scores) for image_scores in scores] != lengths:
             raise ValueError("each box has one score")
         arrays["scores"] = np.concatenate([np.zeros(0), *scores], dtype=np.float32)
-        if not np.isfinite(arrays["scores"]).all():
-            raise UserError(f"{path}: a score is not finite")
+        check_scores(path, arrays["scores"])
     save_atomic(path, lambda temporary: np.savez(temporary, **arrays))
 
 
@@ -164,11 +176,25 @@ def check_boxes(where: str, boxes: np.ndarray) -> None:
     """Raise UserError, in one line, unless boxes are (N, 4), finite, and none of them is empty."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise UserError(f"{where}: boxes of shape {boxes.shape}, expected (N, 4): left, top, right, bottom")
-    good = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    good = _sound(boxes)
     if not good.all():
         bad = int(good.argmin())
         numbers = ", ".join(f"{value:g}" for value in boxes[bad].tolist())
         raise UserError(f"{where}: box {bad} is [{numbers}], expected left < right and top < bottom")
+
+
+def check_scores(where: str | Path, scores: np.ndarray | None) -> None:
+    """Raise UserError, in one line, unless scores are finite."""
+    if scores is not None and not np.isfinite(scores).all():
+        raise UserError(f"{where}: a score is not finite")
+
+
+def _sound(boxes: np.ndarray) -> np.ndarray:
+    """Which of boxes (N, 4) are finite and not empty, (N,) bool."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    # a side with an end that is not finite is infinite or NaN
+    return np.logical_and(np.minimum(width, height) > 0, np.maximum(width, height) < np.inf)
 
 
 def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np.ndarray) -> None:
@@ -178,80 +204,103 @@ def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np
     there.
     """
     size = dataset.sizes[i]
-    bad = _outside(boxes, np.where(size > 0, size, np.inf))
-    if bad is None:
+    outside = _outside(boxes, size)
+    if not outside.any():
         return
     with suppress(UserError):
         size = np.array(dataset.image(i).shape[1::-1])
-        bad = _outside(boxes, size)
-    if bad is not None:
-        numbers = ", ".join(f"{value:g}" for value in boxes[bad].tolist())
+        outside = _outside(boxes, size)
+    if outside.any():
+        numbers = ", ".join(f"{value:g}" for value in boxes[outside.argmax()].tolist())
         raise UserError(
             f"{where}: image {dataset.ids[i]}: the box left, top, right, bottom = {numbers} reaches beyond the image "
             f"of {size[0]}x{size[1]}; are x and y exchanged?"
         )
 
 
-def _outside(boxes: np.ndarray, size: np.ndarray) -> int | None:
-    """Row of the first of boxes (N, 4) that reaches beyond (width, height), None where there is none."""
-    outside = (boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > size + SLACK).any(1)
-    return int(outside.argmax()) if outside.any() else None
+def _outside(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Which of boxes (N, 4) reach beyond (width, height), of one image or one a box; a side of 0 is not known."""
+    size = np.where(size > 0, size, np.inf)
+    return np.array((boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > size + SLACK).any(1))
 
 
 def open_store(path: str | Path) -> ProposalStore:
-    """Open a store. Raises UserError, in one line, where the file is missing, damaged or something else."""
+    """Open a store. Raises UserError, in one line, where the file is missing, damaged or something else, and for what
+    `write_store` refuses."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no proposals {path}; make them with: detkit proposals make CONFIG --out {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            manifest = _read_manifest(path, archive)
-            ids = tuple(map(str, _read(archive, "ids").tolist()))
-            first = _read(archive, "first")
-            boxes = _map(path, archive, "boxes")
-            scores = _map(path, archive, "scores") if "scores.npy" in archive.namelist() else None
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged, or no proposal store: {' '.join(str(error).split())}") from None
-    fits = first.shape == (len(ids) + 1,) and first[0] == 0 and (np.diff(first) >= 0).all()
+        with open(path, "rb") as file:
+            verify_zip(file, path, "a proposal store")
+            with zipfile.ZipFile(file) as archive:
+                manifest = _read_manifest(path, archive)
+                names, first = _read(archive, "ids", "U"), _read(archive, "first", "i")
+                boxes = _map(path, archive, "boxes")
+                scores = _map(path, archive, "scores") if "scores.npy" in archive.namelist() else None
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, or not a proposal store: {' '.join(str(error).split())}") from None
+    fits = names.ndim == 1 and first.shape == (len(names) + 1,) and first[0] == 0 and (np.diff(first) >= 0).all()
     fits = fits and boxes.shape == (first[-1], 4) and (scores is None or scores.shape == (first[-1],))
-    if not fits or manifest.images_hash != hash_ids(ids):
+    ids = tuple(map(str, names.tolist())) if fits else ()
+    if not fits or (manifest.images, manifest.images_hash) != (len(ids), hash_ids(ids)):
         raise UserError(f"{path}: damaged: its parts do not belong together; make it again")
-    return ProposalStore(path, manifest, ids, first, boxes, scores)
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: damaged: an image is there twice; make it again")
+    store = ProposalStore(path, manifest, ids, first, boxes, scores)
+    if not (sound := _sound(boxes)).all():
+        row = int(np.searchsorted(first, sound.argmin(), "right")) - 1
+        check_boxes(f"{path}: image {ids[row]}", store.boxes(row))
+    check_scores(path, scores)
+    return store
 
 
 def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
-    values = json.loads(str(_read(archive, "manifest")))
+    values = json.loads(str(_read(archive, "manifest", "U")))
     format_name = values.get("format") if isinstance(values, dict) else None
     if format_name != FORMAT:
         raise UserError(f"{path}: format is {format_name!r}, expected {FORMAT!r}")
     try:
-        return Manifest(**values)
+        manifest = Manifest(**values)
     except TypeError as error:
         raise UserError(f"{path}: its manifest is not one of {FORMAT!r}: {error}") from None
+    if not isinstance(manifest.method, str) or not isinstance(manifest.parameters, dict):
+        raise UserError(f"{path}: its manifest is not one of {FORMAT!r}: method is no name, or parameters no dict")
+    return manifest
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read(archive: zipfile.ZipFile, name: str, kind: str) -> np.ndarray:
+    """Read an array; kind: that of its numpy type."""
     with archive.open(f"{name}.npy") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.kind != kind:
+        raise ValueError(f"{name} is {array.dtype}")
+    return array
 
 
 def _map(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Map an array of an uncompressed archive into memory; numpy can do so only for files of one array."""
+    """Map a float32 array of an uncompressed archive into memory; numpy can do so only for files of one array."""
     member = archive.getinfo(f"{name}.npy")
-    if member.compress_type != zipfile.ZIP_STORED:
-        return _read(archive, name)
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         header = file.read(LOCAL_HEADER)
         # the local header's own lengths of name and extra field: the latter differs from the central directory's
         file.seek(sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28)), 1)
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        offset = file.tell()
+        begin = file.tell()
+        with archive.open(member) as content:  # unpacked, where the file itself is not
+            version = np.lib.format.read_magic(content)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, by_columns, dtype = read_header(content)
+            offset = begin + content.tell()
     if dtype != np.float32:
         raise ValueError(f"{name} is {dtype}, expected float32")
-    # a map cannot be empty
-    return np.memmap(path, dtype, "r", offset, shape) if np.prod(shape) else np.zeros(shape, dtype)
+    if member.compress_type != zipfile.ZIP_STORED or not math.prod(shape):  # a map cannot be empty
+        return _read(archive, name, "f")
+    if offset + math.prod(shape) * dtype.itemsize != begin + member.file_size:
+        raise ValueError(f"{name} is not as long as it says")
+    return np.memmap(path, dtype, "r", offset, shape, "F" if by_columns else "C")
 
 
 def match_ids(names: Sequence[str], ids: Sequence[str]) -> np.ndarray:
@@ -323,8 +372,11 @@ class StoredProposals:
                 f"{files}: no proposals of image {dataset.ids[missing[0]]} of {dataset.name} "
                 f"({len(missing)} of {len(dataset.ids)} are missing); make them with: {make_command(dataset)}"
             )
-        for i, (number, row) in enumerate(zip(self._store, self._row)):  # once, and quick beside reading the boxes
-            check_inside(self.stores[number].path, dataset, i, self.stores[number].boxes(row))
+        for number, store in enumerate(self.stores):
+            images = np.flatnonzero(self._store == number)
+            images = images[store.counts[self._row[images]] > 0]
+            for i in images[_outside(store.reach(self._row[images]), dataset.sizes[images])]:
+                check_inside(store.path, dataset, i, store.boxes(int(self._row[i])))
 
     def boxes(self, i: int) -> np.ndarray:
         """Return the boxes (N, 4) float32 of image `i` of the data set, pixels of the image."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from detkit.checkpoints import checkpoint
+from detkit.checkpoints.training import check_training
 from detkit.config import Config, TrainConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals
@@ -32,7 +33,10 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         check_batch(settings.train)
         if resume is None:
             check_folder(out)
-        resumed = None if resume is None else checkpoint.load(Path(resume) / "last.pt")
+        resumed = None
+        if resume is not None:
+            resumed = checkpoint.load(Path(resume) / "last.pt")
+            check_training(resumed, Path(resume) / "last.pt")
         with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
             data = open_dataset(settings.data, "train", classes)

@@ -8,8 +8,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from detkit.checkpoints import checkpoint
+from detkit.checkpoints.content import check_tensors, is_count, refuse
+from detkit.checkpoints.training import check_losses, check_optimizer, check_scaler
 from detkit.engine.ema import ModelEMA
-from detkit.engine.meter import Meter
+from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.errors import UserError
 from detkit.models import Detector
 
@@ -42,25 +44,29 @@ class State:
             "losses": self.meter.steps,
         }
 
-    def restore(self, content: dict[str, Any], source: str | Path) -> int:
+    def restore(self, content: dict[str, Any], source: str | Path, iterations: int) -> int:
         """Take up a checkpoint's content (as `checkpoint.load` reads it from `source`); return its steps done.
 
+        iterations: of the stage. UserError for whatever cannot be gone on from.
         Weights and moments come from the checkpoint, the groups' options (weight decay, ...) from the config.
         """
         training = content["training"]
-        checkpoint.load_weights(self.detector, training["weights"], source)
-        if self.average is not None:
-            checkpoint.load_weights(self.average.detector, content["model"], source)
-        saved, current = training["optimizer"], self.optimizer.state_dict()
-        same_kind = content["config"]["train"]["optimizer"] == type(self.optimizer).__name__.lower()
-        if not same_kind or _group_sizes(saved) != _group_sizes(current):
+        missing = [key for key in ("iteration", "weights", "optimizer", "scaler", "losses") if key not in training]
+        if missing:
+            raise UserError(f"{source}: damaged checkpoint, no training.{' and no training.'.join(missing)} in it")
+        iteration, weights = training["iteration"], training["weights"]
+        if not is_count(iteration) or iteration > iterations:
+            refuse(source, "training.iteration", f"a number of steps up to {iterations}, where this stage ends")
+        if content["config"]["train"].get("optimizer") != type(self.optimizer).__name__.lower():
             raise UserError(f"{source}: saved by another optimiser; keep train.optimizer and the factors on the rate")
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": current["param_groups"]})
+        check_tensors(weights, source, "training.weights")
+        checkpoint.load_weights(self.averaged, content["model"], source)
+        checkpoint.load_weights(self.detector, weights, source)
+        check_optimizer(training["optimizer"], self.optimizer, source)
+        check_scaler(training["scaler"], self.scaler, source)
+        check_losses(training["losses"], min(iteration, LOG_EVERY), source)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": training["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(training["scaler"])
         self.meter.steps = training["losses"]
-        return training["iteration"]
-
-
-def _group_sizes(optimizer_state: dict[str, Any]) -> list[int]:
-    """Return the number of parameters in each group of an optimiser's state dict."""
-    return [len(group["params"]) for group in optimizer_state["param_groups"]]
+        return iteration

@@ -40,7 +40,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     average = ModelEMA(detector, recipe.ema) if recipe.ema else None
     meter = Meter(device)
     state = State(detector, optimizer, scaler, average, meter)
-    start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
+    start = state.restore(resumed, run.last, recipe.iterations) if (resumed := run.take_resumed()) else 0
     # an augmentation that cannot be is refused here, before anything is written
     batches = run.batches(stage, detector.input, start, recipe.iterations)
     run.begin()

@@ -25,6 +25,7 @@ from detkit.data.items import decimals
 from detkit.data.proposal_store import ProposalStore, check_boxes, check_inside, make_manifest, match_ids, write_store
 from detkit.errors import UserError
 from detkit.files import read_text, write_atomic
+from detkit.proposals.matlab import read_variables
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,7 @@ def read_boxes(path: str | Path) -> Boxes:
 
 def read_mat(path: Path) -> Boxes:
     """Read a MATLAB file of boxes; (y1, x1, y2, x2), 1-based inclusive, becomes continuous xyxy."""
-    from scipy.io import loadmat, whosmat
-
-    try:
-        values = loadmat(path, variable_names=("boxes", "images"))
-        names = [name for name, *_ in whosmat(path)] if "boxes" not in values else []
-    except NotImplementedError:
-        raise UserError(f"{path}: a MATLAB 7.3 file; save it once more in MATLAB with save(FILE, '-v7')") from None
-    except Exception as error:  # scipy raises what it happens on in a damaged file: zlib.error, TypeError, ...
-        raise UserError(f"{path}: damaged, or no MATLAB file: {' '.join(str(error).split())}") from None
-    if "boxes" not in values:
-        raise UserError(f"{path}: no variable 'boxes' in it, only {', '.join(names) or 'nothing'}")
+    values = read_variables(path, ("boxes", "images"))
     cells = values["boxes"].ravel()
     if values["boxes"].dtype != object:
         raise UserError(f"{path}: 'boxes' is no cell array with the boxes of each image")

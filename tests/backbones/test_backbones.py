@@ -125,7 +125,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path):
     text.write_text("hello")
     torch.save(resnet18().state_dict(), tmp_path / "r18.pth")
     torch.save({"features.0.weight": torch.full((64, 3, 3, 3), torch.inf)}, tmp_path / "inf.pth")
-    with pytest.raises(UserError, match=r"notes\.txt: not a file of PyTorch weights"):
+    with pytest.raises(UserError, match=r"notes\.txt: damaged, or not a file of PyTorch weights"):
         load("tiny", str(text))
     for number, content in enumerate([torch.zeros(3), ["a"], {"a": 1}, {}]):
         torch.save(content, tmp_path / f"{number}.pth")

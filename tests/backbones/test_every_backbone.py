@@ -228,7 +228,7 @@ def test_torchvisions_weights_give_torchvisions_features(name, monkeypatch, caps
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-0.1, 0.1)
             layer.running_var.uniform_(0.5, 2)
-    given = SimpleNamespace(get_state_dict=lambda **_: theirs.state_dict())
+    given = SimpleNamespace(get_state_dict=lambda **_: theirs.state_dict(), url="https://localhost/none.pth")
     monkeypatch.setattr(weights_module, "get_weight", lambda name: given)
     ours = build(name)
     load_weights(ours, "imagenet")

@@ -1,5 +1,7 @@
 import errno
 import pickle
+import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,50 @@ def write(path: Path, kind: str, trained: Path) -> Path:
     elif kind == "unknown key":
         content["config"]["train"]["itertions"] = 3
         torch.save(content, path)
+    elif kind != "absent":
+        change(content, kind)
+        torch.save(content, path)
     return path
+
+
+def change(content: dict, kind: str) -> None:
+    """Change a checkpoint's content by hand, in one of many ways that it cannot be."""
+    weights = content["model"]
+    match kind:
+        case "nan":
+            weights["out.bias"][1] = torch.nan
+        case "infinite":
+            weights["out.bias"][1] = -torch.inf
+        case "beyond float32":
+            weights["out.bias"] = torch.full_like(weights["out.bias"], 1e300, dtype=torch.float64)
+        case "integers":
+            weights["out.bias"] = weights["out.bias"].long()
+        case "no tensor":
+            weights["out.bias"] = weights["out.bias"].tolist()
+        case "on no device":
+            weights["out.weight"] = weights["out.weight"].to("meta")
+        case "expanded":
+            weights["out.weight"] = torch.zeros(1).expand(2**40)
+        case "numbers as names":
+            content["model"] = {0: weights["out.bias"]}
+        case "no weights":
+            content["model"] = {}
+        case "a list as config":
+            content["config"] = []
+        case "a tensor in the config":
+            content["config"]["train"]["lr"] = torch.zeros(2)
+        case "classes as text":
+            content["classes"] = "circle"
+        case "numbers as classes":
+            content["classes"] = [1, 2]
+        case "an empty class":
+            content["classes"] = ["circle", ""]
+        case "a class twice":
+            content["classes"] = ["circle", "circle"]
+        case "iteration":
+            content["iteration"] = -1
+        case "metrics":
+            content["metrics"]["mAP"] = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +123,23 @@ def write(path: Path, kind: str, trained: Path) -> Path:
         ("other shape", "(14, 16, 3, 3), the model has (16, 16, 3, 3)"),
         ("unknown model", "'ssp'"),
         ("unknown key", "itertions"),
+        ("nan", "out.bias holds values that are not finite"),
+        ("infinite", "out.bias holds values that are not finite"),
+        ("beyond float32", "out.bias holds values that are not finite"),
+        ("integers", "1 of another type (out.bias: torch.int64, the model has torch.float32)"),
+        ("no tensor", "model['out.bias'] is not a tensor of plain numbers"),
+        ("on no device", "model['out.weight'] is not a tensor of plain numbers"),
+        ("expanded", "model['out.weight'] is not a tensor of plain numbers"),
+        ("numbers as names", "model is not tensors by name"),
+        ("no weights", "model is not tensors by name"),
+        ("a list as config", "config is not the config of a training run"),
+        ("a tensor in the config", "train.lr"),
+        ("classes as text", "classes is not a list of names"),
+        ("numbers as classes", "classes is not a list of names"),
+        ("an empty class", "classes is not a list of names"),
+        ("a class twice", "classes is not a list of different names"),
+        ("iteration", "iteration is not a whole number from 0 on"),
+        ("metrics", "metrics is not a dict of plain values"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -177,3 +239,50 @@ def test_a_file_of_an_earlier_format_says_what_to_do(trained: Path, tmp_path: Pa
         UserError, match=r"old\.pt: checkpoint format 'detkit 1', .*train again, or use the detkit that"
     ):
         checkpoint.load_detector(tmp_path / "old.pt")
+
+
+def test_a_checkpoint_of_half_precision_is_as_good(trained: Path, tmp_path: Path) -> None:
+    content = content_of(trained)
+    whole = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in content["model"].items()}
+    torch.save({**content, "model": whole}, tmp_path / "half.pt")
+    detector, _ = checkpoint.load_detector(tmp_path / "half.pt")
+    assert all(torch.equal(value, whole[name].to(value.dtype)) for name, value in detector.state_dict().items())
+
+
+def test_a_changed_byte_is_found_wherever_it_is(trained: Path, tmp_path: Path, rng: random.Random) -> None:
+    whole = (trained / "best.pt").read_bytes()
+    weights = content_of(trained)["model"]
+    path, refusals = tmp_path / "x.pt", []
+    for _ in range(40):
+        at = rng.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+        try:
+            detector, _ = checkpoint.load_detector(path)
+        except UserError as error:
+            refusals.append(str(error))
+        else:  # in padding, a date or the like
+            assert all(torch.equal(value, weights[name]) for name, value in detector.state_dict().items())
+    assert len(refusals) > 10
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in refusals)
+
+
+def test_a_file_that_unpacks_to_far_more_is_refused(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    content = content_of(trained)
+    content["metrics"]["more"] = "0" * 3_000_000
+    torch.save(content, tmp_path / "large.pt")
+    checkpoint.load_detector(tmp_path / "large.pt")
+    with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        large = zipfile.ZipFile(tmp_path / "large.pt")
+        for name in large.namelist():
+            packed.writestr(name, large.read(name))
+        large.close()
+    checkpoint.load_detector(tmp_path / "packed.pt")
+    monkeypatch.setenv("DETKIT_MAX_UNPACKED_GB", "0.003")
+    checkpoint.load_detector(tmp_path / "large.pt")  # it is as large as it says
+    with pytest.raises(
+        UserError, match=r"packed\.pt: unpacks to 0\.00\d+ GB, the limit is 0\.003; .* DETKIT_MAX_UNPACKED_GB=1"
+    ):
+        checkpoint.load_detector(tmp_path / "packed.pt")
+    monkeypatch.setenv("DETKIT_MAX_UNPACKED_GB", "much")
+    with pytest.raises(UserError, match="DETKIT_MAX_UNPACKED_GB=much is not a positive number"):
+        checkpoint.load_detector(tmp_path / "packed.pt")

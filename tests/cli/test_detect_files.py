@@ -80,7 +80,9 @@ def write_odd(folder: Path, kind: str) -> tuple[str, tuple[int, int] | str]:
             size = "corrupt or truncated image"
         case "huge":
             (folder / name).write_bytes(black_png(20000, 20000))
-            size = "too large, above 178,956,970 pixels"
+            size = (
+                "400,000,000 pixels, the limit is 120,000,000; if it is to be trusted, set DETKIT_MAX_PIXELS=400000000"
+            )
     return name, size
 
 

@@ -113,7 +113,7 @@ def test_refusals_of_reading(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", b"no zip", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged, or no proposal store"):
+        with pytest.raises(UserError, match="damaged, or not a proposal store"):
             open_store(path)
     path.write_bytes(whole)
     with np.load(path) as plain:
@@ -125,7 +125,7 @@ def test_refusals_of_reading(tmp_path):
             "format is 'detkit proposals 9'",
         ),
         ({"manifest": np.array("[]")}, "format is None"),
-        ({"manifest": np.array("{")}, "damaged, or no proposal store"),
+        ({"manifest": np.array("{")}, "damaged, or not a proposal store"),
         ({"manifest": np.array(json.dumps(manifest | {"more": 1}))}, "its manifest is not one of"),
         ({"ids": np.array(["y", "x"])}, "its parts do not belong together"),
         ({"ids": np.array(["x"])}, "its parts do not belong together"),
@@ -134,14 +134,83 @@ def test_refusals_of_reading(tmp_path):
         ({"scores": np.zeros(3, np.float32)}, "its parts do not belong together"),
         ({"boxes": np.zeros((7, 4))}, "boxes is float64"),
         ({"boxes": np.array([None] * 7)}, "damaged"),
+        (
+            {"boxes": np.full((7, 4), np.nan, np.float32)},
+            "image x: box 0 is [nan, nan, nan, nan], expected left < right",
+        ),
+        ({"boxes": parts["boxes"] * np.float32([1, 1, np.inf, 1])}, "image x: box 0 is ["),
+        ({"boxes": parts["boxes"][:, [2, 1, 0, 3]]}, "image x: box 0 is ["),
+        (
+            {"boxes": np.concatenate([parts["boxes"][:-1], np.zeros((1, 4), np.float32)])},
+            "image y: box 3 is [0, 0, 0, 0]",
+        ),
+        ({"scores": np.full(7, np.inf, np.float32)}, "a score is not finite"),
+        ({"scores": np.zeros(7)}, "scores is float64"),
+        ({"first": np.array([0.0, 3, 7])}, "first is float64"),
+        ({"ids": np.array([b"x", b"y"])}, "ids is |S1"),
+        ({"ids": np.array(["x", "x"]), "manifest": manifest_of(manifest, ["x", "x"])}, "an image is there twice"),
+        ({"manifest": np.array(json.dumps(manifest | {"images": 3}))}, "its parts do not belong together"),
+        ({"manifest": np.array(json.dumps(manifest | {"parameters": 3}))}, "its manifest is not one of"),
     ):
         np.savez(path, **(parts | change))
         with pytest.raises(UserError, match=re.escape(text)) as caught:
             open_store(path)
         assert "\n" not in str(caught.value)
     np.savez(path, **{key: value for key, value in parts.items() if key != "ids"})
-    with pytest.raises(UserError, match="damaged, or no proposal store"):
+    with pytest.raises(UserError, match="damaged, or not a proposal store"):
         open_store(path)
+
+
+def manifest_of(manifest: dict, ids: list[str]) -> np.ndarray:
+    return np.array(json.dumps(manifest | {"images_hash": hash_ids(ids)}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_changed_byte_of_a_store_is_found_wherever_it_is(packed, tmp_path):
+    path = tmp_path / "a.npz"
+    write(path, ["x", "y"], [30, 40], scored=True)
+    if packed:
+        with np.load(path) as plain:
+            np.savez_compressed(path, **plain)
+    whole, store = path.read_bytes(), open_store(path)
+    boxes, scores, draw, refusals = store.flat_boxes.copy(), store.flat_scores, np.random.default_rng(0), []
+    scores = np.array(scores)
+    for at in draw.choice(len(whole), 150):
+        path.unlink()  # the maps of the store above are of the earlier file
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(draw.integers(8))]) + whole[at + 1 :])
+        try:
+            changed = open_store(path)
+        except UserError as error:
+            refusals.append(str(error))
+        else:  # in a date or the like
+            assert changed.manifest == store.manifest
+            assert changed.ids == store.ids
+            np.testing.assert_array_equal(changed.flat_boxes, boxes)
+            np.testing.assert_array_equal(changed.flat_scores, scores)
+    assert len(refusals) > 50
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in refusals)
+
+
+def test_arrays_that_run_by_columns_are_read_as_they_are(tmp_path):
+    path = tmp_path / "a.npz"
+    boxes = np.concatenate(write(path, ["x", "y"], [3, 4]))
+    with np.load(path) as plain:
+        np.savez(path, **{**plain, "boxes": np.asfortranarray(boxes)})
+    np.testing.assert_array_equal(open_store(path).flat_boxes, boxes)
+
+
+def test_a_store_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    manifest = make_manifest("m", {}, ["x"])
+    write_store(path, ["x"], [np.tile(np.float32([0, 0, 2, 2]), (300_000, 1))], manifest=manifest)
+    with np.load(path) as plain:
+        np.savez_compressed(tmp_path / "b.npz", **plain)
+    monkeypatch.setenv("DETKIT_MAX_UNPACKED_GB", "0.004")
+    assert open_store(path).counts.tolist() == [300_000]
+    with pytest.raises(
+        UserError, match=r"b\.npz: unpacks to 0\.00\d+ GB, the limit is 0\.004; .*DETKIT_MAX_UNPACKED_GB=1"
+    ):
+        open_store(tmp_path / "b.npz")
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,8 @@ def test_an_optimiser_of_other_groups_is_refused(trained: Path) -> None:
     content = checkpoint.load(trained / "last.pt")
     detector, config = checkpoint.build(content, "last.pt")
     state = State(detector, build_optimizer(detector, config.train), GradScaler("cpu", enabled=False), None, Meter(CPU))
-    assert state.restore(content, "last.pt") == 24
+    assert state.restore(content, "last.pt", 24) == 24
     detector.backbone.requires_grad_(False)
     state.optimizer = build_optimizer(detector, config.train)
     with pytest.raises(UserError, match=r"^last\.pt: saved by another optimiser"):
-        state.restore(content, "last.pt")
+        state.restore(content, "last.pt", 24)

@@ -1,7 +1,10 @@
 """Published MATLAB boxes and JSON, to a store and back."""
 
 import json
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +167,20 @@ def test_other_files(tmp_path):
     for name in ("a.mat", "a.json"):
         with pytest.raises(UserError, match=f"no file .*{name}"):
             read_boxes(tmp_path / name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the reader's process is a fork, with a limit, on Linux alone")
+def test_a_matlab_file_that_ends_its_reader_is_one_line(tmp_path, monkeypatch):
+    path = mat(tmp_path / "a.mat", [PUBLISHED])
+    with monkeypatch.context() as patch:
+        patch.setattr("scipy.io.loadmat", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(UserError, match=r"a\.mat: damaged: scipy's reader of MATLAB files ended at it"):
+            read_boxes(path)
+    assert len(read_boxes(path).boxes) == 1
+    savemat(path, {"boxes": cells([np.zeros((10_000_000, 4))])}, do_compression=True)
+    assert path.stat().st_size < 1e6
+    monkeypatch.setenv("DETKIT_MAX_UNPACKED_GB", "0.1")
+    with pytest.raises(
+        UserError, match=r"a\.mat: damaged, or takes more than 0\.1 GB; .* raise DETKIT_MAX_UNPACKED_GB"
+    ):
+        read_boxes(path)
