@@ -32,7 +32,7 @@ def check_training(content: dict[str, Any], path: str | Path) -> None:
 
 def check_losses(losses: Any, most: int, path: str | Path) -> None:
     """Raise UserError unless these are the loss parts of each of at most so many steps."""
-    rows = losses if isinstance(losses, list) and len(losses) <= most else [None]
+    rows: list[Any] = losses if isinstance(losses, list) and len(losses) <= most else [None]
     if not all(isinstance(row, list) and len(row) == len(rows[0]) and all(map(is_number, row)) for row in rows):
         refuse(path, f"{KEY}.losses", f"the losses of at most {most} steps")
 
