@@ -1,6 +1,7 @@
 """Files: read with an error in one line, written whole or not at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from detkit.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+
+TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]*)?", re.DOTALL)  # of `atomic_path`; a killed process leaves it
 
 
 def read_text(path: str | os.PathLike[str], hint: str = "") -> str:
@@ -29,11 +32,12 @@ def read_text(path: str | os.PathLike[str], hint: str = "") -> str:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error.
 
-    For writers that want a file name (torch.save, matplotlib, cv2). The suffix is kept, since they read it.
+    For writers that want a file name (torch.save, matplotlib, cv2). The suffix is kept, since they read it. The name
+    matches TEMPORARY.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -47,6 +51,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what killed processes left of the files that they were writing in a folder and below."""
+    for path in folder.rglob(".*.tmp*"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

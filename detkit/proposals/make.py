@@ -15,6 +15,7 @@ from detkit.data.dataset import DetectionDataset
 from detkit.data.proposal_store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
+from detkit.runtime.lock import NAME, locked
 from detkit.runtime.signals import Interrupt
 
 PART = 64  # images whose boxes are written together while the work goes on
@@ -39,6 +40,8 @@ def make_store(
     for an unknown method or an image that cannot be read, too.
     """
 
+    find_method(method, parameters)  # an unknown one is refused before any work
+
     def make(images: list[int]) -> Generator[Made]:
         return _run(dataset, images, method, parameters, workers)
 
@@ -57,15 +60,28 @@ def fill_store(
     make: called with indices in `ids`, yields (index, boxes, scores or None) of these images in any order. progress:
     called with (done, total), first when an image is done. Where that store exists already, nothing is done. What an
     interrupted run over the same images left in the folder beside it, PATH.parts-HASH, is taken over.
-    Raises UserError where the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
-    SIGTERM, once what is done is written.
+    Raises UserError where the store or its parts were made in another way, or another process is making it. Raises
+    KeyboardInterrupt on Ctrl-C and SIGTERM, once what is done is written.
     """
     path = Path(path)
     check_name(path)
-    if path.exists():
-        store = open_store(path)
-        _check_same(store, manifest, path)
-        return store
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f".{path.name}{NAME}"), str(path)):
+            if not path.exists():  # another process may have made it in the meantime
+                _fill_store(path, ids, manifest, make, progress)
+    store = open_store(path)
+    _check_same(store, manifest, path)
+    return store
+
+
+def _fill_store(
+    path: Path,
+    ids: Sequence[str],
+    manifest: Manifest,
+    make: Callable[[list[int]], Generator[Made]],
+    progress: Progress | None,
+) -> None:
     parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
     done = parts.read()
     left = [i for i, name in enumerate(ids) if name not in done]
@@ -79,7 +95,6 @@ def fill_store(
     done = parts.read()
     write_store(path, ids, *_columns([done[name] for name in ids]), manifest=manifest)
     shutil.rmtree(parts.folder, ignore_errors=True)
-    return open_store(path)
 
 
 def _check_same(store: ProposalStore, manifest: Manifest, remove: Path) -> None:
@@ -142,7 +157,6 @@ def _run(
     dataset: DetectionDataset, images: list[int], method: str, parameters: dict[str, Any], workers: int
 ) -> Generator[Made]:
     """Yield what is made of `images`, in their order."""
-    find_method(method, parameters)  # an unknown one is refused before any work
     if not images:
         return
     pool = ProcessPoolExecutor(

@@ -1,0 +1,27 @@
+"""Locks that another process holds."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HOLD = """
+import sys, time
+from detkit.runtime.lock import locked
+with locked(sys.argv[1], "it"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def held_by_another(path: Path) -> Iterator[int]:
+    """Let another process hold the lock file `path`, until it is killed; yield its number."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            yield process.pid
+        finally:
+            process.kill()
