@@ -1,5 +1,6 @@
 """Locks that another process holds."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ with locked(sys.argv[1], "it"):
 @contextmanager
 def held_by_another(path: Path) -> Iterator[int]:
     """Let another process hold the lock file `path`, until it is killed; yield its number."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"held\n"
