@@ -40,7 +40,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         if found is None:
             check_folder(out)
         else:
-            distributed.on_main(lambda: stack.enter_context(held(found)))
+            distributed.on_main(lambda folder=found: stack.enter_context(held(folder)))
         resumed = None if found is None else read_last(found)
         with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
