@@ -40,6 +40,7 @@ def make_store(
     for an unknown method or an image that cannot be read, too.
     """
 
+    check_name(Path(path))
     find_method(method, parameters)  # an unknown one is refused before any work
 
     def make(images: list[int]) -> Generator[Made]:
@@ -65,24 +66,26 @@ def fill_store(
     """
     path = Path(path)
     check_name(path)
-    if not path.exists():
+    lock = path.with_name(f".{path.name}{NAME}")
+    parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
+    if not path.exists() or lock.exists() or parts.folder.exists():  # of a process that was killed
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.name}{NAME}"), str(path)):
-            if not path.exists():  # another process may have made it in the meantime
-                _fill_store(path, ids, manifest, make, progress)
+        with locked(lock, str(path)):
+            if not path.exists():
+                _write_from_parts(path, ids, parts, make, progress)
+            shutil.rmtree(parts.folder, ignore_errors=True)
     store = open_store(path)
     _check_same(store, manifest, path)
     return store
 
 
-def _fill_store(
+def _write_from_parts(
     path: Path,
     ids: Sequence[str],
-    manifest: Manifest,
+    parts: "_Parts",
     make: Callable[[list[int]], Generator[Made]],
     progress: Progress | None,
 ) -> None:
-    parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
     done = parts.read()
     left = [i for i, name in enumerate(ids) if name not in done]
     with parts, Interrupt() as interrupt, closing(make(left)) as made:
@@ -93,8 +96,7 @@ def _fill_store(
             if interrupt.received:
                 raise KeyboardInterrupt
     done = parts.read()
-    write_store(path, ids, *_columns([done[name] for name in ids]), manifest=manifest)
-    shutil.rmtree(parts.folder, ignore_errors=True)
+    write_store(path, ids, *_columns([done[name] for name in ids]), manifest=parts.manifest)
 
 
 def _check_same(store: ProposalStore, manifest: Manifest, remove: Path) -> None:

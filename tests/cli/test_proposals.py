@@ -84,6 +84,19 @@ def test_one_process_makes_a_store(root, capsys):
     assert f"proposals/a.npz is being written by process {number} on " in said
 
 
+def test_what_a_process_leaves_that_is_killed_at_its_end_is_cleared(root):
+    command = ["proposals", "make", "--root", str(root), "--split", "test", "--out", "proposals/a.npz"]
+    assert main(command) == 0
+    content = Path("proposals/a.npz").read_bytes()
+    parts = Path(f"proposals/a.npz.parts-{open_store('proposals/a.npz').manifest.images_hash}")
+    parts.mkdir()
+    (parts / "00000.npz").write_bytes(content)
+    Path("proposals/.a.npz.lock").touch()
+    assert main(command) == 0
+    assert [path.name for path in Path("proposals").iterdir()] == ["a.npz"]
+    assert Path("proposals/a.npz").read_bytes() == content
+
+
 def test_make_from_a_config(root, tmp_path):
     (tmp_path / "a.yaml").write_text(CONFIG.replace("ROOT", str(root)))
     assert main(["proposals", "make", "a.yaml", "--out", "x/a.npz", "--workers", "1"]) == 0
