@@ -147,6 +147,7 @@ class FasterRCNN(RegionDetector):
         return ALTERNATING if self.config.training == "alternating" else super().stages()
 
     def begin_stage(self, stage: str) -> None:
+        """Set what a step of alternating training (3.2) learns, and begin anew what it does not share."""
         self.stage = stage
         if stage == "sgd":
             return
