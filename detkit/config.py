@@ -1,7 +1,8 @@
 """The sections of an experiment's config, as dataclasses; `experiment.py` reads and writes the YAML files."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -13,18 +14,39 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
 
 
-def at_least(section: str, config: Any, least: float, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        if value not in (None, MISSING) and value < least:
-            raise UserError(f"{section}.{key}: {value} is less than {least}")
+def within(interval: str, default: Any) -> Any:
+    """Return a field whose number, or the numbers in its list, lie in an interval such as `[0, 1)`."""
+    metadata = {"interval": interval}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def positive(section: str, config: Any, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and not value > 0:
-            raise UserError(f"{section}.{key}: {value} is not positive")
+class Section:
+    """A dataclass of a config. Its numbers are finite, and where their field says so in an interval.
+
+    section: the key that it stands under.
+    """
+
+    section: ClassVar[str] = "model"
+
+    def __post_init__(self) -> None:
+        for key in fields(self):  # pyright: ignore[reportArgumentType]
+            interval = key.metadata.get("interval", "(-inf, inf)")
+            low, high = map(float, interval[1:-1].split(","))
+            for number in numbers(getattr(self, key.name)):
+                inside = low < number < high or (number == low and interval[0] == "[")
+                if not (inside or (number == high and interval[-1] == "]")):
+                    raise UserError(f"{self.section}.{key.name}: {number} is not in {interval}")
+
+
+def numbers(value: Any) -> Iterator[int | float]:
+    """Yield the numbers in plain data; flags are none."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
 
 
 @dataclass
@@ -38,8 +60,10 @@ class BackboneConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """A data set, and what the loader does with it."""
+
+    section: ClassVar[str] = "data"
 
     format: str = "auto"
     """`voc`, `coco` or `yolo`; `auto` finds out which by what `root` holds; `shapes` is drawn by detkit on first use;
@@ -65,137 +89,129 @@ class DataConfig:
     proposals: list[str] = field(default_factory=list)
     """Stores as `detkit proposals` writes them, for detectors that classify given regions; an image's are those of the
     first store that has it."""
-    proposal_count: int = 0
+    proposal_count: int = within("[0, inf)", 0)
     """The best so many proposals of each image, padded where it has fewer; 0: all, padded to the most in a batch."""
-
-    def __post_init__(self) -> None:
-        at_least("data", self, 0, "proposal_count")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """The recipe of a stage of gradient descent."""
+
+    section: ClassVar[str] = "train"
 
     weights: str | None = None
     """The detector that training starts from: a checkpoint or `torchvision/NAME`; null: none. Where its classes are
     others, the layers that tell classes apart are left out."""
-    iterations: int = MISSING
+    iterations: int = within("[1, inf)", MISSING)
     """Optimiser steps."""
-    batch: int = 32
+    batch: int = within("[1, 100000]", 32)
     """Images a step, over all processes."""
     optimizer: str = "sgd"
     """`sgd` or `adamw`."""
-    lr: float = 1e-3
+    lr: float = within("(0, inf)", 1e-3)
     """Learning rate."""
-    momentum: float = 0.9
+    momentum: float = within("[0, 1)", 0.9)
     """Of SGD; AdamW's first beta."""
-    weight_decay: float = 5e-4
+    weight_decay: float = within("[0, inf)", 5e-4)
     """Of weights; biases and norms have none."""
-    bias_lr: float = 1.0
+    bias_lr: float = within("[0, inf)", 1.0)
     """Factor on the learning rate of biases."""
-    backbone_lr: float = 1.0
+    backbone_lr: float = within("[0, inf)", 1.0)
     """Factor on the learning rate of the pretrained backbone, the layers of a region head that come from it
     included."""
     schedule: str = "cosine"
     """`steps` or `cosine`."""
-    milestones: list[int] = field(default_factory=list)
+    milestones: list[int] = within("[0, inf)", [])
     """Iterations at which `steps` multiplies the learning rate by `gamma`."""
-    gamma: float = 0.1
+    gamma: float = within("(0, 10]", 0.1)
     """See `milestones`."""
-    warmup: int = 0
+    warmup: int = within("[0, inf)", 0)
     """Iterations of linear warm-up."""
-    warmup_lr: float = 0.0
+    warmup_lr: float = within("[0, inf)", 0.0)
     """Learning rate that the warm-up begins at."""
     amp: str = "none"
     """Number format of the network: `none` is float32, or `bf16`, `fp16`; `auto` is bf16 where the device multiplies it
     fast, else float32."""
     channels_last: bool = True
     """Whether tensors lie in memory with the channels last."""
-    clip: float | None = None
+    clip: float | None = within("(0, inf)", None)
     """Largest norm of the gradient; null: no limit."""
-    accumulate: int = 1
+    accumulate: int = within("[1, inf)", 1)
     """Micro-batches a step."""
-    ema: float = 0.0
+    ema: float = within("[0, 1)", 0.0)
     """Decay of the averaged weights; 0: none."""
     compile: bool = False
     """Whether the network is compiled by torch.compile."""
-    evaluate_every: int = 0
+    evaluate_every: int = within("[0, inf)", 0)
     """Iterations between evaluations on `data.val`; 0: at the end alone."""
-    save_every: int = 0
+    save_every: int = within("[0, inf)", 0)
     """Iterations between saves of `last.pt`; 0: at the end alone."""
-    seed: int = 0
+    seed: int = within("[0, 4294967295]", 0)
     """Of all random numbers."""
-    workers: int = 2
+    workers: int = within("[0, 1024]", 2)
     """Processes that load images."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
         one_of("train.schedule", self.schedule, ("steps", "cosine"))
         one_of("train.amp", self.amp, ("none", "auto", "bf16", "fp16"))
-        at_least("train", self, 1, "iterations", "batch", "accumulate")
-        at_least("train", self, 0, "warmup", "warmup_lr", "evaluate_every", "save_every", "workers")
-        at_least("train", self, 0, "ema", "weight_decay", "momentum")
-        positive("train", self, "lr", "gamma", "clip")
-        if self.ema >= 1:
-            raise UserError(f"train.ema: {self.ema} is not below 1")
         if self.batch % self.accumulate:
             raise UserError(f"train.batch: {self.batch} is not a multiple of train.accumulate {self.accumulate}")
 
 
 @dataclass
-class DetectConfig:
+class DetectConfig(Section):
     """From predictions to detections."""
+
+    section: ClassVar[str] = "detect"
 
     score_threshold: float = 0.01
     """Scores below it are left out."""
-    top_k: int = 400
+    top_k: int = within("[1, inf)", 400)
     """Best predictions of a class that NMS looks at."""
-    nms_iou: float = 0.45
+    nms_iou: float = within("[0, 1]", 0.45)
     """IoU above which the worse of two boxes of a class is suppressed."""
-    detections_per_image: int = 200
+    detections_per_image: int = within("[1, inf)", 200)
     """Best detections of an image that are kept, over all classes."""
     nms: str = "hard"
     """`hard` drops what overlaps a better box; `linear` and `gaussian` are soft-NMS, which lowers its score."""
-    sigma: float = 0.5
+    sigma: float = within("(0, inf)", 0.5)
     """Of the Gaussian of soft-NMS."""
     flip: bool = False
     """Test-time augmentation: whether each image is also seen mirrored. All that is found goes through one NMS."""
-    scales: list[float] = field(default_factory=lambda: [1.0])
+    scales: list[float] = within("[0.1, 10]", [1.0])
     """Test-time augmentation: each image is seen at these factors of its usual size."""
     proposals: str = "fast"
     """Mode of selective search on images that are in no store, for detectors that classify given regions: `single`,
     `fast` or `quality`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("detect.nms", self.nms, ("hard", "linear", "gaussian"))
-        positive("detect", self, "sigma")
         if not self.scales:
             raise UserError("detect.scales: empty; [1.0] is the usual size alone")
-        for scale in self.scales:
-            if not 0.1 <= scale <= 10:
-                raise UserError(f"detect.scales: {scale:g} is not between 0.1 and 10")
         if len(set(self.scales)) < len(self.scales):
             raise UserError(f"detect.scales: {', '.join(f'{scale:g}' for scale in self.scales)} names one twice")
-        at_least("detect", self, 1, "top_k", "detections_per_image")
         one_of("detect.proposals", self.proposals, ("single", "fast", "quality"))
-        if not 0 <= self.nms_iou <= 1:
-            raise UserError(f"detect.nms_iou: {self.nms_iou} is not between 0 and 1")
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """How detections are scored."""
+
+    section: ClassVar[str] = "evaluate"
 
     metric: str = "voc07"
     """`voc07` (11 points), `voc` (area under the curve) or `coco` (mean over IoUs)."""
-    batch: int = 16
+    batch: int = within("[1, 100000]", 16)
     """Images at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("evaluate.metric", self.metric, ("voc07", "voc", "coco"))
-        at_least("evaluate", self, 1, "batch")
 
 
 @dataclass

@@ -4,6 +4,7 @@ An unknown key or a wrong type ends with one line that names the file or argumen
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def parse_config(
     trusted: whether the code that `values` names in `imports` is run; that of the arguments is.
     """
     layers = [(source, values), *((f"argument {text!r}", parse_override(text)) for text in overrides or [])]
+    for origin, layer in layers:
+        _check_values(OmegaConf.to_container(layer, resolve=False), origin)
     for _, layer in layers if trusted else layers[1:]:
         if isinstance(names := layer.get("imports"), ListConfig):  # what is no list is refused below
             extensions.import_code(map(str, names))
@@ -60,6 +63,19 @@ def parse_config(
     if trusted:  # the command line's --import is part of an experiment, too
         config.imports += [name for name in extensions.imported if name not in config.imports]
     return config
+
+
+def _check_values(value: Any, origin: str, key: str = "") -> None:
+    """Raise UserError for what no key can have: references to other keys, numbers that are none or too large."""
+    if isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_values(part, origin, f"{key}.{name}".strip("."))
+    elif isinstance(value, str) and "${" in value:
+        raise UserError(f"{origin}: {key}: {value!r} refers to something else; write the value itself")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{origin}: {key}: {value} is no number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{origin}: {key}: an integer beyond 64 bits")
 
 
 def _check_code(values: DictConfig, source: str) -> None:

@@ -59,6 +59,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_temporary(folder: Path) -> None:
+    """Remove what killed processes left of the files that they were writing in a folder and below."""
+    for path in folder.rglob(".*.tmp*"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write text (UTF-8) or bytes to `path`, whole or not at all.
 

@@ -73,6 +73,8 @@ def keys(cls: type, path: str) -> list[Key]:
             continue
         if not meaning:
             raise SystemExit(f"{cls.__module__}.{cls.__qualname__}.{field.name} has no docstring below it")
+        interval = field.metadata.get("interval")
+        meaning += f" In {interval}." if interval else ""
         found.append(Key(f"{path}.{field.name}", annotation, written(default), meaning))
     return found
 

@@ -27,6 +27,12 @@ def check_training(content: dict[str, Any], path: str | Path) -> None:
     best = training.get("best", "")
     if best is not None and not is_number(best):
         refuse(path, f"{KEY}.best", "a number, or None")
+    run = training.get("run")
+    if not isinstance(run, dict) or not is_count(run.get("processes")) or not is_count(run.get("log")):
+        refuse(path, f"{KEY}.run", "what a run keeps: its data, processes and lines of log.jsonl")
+    data = run.get("data")
+    if not isinstance(data, dict) or not all(isinstance(data.get(split, 0), dict | None) for split in ("train", "val")):
+        refuse(path, f"{KEY}.run.data", "the fingerprints of train and val")
     _check_values(training, path, KEY)
 
 

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from detkit.comparison.job import Comparison
     from detkit.comparison.training import Interrupted
     from detkit.engine.session import check_proposals
+    from detkit.runtime.lock import NAME, locked
 
     entries = find_entries(names, overrides, out)
     for entry in entries:
@@ -76,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     job = Comparison(entries, overrides, dataset, out, arguments.rounds)
     try:
-        return _work(job)
+        with locked(out / NAME, str(out)):
+            return _work(job)
     except (Interrupted, KeyboardInterrupt) as stop:
         print("interrupted; the same command goes on where it was stopped", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, Interrupted) else 2)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from detkit.errors import UserError
+from detkit.runtime import launcher
 
 DESCRIPTION = (
     "Train a detector. The run's folder then holds config.yaml, env.txt, log.jsonl, last.pt, best.pt, "
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--resume DIR goes on in DIR; leave --out away")
     if arguments.resume is None and config is None:
         raise UserError("which config? an example: detkit train configs/shapes/ssd.yaml")
+    launcher.follow()
 
     from detkit.engine.session import train
     from detkit.runtime import distributed

@@ -9,7 +9,7 @@ from detkit.checkpoints import checkpoint
 from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.data.opening import open_dataset
-from detkit.engine.session import difference
+from detkit.engine.resume import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain
 from detkit.models import MODELS

@@ -10,6 +10,8 @@ from pathlib import Path
 from detkit.comparison.detecting import BATCHES, IMAGES, detecting, load_best, method_of, proposing
 from detkit.comparison.entries import Entry
 from detkit.data.dataset import DetectionDataset
+from detkit.engine.log import read_log
+from detkit.errors import UserError
 from detkit.evaluation import Result, read_detections, score, write_detections
 from detkit.experiment import to_plain
 from detkit.files import write_atomic
@@ -96,8 +98,8 @@ def training_log(folder: Path, batch: int) -> tuple[float | None, float | None]:
     """
     steps, images, stepping, evaluating = 0, 0, 0.0, 0.0
     try:
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        records = read_log(folder / "log.jsonl")
+    except UserError:
         records = []
     for record in records:
         if record.get("images_per_second"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ COMMAND = (sys.executable, "-m", "detkit", "train")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.5  # seconds between two looks at a run's log
 TAIL = 4096  # bytes of a log that its last line is looked for in
-BEGUN = {"config.yaml", "env.txt", "log.jsonl", "tensorboard"}  # what a run holds before its first checkpoint
 
 
 class Interrupted(Exception):
@@ -57,7 +55,6 @@ def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callabl
     assert entry.source is not None, "runs that are named are not trained"
     command = [*COMMAND, "--resume", str(entry.folder)]
     if not (entry.folder / "last.pt").is_file():
-        _clear(entry.folder)
         forget(out, part(entry))
         command = [*COMMAND, str(entry.source), *overrides, "--out", str(entry.folder)]
         if entry.config.imports:  # those of this command's --import among them
@@ -101,16 +98,6 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run that was killed before its first checkpoint left; UserError where there is anything else."""
-    if not folder.exists():
-        return
-    other = sorted({path.name for path in folder.iterdir()} - BEGUN) if folder.is_dir() else [folder.name]
-    if other:
-        raise UserError(f"{folder} holds {other[0]}, but no checkpoint to go on from; remove it, or give another --out")
-    shutil.rmtree(folder)
 
 
 def _done(folder: Path) -> int:

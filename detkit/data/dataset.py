@@ -4,11 +4,14 @@ A format has a `Source`, which opens one split of one root, and a `DetectionData
 is the same for every format. Images are touched only by `image`, so annotations alone are enough for scoring.
 """
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,6 +181,20 @@ class DetectionDataset(ABC):
             extra={name: torch.from_numpy(value.copy()) for name, value in objects.extra.items()},
         )
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return numbers and digests that tell images and objects, as they are trained on, from others; no pixels."""
+        objects = self._annotations
+        flags = [objects.difficult, objects.crowd, *(value for _, value in sorted(objects.extra.items()))]
+        parts = {
+            "classes": [json.dumps(self.classes).encode()],
+            "ids": [json.dumps(self.ids).encode()],
+            "boxes": [self._counts.astype(np.int64), objects.boxes],
+            "labels": [objects.labels],
+            "flags": flags,
+        }
+        digests = {name: _digest(content) for name, content in parts.items()}
+        return {"images": len(self), "objects": len(objects), **digests}
+
     def _name_images(self) -> list[str]:
         """The ids of all images, unique."""
         sources = [self._opened[number] for number in self._source.tolist()]
@@ -192,6 +209,13 @@ class DetectionDataset(ABC):
             if count > 1:
                 raise UserError(f"{self.name}: image {name} is listed twice")
         return [f"{Path(source.split).stem}/{name}" for source, name in zip(sources, names)]
+
+
+def _digest(parts: Sequence[bytes | np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, str]]:

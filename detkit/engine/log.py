@@ -34,7 +34,6 @@ class Log:
         self._first_losses = True
         self._board: Any = None
         if writes:
-            truncate(self.path, start)
             self._board = _tensorboard(folder, start)
 
     def __enter__(self) -> Self:
@@ -91,18 +90,32 @@ class Log:
                     self._board.add_scalar(name, value, entry["iteration"])
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a log.jsonl but for one cut off by a kill; none where there is no such file."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a log.jsonl, none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Return the records of a log.jsonl, none where there is no such file; UserError for a line that is none."""
+    records = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+            raise UserError(f"{path}: line {number} is damaged; remove it")
+        records.append(record)
+    return records
 
 
-def truncate(path: Path, iteration: int) -> None:
-    """Drop the lines after `iteration`, and one cut off by a kill, so that a resumed run does not repeat them."""
+def truncate(path: Path, lines: int) -> None:
+    """Keep the first so many lines, so that a resumed run does not repeat the others."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
-        if kept != lines:
-            write_file(path, "".join(kept))
+        kept = "".join(read_lines(path)[:lines])
+        if kept.encode() != path.read_bytes():
+            write_file(path, kept)
 
 
 def _tensorboard(folder: Path, start: int) -> Any:

@@ -15,9 +15,9 @@ from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import train_loader
 from detkit.engine.environment import environment
-from detkit.engine.log import Log
+from detkit.engine.log import Log, read_lines, truncate
 from detkit.experiment import save_config
-from detkit.files import write_file
+from detkit.files import read_text, write_file
 from detkit.inference.evaluate import evaluate
 from detkit.models import SGD, Detector
 from detkit.runtime import distributed
@@ -31,8 +31,10 @@ Batch = tuple[Images, Targets]
 class Run:
     """The state of a training run.
 
-    val, test: None where the config names no such split. resumed: the content of last.pt, until the stage that it
-    belongs to has taken it. stage: the name of the one at work. before: iterations of the stages that are done. best:
+    val, test: None where the config names no such split. state: what last.pt holds of the run beside the stage's own,
+    see `session.run_state`. changed: what is not as last.pt has it, in words, until env.txt has it too. resumed: the
+    content of last.pt, until the stage that it belongs to has taken it. logged: lines of log.jsonl behind that, until
+    the others are dropped. stage: the name of the one at work. before: iterations of the stages that are done. best:
     the highest mAP on val so far, None before the first. metrics: the latest evaluation on val.
     """
 
@@ -42,7 +44,10 @@ class Run:
     train: DetectionDataset
     val: DetectionDataset | None
     test: DetectionDataset | None
+    state: dict[str, Any] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
     resumed: dict[str, Any] | None = None
+    logged: int | None = None
     stage: str = ""
     before: int = 0
     best: float | None = None
@@ -70,10 +75,15 @@ class Run:
         """
         if not self.writes:
             return
-        save_config(self.folder / "config.yaml", self.config)
         path = self.folder / "env.txt"
-        earlier = path.read_text() + "\n" if path.exists() else ""
-        write_file(path, earlier + environment(self.device, self.config.train.amp))
+        earlier = read_text(path) + "\n" if path.exists() else ""
+        changed = "".join(f"changed: {line}\n" for line in self.changed)
+        write_file(path, earlier + environment(self.device, self.config.train.amp) + changed)
+        save_config(self.folder / "config.yaml", self.config)
+        self.changed = []
+        if self.logged is not None:
+            truncate(self.folder / "log.jsonl", self.logged)
+            self.logged = None
 
     def batches(
         self, stage: SGD, spec: InputSpec, start: int, stop: int, workers: int | None = None
@@ -107,7 +117,8 @@ class Run:
         """Return, once, the content of last.pt that this stage goes on from."""
         resumed, self.resumed = self.resumed, None
         if resumed is not None:
-            self.best, self.metrics = resumed["training"]["best"], resumed["metrics"]
+            training = resumed["training"]
+            self.best, self.metrics, self.logged = training["best"], resumed["metrics"], training["run"]["log"]
         return resumed
 
     def restore(self, detector: Detector) -> dict[str, Any]:
@@ -125,7 +136,8 @@ class Run:
         """
         if self.writes:
             iteration = self.before if iteration is None else iteration
-            training = {"stage": self.stage, "best": self.best, **state}
+            log = len(read_lines(self.folder / "log.jsonl"))
+            training = {"stage": self.stage, "best": self.best, "run": {**self.state, "log": log}, **state}
             checkpoint.save(
                 self.last, detector, self.config, iteration=iteration, metrics=self.metrics, training=training
             )

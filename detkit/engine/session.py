@@ -1,21 +1,24 @@
 """A training session: config, folder, data, detector, stages, and the test at the end."""
 
-from itertools import count
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.checkpoints.training import check_training
 from detkit.config import Config, TrainConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import open_proposals
 from detkit.data.opening import open_dataset, split_names
 from detkit.engine.finish import finish
+from detkit.engine.folder import check_folder, create_folder, held
+from detkit.engine.resume import changes, check_iterations, read_last, resumed_config
 from detkit.engine.stage_context import StageContext
+from detkit.engine.train import step_seed
 from detkit.errors import UserError
-from detkit.experiment import load_config, to_plain
+from detkit.experiment import load_config
 from detkit.models import MODELS, Detector, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
@@ -26,100 +29,91 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
 
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
-    settings = load_config(str(config), overrides) if resume is None else resumed_config(resume, config, overrides)
+    found = None if resume is None else Path(resume)
+    settings = load_config(str(config), overrides) if found is None else resumed_config(found, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)
-    try:
+    with ExitStack() as stack:
+        stack.callback(distributed.finish)
+        stack.enter_context(distributed.peers())
         check_batch(settings.train)
-        if resume is None:
+        if found is None:
             check_folder(out)
-        resumed = None
-        if resume is not None:
-            resumed = checkpoint.load(Path(resume) / "last.pt")
-            check_training(resumed, Path(resume) / "last.pt")
+        else:
+            distributed.on_main(lambda folder=found: stack.enter_context(held(folder)))
+        resumed = None if found is None else read_last(found)
         with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
             data = open_dataset(settings.data, "train", classes)
             val = open_dataset(settings.data, "val", data.classes) if split_names(settings.data, "val") else None
             test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
             check_proposals(settings, [split for split in (data, val, test) if split is not None])
+        state = run_state(data, val)
+        changed = [] if resumed is None or found is None else changes(found / "last.pt", resumed, settings, state)
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
         if resumed is None and settings.train.weights is not None:
             with distributed.main_first():  # it may have to be fetched
                 checkpoint.start_from(detector, settings.train.weights)
         detector.check(data.truth(settings.data.difficult))
-        name = "run" if config is None else Path(config).stem
-        folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
-        run = StageContext(settings, folder, device, data, val, test, resumed)
+        if found is None:
+            found = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
+            distributed.on_main(lambda: stack.enter_context(begin_anew(found, out)))
+        run = StageContext(settings, found, device, data, val, test, state, changed, resumed)
         run_stages(detector, run)
         finish(run)
-        return folder
-    finally:
-        distributed.finish()
+        return found
 
 
 def run_stages(detector: Detector, run: StageContext) -> None:
     """Run the detector's stages; a resumed run begins with the stage that last.pt was saved in, if it isn't done."""
     stages = detector.stages()
-    if run.resumed is not None:
-        names = [stage.name for stage in stages]
-        name = run.resumed["training"]["stage"]
-        if name not in names:
-            raise UserError(f"{run.last}: saved in stage {name!r}; this model has {', '.join(names)}")
-        first = names.index(name)
-        run.before = run.config.train.iterations * sum(stage.iterations_factor for stage in stages[:first])
-        if run.resumed["training"].get("finished"):
-            run.restore(detector)
-            first += 1
-        stages = stages[first:]
-    for stage in stages:
+    first = 0 if run.resumed is None else find_stage(detector, run, run.resumed)
+    for number, stage in enumerate(stages[first:], first):
         run.stage = stage.name
+        # what a stage draws as it begins is a function of its place alone, wherever a run was interrupted
+        torch.manual_seed(step_seed(run.config.train.seed, run.before, number))
         detector.begin_stage(stage.name)
         stage.run(detector, run)
         run.before += run.config.train.iterations * stage.iterations_factor
 
 
-def check_folder(out: str | None) -> None:
-    """Raise UserError where `out` is not a new or empty folder."""
-    if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        resume = f"; --resume {out} goes on with the run in it" if (Path(out) / "last.pt").exists() else ""
-        raise UserError(f"--out {out} exists and is not an empty folder{resume}")
+def find_stage(detector: Detector, run: StageContext, content: dict[str, Any]) -> int:
+    """Return the number of the stage that a resumed run begins with, from the `content` of last.pt; say what is new."""
+    stages, training = detector.stages(), content["training"]
+    names = [stage.name for stage in stages]
+    if training["stage"] not in names:
+        raise UserError(f"{run.last}: saved in stage {training['stage']!r}; this model has {', '.join(names)}")
+    first = names.index(training["stage"])
+    check_iterations(run.last, content, run.config, stages[: first + 1])
+    for line in run.changed:
+        run.say(f"changed: {line}")
+    recipe, stage = run.config.train, stages[first]
+    run.before = recipe.iterations * sum(stage.iterations_factor for stage in stages[:first])
+    if training.get("finished"):
+        run.restore(detector)
+    if stage is stages[-1] and (
+        training.get("finished") or training.get("iteration") == recipe.iterations * stage.iterations_factor
+    ):
+        alone = not run.before and "iteration" in training
+        more = f"train.iterations={2 * recipe.iterations}" if alone else f"a new run with train.weights={run.last}"
+        run.say(f"{run.folder} is finished, only its test is done again; to train on: {more}")
+    return first + bool(training.get("finished"))
 
 
-def create_folder(out: str | None, name: str) -> Path:
-    """Make the folder of a new run: `out`, or the first of runs/NAME-1, -2, ... that does not exist."""
-    numbered = (Path("runs") / f"{name}-{number}" for number in count(1))
-    folder = next(folder for folder in numbered if not folder.exists()) if out is None else Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {error.filename}: {error.strerror}") from None
-    return folder
+def run_state(train: DetectionDataset, val: DetectionDataset | None) -> dict[str, Any]:
+    """Return what last.pt has of a run beside its stage, and a resume compares."""
+    data = {"train": train.fingerprint(), "val": None if val is None else val.fingerprint()}
+    return {"data": data, "processes": distributed.world_size()}
 
 
-def resumed_config(folder: str, config: str | None, overrides: list[str]) -> Config:
-    """Read the config of a run to resume; a `config` that is named, too, must say the same."""
-    saved = Path(folder) / "config.yaml"
-    for path in (saved, Path(folder) / "last.pt"):
-        if not path.is_file():
-            raise UserError(f"--resume {folder}: there is no {path}; give the folder of an earlier run")
-    settings = load_config(saved, overrides)
-    if config is not None:
-        changed = difference(to_plain(load_config(config, overrides)), to_plain(settings))
-        if changed:
-            raise UserError(f"{config} is not what {saved} says: {changed}; leave it away to go on with {folder}")
-    return settings
-
-
-def difference(one: Any, other: Any, key: str = "") -> str:
-    """Return `key: value, not value` of the first difference between two plain configs, or an empty text."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        below = (
-            difference(one.get(name), other.get(name), f"{key}.{name}".strip(".")) for name in sorted({*one, *other})
-        )
-        return next(filter(None, below), "")
-    return "" if one == other else f"{key}: {one!r}, not {other!r}"
+@contextmanager
+def begin_anew(folder: Path, out: str | None) -> Iterator[None]:
+    """Hold a new run's folder, without the config of one that was killed as it began."""
+    with held(folder):
+        check_folder(out)  # once more: another process may have been quicker
+        (folder / "config.yaml").unlink(missing_ok=True)
+        yield
 
 
 def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import torch
 
 from detkit.backbones import create_backbone
+from detkit.config import within
 from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.region import PooledConfig, RegionDetector
-from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling, check_scales
+from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
 from detkit.ops import gather_boxes, match_regions
@@ -28,19 +29,14 @@ class FastRCNNConfig(PooledConfig):
     """The defaults are Fast R-CNN for VOC (sections 2 and 3, and the authors' code)."""
 
     name: str = "fast_rcnn"
-    scales: list[int] = field(default_factory=list)
+    scales: list[int] = within("[1, 10000]", [])
     """Short sides of an image pyramid, pixels, in place of `size` (section 3). Training draws one for each image."""
-    longest: int = 2000
+    longest: int = within("[1, 10000]", 2000)
     """With `scales`: most pixels of the long side."""
-    batch_size_per_image: int = 64
+    batch_size_per_image: int = within("[1, inf)", 64)
     """Regions of an image that training samples."""
     bg_iou: list[float] = field(default_factory=lambda: [0.1, 0.5])
     """IoU [low, high) of the regions that are background."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scales:
-            check_scales(self.scales)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.backbones import create_backbone
-from detkit.config import at_least, one_of
+from detkit.config import one_of, within
 from detkit.errors import UserError
 from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail
@@ -46,18 +46,18 @@ class FasterRCNNConfig(RPNConfig, PooledConfig):
     """With a neck: the backbone's maps that it reads; null: all of stride 4 and up."""
     neck: str = "none"
     """`none`: the map that the backbone's tail follows; `fpn`: a feature pyramid."""
-    channels: int = 256
+    channels: int = within("[1, 100000]", 256)
     """Of the neck's maps."""
-    canonical_scale: float = 224.0
+    canonical_scale: float = within("(0, inf)", 224.0)
     """Of the neck: pixels a side of a region that is pooled from the map of stride 16."""
-    size_divisor: int = 1
+    size_divisor: int = within("[1, 10000]", 1)
     """Batches are padded to sides that are a multiple of this, so that the maps of a pyramid fit each other."""
     neck_norm: bool = False
     """Whether the neck's convolutions have batch norm."""
-    head_convs: int = 0
+    head_convs: int = within("[0, 100]", 0)
     """With a neck: 3x3 convolutions with batch norm in front of one fully connected layer, in place of two such
     layers. Published with 4 of them and `rpn_convs` 2 (Li et al., 2021)."""
-    beta: float = 1.0
+    beta: float = within("[0, inf)", 1.0)
     """Where the smooth L1 of the regions' deltas turns from a square into a line."""
 
     def __post_init__(self) -> None:
@@ -67,7 +67,6 @@ class FasterRCNNConfig(RPNConfig, PooledConfig):
         one_of("model.training", self.training, ("joint", "alternating"))
         if self.neck == "none" and (self.head_convs or self.neck_norm):
             raise UserError("model.head_convs and model.neck_norm go with model.neck=fpn; without it there is no such")
-        at_least("model", self, 1, "size_divisor")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Where the paper and its code differ, and what detkit does:
 from dataclasses import dataclass, field
 
 from detkit.backbones import create_backbone
-from detkit.config import BackboneConfig, at_least
+from detkit.config import BackboneConfig, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
 from detkit.models.region_features import CropFeatures
@@ -29,18 +29,17 @@ class RCNNConfig(SVMDetectorConfig):
 
     name: str = "rcnn"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("alexnet"))
-    crop: int = 227
+    crop: int = within("[1, 10000]", 227)
     """Side of a warped region, pixels."""
-    context: int = 16
+    context: int = within("[0, inf)", 16)
     """Pixels of a warped region's border that show its surroundings."""
-    pool_size: int = 6
+    pool_size: int = within("[1, 100]", 6)
     """Cells a side of what the backbone's tail reads."""
-    batch_size_per_image: int = 4
+    batch_size_per_image: int = within("[1, inf)", 4)
     """Regions of an image that fine-tuning samples."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("model", self, 1, "crop", "pool_size")
         if not 0 <= 2 * self.context < self.crop:
             raise UserError(f"model.context: {self.context} leaves nothing of a crop of {self.crop} pixels")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones.describe import count_flops
-from detkit.config import BackboneConfig, at_least, one_of
+from detkit.config import BackboneConfig, Section, one_of, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
 from detkit.models.parts import ExportPart, Function, coder_facts, regions_input, resized_images
@@ -24,19 +24,19 @@ from detkit.structures import Images, Predictions, Proposals, Targets
 
 
 @dataclass
-class RegionConfig:
+class RegionConfig(Section):
     """What the region detectors' configs share."""
 
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16"))
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of the input's channels, RGB, in units of 255."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = within("(0, inf)", (0.229, 0.224, 0.225))
     """Of the input's channels, RGB, in units of 255."""
-    batch_size_per_image: int = 128
+    batch_size_per_image: int = within("[1, inf)", 128)
     """Regions of an image that training samples."""
-    positive_fraction: float = 0.25
+    positive_fraction: float = within("[0, 1]", 0.25)
     """Of these, most that are positive."""
-    fg_iou: float = 0.5
+    fg_iou: float = within("[0, 1]", 0.5)
     """IoU with an object from which a region is positive."""
     bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
     """IoU [low, high) of the regions that are background."""
@@ -44,26 +44,24 @@ class RegionConfig:
     """Rank of each fully connected layer that is a pair of thinner ones, as `detkit export --svd` writes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.bg_iou) != 2 or not 0 <= self.bg_iou[0] < self.bg_iou[1]:
             raise UserError(f"model.bg_iou: {self.bg_iou} is not [low, high) of IoU")
-        if not 0 <= self.positive_fraction <= 1:
-            raise UserError(f"model.positive_fraction: {self.positive_fraction} is not between 0 and 1")
-        at_least("model", self, 1, "batch_size_per_image")
 
 
 @dataclass
 class PooledConfig(RegionConfig):
     """What the configs of Fast and Faster R-CNN share."""
 
-    size: list[int] = field(default_factory=lambda: [600, 1000])
+    size: list[int] = within("[1, 10000]", [600, 1000])
     """Shortest side and largest longest side of the input, pixels."""
-    freeze_stages: int = 2
+    freeze_stages: int = within("[0, inf)", 2)
     """How many first layer groups of the backbone stay as they are."""
     freeze_norms: bool = True
     """Whether the backbone's batch norms stay as they are."""
     pool: str = "pool"
     """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
-    pool_size: int = 7
+    pool_size: int = within("[1, 100]", 7)
     """Cells a side of a pooled region."""
 
     def __post_init__(self) -> None:
@@ -71,7 +69,6 @@ class PooledConfig(RegionConfig):
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
         one_of("model.pool", self.pool, POOLS)
-        at_least("model", self, 1, "pool_size")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from detkit.backbones import FeatureInfo
-from detkit.errors import UserError
 from detkit.ops import (
     crop_warp,
     crops_per_chunk,
@@ -235,12 +234,6 @@ class PyramidFeatures(RegionFeatures):
             return [means]
         bins = means.split([level**2 for level in self.pooling.levels], 1)
         return [part.unflatten(1, (level, level)) for part, level in zip(bins, self.pooling.levels)]
-
-
-def check_scales(scales: Sequence[int]) -> None:
-    """Raise UserError where `model.scales` are not short sides."""
-    if not scales or min(scales) < 1:
-        raise UserError(f"model.scales: {list(scales)} is not a list of short sides in pixels")
 
 
 @dataclass

@@ -2,14 +2,14 @@
 proposals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo
-from detkit.config import at_least, one_of
+from detkit.config import Section, one_of, within
 from detkit.models.trace import AnchorStep, MapShape, ObjectnessStep, ProposalNMSStep, SampleStep, Step
 from detkit.ops import (
     BACKGROUND,
@@ -32,46 +32,45 @@ ANCHORS_OF_CELL = {"py_faster_rcnn": rpn_anchors, "torchvision": torchvision_anc
 
 
 @dataclass
-class RPNConfig:
+class RPNConfig(Section):
     """The region proposal network; the defaults are those of section 3.1 to 3.3, and of the authors' code."""
 
     anchors: str = "py_faster_rcnn"
     """How anchors are laid out: as `py_faster_rcnn` does, or as `torchvision`, see ops/anchors.py."""
-    ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    ratios: list[float] = within("(0, inf)", [0.5, 1.0, 2.0])
     """Height / width of the anchors."""
-    scales: list[float] = field(default_factory=lambda: [8.0, 16.0, 32.0])
+    scales: list[float] = within("(0, inf)", [8.0, 16.0, 32.0])
     """Sizes of the anchors, times the map's stride."""
-    rpn_width: int = 512
+    rpn_width: int = within("[1, 100000]", 512)
     """Channels of the RPN's convolution."""
-    rpn_convs: int = 1
+    rpn_convs: int = within("[1, 100]", 1)
     """How many 3x3 convolutions the RPN has; Li et al. (2021, Benchmarking Detection Transfer Learning) have two."""
     allow_border: bool = False
     """Whether anchors that cross the image's border are trained on, as in FPN (section 5.1)."""
-    rpn_fg_iou: float = 0.7
+    rpn_fg_iou: float = within("[0, 1]", 0.7)
     """IoU with an object from which an anchor is positive."""
-    rpn_bg_iou: float = 0.3
+    rpn_bg_iou: float = within("[0, 1]", 0.3)
     """IoU below which an anchor is background."""
-    rpn_batch_size_per_image: int = 256
+    rpn_batch_size_per_image: int = within("[1, inf)", 256)
     """Anchors of an image that training samples."""
-    rpn_positive_fraction: float = 0.5
+    rpn_positive_fraction: float = within("[0, 1]", 0.5)
     """Of these, most that are positive."""
-    rpn_nms_iou: float = 0.7
+    rpn_nms_iou: float = within("[0, 1]", 0.7)
     """IoU above which the worse of two proposals goes."""
-    pre_nms_top_n: int = 12000
+    pre_nms_top_n: int = within("[1, inf)", 12000)
     """Training: best candidates of each map that NMS looks at."""
-    post_nms_top_n: int = 2000
+    post_nms_top_n: int = within("[1, inf)", 2000)
     """Training: proposals of an image."""
-    test_pre_nms_top_n: int = 6000
+    test_pre_nms_top_n: int = within("[1, inf)", 6000)
     """Testing: best candidates of each map that NMS looks at."""
-    test_post_nms_top_n: int = 300
+    test_post_nms_top_n: int = within("[1, inf)", 300)
     """Testing: proposals of an image."""
-    min_size: float = 16.0
+    min_size: float = within("[0, inf)", 16.0)
     """Least side of a proposal, pixels of the original image."""
 
     def check_rpn(self) -> None:
         """Raise UserError for values that cannot be."""
         one_of("model.anchors", self.anchors, tuple(ANCHORS_OF_CELL))
-        at_least("model", self, 1, "rpn_convs")
 
 
 class RPNOutput(NamedTuple):

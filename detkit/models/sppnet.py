@@ -12,10 +12,10 @@ Where the paper and its code differ, and what detkit does:
 from dataclasses import dataclass, field
 
 from detkit.backbones import create_backbone, fully_connected
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling, check_scales
+from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
@@ -31,26 +31,26 @@ class SPPNetConfig(SVMDetectorConfig):
 
     name: str = "sppnet"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("zfnet"))
-    scales: list[int] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
+    scales: list[int] = within("[1, 10000]", [480, 576, 688, 864, 1200])
     """Short sides of the image pyramid, pixels."""
-    pyramid: list[int] = field(default_factory=lambda: [6, 3, 2, 1])
+    pyramid: list[int] = within("[1, 6]", [6, 3, 2, 1])
     """Bins a side of the levels of spatial pyramid pooling."""
     frozen: bool = True
     """Whether the convolutions stay as they are, and only fc6, fc7 and the classifier are fine-tuned."""
     bg_iou: list[float] = field(default_factory=lambda: [0.1, 0.5])
     """IoU [low, high) of the regions that are background."""
-    batch_size_per_image: int = 64
+    batch_size_per_image: int = within("[1, inf)", 64)
     """Regions of an image that fine-tuning samples."""
-    ridge: float = 4000.0
+    ridge: float = within("(0, inf)", 4000.0)
     """Lambda of the box regression."""
-    ridge_match_iou: float = 0.5
+    ridge_match_iou: float = within("(0, 1]", 0.5)
     """Least IoU with its object of a proposal that the box regression learns from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scales(self.scales)
-        if not self.pyramid or not all(1 <= level <= 6 for level in self.pyramid):
-            raise UserError(f"model.pyramid: {self.pyramid} is not a list of bins a side from 1 to 6")
+        for key in ("scales", "pyramid"):
+            if not getattr(self, key):
+                raise UserError(f"model.{key}: empty")
 
 
 @MODELS.register("sppnet")

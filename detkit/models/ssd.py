@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo, create_backbone
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, Section, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
 from detkit.models.dense import DenseDetector, has_batch_norm
@@ -28,16 +28,16 @@ CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1
 
 
 @dataclass
-class SSDConfig:
+class SSDConfig(Section):
     """The defaults are SSD300 for VOC (section 3, and the authors' code); null follows the paper for any backbone."""
 
     name: str = "ssd"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("vgg16_reduced"))
-    size: int = 300
+    size: int = within("[1, 10000]", 300)
     """Side of the stretched input, pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of the input's channels, RGB, in units of 255."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = within("(0, inf)", (0.229, 0.224, 0.225))
     """Of the input's channels, RGB, in units of 255."""
     features: list[str] | None = None
     """The backbone's maps that are used; null: all of stride 8 and up."""
@@ -47,17 +47,17 @@ class SSDConfig:
     """Added layers, each [channels of the 1x1, channels, kernel, stride, padding]; null: as `published_extras`."""
     batch_norm: bool | None = None
     """Whether the added layers have batch norm; null: if the backbone has."""
-    min_sizes: list[float] | None = None
+    min_sizes: list[float] | None = within("(0, inf)", None)
     """Smaller square of each map, pixels; null: as `published_sizes`."""
-    max_sizes: list[float] | None = None
+    max_sizes: list[float] | None = within("(0, inf)", None)
     """The larger square of a map has side sqrt(min_size * max_size), pixels; null: as `published_sizes`."""
-    aspect_ratios: list[list[float]] | None = None
+    aspect_ratios: list[list[float]] | None = within("(0, inf)", None)
     """Of each map, beside 1; null: 2 and 3, but only 2 on the first map and the last two."""
-    steps: list[float] | None = None
+    steps: list[float] | None = within("(0, inf)", None)
     """Pixels between the default boxes of each map; null: as `published_steps`."""
-    match_iou: float = 0.5
+    match_iou: float = within("[0, 1]", 0.5)
     """IoU from which a default box is matched to an object."""
-    neg_pos_ratio: float = 3.0
+    neg_pos_ratio: float = within("[0, inf)", 3.0)
     """Hard negatives of an image for each of its positives, at most."""
 
 

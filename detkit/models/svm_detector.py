@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detkit.config import at_least, one_of, positive
+from detkit.config import one_of, within
 from detkit.errors import UserError
 from detkit.models.base import SGD, Stage
 from detkit.models.region import RegionConfig, RegionDetector, SampledRegions
@@ -28,29 +28,24 @@ class SVMDetectorConfig(RegionConfig):
     """What detections are scored by: `svm`, or the `softmax` of the fine-tuning."""
     regression: bool = True
     """Whether boxes are regressed."""
-    svm_c: float = 0.001
+    svm_c: float = within("(0, inf)", 0.001)
     """C of the SVMs."""
-    svm_positive_weight: float = 2.0
+    svm_positive_weight: float = within("(0, inf)", 2.0)
     """Weight of positives in the SVMs' loss."""
-    svm_bias: float = 10.0
+    svm_bias: float = within("(0, inf)", 10.0)
     """Value of the SVMs' bias feature."""
-    svm_negative_iou: float = 0.3
+    svm_negative_iou: float = within("(0, 1]", 0.3)
     """A region of less IoU with all objects of a class is a negative of its SVM."""
-    ridge: float = 1000.0
+    ridge: float = within("(0, inf)", 1000.0)
     """Lambda of the box regression."""
-    ridge_match_iou: float = 0.6
+    ridge_match_iou: float = within("(0, 1]", 0.6)
     """Least IoU with its object of a proposal that the box regression learns from."""
-    fit_images: int = 0
+    fit_images: int = within("[0, inf)", 0)
     """Training images, evenly spread, that SVMs and regression see; 0: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("model.scoring", self.scoring, ("svm", "softmax"))
-        positive("model", self, "svm_c", "svm_positive_weight", "svm_bias", "ridge")
-        for key in ("svm_negative_iou", "ridge_match_iou"):
-            if not 0 < getattr(self, key) <= 1:
-                raise UserError(f"model.{key}: {getattr(self, key)} is not an IoU above 0")
-        at_least("model", self, 0, "fit_images")
 
 
 class SVMHead(nn.Module):

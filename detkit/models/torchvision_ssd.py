@@ -16,7 +16,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from detkit.backbones import Backbone, create_backbone
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, Section, within
 from detkit.errors import UserError
 from detkit.models.base import Flops, Paper
 from detkit.models.dense import DenseDetector
@@ -32,16 +32,16 @@ MAPS = 6
 
 
 @dataclass
-class TorchvisionSSDConfig:
+class TorchvisionSSDConfig(Section):
     """The six maps are the backbone's of stride 8 and up, then added layers."""
 
     name: str = "torchvision_ssd"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    size: int = 300
+    size: int = within("[1, 10000]", 300)
     """Side of the stretched input, pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of the input's channels, RGB, in units of 255."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = within("(0, inf)", (0.229, 0.224, 0.225))
     """Of the input's channels, RGB, in units of 255."""
 
 

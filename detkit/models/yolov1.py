@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from detkit.backbones import create_backbone
 from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
-from detkit.config import BackboneConfig, at_least, one_of
+from detkit.config import BackboneConfig, Section, one_of, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
 from detkit.models.dense import DenseDetector, has_batch_norm
@@ -37,16 +37,16 @@ START = 0.5  # what boxes are predicted at first: the cell's centre, a quarter o
 
 
 @dataclass
-class YOLOv1Config:
+class YOLOv1Config(Section):
     """The defaults are YOLO for VOC (sections 2.1 and 2.2)."""
 
     name: str = "yolov1"
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("darknet_yolov1"))
-    size: int = 448
+    size: int = within("[1, 10000]", 448)
     """Side of the stretched input, pixels."""
     mean: tuple[float, float, float] | None = None
     """Of the input's channels, RGB, in units of 255; null: 0 for darknet's backbones, else ImageNet's."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = within("(0, inf)", None)
     """Of the input's channels, RGB, in units of 255; null: 1 for darknet's backbones, else ImageNet's."""
     feature: str | None = None
     """The backbone's map; null: the last."""
@@ -56,32 +56,27 @@ class YOLOv1Config:
     """Whether these have batch norm; null: if the backbone has."""
     head: str = "fc"
     """`fc`: fully connected layers; `conv`: a 1x1 convolution."""
-    local: int = 0
+    local: int = within("[0, 100000]", 0)
     """Channels of a locally connected 3x3 layer in front of the fully connected ones; 0: none."""
-    hidden: list[int] = field(default_factory=lambda: [4096])
+    hidden: list[int] = within("[1, 100000]", [4096])
     """Units of the fully connected layers but the last."""
-    dropout: float = 0.5
+    dropout: float = within("[0, 1)", 0.5)
     """Before the last fully connected layer."""
-    grid: int | None = None
+    grid: int | None = within("[1, 1000]", None)
     """Cells a side, S; null: the side of the head's last map, which `conv` always has."""
-    boxes: int = 2
+    boxes: int = within("[1, 1000]", 2)
     """Boxes of a cell, B."""
-    coord: float = 5.0
+    coord: float = within("[0, inf)", 5.0)
     """Weight of the box errors in the loss, lambda_coord."""
-    noobj: float = 0.5
+    noobj: float = within("[0, inf)", 0.5)
     """Weight of the confidence of boxes without an object, lambda_noobj."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("model.head", self.head, ("fc", "conv"))
-        at_least("model", self, 1, "size", "boxes", "grid")
         for spec in self.convolutions or []:
             if len(spec) != 3 or min(spec) < 1 or spec[1] % 2 == 0:
                 raise UserError(f"model.convolutions: {spec} is not [channels, odd kernel, stride]")
-        if any(units < 1 for units in self.hidden):
-            raise UserError(f"model.hidden: {self.hidden} are not numbers of units")
-        at_least("model", self, 0, "local")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout: {self.dropout} is not in [0, 1)")
 
 
 def published_convolutions(side: int) -> list[list[int]]:

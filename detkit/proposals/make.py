@@ -15,6 +15,7 @@ from detkit.data.dataset import DetectionDataset
 from detkit.data.proposal_store import Manifest, ProposalStore, check_name, make_manifest, open_store, write_store
 from detkit.errors import UserError
 from detkit.proposals.methods import Method, find_method
+from detkit.runtime.lock import NAME, locked
 from detkit.runtime.signals import Interrupt
 
 PART = 64  # images whose boxes are written together while the work goes on
@@ -39,6 +40,9 @@ def make_store(
     for an unknown method or an image that cannot be read, too.
     """
 
+    check_name(Path(path))
+    find_method(method, parameters)  # an unknown one is refused before any work
+
     def make(images: list[int]) -> Generator[Made]:
         return _run(dataset, images, method, parameters, workers)
 
@@ -57,16 +61,31 @@ def fill_store(
     make: called with indices in `ids`, yields (index, boxes, scores or None) of these images in any order. progress:
     called with (done, total), first when an image is done. Where that store exists already, nothing is done. What an
     interrupted run over the same images left in the folder beside it, PATH.parts-HASH, is taken over.
-    Raises UserError where the store or its parts were made in another way. Raises KeyboardInterrupt on Ctrl-C and
-    SIGTERM, once what is done is written.
+    Raises UserError where the store or its parts were made in another way, or another process is making it. Raises
+    KeyboardInterrupt on Ctrl-C and SIGTERM, once what is done is written.
     """
     path = Path(path)
     check_name(path)
-    if path.exists():
-        store = open_store(path)
-        _check_same(store, manifest, path)
-        return store
+    lock = path.with_name(f".{path.name}{NAME}")
     parts = _Parts(path.with_name(f"{path.name}.parts-{manifest.images_hash}"), manifest)
+    if not path.exists() or lock.exists() or parts.folder.exists():  # of a process that was killed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, str(path)):
+            if not path.exists():
+                _write_from_parts(path, ids, parts, make, progress)
+            shutil.rmtree(parts.folder, ignore_errors=True)
+    store = open_store(path)
+    _check_same(store, manifest, path)
+    return store
+
+
+def _write_from_parts(
+    path: Path,
+    ids: Sequence[str],
+    parts: "_Parts",
+    make: Callable[[list[int]], Generator[Made]],
+    progress: Progress | None,
+) -> None:
     done = parts.read()
     left = [i for i, name in enumerate(ids) if name not in done]
     with parts, Interrupt() as interrupt, closing(make(left)) as made:
@@ -77,9 +96,7 @@ def fill_store(
             if interrupt.received:
                 raise KeyboardInterrupt
     done = parts.read()
-    write_store(path, ids, *_columns([done[name] for name in ids]), manifest=manifest)
-    shutil.rmtree(parts.folder, ignore_errors=True)
-    return open_store(path)
+    write_store(path, ids, *_columns([done[name] for name in ids]), manifest=parts.manifest)
 
 
 def _check_same(store: ProposalStore, manifest: Manifest, remove: Path) -> None:
@@ -142,7 +159,6 @@ def _run(
     dataset: DetectionDataset, images: list[int], method: str, parameters: dict[str, Any], workers: int
 ) -> Generator[Made]:
     """Yield what is made of `images`, in their order."""
-    find_method(method, parameters)  # an unknown one is refused before any work
     if not images:
         return
     pool = ProcessPoolExecutor(

@@ -4,6 +4,7 @@ Without torchrun everything here does nothing, at no cost.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,7 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from detkit.errors import UserError
+
 T = TypeVar("T")
+LOST = re.compile("closed by peer|reset by peer|connection closed|remote process exited|NCCL", re.IGNORECASE)
 
 
 def launched_rank() -> int:
@@ -33,6 +37,17 @@ def start(device: torch.device) -> None:
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Say in one line that another process has gone, where that ends the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not LOST.search(str(error)):
+            raise
+        raise UserError("another process of this run has ended; what it said comes first") from None
 
 
 def finish() -> None:

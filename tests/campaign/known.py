@@ -11,12 +11,8 @@ FORMATS_FAILING: dict[str, str] = {
     "mat": "scipy's reader ends the process",
     "npz": "damaged stores are accepted, or end with an exception",
     "npz_arrays": "a store's arrays are not checked",
-    "config": f"NaN and infinity, interpolations, {NUMBERS}",
-    "override": f"NaN and infinity, interpolations, momentum, {NUMBERS}",
     "training": NUMBERS,
     "pt": "damaged checkpoints are accepted",
     "pt_contents": "a checkpoint's contents are not checked",
     "run": "a training state is not checked",
-    "log": "broken lines of log.jsonl",
 }
-POINTS_FAILING = "a folder without last.pt cannot be started again; temporary files of killed processes stay"

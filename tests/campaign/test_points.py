@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.campaign.children import Children
-from tests.campaign.known import POINTS_FAILING
 from tests.campaign.points import Points
 
 STEP = 47  # a file that is written takes nine operations: so different ones have their turn
@@ -21,7 +18,6 @@ def chosen(operations: list[str]) -> list[int]:
     return sorted({*last.values(), *range(0, len(operations), STEP)})
 
 
-@pytest.mark.xfail(strict=False, reason=POINTS_FAILING)
 def test_killed_before_a_file_operation(children: Children, tmp_path: Path) -> None:
     points = Points(children, "tiny", tmp_path / "points")
     trials = map(points.kill, chosen(points.operations))

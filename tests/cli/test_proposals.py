@@ -18,6 +18,7 @@ from detkit.data.proposal_store import make_manifest, open_store, write_store
 from detkit.models import build_detector
 from tests.builders import tiny_faster_rcnn_config, tiny_ssd_config
 from tests.data.roots import make_root, random_image, xml
+from tests.locks import held_by_another
 from tests.proposals.matlab import PUBLISHED, mat
 
 TOOL = Path(__file__).parents[2] / "tools" / "proposals.py"
@@ -74,6 +75,26 @@ def test_make_from_a_folder(root, capsys):
     assert "holds selective_search(mode=fast, seed=0), not selective_search(mode=single, seed=0)" in failure(
         capsys, "make", *options, "--mode", "single", "--out", str(out)
     )
+
+
+def test_one_process_makes_a_store(root, capsys):
+    Path("proposals").mkdir()
+    with held_by_another(Path("proposals/.a.npz.lock")) as number:
+        said = failure(capsys, "make", "--root", str(root), "--split", "test", "--out", "proposals/a.npz")
+    assert f"proposals/a.npz is being written by process {number} on " in said
+
+
+def test_what_a_process_leaves_that_is_killed_at_its_end_is_cleared(root):
+    command = ["proposals", "make", "--root", str(root), "--split", "test", "--out", "proposals/a.npz"]
+    assert main(command) == 0
+    content = Path("proposals/a.npz").read_bytes()
+    parts = Path(f"proposals/a.npz.parts-{open_store('proposals/a.npz').manifest.images_hash}")
+    parts.mkdir()
+    (parts / "00000.npz").write_bytes(content)
+    Path("proposals/.a.npz.lock").touch()
+    assert main(command) == 0
+    assert [path.name for path in Path("proposals").iterdir()] == ["a.npz"]
+    assert Path("proposals/a.npz").read_bytes() == content
 
 
 def test_make_from_a_config(root, tmp_path):

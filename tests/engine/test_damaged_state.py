@@ -28,6 +28,12 @@ def change(content: dict[str, Any], kind: str) -> None:
             del training["stage"]
         case "best":
             training["best"] = float("nan")
+        case "no run":
+            del training["run"]
+        case "no log":
+            training["run"]["log"] = -1
+        case "no fingerprint":
+            del training["run"]["data"]["val"]
         case "no weights":
             del training["weights"]
         case "nan weights":
@@ -72,6 +78,9 @@ def change(content: dict[str, Any], kind: str) -> None:
         ("stage", "saved in stage 'dance'; this model has sgd"),
         ("no stage", "training.stage is not the name of a stage"),
         ("best", "training.best is not a number, or None"),
+        ("no run", "training.run is not what a run keeps"),
+        ("no log", "training.run is not what a run keeps"),
+        ("no fingerprint", "training.run.data is not the fingerprints of train and val"),
         ("no weights", "no training.weights in it"),
         ("nan weights", "training.weights.out.bias is not finite"),
         ("nan average", "out.bias holds values that are not finite"),

@@ -168,8 +168,8 @@ def test_the_config_may_be_named_again(trained: Path, config: Path) -> None:
 
 def test_truncate_drops_later_and_broken_lines(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text('{"iteration": 20}\n{"iteration": 40, "x": 1}\n{"iteration": 60}\n{"itera')
-    truncate(log, 40)
+    log.write_text('{"iteration": 20}\n{"iteration": 40, "x": 1}\n{"iteration": 40}\n{"itera')
+    truncate(log, 2)
     assert log.read_text() == '{"iteration": 20}\n{"iteration": 40, "x": 1}\n'
 
 
@@ -178,8 +178,11 @@ def test_truncate_drops_later_and_broken_lines(tmp_path: Path) -> None:
     [
         (["--resume", "nowhere"], "nowhere/config.yaml"),
         (["--resume", "{trained}", "--out", "x"], "leave --out away"),
-        (["train.optimizer=adamw", "--resume", "{trained}"], "another optimiser"),
-        (["model.width=4", "--resume", "{trained}"], "another architecture"),
+        (
+            ["train.optimizer=adamw", "--resume", "{trained}"],
+            "train.optimizer is 'sgd' in {trained}, and cannot",
+        ),
+        (["model.width=4", "--resume", "{trained}"], "model.width is 8 in {trained}, and cannot become 4"),
         (["{config}", "--resume", "{trained}"], "model.dropout: 0.0, not 0.2"),
         (["--out", "{trained}"], "which config"),
         (["{config}", "--out", "{trained}"], "not an empty folder; --resume {trained}"),

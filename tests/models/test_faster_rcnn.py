@@ -205,7 +205,7 @@ def test_a_misfit_is_named() -> None:
         ({"size": [600]}, r"model.size: \[600\] is not"),
         ({"bg_iou": [0.5]}, r"model.bg_iou: \[0.5\] is not"),
         ({"positive_fraction": 2.0}, "model.positive_fraction: 2.0"),
-        ({"batch_size_per_image": 0}, "model.batch_size_per_image: 0 is less than 1"),
+        ({"batch_size_per_image": 0}, r"model\.batch_size_per_image: 0 is not in \[1, inf\)"),
     ],
 )
 def test_a_wrong_value_is_named(keys: dict, words: str) -> None:

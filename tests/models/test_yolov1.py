@@ -226,12 +226,12 @@ def test_a_misfit_is_named() -> None:
         build(replace(CONV, feature="c6"))
     for keys, words in [
         ({"head": "dense"}, r"model\.head: 'dense' is not one of fc, conv"),
-        ({"boxes": 0}, r"model\.boxes: 0 is less than 1"),
+        ({"boxes": 0}, r"model\.boxes: 0 is not in \[1, 1000\]"),
         ({"convolutions": [[8, 3]]}, r"model\.convolutions: \[8, 3\] is not \[channels, odd kernel, stride\]"),
         ({"convolutions": [[8, 2, 1]]}, "odd kernel"),
         ({"dropout": 1.0}, r"model\.dropout: 1\.0 is not in"),
-        ({"hidden": [0]}, r"model\.hidden: \[0\]"),
-        ({"local": -1}, r"model\.local: -1 is less than 0"),
+        ({"hidden": [0]}, r"model\.hidden: 0 is not in \[1, 100000\]"),
+        ({"local": -1}, r"model\.local: -1 is not in \[0, 100000\]"),
     ]:
         with pytest.raises(UserError, match=words):
             replace(CONV, **keys)

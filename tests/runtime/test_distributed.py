@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,12 +21,47 @@ from detkit.inference.evaluate import join
 from detkit.structures import DetectionSet
 from tests.toys.fixtures import Train
 
+PATIENCE = 300.0  # seconds
 
-def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+
+def torchrun(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Start `detkit train` with the toy detector in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.toys.train_toy", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ranks(launcher: int) -> dict[int, int]:
+    """Return the processes of a launcher, by their ranks."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (path / "environ").read_bytes().split(b"\0")
+            if parent == launcher:
+                found |= {int(text[5:]): int(path.name) for text in environment if text.startswith(b"RANK=")}
+    return found
+
+
+def alive(process: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def until(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_two_processes_equal_one(config: Path, train: Train, tmp_path: Path) -> None:
@@ -30,8 +69,9 @@ def test_two_processes_equal_one(config: Path, train: Train, tmp_path: Path) -> 
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(*recipe, "--out", one) == 0
     ran = torchrun(config, *recipe, "--out", two)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("40/40  val mAP") == 1, ran.stdout
+    out, err = ran.communicate()
+    assert ran.returncode == 0, err
+    assert out.count("40/40  val mAP") == 1, out
 
     for name in ("best.pt", "last.pt"):
         expected, found = checkpoint.load(one / name), checkpoint.load(two / name)
@@ -48,6 +88,26 @@ def test_two_processes_equal_one(config: Path, train: Train, tmp_path: Path) -> 
     assert metrics[0]["images"] == metrics[1]["images"] == 9
     assert abs(metrics[0]["mAP"] - metrics[1]["mAP"]) < 1e-5
     assert "processes: 2" in (two / "env.txt").read_text()
+
+
+@pytest.mark.parametrize("who", ["a process", "the launcher"])
+def test_a_kill_leaves_nothing_running_and_a_run_to_go_on_with(
+    who: str, config: Path, train: Train, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    launcher = torchrun(config, "--out", folder, TOY_SLOWLY="0.5")
+    until(lambda: (folder / "last.pt").exists())
+    processes = ranks(launcher.pid)
+    assert sorted(processes) == [0, 1]
+    os.kill(launcher.pid if who == "the launcher" else processes[1], signal.SIGKILL)
+    _, said = launcher.communicate()  # ends once nobody can write any more, which is just before they are gone
+    until(lambda: not any(map(alive, processes.values())))
+    expected = "SIGTERM: " if who == "the launcher" else "error: another process of this run has ended"
+    assert expected in said
+    assert "RuntimeError" not in said
+    assert train("--resume", folder) == 0
+    assert checkpoint.load(folder / "last.pt")["iteration"] == 24
+    assert "changed: processes 2 -> 1\n" in (folder / "env.txt").read_text()
 
 
 def test_a_batch_that_cannot_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

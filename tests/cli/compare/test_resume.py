@@ -10,7 +10,9 @@ import pytest
 from detkit.checkpoints import checkpoint
 from detkit.comparison import measure, training
 from detkit.comparison.times import forget, read_times, timed
+from detkit.runtime.lock import NAME
 from tests.cli.compare.builders import compare, content, failure
+from tests.locks import held_by_another
 
 TIMES = ("training_seconds", "training_images_per_second", "memory_bytes")
 
@@ -85,14 +87,14 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(compared: Path, co
     out = tmp_path / "out"
     shutil.copytree(compared, out)
     for path in (out / "slim").iterdir():
-        if path.name not in ("config.yaml", "env.txt", "log.jsonl"):
+        if path.name not in ("config.yaml", "env.txt"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert compare(configs, "--out", out) == 0
     assert content(out)["detectors"][0]["AP"] == content(compared)["detectors"][0]["AP"]
     shutil.rmtree(out / "slim")
     (out / "slim").mkdir()
     (out / "slim" / "thesis.txt").touch()
-    assert "slim holds thesis.txt, but no checkpoint to go on from" in failure(capsys, configs, "--out", out, status=1)
+    assert "slim exists and is not an empty folder" in failure(capsys, configs, "--out", out, status=1)
     assert (out / "slim" / "thesis.txt").exists()
 
 
@@ -122,3 +124,9 @@ def test_times_are_of_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     forget(tmp_path, "a")
     forget(tmp_path, "never begun")
     assert read_times(tmp_path) == {"b": 1}
+
+
+def test_one_comparison_at_a_time_in_a_folder(compared: Path, configs: Path, capsys: pytest.CaptureFixture[str]):
+    with held_by_another(compared / NAME) as number:
+        said = failure(capsys, configs, "--out", compared, status=2)
+    assert f"{compared} is being written by process {number} on " in said
