@@ -170,8 +170,11 @@ class Paths:
         for words in notes:
             assert len(lines_with(said, words)) == 1, f"not said once: {words}: {said}"
 
-    def refuse(self, root: Path, *words: str, split: str = "all") -> None:
-        """Every path says the same line, which has all `words`, and writes nothing."""
+    def refuse(self, root: Path, *words: str, split: str = "all", divide: bool = True) -> None:
+        """Every path says the same line, which has all `words`, and writes nothing.
+
+        divide: `split` does so, too, or leaves a data set that is refused.
+        """
         before = files_below(root)
         with pytest.raises(UserError) as caught:
             open_root(root, [split])
@@ -195,7 +198,8 @@ class Paths:
             assert lines_with(said, words)
             assert not out.exists()
         assert files_below(root) == before
-        self._split_of_broken(root, words, before)
+        if divide:
+            self._split_of_broken(root, words, before)
 
     def _split_of_broken(self, root, words, before) -> None:
         """`split` says the line, or leaves a data set that is refused by it."""
@@ -209,14 +213,14 @@ class Paths:
             open_root(root, [new])
         assert lines_with(str(caught.value), words[-1:])
 
-    def see_or_refuse(self, root: Path, expected: Content, *words: str, split: str = "all", **more) -> None:
+    def see_or_refuse(self, root: Path, expected: Content, *words: str, divide: bool = True) -> None:
         """Every path sees `expected`, or every path says `words`: not one so and one so."""
         try:
-            open_root(root, [split])
+            open_root(root, ["all"])
         except UserError:
-            self.refuse(root, *words, split=split)
+            self.refuse(root, *words, divide=divide)
         else:
-            self.see(root, expected, split=split, **more)
+            self.see(root, expected, divide=divide)
 
 
 def lines_with(text: str, words: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ UNREADABLE = {
     "bytes that it does not have": voc_xml(voc_object("cat"), encoding="shift_jis")
     .encode()
     .replace(b"cat", b"\xff\xff"),
-    "not what xml is by default": voc_xml(voc_object("猫")).encode("gbk"),
+    "not what xml is by default": voc_xml(voc_object("狗")).encode("gbk"),
 }
 
 
@@ -108,4 +108,4 @@ def test_texts_that_declare_nothing(tmp_path, paths, file, encoding):
     if encoding == "utf-8-sig":
         paths.see(root, expected)
     else:
-        paths.see_or_refuse(root, expected, file)
+        paths.see_or_refuse(root, expected, file, divide=not file.endswith("all.txt"))

@@ -87,7 +87,7 @@ def test_numbers_as_names_of_coco(tmp_path, paths, number):
 
 @pytest.mark.parametrize("name", [None, "", " ", False, True, ["cat"], {"cat": 1}])
 def test_what_is_no_name_in_coco_is_said(tmp_path, paths, name):
-    root = coco(tmp_path / "root", [coco_image("a.jpg")], [coco_object(5, 9)], [{"id": 9, "name": name}])
+    root = coco(tmp_path / "root", [coco_image("a.jpg")], [coco_object(category=9)], [{"id": 9, "name": name}])
     paths.refuse(root, "instances_all.json", "category", "9", "name")
 
 
