@@ -14,18 +14,18 @@ from tests.data.cases.builders import BOX, FOLDER, FORMATS, ROW, make, voc_objec
 from tests.data.cases.seen import seen, thing
 
 MEMORY = 8 << 30  # of addresses, most of which PyTorch only reserves
-SECONDS = 60  # of the processor
+SECONDS = 20  # of the processor
+CODE = "import sys; from detkit.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def bounded(*arguments: object) -> tuple[int, str]:
-    """Return status and words of `detkit dataset ...`; negative where a limit ended it."""
+    """Return status and words of `detkit dataset ...`; the status is below zero where a limit ended it."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
 
-    code = "import sys; from detkit.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "dataset", *map(str, arguments)]
+    command = [sys.executable, "-c", CODE, "dataset", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -38,16 +38,19 @@ def test_a_class_of_two_billions_without_names(tmp_path):
     assert "2000000000" in said
 
 
-@pytest.mark.parametrize(
-    "places", [["images/all/loop"], ["images/all/one", "images/all/two"], ["images/all/one", "two"]]
-)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_links_to_a_folder_above(tmp_path, kind, places):
+def test_a_link_to_its_own_folder(tmp_path, paths, kind):
     """Each image is seen once, however many ways lead to it."""
     root = make(kind, tmp_path / "root", {"a.jpg": [("cat", BOX)], "b.jpg": []})
-    for place in places:
-        link = root / place.replace("images/all", FOLDER[kind])
-        link.symlink_to(root if len(places) > 1 else link.parent, target_is_directory=True)
+    (root / FOLDER[kind] / "loop").symlink_to(".", target_is_directory=True)
+    expected = {f"{FOLDER[kind]}/a.jpg": seen(thing()), f"{FOLDER[kind]}/b.jpg": seen([])}
+    paths.see(root, expected)
+
+
+def test_links_whose_ways_have_no_end(tmp_path):
+    root = make("yolo", tmp_path / "root", {"a.jpg": [("cat", BOX)], "b.jpg": []})
+    for name in ("one", "two", "three"):
+        (root / "images" / "all" / name).symlink_to(root, target_is_directory=True)
     status, said = bounded("check", "--root", root)
     assert status == 0, said[-300:]
     assert "2 images, 1 objects" in said
@@ -66,7 +69,7 @@ def test_folders_and_files_that_are_links(tmp_path, paths, kind):
     assert "2 images, 2 objects" in said
 
 
-@pytest.mark.parametrize("entry", [".", "/", "", "..", "../.."])
+@pytest.mark.parametrize("entry", [".", "/"])
 def test_a_path_of_the_whole_disk(tmp_path, entry):
     """`path: /`, or a split that is a folder above the data set: said, or no more than the data set."""
     root = yolo(tmp_path / "root", {"a.jpg": ROW}, f"path: /\nall: '{entry}'\nnames: [cat, dog]\n")

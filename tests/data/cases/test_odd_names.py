@@ -9,6 +9,7 @@ import pytest
 from tests.data.cases.builders import (
     BOX,
     FOLDER,
+    FORMATS,
     coco,
     coco_image,
     coco_object,
@@ -61,17 +62,19 @@ def write(kind: str, root: Path, name: str) -> str:
     return f"{FOLDER[kind]}/{name}.jpg"
 
 
-@pytest.mark.parametrize("which", NAMES)
-@pytest.mark.parametrize("kind", ["voc", "coco", "yolo"])
+@pytest.mark.parametrize(
+    ("kind", "which"),  # YOLO's folders are searched without hidden files
+    [(kind, which) for kind in FORMATS for which in NAMES if (kind, which) != ("yolo", "dot before")],
+)
 def test_an_odd_name_works_or_is_said(tmp_path, paths, kind, which):
     root = tmp_path / "root"
     odd = write(kind, root, NAMES[which])
     expected = {odd: seen(thing(box=BOX)), f"{FOLDER[kind]}/plain.jpg": seen(thing("dog"))}
-    paths.see_or_refuse(root, expected, divide=False)
+    paths.see_or_refuse(root, expected, divide=False, odd=True)
 
 
 @pytest.mark.parametrize("which", ["no UTF-8", "245 bytes", "line end inside", "escape", "blank behind"])
-@pytest.mark.parametrize("kind", ["voc", "coco", "yolo"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_training_on_an_odd_name(tmp_path, paths, kind, which):
     """To the end, its report with it; or one line before anything is written."""
     root = tmp_path / "root"
@@ -91,7 +94,7 @@ def test_a_root_of_an_odd_name(tmp_path, paths, which):
     root = tmp_path / NAMES[which]
     yolo(root, {"a.jpg": yolo_row()})
     paths.made = tmp_path / "made"
-    paths.see_or_refuse(root, {"images/all/a.jpg": seen(thing())})
+    paths.see_or_refuse(root, {"images/all/a.jpg": seen(thing())}, odd=True)
 
 
 def test_folders_of_odd_names(tmp_path, paths):
@@ -101,4 +104,4 @@ def test_folders_of_odd_names(tmp_path, paths):
     yolo(root, {name: yolo_row() for name in names})
     photo(root / "images" / "all" / "plain.jpg", seed=9)
     expected = {f"images/all/{name}": seen(thing()) for name in names} | {"images/all/plain.jpg": seen([])}
-    paths.see_or_refuse(root, expected, divide=False)
+    paths.see_or_refuse(root, expected, divide=False, odd=True)
