@@ -11,7 +11,8 @@ import pytest
 import tests.toys.toy  # noqa: F401 (registers the detector)
 from detkit.cli import run_command
 from detkit.config import DataConfig
-from detkit.data.formats import find_splits, open_root
+from detkit.data.check import check_root
+from detkit.data.formats import find_format, find_splits, open_root
 from detkit.data.opening import open_dataset
 from detkit.errors import UserError
 from tests.data.cases.builders import BOX, FORMATS, SIZE
@@ -157,6 +158,8 @@ class Paths:
 
     def _convert(self, root, expected, split, classes, notes, clean, odd) -> None:
         for kind in FORMATS:
+            if kind == find_format(root):
+                continue
             out = self._out(root, kind)
             status, said = self.run("convert", root, "--split", split, "--to", kind, "--out", out)
             if odd and status == 2:
@@ -170,8 +173,7 @@ class Paths:
             if kind != "voc":  # which knows no class without objects, and orders them
                 assert written.classes == classes
             if clean:
-                status, said = self.run("check", "--root", out)
-                assert status == 0, said
+                assert check_root(out).problems == []
 
     def _split(self, root, expected) -> None:
         new, arguments = self._one_split(root)
