@@ -1,7 +1,7 @@
 """detkit dataset: fetch, check, show, count, convert and split data sets."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,7 @@ def _check(arguments: argparse.Namespace) -> int:
         splits = [split for where, split in sources if where == root]
         with Progress() as bars:
             report = check_root(root, splits, classes, partial(bars.update, "images"), kind)
+        _print_notes(report.notes)
         for problem in report.problems[:MAX_LISTED]:
             print(problem)
         if len(report.problems) > MAX_LISTED:
@@ -194,14 +195,22 @@ def _check(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from detkit.data.dataset import notes_on
     from detkit.data.formats import open_sources
 
     sources, classes, kind = _sources(arguments)
     console = Console(highlight=False)
-    for source in sources:
-        for part in _stats_of(open_sources([source], classes, kind)):
+    opened = [open_sources([source], classes, kind) for source in sources]
+    for dataset in opened:
+        for part in _stats_of(dataset):
             console.print(part)
+    _print_notes(notes_on([source for dataset in opened for source in dataset.opened]))
     return 0
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
@@ -270,6 +279,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             arguments.images,
             partial(bars.update, "images"),
         )
+    _print_notes(done.notes)
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
     return 0
@@ -279,7 +289,9 @@ def _split(arguments: argparse.Namespace) -> int:
     from detkit.data.split import split_dataset
 
     shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
-    counts = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
+    counts, copies = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
+    if copies:
+        print(f"note: {copies} images are byte-identical to others; copies stay in one split")
     print(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
     return 0
 

@@ -1,5 +1,6 @@
 """The objects of a single image: from a VOC XML, or from the data set that the image lies in."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.data.formats import find_format, find_splits, open_root
+from detkit.data.voc import VOCRoot
 from detkit.data.voc_index import parse_annotation
 from detkit.errors import UserError, did_you_mean
 
@@ -33,8 +35,8 @@ def read_truth(path: Path, classes: Sequence[str]) -> Truth:
         raise UserError(f"no annotation {path}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if content.problems:
-        raise UserError(f"{path}: {content.problems[0]}")
+    for fault in content.faults:
+        raise UserError(f"{path}: " + (f"object {fault.number}: " if fault.number else "") + fault.text)
     for item in content.objects:
         if item.name not in classes:
             text = f"object {item.number} is of class {item.name!r}, which the detector does not know"
@@ -50,8 +52,10 @@ def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
     for root in image.parents[:LEVELS]:
         try:
             if find_format(root) == "voc":
-                xml = root / "Annotations" / f"{image.stem}.xml"
-                return read_truth(xml, classes) if image.parent == root / "JPEGImages" else None
+                opened = VOCRoot(root)  # of whatever split, or none
+                rows = [row for row, path in enumerate(opened.paths) if os.path.realpath(path) == str(image)]
+                files = [f"{opened.layout.folder}/{opened.layout.names[row]}" for row in rows]
+                return read_truth(Path(files[0]), classes) if files else None
             for split in find_splits(root):
                 truth = _in_split(root, split, image, classes)
                 if truth is not None:

@@ -7,7 +7,7 @@ import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, TrainConfig
-from detkit.data.dataset import DetectionDataset
+from detkit.data.dataset import DetectionDataset, notes_on
 from detkit.data.loader import open_proposals
 from detkit.data.opening import open_dataset, split_names
 from detkit.engine.finish import finish
@@ -39,7 +39,9 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             data = open_dataset(settings.data, "train", classes)
             val = open_dataset(settings.data, "val", data.classes) if split_names(settings.data, "val") else None
             test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
-            check_proposals(settings, [split for split in (data, val, test) if split is not None])
+            datasets = [split for split in (data, val, test) if split is not None]
+            check_proposals(settings, datasets)
+        check_objects(data, settings.data.difficult)
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
         if resumed is None and settings.train.weights is not None:
@@ -49,6 +51,8 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
         run = Run(settings, folder, device, data, val, test, resumed)
+        for note in notes_on([source for dataset in datasets for source in dataset.opened]):
+            run.say(f"note: {note}")
         run_stages(detector, run)
         finish(run)
         return folder
@@ -78,6 +82,13 @@ def difference(one: Any, other: Any, key: str = "") -> str:
         )
         return next(filter(None, below), "")
     return "" if one == other else f"{key}: {one!r}, not {other!r}"
+
+
+def check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
+    """Raise UserError where there is nothing to train on."""
+    if dataset.truth(use_difficult).ignore.all():
+        what = "crowds, boxes without area" + ("" if use_difficult else ", difficult ones: data.difficult=false")
+        raise UserError(f"{dataset.name}: no object to train on in {len(dataset)} images ({what} are not counted)")
 
 
 def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
