@@ -216,6 +216,7 @@ def _print_notes(notes: Iterable[str]) -> None:
 def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
     """Yield a table per class and a line on the images."""
     import numpy as np
+    from rich.markup import escape
     from rich.table import Table
 
     def spread(values: np.ndarray) -> str:
@@ -230,13 +231,15 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
         for name in ("difficult", "crowd", "truncated")
     }
     size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
-    table = Table(title=f"{dataset.name}: {len(dataset)} images", title_justify="left")
+    table = Table(title=f"{escape(dataset.name)}: {len(dataset)} images", title_justify="left")
     for column in ("class", "images", "objects", *flags, "size: min, quartiles, max"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for label, name in [*enumerate(dataset.classes), (None, "all")]:
         of_class = labels == label if label is not None else np.ones(len(labels), dtype=bool)
         counts = (len(np.unique(image[of_class])), of_class.sum(), *(flag[of_class].sum() for flag in flags.values()))
-        table.add_row(name, *map(str, counts), spread(size[of_class]), end_section=label == len(dataset.classes) - 1)
+        table.add_row(
+            escape(name), *map(str, counts), spread(size[of_class]), end_section=label == len(dataset.classes) - 1
+        )
     yield table
     each = np.bincount(image, minlength=len(dataset))
     width, height = dataset.sizes.T

@@ -133,14 +133,10 @@ class Source(ABC):
 def notes_on(sources: Sequence[Source]) -> list[str]:
     """Return lines on what users should know of sources that can be used nevertheless."""
     lines = list(dict.fromkeys(note for source in sources for note in source.notes))
-    others = [(source, source.other_sizes()) for source in sources]
-    if count := sum(map(len, (rows for _, rows in others))):
-        source, rows = next((source, rows) for source, rows in others if rows)
-        row, text = next(iter(rows.items()))
-        what = "images have another size" if count > 1 else "image has another size"
-        lines.append(
-            f"{count} {what} than stated, which is passed by: {path_below(source.paths[row], source.root)}: {text}"
-        )
+    others = {source.paths[row]: text for source in sources for row, text in source.other_sizes().items()}
+    for path, text in [*others.items()][:1]:
+        what = "images have another size" if len(others) > 1 else "image has another size"
+        lines.append(f"{len(others)} {what} than stated, and their own counts, such as {path}: {text}")
     if not any(np.diff(source.index.first)[source.rows].any() for source in sources):
         names = ", ".join(source.split for source in sources)
         lines.append(f"there is no object in any image of {names}")

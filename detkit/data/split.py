@@ -125,8 +125,9 @@ def _yolo(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], W
             write_atomic(root / f"{name}.txt", "".join(f"./{names[row]}\n" for row in rows.tolist()))
         entries = yaml.safe_dump({name: f"{name}.txt" for name in parts}, sort_keys=False)
         if config is None:
-            names_of = dict(enumerate(opened.index.classes.tolist()))
-            entries += yaml.safe_dump({"names": names_of}, sort_keys=False, allow_unicode=True)
+            if len(opened.index.classes):
+                names_of = dict(enumerate(opened.index.classes.tolist()))
+                entries += yaml.safe_dump({"names": names_of}, sort_keys=False, allow_unicode=True)
             write_atomic(root / "data.yaml", entries)
         else:
             write_atomic(config, config.read_text(encoding="utf-8-sig").rstrip("\n") + "\n" + entries)

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from detkit.data.annotations import Fault
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings

@@ -253,7 +253,7 @@ class YOLOSource(Source):
     def _faults_of(self, index: Index, sizes: np.ndarray, paths: Sequence[str]) -> dict[int, list[Fault]]:
         """Label files of several images, and of images whose size is not known."""
         counts, faults = Counter(self._labels), dict[int, list[Fault]]()
-        for row, (label, path) in enumerate(zip(self._labels, paths)):
+        for row, label in enumerate(self._labels):
             if counts[label] > 1:
                 names = [os.path.basename(other) for other, own in zip(paths, self._labels) if own == label]
                 faults[row] = [Fault(0, f"it is the label file of {len(names)} images: {', '.join(names)}")]
