@@ -16,7 +16,7 @@ import numpy as np
 
 from detkit.data.coco_index import COCOIndex, from_json, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
-from detkit.data.finding import Finder, spellings
+from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.values import as_path, path_below
 from detkit.errors import UserError, did_you_mean
@@ -95,15 +95,23 @@ class COCOSource(Source):
         # a file that `split` made goes with the images of the file it was made from
         others = finder.folders(finder.root) + finder.folders(finder.below("images"))
         folders = list(dict.fromkeys((*folders, *others)))
+        here = [folder for folder in folders if os.path.isdir(folder)]
         few = [name for name in names if name.strip()][:10]  # more than one, since a single image may be missing
         choices = (
             (f, bare) for name in few for bare in (False, True) for f in folders if _find(finder, name, [f], bare)
         )
-        here = [folder for folder in folders if os.path.isdir(folder)]
+        # where there are only annotations, not each name is looked for everywhere
+        are_there = any(is_image(name) for folder in here for name in finder.files(folder))
         folder, bare = next(choices, (here[0] if here else finder.root, False))
-        bases = list(dict.fromkeys((folder, finder.root, *folders[:5])))
-        missing = (os.path.normpath(os.path.join(folder, (spellings(name) or ["?"])[-1])) for name in names)
-        return [_find(finder, name, bases, bare) or otherwise for name, otherwise in zip(names, missing)]
+        bases = list(dict.fromkeys((finder.root, *folders[:5]))) if are_there else []
+        return [
+            _find(finder, name, [folder], bare) or _find(finder, name, bases, bare) or _missing(folder, name)
+            for name in names
+        ]
+
+
+def _missing(folder: str, name: str) -> str:
+    return os.path.normpath(os.path.join(folder, (spellings(name) or ["?"])[-1]))
 
 
 def _find(finder: Finder, name: str, bases: Sequence[str], bare: bool) -> str | None:

@@ -77,7 +77,7 @@ class Source(ABC):
         split: str,
         index: Index,
         rows: Sequence[int] | np.ndarray,
-        paths: Sequence[str],
+        paths: list[str],
         sizes: np.ndarray,
         listed: str,
         problems: Sequence[Problem] = (),

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 from detkit.data.image_file import IMAGE_SUFFIXES
@@ -141,12 +140,14 @@ class Finder:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    with suppress(OSError):  # a link to nowhere
+                    try:
                         if entry.is_dir():
                             (content.links if entry.is_symlink() else content.folders).append(entry.name)
                         else:
                             state = entry.stat()
                             content.files[entry.name] = state.st_mtime_ns, state.st_size
+                    except OSError:
+                        continue  # a link to nowhere
         except (OSError, ValueError):
             pass  # what cannot be read holds nothing; the name of a folder may be none
         return content

@@ -27,10 +27,10 @@ def image_sizes(finder: Finder, key: str, paths: Sequence[str]) -> np.ndarray:
     of_state: dict[tuple[str, int, int], list[int]] = {}
     if known:
         for path, state, size in zip(known["paths"].tolist(), known["states"].tolist(), known["sizes"].tolist()):
-            of_state[path, *state] = size
+            of_state[path, state[0], state[1]] = size
     sizes = np.zeros((len(paths), 2), dtype=np.int64)
     for row, (path, state) in enumerate(zip(paths, states.tolist())):
         if tuple(state) != UNREAD:
-            sizes[row] = of_state.get((path, *state)) or image_size(path) or (0, 0)
+            sizes[row] = of_state.get((path, state[0], state[1])) or image_size(path) or (0, 0)
     save_arrays(root, f"sizes {key}", digest, {"paths": texts(paths), "states": states, "sizes": sizes})
     return sizes

@@ -1,8 +1,8 @@
 """Reader of PASCAL VOC data sets: XML files, images, and lists of both.
 
 VOC's own folders are Annotations, JPEGImages and ImageSets/Main. Others are read, too: annotations/ or annotations/xmls
-with images/, XML files and images in one folder, and folders of both that are called as the splits (train, valid, test),
-where there are no lists; in all of them, folders below.
+with images/, XML files and images in one folder, and, where there are no lists, folders of both that are called as the
+splits (train, valid, test); in all of them, folders below.
 
 VOC's boxes are 1-based inclusive pixels; they become [xmin - 1, ymin - 1, xmax, ymax], continuous edges of the upright
 image, where they are read (voc_index.py) and turn back where they are written (voc_writer.py).

@@ -1,7 +1,9 @@
 """VOC's XML files, read into an index."""
 
 import codecs
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,23 +70,24 @@ def _decode(content: bytes) -> str:
 
 def _object(element: ElementTree.Element, number: int) -> AnnotatedObject | str:
     """An object, or what is wrong with it."""
-    name = as_name(element.findtext("name"))
+    parts = {child.tag: child for child in element}
+    name = as_name(parts["name"].text) if "name" in parts else ""
     if not name:
         return "no <name>"
-    corners = element.find("bndbox")
-    if corners is None:
+    if "bndbox" not in parts:
         return f"{name}: no <bndbox>"
-    for parent, tags in ((element, ("name", "bndbox", *FLAGS)), (corners, EDGES)):
-        found = [child.tag for child in parent]
-        for tag in tags:
-            if (count := found.count(tag)) > 1:
-                return f"{name}: {count} of <{tag}>, not one"
+    corners = {child.tag: child.text for child in parts["bndbox"]}
+    for parent, found in ((element, parts), (parts["bndbox"], corners)):
+        if len(found) < len(parent):  # something is there twice, as the parts of a person are
+            counts = Counter(child.tag for child in parent)
+            for tag in ("name", "bndbox", *FLAGS, *EDGES):
+                if counts[tag] > 1:
+                    return f"{name}: {counts[tag]} of <{tag}>, not one"
     numbers = []
     for edge in EDGES:
-        text = as_name(corners.findtext(edge))
-        value = as_number(text)
+        value = as_number(corners.get(edge))
         if value is None:
-            return f"{name}: {edge} is {text[:60]!r}, not a number"
+            return f"{name}: {edge} is {as_name(corners.get(edge))[:60]!r}, not a number"
         numbers.append(value)
     xmin, ymin, xmax, ymax = numbers
     for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
@@ -92,11 +95,11 @@ def _object(element: ElementTree.Element, number: int) -> AnnotatedObject | str:
             return f"{name}: {axis}max {high:g} < {axis}min {low:g}"
     flags: dict[str, Any] = {}
     for flag in FLAGS:
-        text = element.findtext(flag)
-        flags[flag] = as_flag(text)
-        if flags[flag] is None:
-            return f"{name}: {flag} is {text!r}, neither 0 (no, false) nor 1 (yes, true)"
-    area = as_area(element.findtext("area"))
+        if flag in parts:
+            flags[flag] = as_flag(parts[flag].text)
+            if flags[flag] is None:
+                return f"{name}: {flag} is {str(parts[flag].text)[:60]!r}, neither 0 (no, false) nor 1 (yes, true)"
+    area = as_area(parts["area"].text) if "area" in parts else math.nan
     return AnnotatedObject(name, (xmin - 1, ymin - 1, xmax, ymax), area=area, number=number, **flags)
 
 

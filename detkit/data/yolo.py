@@ -241,7 +241,7 @@ class YOLOSource(Source):
         sizes = image_sizes(finder, f"yolo {split}", paths)
         image = np.repeat(np.arange(len(paths)), np.diff(index.first))
         faults = self._faults_of(index, sizes, paths)
-        is_known = sizes[image].all(1)
+        is_known = np.all(sizes[image] > 0, axis=1)
         objects, image = index.objects.take(is_known), image[is_known]
         objects = replace(objects, boxes=to_pixels(objects.boxes, sizes[image]))
         first = np.cumsum([0, *np.bincount(image, minlength=len(paths))])
