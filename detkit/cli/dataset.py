@@ -204,7 +204,7 @@ def _stats(arguments: argparse.Namespace) -> int:
     for dataset in opened:
         for part in _stats_of(dataset):
             console.print(part)
-    _print_notes(notes_on([source for dataset in opened for source in dataset.opened]))
+    _print_notes(notes_on(opened))
     return 0
 
 

@@ -73,8 +73,7 @@ def convert(
                 progress(done, len(targets))
     objects = {item.name: len(item.record.annotations) for split_items in items.values() for item in split_items}
     images_of = {split: len(split_items) for split, split_items in items.items()}
-    notes = notes_on([source for one in opened for source in one.opened])
-    return Converted(len(objects), sum(objects.values()), images_of, classes, tuple(notes))
+    return Converted(len(objects), sum(objects.values()), images_of, classes, tuple(notes_on(opened)))
 
 
 def _items(opened: Sequence[DetectionDataset]) -> Splits:

@@ -130,19 +130,6 @@ class Source(ABC):
         }
 
 
-def notes_on(sources: Sequence[Source]) -> list[str]:
-    """Return lines on what users should know of sources that can be used nevertheless."""
-    lines = list(dict.fromkeys(note for source in sources for note in source.notes))
-    others = {source.paths[row]: text for source in sources for row, text in source.other_sizes().items()}
-    for path, text in [*others.items()][:1]:
-        what = "images have another size" if len(others) > 1 else "image has another size"
-        lines.append(f"{len(others)} {what} than stated, and their own counts, such as {path}: {text}")
-    if not any(np.diff(source.index.first)[source.rows].any() for source in sources):
-        names = ", ".join(source.split for source in sources)
-        lines.append(f"there is no object in any image of {names}")
-    return lines
-
-
 def _as_stated(stated: str) -> tuple[int, int]:
     width, height = map(int, stated.split("x")) if stated else (0, 0)
     return (width, height) if max(width, height) < MAX_SIDE else (0, 0)
@@ -212,10 +199,6 @@ class DetectionDataset(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def notes(self) -> list[str]:
-        """Return lines on what users should know of it, see `notes_on`."""
-        return notes_on(self.opened)
-
     @property
     def indices(self) -> list[Index]:
         """The annotations that the sources are part of."""
@@ -273,6 +256,20 @@ class DetectionDataset(ABC):
             if count > 1:
                 raise UserError(f"{self.name}: image {name} is listed twice")
         return [f"{Path(source.split).stem}/{name}" for source, name in zip(sources, names)]
+
+
+def notes_on(datasets: Sequence[DetectionDataset]) -> list[str]:
+    """Return lines on what users should know of data sets that can be used nevertheless."""
+    sources = [source for dataset in datasets for source in dataset.opened]
+    lines = list(dict.fromkeys(note for source in sources for note in source.notes))
+    others = {source.paths[row]: text for source in sources for row, text in source.other_sizes().items()}
+    for path, text in [*others.items()][:1]:
+        what = "images have another size" if len(others) > 1 else "image has another size"
+        lines.append(f"{len(others)} {what} than stated, and their own counts, such as {path}: {text}")
+    if not any(np.diff(source.index.first)[source.rows].any() for source in sources):
+        names = ", ".join(source.split for source in sources)
+        lines.append(f"there is no object in any image of {names}")
+    return lines
 
 
 def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, str]]:

@@ -104,7 +104,7 @@ class Finder:
         for text in texts:
             for base in bases:
                 path = self._join(base, text)
-                if self.state(path) is not None and is_image(path):
+                if self.state(path) is not None:
                     return path
         for path in (self._join(base, text) for text in texts for base in bases):
             folder, _, last = path.rpartition("/")
@@ -130,7 +130,7 @@ class Finder:
     @staticmethod
     def _join(base: str, text: str) -> str:
         path = os.path.join(base, text)
-        return os.path.normpath(path) if "." in text or "//" in text or text.endswith("/") else path
+        return os.path.normpath(path) if "./" in text or "//" in text or text[-1] in "./" else path
 
     def _read(self, folder: str) -> _Folder:
         known = self._folders.get(folder)

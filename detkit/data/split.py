@@ -86,7 +86,7 @@ def _voc(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], Wr
             write_atomic(root / "ImageSets" / "Main" / f"{name}.txt", text)
 
     _refuse_line_ends(root, opened.index.ids.tolist())
-    return opened.index, opened.paths, opened.layout.splits() if opened.layout.lists else [], write
+    return opened.index, opened.paths, opened.layout.splits(), write
 
 
 def _coco(root: Path, source: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
@@ -112,7 +112,8 @@ def _coco(root: Path, source: str | None) -> tuple[Index, Sequence[str], list[st
 
 
 def _yolo(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
-    images = Finder(root).images(str(Path(root).absolute()))
+    finder = Finder(root)
+    images = finder.images(finder.root)
     if not images:
         raise UserError(f"{root} holds no image")
     opened = YOLOSource(root, "", images)

@@ -252,10 +252,12 @@ class YOLOSource(Source):
 
     def _faults_of(self, index: Index, sizes: np.ndarray, paths: Sequence[str]) -> dict[int, list[Fault]]:
         """Label files of several images, and of images whose size is not known."""
-        counts, faults = Counter(self._labels), dict[int, list[Fault]]()
+        images: dict[str, list[str]] = {}
+        for label, path in zip(self._labels, paths):
+            images.setdefault(label, []).append(os.path.basename(path))
+        faults: dict[int, list[Fault]] = {}
         for row, label in enumerate(self._labels):
-            if counts[label] > 1:
-                names = [os.path.basename(other) for other, own in zip(paths, self._labels) if own == label]
+            if len(names := images[label]) > 1:
                 faults[row] = [Fault(0, f"it is the label file of {len(names)} images: {', '.join(names)}")]
             elif not sizes[row].all() and index.first[row] < index.first[row + 1]:
                 faults[row] = [Fault(0, "its image is missing or broken, so the boxes are of unknown size")]

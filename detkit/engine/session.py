@@ -51,7 +51,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
         run = Run(settings, folder, device, data, val, test, resumed)
-        for note in notes_on([source for dataset in datasets for source in dataset.opened]):
+        for note in notes_on(datasets):
             run.say(f"note: {note}")
         run_stages(detector, run)
         finish(run)

@@ -11,7 +11,7 @@ import pytest
 
 from detkit.config import DataConfig
 from detkit.data import index, voc_index
-from detkit.data.dataset import parse_splits
+from detkit.data.dataset import notes_on, parse_splits
 from detkit.data.opening import open_dataset
 from detkit.data.voc import VOC_CLASSES, VOCDataset
 from detkit.errors import UserError
@@ -203,7 +203,7 @@ def test_exif_orientation_is_applied_whatever_the_xml_states(one, tmp_path):
     data = VOCDataset([(root, "all")])
     np.testing.assert_array_equal(data.image(0), image)
     assert data.sizes.tolist() == [[40, 60]]
-    assert any("the image is 40x60, its annotation says 60x40" in note for note in data.notes())
+    assert any("the image is 40x60, its annotation says 60x40" in note for note in notes_on([data]))
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "folder"])
