@@ -10,6 +10,7 @@ image, where they are read (voc_index.py) and turn back where they are written (
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +123,12 @@ class VOCRoot:
         self.index: Index = read_index(self._finder, self.layout.folder, self.layout.names)
         self.faults: dict[int, list[Fault]] = {}
         self.paths: list[str] = []
+        counts = Counter(self.index.ids.tolist())
         for row, (name, stated) in enumerate(zip(self.layout.names, self.index.files.tolist())):
             path, fault = self._find(name[:-4], stated)
             self.paths.append(path)
+            if counts[name[:-4]] > 1:
+                fault = "another file has this name, but for upper and lower case of its suffix"
             if fault:
                 self.faults[row] = [Fault(0, fault)]
         self.sizes = image_sizes(self._finder, "", self.paths)

@@ -36,7 +36,7 @@ def parse_annotation(content: bytes) -> AnnotatedImage:
         text = f"not valid XML: {ErrorString(error.code)} (line {line}, column {column})"
         return AnnotatedImage("", faults=[Fault(0, text)])
     except ValueError as error:
-        return AnnotatedImage("", faults=[Fault(0, str(error))])
+        return AnnotatedImage("", faults=[Fault(0, f"not valid XML: {error}")])
     if root.tag != "annotation":
         return AnnotatedImage("", faults=[Fault(0, f"not a VOC annotation: the outer element is <{root.tag}>")])
     size = as_size(root.findtext("size/width"), root.findtext("size/height"))
@@ -64,8 +64,8 @@ def _decode(content: bytes) -> str:
     except LookupError:
         raise ValueError(f"unknown encoding {declared!r}") from None
     except UnicodeError:
-        how = f"the {declared} that it declares" if declared else f"{start or 'UTF-8'}, and it declares nothing else"
-        raise ValueError(f"not the text that it should be, in {how}") from None
+        how = f"{declared}, as it declares" if declared else f"{start or 'UTF-8'}, and declares nothing else"
+        raise ValueError(f"it is no text in {how}") from None
 
 
 def _object(element: ElementTree.Element, number: int) -> AnnotatedObject | str:
