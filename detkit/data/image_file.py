@@ -17,9 +17,11 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 MAX_PIXELS = 178_956_970  # of an image: Pillow's limit, now OpenCV's too, which else takes GiB for a file of some KiB
-SEARCHED = 1 << 17  # first bytes of a JPEG that hold its EXIF
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: beyond 4 GB
 OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
+# first bytes of formats -> what is in the SEARCHED first bytes of their files where they have an orientation
+SEARCHED = 1 << 16
+MARKS = {JPEG: (b"Exif\0", b"/xap/"), b"\x89P": (b"eXIf",), b"BM": (), b"P5": (), b"P6": ()}
 
 # read when cv2 is imported, so it comes before that
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -75,19 +77,22 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn stored pixels (H, W, 3) upright by their EXIF orientation."""
+    import cv2
+
     if orientation in TURNED:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = cv2.transpose(pixels)
     if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
+        pixels = cv2.flip(pixels, 1)  # left and right
     if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+        pixels = cv2.flip(pixels, 0)
+    return pixels
 
 
 def _header_of(data: np.ndarray) -> tuple[int, int, int] | None:
-    """See `_header`; of a JPEG without EXIF and XMP, which is upright, nothing need be read."""
+    """See `_header`; of a file without a mark of EXIF and XMP, which is upright, nothing need be read."""
     head = data[:SEARCHED].tobytes()
-    if head.startswith(JPEG) and b"Exif" not in head and b"/xap/" not in head:
+    marks = MARKS.get(head[:2])
+    if marks is not None and not any(mark in head for mark in marks):
         return None
     return _header(BytesIO(data.tobytes()))
 
