@@ -174,8 +174,8 @@ def check_boxes(where: str, boxes: np.ndarray) -> None:
 def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np.ndarray) -> None:
     """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond image `i` of a data set.
 
-    Its size is what the annotation says, which may be nothing; where boxes don't fit that, the image's own, if it is
-    there.
+    Where the image could not be read when the data set was opened, its size is what the annotation says, which may be
+    nothing; where boxes don't fit that, the image's own, if it is there now.
     """
     size = dataset.sizes[i]
     bad = _outside(boxes, np.where(size > 0, size, np.inf))
