@@ -1,7 +1,7 @@
 """The base of all batched structures: dataclasses whose methods work field by field."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ SHARED = {"shared": True}  # the same for all rows of a batch, such as the names
 OF_IMAGES = {"of_images": True}  # (B, ...), where the other fields are (B, N, ...)
 
 
+@dataclass(frozen=True)
 class Batched:
     """A frozen dataclass whose fields share their first dimension, the batch; all methods work field by field.
 
@@ -23,8 +24,7 @@ class Batched:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy with `function` applied to every tensor."""
-        values = {name: _map(getattr(self, name), function) for name in _names(self)}
-        return replace(self, **values)  # pyright: ignore[reportArgumentType]
+        return replace(self, **{item.name: _map(getattr(self, item.name), function) for item in fields(self)})
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy on `device`; from pinned memory the copy to a GPU does not block."""
@@ -41,9 +41,8 @@ class Batched:
 
         Tensors are views where `rows` is a slice. An index on a GPU costs a sync where a field is a tuple.
         """
-        shared = {item.name for item in fields(self) if item.metadata.get("shared")}  # pyright: ignore[reportArgumentType]
-        values = {name: _part(getattr(self, name), rows) for name in _names(self) if name not in shared}
-        return replace(self, **values)  # pyright: ignore[reportArgumentType]
+        names = [item.name for item in fields(self) if not item.metadata.get("shared")]
+        return replace(self, **{name: _part(getattr(self, name), rows) for name in names})
 
     @classmethod
     def cat(cls, items: Sequence[Self]) -> Self:
@@ -54,7 +53,7 @@ class Batched:
         if not items:
             raise ValueError(f"{cls.__name__}.cat: no batches to join")
         values: dict[str, Any] = {}
-        for item in fields(items[0]):  # pyright: ignore[reportArgumentType]
+        for item in fields(items[0]):
             where = f"{cls.__name__}.{item.name}"
             column = [getattr(one, item.name) for one in items]
             if item.metadata.get("shared"):
@@ -63,25 +62,18 @@ class Batched:
                 values[item.name] = column[0]
             else:
                 values[item.name] = _cat(where, column, item.metadata.get("padding", 0))
-        return replace(items[0], **values)  # pyright: ignore[reportArgumentType]
+        return replace(items[0], **values)
 
 
+@dataclass(frozen=True)
 class BatchedObjects(Batched):
     """A batch whose tensors are (B, N, ...): N objects, boxes or proposals of each image, some of them padding."""
 
     def take(self, index: Tensor) -> Self:
         """Return the objects (B, K) that `index`, (B, K) int64, names of each image; those at -1 are padding."""
-        values = {}
-        for item in fields(self):  # pyright: ignore[reportArgumentType]
-            if not item.metadata.get("of_images"):
-                padding = item.metadata.get("padding", 0)
-                function = partial(_take, index=index, padding=padding)
-                values[item.name] = _map(getattr(self, item.name), function)
-        return replace(self, **values)  # pyright: ignore[reportArgumentType]
-
-
-def _names(batch: Batched) -> list[str]:
-    return [item.name for item in fields(batch)]  # pyright: ignore[reportArgumentType]
+        objects = [item for item in fields(self) if not item.metadata.get("of_images")]
+        takes = {item.name: partial(_take, index=index, padding=item.metadata.get("padding", 0)) for item in objects}
+        return replace(self, **{name: _map(getattr(self, name), take) for name, take in takes.items()})
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -8,19 +8,23 @@ from omegaconf import MISSING
 from detkit.errors import UserError
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
 
 
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise UserError(f"{key}: {value} is less than {least}")
+def at_least(section: str, config: Any, least: float, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if value not in (None, MISSING) and value < least:
+            raise UserError(f"{section}.{key}: {value} is less than {least}")
 
 
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{key}: {value} is not positive")
+def positive(section: str, config: Any, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{section}.{key}: {value} is not positive")
 
 
 @dataclass
@@ -65,7 +69,7 @@ class DataConfig:
     """The best so many proposals of each image, padded where it has fewer; 0: all, padded to the most in a batch."""
 
     def __post_init__(self) -> None:
-        _at_least("data.proposal_count", self.proposal_count, 0)
+        at_least("data", self, 0, "proposal_count")
 
 
 @dataclass
@@ -127,29 +131,15 @@ class TrainConfig:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
 
     def __post_init__(self) -> None:
-        _one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
-        _one_of("train.schedule", self.schedule, ("steps", "cosine"))
-        _one_of("train.amp", self.amp, ("none", "auto", "bf16", "fp16"))
-        for key in ("iterations", "batch", "accumulate"):
-            if getattr(self, key) != MISSING:
-                _at_least(f"train.{key}", getattr(self, key), 1)
-        for key in (
-            "warmup",
-            "warmup_lr",
-            "evaluate_every",
-            "save_every",
-            "workers",
-            "ema",
-            "weight_decay",
-            "momentum",
-        ):
-            _at_least(f"train.{key}", getattr(self, key), 0)
-        for key in ("lr", "gamma"):
-            _positive(f"train.{key}", getattr(self, key))
+        one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
+        one_of("train.schedule", self.schedule, ("steps", "cosine"))
+        one_of("train.amp", self.amp, ("none", "auto", "bf16", "fp16"))
+        at_least("train", self, 1, "iterations", "batch", "accumulate")
+        at_least("train", self, 0, "warmup", "warmup_lr", "evaluate_every", "save_every", "workers")
+        at_least("train", self, 0, "ema", "weight_decay", "momentum")
+        positive("train", self, "lr", "gamma", "clip")
         if self.ema >= 1:
             raise UserError(f"train.ema: {self.ema} is not below 1")
-        if self.clip is not None:
-            _positive("train.clip", self.clip)
         if self.batch % self.accumulate:
             raise UserError(f"train.batch: {self.batch} is not a multiple of train.accumulate {self.accumulate}")
 
@@ -179,8 +169,8 @@ class DetectConfig:
     `fast` or `quality`."""
 
     def __post_init__(self) -> None:
-        _one_of("detect.nms", self.nms, ("hard", "linear", "gaussian"))
-        _positive("detect.sigma", self.sigma)
+        one_of("detect.nms", self.nms, ("hard", "linear", "gaussian"))
+        positive("detect", self, "sigma")
         if not self.scales:
             raise UserError("detect.scales: empty; [1.0] is the usual size alone")
         for scale in self.scales:
@@ -188,9 +178,8 @@ class DetectConfig:
                 raise UserError(f"detect.scales: {scale:g} is not between 0.1 and 10")
         if len(set(self.scales)) < len(self.scales):
             raise UserError(f"detect.scales: {', '.join(f'{scale:g}' for scale in self.scales)} names one twice")
-        _at_least("detect.top_k", self.top_k, 1)
-        _at_least("detect.detections_per_image", self.detections_per_image, 1)
-        _one_of("detect.proposals", self.proposals, ("single", "fast", "quality"))
+        at_least("detect", self, 1, "top_k", "detections_per_image")
+        one_of("detect.proposals", self.proposals, ("single", "fast", "quality"))
         if not 0 <= self.nms_iou <= 1:
             raise UserError(f"detect.nms_iou: {self.nms_iou} is not between 0 and 1")
 
@@ -205,8 +194,8 @@ class EvaluateConfig:
     """Images at once."""
 
     def __post_init__(self) -> None:
-        _one_of("evaluate.metric", self.metric, ("voc07", "voc", "coco"))
-        _at_least("evaluate.batch", self.batch, 1)
+        one_of("evaluate.metric", self.metric, ("voc07", "voc", "coco"))
+        at_least("evaluate", self, 1, "batch")
 
 
 @dataclass

@@ -9,19 +9,14 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigKeyError,
-    GrammarParseError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from detkit import extensions
 from detkit.backbones import BACKBONES
 from detkit.config import Config
 from detkit.data.formats import DATASETS
 from detkit.errors import UserError, did_you_mean
-from detkit.files import write_atomic
+from detkit.files import write_file
 from detkit.models import MODELS, model_config_type
 
 
@@ -40,31 +35,29 @@ def parse_config(
 
     trusted: whether the code that `values` names in `imports` is run; that of the arguments is.
     """
-    arguments = [(f"argument {text!r}", parse_override(text)) for text in overrides or []]
-    for layer in [values, *(layer for _, layer in arguments)] if trusted else [layer for _, layer in arguments]:
+    layers = [(source, values), *((f"argument {text!r}", parse_override(text)) for text in overrides or [])]
+    for _, layer in layers if trusted else layers[1:]:
         if isinstance(names := layer.get("imports"), ListConfig):  # what is no list is refused below
             extensions.import_code(map(str, names))
     if not trusted:
         _check_code(values, source)
     name = None
-    for _, layer in [(source, values), *arguments]:
-        model = layer.get("model") if isinstance(layer, DictConfig) else None
+    for _, layer in layers:
+        model = layer.get("model")
         name = model.get("name", name) if isinstance(model, DictConfig) else name
     if name is None:
         raise UserError(f"{source}: model.name is missing; an example: model: {{name: ssd}}")
     try:
-        schema = OmegaConf.structured(Config)
-        schema.model = OmegaConf.structured(model_config_type(str(name)))
+        merged = OmegaConf.structured(Config)
+        merged.model = OmegaConf.structured(model_config_type(str(name)))
     except UserError as error:
         raise UserError(f"{source}: model.name: {error}") from None
-    merged = schema
-    for origin, layer in [(source, values), *arguments]:
+    for origin, layer in layers:
         merged = _merge(merged, layer, origin)
     config = _to_object(merged, source)
-    formats = ("auto", "voc", "coco", "yolo", "shapes", *DATASETS)
+    formats = dict.fromkeys(("auto", "voc", "coco", "yolo", "shapes", *DATASETS))
     if config.data.format not in formats:
-        known = ", ".join(dict.fromkeys(formats))
-        raise UserError(f"{source}: data.format: {config.data.format!r} is not one of {known}")
+        raise UserError(f"{source}: data.format: {config.data.format!r} is not one of {', '.join(formats)}")
     if trusted:  # the command line's --import is part of an experiment, too
         config.imports += [name for name in extensions.imported if name not in config.imports]
     return config
@@ -72,11 +65,7 @@ def parse_config(
 
 def _check_code(values: DictConfig, source: str) -> None:
     """Raise UserError where names are unknown that the code in `imports` would register."""
-    known = {
-        "model.name": MODELS,
-        "model.backbone.name": BACKBONES,
-        "data.format": ("auto", "shapes", *DATASETS),
-    }
+    known = {"model.name": MODELS, "model.backbone.name": BACKBONES, "data.format": ("auto", "shapes", *DATASETS)}
     for key, names in known.items():
         name = OmegaConf.select(values, key)
         if values.get("imports") and isinstance(name, str) and "/" not in name and name not in names:
@@ -122,7 +111,7 @@ def parse_override(text: str) -> DictConfig:
 
 def save_config(path: str | Path, config: Config) -> None:
     """Write the resolved config as YAML."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    write_file(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -155,13 +144,14 @@ def _reason(base: DictConfig, layer: DictConfig, error: Exception) -> str:
         return f"{key}: expected a list such as [a, b]" if "ListConfig" in reason else f"{key}: {reason}"
     for key in layer:
         node, value = OmegaConf.select(base, str(key)), layer[key]
-        if isinstance(node, DictConfig) and not isinstance(value, DictConfig):
+        if not isinstance(node, DictConfig):
+            continue
+        if not isinstance(value, DictConfig):
             return f"{key}: {value!r} is not a mapping with keys such as {', '.join(map(str, list(node)[:3]))}"
-        if isinstance(node, DictConfig) and isinstance(value, DictConfig):
-            try:
-                OmegaConf.merge(node, value)
-            except (OmegaConfBaseException, ValueError, TypeError) as inner:
-                return f"{key}.{_reason(node, value, inner)}"
+        try:
+            OmegaConf.merge(node, value)
+        except (OmegaConfBaseException, ValueError, TypeError) as inner:
+            return f"{key}.{_reason(node, value, inner)}"
     return " ".join(str(error).split())
 
 
@@ -173,5 +163,5 @@ def _to_object(merged: DictConfig, source: str) -> Config:
         return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    except (MissingMandatoryValue, GrammarParseError, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None

@@ -45,10 +45,8 @@ def _import(name: str) -> None:
             raise UserError(f"imports: {name} imports {error.name!r}, which is not installed") from None
         raise UserError(f"imports: no module {name!r}; a file is named with .py, as in {name}.py") from None
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}:{frame.lineno}"
-        if isinstance(error, SyntaxError):
-            where = f"{error.filename}:{error.lineno}"
+        at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{at.filename}:{at.lineno}"
         raise UserError(f"imports: {name} fails at {where}: {type(error).__name__}: {error}") from None
     file = getattr(imported_module, "__file__", None)
     if path is not None and (file is None or Path(file).resolve() != path):

@@ -5,9 +5,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detkit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def read_text(path: str | os.PathLike[str], hint: str = "") -> str:
@@ -56,3 +59,22 @@ def save_atomic(path: str | os.PathLike[str], save: Callable[[Path], Any]) -> No
     """Let `save` write to a temporary path which then becomes `path`."""
     with atomic_path(path) as temporary:
         save(temporary)
+
+
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """`write_atomic` whose errors (no space, no rights) name the file in one line."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        kept = "; the earlier file is intact" if Path(path).exists() else ""
+        raise UserError(f"{path}: {error.strerror or error}, nothing written{kept}") from None
+
+
+def write_image(path: Path, image: "np.ndarray") -> None:
+    """Write an (H, W, 3) RGB uint8 image in the format of the path's suffix; errors as in `write_file`."""
+    import cv2
+
+    good, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not good:
+        raise UserError(f"{path}: OpenCV cannot write {path.suffix} images")
+    write_file(path, content.tobytes())

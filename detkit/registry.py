@@ -17,14 +17,13 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
 
-    def register(self, *names: str) -> Callable[[E], E]:
-        """Decorator that stores a builder under one or more names."""
+    def register(self, name: str) -> Callable[[E], E]:
+        """Decorator that stores a builder under a name."""
 
         def store(entry: E) -> E:
-            for name in names:
-                if name in self._entries:
-                    raise ValueError(f"{self.kind} {name!r} is registered twice")
-                self._entries[name] = entry  # pyright: ignore[reportArgumentType]  (E is a T, which it cannot say)
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry  # pyright: ignore[reportArgumentType]  (E is a T, which it cannot say)
             return entry
 
         return store

@@ -16,8 +16,13 @@ from detkit.batched import LABELS, OF_IMAGES, SHARED, Batched, BatchedObjects
 
 
 def _expect(structure: object, name: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
-    """Raise ValueError unless the field's shape fits (None = any size); reads no tensor values, so never syncs."""
-    tensor: Tensor = getattr(structure, name)
+    """Raise ValueError unless the field, where it is there, is of this shape (None = any size) and type.
+
+    Reads no tensor values, so never syncs.
+    """
+    tensor: Tensor | None = getattr(structure, name)
+    if tensor is None:
+        return
     fits = tensor.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, tensor.shape))
     if not fits:
         expected = ", ".join("*" if size is None else str(size) for size in shape)
@@ -26,10 +31,17 @@ def _expect(structure: object, name: str, shape: tuple[int | None, ...], dtype: 
         raise ValueError(f"{type(structure).__name__}.{name}: expected {dtype}, got {tensor.dtype}")
 
 
-def _expect_extra(structure: object, extra: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-    """Raise ValueError unless every extra field begins with this shape."""
-    for name, tensor in extra.items():
-        if tensor.shape[: len(shape)] != tuple(shape):
+def _expect_objects(structure: Any, ndim: int, **dtypes: torch.dtype | None) -> None:
+    """Raise ValueError unless `labels` has so many dimensions, and the other fields as many objects, of these types.
+
+    `boxes` ends with 4 numbers more, extra fields with whatever they have.
+    """
+    _expect(structure, "labels", (None,) * ndim, torch.int64)
+    shape = tuple(structure.labels.shape)
+    for name, dtype in dtypes.items():
+        _expect(structure, name, (*shape, 4) if name == "boxes" else shape, dtype)
+    for name, tensor in structure.extra.items():
+        if tensor.shape[:ndim] != shape:
             expected = ", ".join(map(str, shape))
             where = f"{type(structure).__name__}.extra[{name!r}]"
             raise ValueError(f"{where}: expected shape ({expected}, ...), got {tuple(tensor.shape)}")
@@ -49,8 +61,7 @@ class Proposals(BatchedObjects):
     def __post_init__(self) -> None:
         _expect(self, "valid", (None, None), torch.bool)
         _expect(self, "boxes", (*self.valid.shape, 4), torch.float32)
-        if self.scores is not None:
-            _expect(self, "scores", tuple(self.valid.shape), torch.float32)
+        _expect(self, "scores", tuple(self.valid.shape), torch.float32)
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -64,17 +75,14 @@ class Proposals(BatchedObjects):
         They are padded to the largest r (at least 1), or cut and padded to `count`.
         """
         count = max([1, *map(len, boxes)]) if count is None else count
-        # a batch of no images, so that there is always something to join, and `count` regions
-        batches = [_proposals(torch.zeros(0, count, 4), None if scores is None else torch.zeros(0, count))]
+        valid = torch.arange(count) < torch.tensor([[len(image_boxes)] for image_boxes in boxes]).view(-1, 1)
+        padded = torch.zeros(*valid.shape, 4)
+        padded_scores = None if scores is None else torch.zeros(valid.shape)
         for row, image_boxes in enumerate(boxes):  # on the host, where ragged lists become a batch
-            image_scores = None if scores is None else scores[row][None, :count].float()
-            batches.append(_proposals(image_boxes[None, :count].float(), image_scores))
-        return Proposals.cat(batches)
-
-
-def _proposals(boxes: Tensor, scores: Tensor | None) -> Proposals:
-    """Proposals without padding."""
-    return Proposals(boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), scores)
+            padded[row, : len(image_boxes)] = image_boxes[:count]
+            if scores is not None and padded_scores is not None:
+                padded_scores[row, : len(image_boxes)] = scores[row][:count]
+        return Proposals(padded, valid, padded_scores)
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,7 @@ class Targets(BatchedObjects):
     extra: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        batch, objects = self.labels.shape if self.labels.ndim == 2 else (None, None)
-        _expect(self, "labels", (None, None), torch.int64)
-        _expect(self, "boxes", (batch, objects, 4), torch.float32)
-        _expect(self, "ignore", (batch, objects), torch.bool)
-        _expect_extra(self, self.extra, self.labels.shape)
+        _expect_objects(self, 2, boxes=torch.float32, ignore=torch.bool)
 
     @property
     def valid(self) -> Tensor:
@@ -160,8 +164,7 @@ class Predictions(BatchedObjects):
     def __post_init__(self) -> None:
         _expect(self, "scores", (None, None, None))
         batch, anchors, classes = self.scores.shape
-        shape = (batch, anchors, 4) if self.boxes.ndim == 3 else (batch, anchors, classes, 4)
-        _expect(self, "boxes", shape)
+        _expect(self, "boxes", (batch, anchors, 4) if self.boxes.ndim == 3 else (batch, anchors, classes, 4))
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,7 @@ class Detections(BatchedObjects):
     extra: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        _expect(self, "labels", (None, None), torch.int64)
-        _expect(self, "boxes", (*self.labels.shape, 4))
-        _expect(self, "scores", tuple(self.labels.shape))
-        _expect_extra(self, self.extra, self.labels.shape)
+        _expect_objects(self, 2, boxes=None, scores=None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -223,17 +223,8 @@ class TruthSet(Batched):
     extra: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        _expect(self, "labels", (None,), torch.int64)
-        count = len(self.labels)
-        _expect(self, "boxes", (count, 4))
-        _expect(self, "ignore", (count,), torch.bool)
-        for name in ("difficult", "truncated"):
-            if getattr(self, name) is not None:
-                _expect(self, name, (count,), torch.bool)
-        _expect(self, "image", (count,), torch.int64)
-        if self.area is not None:
-            _expect(self, "area", (count,))
-        _expect_extra(self, self.extra, (count,))
+        marks = dict.fromkeys(("ignore", "difficult", "truncated"), torch.bool)
+        _expect_objects(self, 1, boxes=None, image=torch.int64, area=None, **marks)
 
 
 @dataclass(frozen=True)
@@ -253,12 +244,7 @@ class DetectionSet(Batched):
     extra: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        _expect(self, "labels", (None,), torch.int64)
-        count = len(self.labels)
-        _expect(self, "boxes", (count, 4))
-        _expect(self, "scores", (count,))
-        _expect(self, "image", (count,), torch.int64)
-        _expect_extra(self, self.extra, (count,))
+        _expect_objects(self, 1, boxes=None, scores=None, image=torch.int64)
 
     @classmethod
     def from_batches(
@@ -276,10 +262,8 @@ class DetectionSet(Batched):
             parts.append(DetectionSet(boxes, scores, detections.labels[valid], image[valid], (), (), extra=extra))
             ids.extend(names)
         none = torch.zeros(0, dtype=torch.int64)
-        joined = (
-            DetectionSet.cat(parts) if parts else DetectionSet(torch.zeros(0, 4), torch.zeros(0), none, none, (), ())
-        )
-        return replace(joined, ids=tuple(ids), classes=classes)
+        parts = parts or [DetectionSet(torch.zeros(0, 4), torch.zeros(0), none, none, (), ())]
+        return replace(DetectionSet.cat(parts), ids=tuple(ids), classes=classes)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import detkit
 from detkit import extensions
 from detkit.backbones import BACKBONES
-from detkit.cli import run_command
+from detkit.cli import command_parser, run_command
 from detkit.config import Config
 from detkit.data.formats import DATASETS, open_root
 from detkit.data.shapes import draw_shapes
@@ -181,7 +181,7 @@ def test_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         words = shlex.split(line.replace("NAME", "ssd").replace("$split", "train"))
         assert Path(words[0]).is_file(), line
         arguments = shlex.split(re.sub(r"--import \S+", "", shlex.join(words[1:])))  # an option of all commands
-        parser = importlib.import_module(f"detkit.cli.{Path(words[0]).stem}").parser()
+        _, parser = command_parser(Path(words[0]).stem)
         try:
             parser.parse_args(arguments)
         except SystemExit:

@@ -31,7 +31,8 @@ def test_files_have_ordinary_rights_and_folders_are_made(tmp_path):
 
 def test_registry_names_the_nearest():
     registry: Registry = Registry("backbone")
-    registry.register("resnet50", "resnet18")(object)
+    for name in ("resnet50", "resnet18"):
+        registry.register(name)(object)
     assert registry.names("res*") == ["resnet18", "resnet50"]
     with pytest.raises(UserError, match="unknown backbone 'resnt50'; did you mean 'resnet50'"):
         registry.get("resnt50")

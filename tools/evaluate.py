@@ -1,11 +1,6 @@
 """`detkit evaluate`, from a checkout."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from detkit.cli import run_command
+from checkout import run
 
 if __name__ == "__main__":
-    sys.exit(run_command("evaluate"))
+    run(__file__)

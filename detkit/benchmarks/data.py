@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import torch
 
@@ -15,8 +16,6 @@ AUGMENT = ["PhotometricDistort", "Expand", "IoUCrop", "RandomInterpolationResize
 
 def jpegs() -> list[tuple[bytes, np.ndarray]]:
     """Return IMAGES images with structure of all sizes, JPEG-coded, and three boxes each, always the same."""
-    import cv2
-
     random = np.random.default_rng(0)
     made = []
     for _ in range(IMAGES):
@@ -33,8 +32,6 @@ def jpegs() -> list[tuple[bytes, np.ndarray]]:
 
 
 def load_detkit(setting: Setting) -> Job:
-    import cv2
-
     cv2.setNumThreads(0)
     transform = build_train(AUGMENT, InputSpec((SIZE, SIZE)))
     images = jpegs()

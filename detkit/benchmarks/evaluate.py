@@ -6,13 +6,16 @@ there: the same work, though not the same number. COCO's twelve numbers are thos
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from detkit.evaluation import coco_ap, voc_ap
-from detkit.evaluation.pycoco import coco_dicts
+from detkit.evaluation.pycoco import coco_sets
 from detkit.runtime.race import Benchmark, Job, Runner, Setting
 from detkit.structures import DetectionSet, TruthSet
 
@@ -58,85 +61,52 @@ def sets(size: Size, device: str) -> tuple[DetectionSet, TruthSet]:
     return DetectionSet(found, scores, labels, image, ids, classes).to(device), truth.to(device)
 
 
-def ap_detkit(setting: Setting) -> Job:
-
-    detections, truth = sets(VOC_SIZE, setting.device)
-    return lambda: voc_ap(detections, truth)
-
-
-def coco_detkit(setting: Setting) -> Job:
-
-    detections, truth = sets(COCO_SIZE, setting.device)
-    return lambda: coco_ap(detections, truth).summary
+def score_detkit(size: Size, setting: Setting) -> Job:
+    detections, truth = sets(size, setting.device)
+    return lambda: voc_ap(detections, truth) if size == VOC_SIZE else coco_ap(detections, truth).summary
 
 
-def _peer(size: Size, coco_type, evaluator_type) -> Job:
+def pycocotools() -> tuple[Any, Any]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return COCO, COCOeval
+
+
+def faster_coco_eval() -> tuple[Any, Any]:
+    from faster_coco_eval import COCO, COCOeval_faster  # pyright: ignore[reportMissingImports]
+
+    return COCO, COCOeval_faster
+
+
+def score_peer(size: Size, types: Callable[[], tuple[Any, Any]], setting: Setting) -> Job:
     """Let a COCO evaluator work: on VOC's size at IoU .5 alone, on COCO's in full. Reading is not timed."""
-
-    loaded = []
-    with contextlib.redirect_stdout(io.StringIO()):
-        for content in coco_dicts(*sets(size, "cpu")):
-            one = coco_type()
-            one.dataset = content
-            one.createIndex()
-            loaded.append(one)
+    coco_type, evaluator_type = types()
+    loaded = coco_sets(*sets(size, "cpu"), coco_type)
 
     def job() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator = evaluator_type(*loaded, "bbox")
-            if size is VOC_SIZE:
+            if size == VOC_SIZE:
                 evaluator.params.iouThrs = evaluator.params.iouThrs[:1]
                 evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
                 evaluator.params.maxDets = [1, 10, 10_000]
             evaluator.evaluate()
             evaluator.accumulate()
-            if size is COCO_SIZE:
+            if size == COCO_SIZE:
                 evaluator.summarize()
 
     return job
 
 
-def _pycocotools(size: Size) -> Job:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return _peer(size, COCO, COCOeval)
-
-
-def _faster_coco_eval(size: Size) -> Job:
-    from faster_coco_eval import COCO, COCOeval_faster  # pyright: ignore[reportMissingImports]
-
-    return _peer(size, COCO, COCOeval_faster)
-
-
-def ap_pycocotools(setting: Setting) -> Job:
-    return _pycocotools(VOC_SIZE)
-
-
-def ap_faster_coco_eval(setting: Setting) -> Job:
-    return _faster_coco_eval(VOC_SIZE)
-
-
-def coco_pycocotools(setting: Setting) -> Job:
-    return _pycocotools(COCO_SIZE)
-
-
-def coco_faster_coco_eval(setting: Setting) -> Job:
-    return _faster_coco_eval(COCO_SIZE)
-
-
-def _peers(pycocotools, faster_coco_eval) -> list[Runner]:
-    others = [Runner("faster-coco-eval", faster_coco_eval)] if find_spec("faster_coco_eval") else []
-    return [Runner("pycocotools", pycocotools), *others]
-
-
-BENCHMARKS = (
+PEERS = {"pycocotools": pycocotools} | ({"faster-coco-eval": faster_coco_eval} if find_spec("faster_coco_eval") else {})
+BENCHMARKS = tuple(
     Benchmark(
-        f"VOC AP, {VOC_SIZE.images} images, {VOC_SIZE.detections} detections",
-        (Runner("detkit", ap_detkit, True), *_peers(ap_pycocotools, ap_faster_coco_eval)),
-    ),
-    Benchmark(
-        f"COCO's 12 numbers, {COCO_SIZE.images} images, {COCO_SIZE.detections} detections",
-        (Runner("detkit", coco_detkit, True), *_peers(coco_pycocotools, coco_faster_coco_eval)),
-    ),
+        f"{name}, {size.images} images, {size.detections} detections",
+        (
+            Runner("detkit", partial(score_detkit, size), True),
+            *(Runner(peer, partial(score_peer, size, types)) for peer, types in PEERS.items()),
+        ),
+    )
+    for name, size in (("VOC AP", VOC_SIZE), ("COCO's 12 numbers", COCO_SIZE))
 )

@@ -1,5 +1,8 @@
 """Box operations beside torchvision's."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torchvision
 from torch import Tensor
@@ -9,7 +12,7 @@ from detkit.runtime.race import Benchmark, Job, Runner, Setting
 
 IMAGES = 16
 BOXES, CLASSES = 10_000, 20
-THRESHOLD, TOP_K, KEEP = 0.45, 400, 200
+THRESHOLD = 0.45
 
 
 def random_boxes(count: int, device: str, seed: int = 0) -> Tensor:
@@ -28,50 +31,34 @@ def scored(images: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, scores, labels
 
 
-def iou_detkit(setting: Setting) -> Job:
+def compare_boxes(box_iou: Callable[[Tensor, Tensor], Tensor], setting: Setting) -> Job:
     a, b = random_boxes(1000, setting.device), random_boxes(1000, setting.device, 1)
     return lambda: box_iou(a, b)
 
 
-def iou_torchvision(setting: Setting) -> Job:
-    a, b = random_boxes(1000, setting.device), random_boxes(1000, setting.device, 1)
-    return lambda: torchvision.ops.box_iou(a, b)
-
-
-def _nms_detkit(images: int, setting: Setting) -> Job:
+def nms_detkit(images: int, setting: Setting) -> Job:
     boxes, scores, labels = scored(images, setting.device)
     return lambda: nms(boxes, scores, labels, iou=THRESHOLD, top_k=BOXES, max_out=BOXES)
 
 
-def _nms_torchvision(images: int, setting: Setting) -> Job:
+def nms_torchvision(images: int, setting: Setting) -> Job:
     batch = list(zip(*scored(images, setting.device)))
     return lambda: [torchvision.ops.batched_nms(*image, THRESHOLD) for image in batch]
 
 
-def nms_detkit(setting: Setting) -> Job:
-    return _nms_detkit(1, setting)
-
-
-def nms_torchvision(setting: Setting) -> Job:
-    return _nms_torchvision(1, setting)
-
-
-def nms_batch_detkit(setting: Setting) -> Job:
-    return _nms_detkit(IMAGES, setting)
-
-
-def nms_batch_torchvision(setting: Setting) -> Job:
-    return _nms_torchvision(IMAGES, setting)
+def beside_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Callable[[Setting], Job]) -> Benchmark:
+    return Benchmark(name, (Runner("detkit", ours, True), Runner("torchvision", theirs)))
 
 
 BENCHMARKS = (
-    Benchmark("box_iou, 1000 x 1000", (Runner("detkit", iou_detkit, True), Runner("torchvision", iou_torchvision))),
-    Benchmark(
-        f"nms, {CLASSES} classes, {BOXES} boxes",
-        (Runner("detkit", nms_detkit, True), Runner("torchvision", nms_torchvision)),
+    beside_torchvision(
+        "box_iou, 1000 x 1000", partial(compare_boxes, box_iou), partial(compare_boxes, torchvision.ops.box_iou)
     ),
-    Benchmark(
-        f"nms, the same for {IMAGES} images",
-        (Runner("detkit", nms_batch_detkit, True), Runner("torchvision", nms_batch_torchvision)),
+    *(
+        beside_torchvision(name, partial(nms_detkit, images), partial(nms_torchvision, images))
+        for name, images in (
+            (f"nms, {CLASSES} classes, {BOXES} boxes", 1),
+            (f"nms, the same for {IMAGES} images", IMAGES),
+        )
     ),
 )

@@ -6,6 +6,7 @@ same boxes; see search_recall.py for what they are worth.
 
 from functools import partial
 
+import cv2
 import numpy as np
 
 from detkit.benchmarks.contrib import ContribSearch
@@ -25,15 +26,11 @@ def benchmarks(mode: str, contrib: str | None) -> tuple[Benchmark, ...]:
 
 def load_images() -> list[np.ndarray]:
     """Return IMAGES images of (HEIGHT, WIDTH, 3) RGB."""
-    import cv2
-
     coded = [np.frombuffer(jpeg, np.uint8) for jpeg, _ in jpegs()[:IMAGES]]
     return [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)) for data in coded]
 
 
 def search_detkit(mode: str, setting: Setting) -> Job:
-    import cv2
-
     cv2.setNumThreads(1)
     images = load_images()
     return lambda: [selective_search(image, mode) for image in images]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from detkit.benchmarks.contrib import ContribSearch
@@ -49,8 +50,6 @@ def compare(
     python: one that has opencv-contrib. progress: called with (done, total). Raises UserError where it does not run, or
     where there are no objects to find.
     """
-    import cv2
-
     truth = dataset.truth()
     if bool(truth.ignore.all()):
         raise UserError(f"{dataset.name} has no objects to find")
@@ -76,13 +75,12 @@ def compare(
 def rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], truth: TruthSet) -> list[Row]:
     """Measure both lists of (N, 4) boxes, best first, one entry an image."""
     large = [boxes[(boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(1)] for boxes in theirs]
-    found = [
-        row for name, boxes in ((DETKIT, ours), (CONTRIB, theirs), (LARGE, large)) for row in _rows(name, boxes, truth)
-    ]
-    for name, other in ((CONTRIB, theirs), (LARGE, large)):
-        counts = [min(len(a), len(b)) for a, b in zip(ours, other)]
-        for method, boxes in ((DETKIT, ours), (name, other)):
-            found += _rows(method, [part[:count] for part, count in zip(boxes, counts)], truth, equal=True)
+    methods = {DETKIT: ours, CONTRIB: theirs, LARGE: large}
+    found = [row for name, boxes in methods.items() for row in _rows(name, boxes, truth)]
+    for other in (CONTRIB, LARGE):
+        counts = [min(len(a), len(b)) for a, b in zip(ours, methods[other])]
+        for name in (DETKIT, other):
+            found += _rows(name, [part[:count] for part, count in zip(methods[name], counts)], truth, equal=True)
     return found
 
 

@@ -23,7 +23,7 @@ from detkit.checkpoints.torchvision_files import download, from_state, is_state
 from detkit.config import Config
 from detkit.errors import UserError
 from detkit.experiment import from_plain, to_plain
-from detkit.files import write_atomic
+from detkit.files import write_file
 from detkit.models import Detector, build_detector
 
 FORMAT = "detkit 2"
@@ -59,15 +59,6 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_file(path, buffer.getvalue())
-
-
-def write_file(path: str | Path, content: str | bytes) -> None:
-    """`write_atomic` whose errors (no space, no rights) name the file in one line."""
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        kept = "; the earlier file is intact" if Path(path).exists() else ""
-        raise UserError(f"{path}: {error.strerror or error}, nothing written{kept}") from None
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """The command line: `detkit COMMAND ...`, and tools/COMMAND.py, which is the same.
 
-A command is a module of this folder with `parser()` and `run(arguments)`. It imports what is heavy inside `run`, so
-that `--help` is quick, and raises UserError for whatever a user can cause.
+A command is a module of this folder with `DESCRIPTION` and `EPILOG` for --help, `add_arguments(parser)` and
+`run(arguments)`. It imports what is heavy inside `run`, so that `--help` is quick, and raises UserError for whatever a
+user can cause.
 """
 
 import argparse
 import os
 import sys
 from importlib import import_module
+from types import ModuleType
 
-from detkit.errors import UserError
+from detkit.cli.arguments import Parser
+from detkit.errors import UserError, did_you_mean
 
 COMMANDS = {
     "train": "train a detector from a config",
@@ -24,6 +27,7 @@ COMMANDS = {
     "benchmark": "time detkit beside torchvision",
 }
 
+IMPORT = "--import"  # an option of all commands
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -42,31 +46,30 @@ def main(argv: list[str] | None = None) -> int:
         print(version("detkit"))
         return 0
     if argv[0] not in COMMANDS:
-        from detkit.errors import did_you_mean
-
         return _fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
     return run_command(argv[0], argv[1:])
 
 
+def command_parser(name: str) -> tuple[ModuleType, Parser]:
+    """Return a command's module and parser."""
+    command = import_module(f"detkit.cli.{name}")
+    parser = Parser(f"detkit {name}", command.DESCRIPTION, command.EPILOG)
+    command.add_arguments(parser)
+    parser.add_argument(IMPORT, metavar="FILE.py", help="your own models, backbones, formats; repeatable")
+    return command, parser
+
+
 def run_command(name: str, argv: list[str] | None = None) -> int:
     """Run one command; every error that a user can cause becomes one line on stderr and status 2."""
-    module = import_module(f"detkit.cli.{name}")
-    parser = module.parser()
-    code = parser.add_argument(
-        "--import",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="your own models, backbones, formats; repeatable",
-    )
-    argv, names = _take_option(code, sys.argv[1:] if argv is None else argv)
+    command, parser = command_parser(name)
+    argv, names = _take_import(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
     try:
         if names:
             from detkit.extensions import import_code
 
             import_code(names)
-        status = module.run(arguments)
+        status = command.run(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
@@ -82,15 +85,14 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     return status or 0
 
 
-def _take_option(option: argparse.Action, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Return arguments without an option, wherever it stands, also behind an action's name, and its values."""
-    (name,) = option.option_strings
-    if not any(text == name or text.startswith(f"{name}=") for text in argv):
+def _take_import(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return arguments without --import, wherever it stands, also behind an action's name, and its values."""
+    if not any(text == IMPORT or text.startswith(f"{IMPORT}=") for text in argv):
         return argv, []
     alone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    alone.add_argument(name, action="append", dest="values")
+    alone.add_argument(IMPORT, action="append", dest="names")
     taken, rest = alone.parse_known_args(argv)
-    return rest, taken.values
+    return rest, taken.names
 
 
 def _fail(message: str) -> int:

@@ -5,10 +5,12 @@ import json
 from typing import TYPE_CHECKING
 
 from detkit.cli.listing import billions, millions, table, where
+from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.backbones import BackboneSummary
 
+DESCRIPTION = "List the backbones with parameters, FLOPs, maps, and weights that exist. Nothing is downloaded."
 EPILOG = """examples:
   detkit backbones
   detkit backbones 'res*' --size 600
@@ -24,27 +26,18 @@ has the whole address, or the path.
 HEADER = ("name", "parameters", "with tail", "pixels", "GFLOPs", "maps", "weights", "from")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit backbones",
-        description="List the backbones with parameters, FLOPs, maps, and weights that exist. Nothing is downloaded.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: 'res*'; or timm/NAME")
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="a side of the image (default: as the weights were trained, or 224)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with all facts")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the list."""
     from detkit.backbones import BACKBONES, describe_backbone
     from detkit.backbones.timm_models import PREFIX
-    from detkit.errors import UserError
 
     pattern, size = arguments.pattern, arguments.size
     if size is not None and size < 1:

@@ -1,7 +1,15 @@
 """detkit benchmark: detkit beside its peers, in one run."""
 
 import argparse
+import json
+import os
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -11,6 +19,7 @@ BENCHMARKS = ("ops", "data", "detect", "regions", "train", "svm", "evaluate", "p
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
+DESCRIPTION = "Time detkit beside torchvision and others."
 EPILOG = """Each runner has a process of its own; every round runs each once, in turn. The figure is the fastest
 round, the ratio that of the fastest rounds. examples:
   detkit benchmark
@@ -24,14 +33,7 @@ recall`; "equal": of each image, both have as many boxes as the one with fewer. 
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit benchmark",
-        description="Time detkit beside torchvision and others.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all")
     parser.add_argument("--rounds", type=int, default=10, help="times that each runs (default 10)")
     parser.add_argument("--threads", type=int, help="CPU threads of each; default all cores")
@@ -43,22 +45,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", metavar="DIR", help="with --contrib: compare boxes on this data set, too")
     parser.add_argument("--split", action="append", metavar="SPLIT", help="of --root (default test), repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Time every runner of the benchmarks asked for."""
-    from detkit.errors import UserError, did_you_mean
-
     for name in arguments.names:
         if name not in BENCHMARKS:
             raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise UserError("--rounds and --threads are at least 1")
     _check_proposals(arguments)
-
-    import json
-    import os
 
     from rich.console import Console
 
@@ -78,13 +74,12 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(benchmark.name)
             for timing in timings:
                 ratio = timing.best / timings[0].best
+                best, middle = (f"{seconds * 1e3:.2f}" for seconds in (timing.best, timing.median))
                 shown = "" if timing is timings[0] else f"{ratio:.2f}"
                 # at once: a run that is interrupted leaves what it had
-                console.print(
-                    LINE.format("", timing.name, f"{timing.best * 1e3:.2f}", f"{timing.median * 1e3:.2f}", shown)
-                )
-                rows.append({"benchmark": benchmark.name, "runner": timing.name, "best": timing.best})
-                rows[-1] |= {"median": timing.median, "ratio": ratio}
+                console.print(LINE.format("", timing.name, best, middle, shown))
+                figures = {"best": timing.best, "median": timing.median, "ratio": ratio}
+                rows.append({"benchmark": benchmark.name, "runner": timing.name, **figures})
     result: dict[str, Any] = {"machine": _machine(setting), "timings": rows}
     if arguments.root is not None:
         result["proposals"] = _compare(arguments, console)
@@ -94,8 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_proposals(arguments: argparse.Namespace) -> None:
     """Check, and fill in, the options of `proposals` alone."""
-    from detkit.errors import UserError, did_you_mean
-
     asked = "proposals" in (arguments.names or BENCHMARKS)
     for name in ("contrib", "mode", "root", "split"):
         if getattr(arguments, name) is not None and not asked:
@@ -114,10 +107,6 @@ def _check_proposals(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]:
     """Print, and return, what selective search and OpenCV's find on the images of --root."""
-    from dataclasses import asdict
-    from functools import partial
-    from statistics import median
-
     from detkit.benchmarks.search_recall import IOUS, compare
     from detkit.data.formats import open_root
     from detkit.runtime.progress import Progress
@@ -137,15 +126,12 @@ def _compare(arguments: argparse.Namespace, console: "Console") -> dict[str, Any
 
 
 def _benchmarks(name: str, arguments: argparse.Namespace):
-    from importlib import import_module
-
     if name == "proposals":
         from detkit.benchmarks.proposals import benchmarks
 
         return benchmarks(arguments.mode, arguments.contrib)
     if name in ("detect", "train"):
-        modules = (import_module(f"detkit.benchmarks.{module}") for module in ("ssd", "faster_rcnn"))
-        return [benchmark for module in modules for benchmark in getattr(module, name.upper())]
+        return getattr(import_module("detkit.benchmarks.detectors"), name.upper())
     return import_module(f"detkit.benchmarks.{name}").BENCHMARKS
 
 

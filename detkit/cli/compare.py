@@ -2,10 +2,10 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 FAILED = 1  # exit status where a detector failed, and the others were compared
 
+DESCRIPTION = (
+    "Train what is not trained yet, and put all side by side on the same data: mAP, speed, memory, "
+    "size, training time, kinds of errors."
+)
 EPILOG = """examples:
   detkit compare configs/shapes
   detkit compare configs/shapes/ssd.yaml configs/shapes/yolov1.yaml train.iterations=500 --out runs/quick
@@ -30,15 +34,7 @@ regions get them from their stores; the time that making them takes has a column
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = Parser(
-        prog="detkit compare",
-        description="Train what is not trained yet, and put all side by side on the same data: mAP, speed, memory, "
-        "size, training time, kinds of errors.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="+",
@@ -49,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=10, help="times that each detector runs for its speed (default %(default)s)"
     )
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,10 +83,7 @@ def _work(job: "Comparison") -> int:
     from detkit.runtime.progress import Progress
 
     console = Console(highlight=False, soft_wrap=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
+    say = partial(console.print, markup=False)
     with Progress() as bars:
         job.make_proposals(say, bars.update)
         job.train(say, bars.update)

@@ -1,18 +1,25 @@
 """detkit dataset: fetch, check, show, count, convert and split data sets."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from detkit.cli.listing import print_table
 from detkit.errors import UserError
+from detkit.files import write_image
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from detkit.config import Config
     from detkit.data.dataset import DetectionDataset
     from detkit.structures import InputSpec
 
+DESCRIPTION = "Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout."
 EPILOG = """examples:
   detkit dataset fetch voc07
   detkit dataset check --root data/mine
@@ -26,20 +33,17 @@ objects, and difficult, crowd and truncated objects; what a format has no place 
 (<crowd> in VOC's XML, keys of COCO's annotations, flags.json beside YOLO's data.yaml).
 """
 FORMATS = ("voc", "coco", "yolo")
+SUFFIXES = (".jpg", ".jpeg", ".png")  # of what `show` writes
 MAX_LISTED = 200  # problems printed one by one; the table counts them all
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit dataset",
-        description="Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats|convert|split")
 
-    fetch = actions.add_parser("fetch", help="download PASCAL VOC, verified and resumable")
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    fetch = add("fetch", "download PASCAL VOC, verified and resumable")
     fetch.add_argument("name", choices=("voc07", "voc12"), help="voc07: 0.9 GB, voc12: 2 GB")
     fetch.add_argument("--root", default="data", metavar="DIR", help="it becomes DIR/VOCdevkit/VOC20xx (default: data)")
     fetch.add_argument("--mirror", metavar="URL", help="a folder on another server that holds the official files")
@@ -50,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "stats": "count images, objects and sizes of each class",
     }
     for name, text in about.items():
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action = add(name, text)
         action.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root")
         action.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
         action.add_argument("--root", metavar="DIR", help="the folder of a data set, in place of a config")
@@ -68,8 +72,7 @@ def parser() -> argparse.ArgumentParser:
                 "--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT of --root; repeatable"
             )
 
-    text = "write a data set in another format"
-    convert = actions.add_parser("convert", help=text, description=text[0].upper() + text[1:] + ".")
+    convert = add("convert", "write a data set in another format")
     convert.add_argument("source", metavar="ROOT", help="the folder of a data set")
     convert.add_argument("--to", required=True, choices=FORMATS)
     convert.add_argument("--out", required=True, metavar="DIR", help="a new folder; it appears when it is complete")
@@ -84,8 +87,7 @@ def parser() -> argparse.ArgumentParser:
         help="link: hard links, or copies where the disk has no such (default: link)",
     )
 
-    text = "divide a data set at random, each class alike, and write the lists"
-    split = actions.add_parser("split", help=text, description=text[0].upper() + text[1:] + ".")
+    split = add("split", "divide a data set at random, each class alike, and write the lists")
     split.add_argument("source", metavar="ROOT", help="the folder of a data set")
     for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
         split.add_argument(
@@ -96,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="divide", metavar="SPLIT", help="of COCO: which file to divide, if there are several"
     )
     _add_format(split, "--format")
-    return parser
 
 
 def _add_format(parser: argparse.ArgumentParser, option: str) -> None:
@@ -104,27 +105,19 @@ def _add_format(parser: argparse.ArgumentParser, option: str) -> None:
     parser.add_argument(option, dest="format", default="auto", metavar="FORMAT", help=text)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int | None:
     """Do what was asked; 1 where `check` finds problems."""
-    actions = {
-        "fetch": _fetch,
-        "check": _check,
-        "show": _show,
-        "stats": _stats,
-        "convert": _convert,
-        "split": _split,
-    }
+    actions = {"fetch": _fetch, "check": _check, "show": _show, "stats": _stats, "convert": _convert, "split": _split}
     return actions[arguments.action](arguments)
 
 
-def _fetch(arguments: argparse.Namespace) -> int:
+def _fetch(arguments: argparse.Namespace) -> None:
     from detkit.data.fetch import fetch
     from detkit.runtime.progress import Progress
 
     with Progress(transfer=True) as bars:
         folder = fetch(arguments.name, arguments.root, arguments.mirror, bars.update)
     print(f"{arguments.name} is at {folder}")
-    return 0
 
 
 def _config(arguments: argparse.Namespace) -> "Config | None":
@@ -162,14 +155,10 @@ def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], lis
 def _check(arguments: argparse.Namespace) -> int:
     from collections import Counter
 
-    from rich.console import Console
-    from rich.table import Table
-
     from detkit.data.check import check_root
     from detkit.runtime.progress import Progress
 
     sources, classes, kind = _sources(arguments)
-    console = Console(highlight=False, soft_wrap=True)
     roots = list(dict.fromkeys(root for root, _ in sources))
     found = 0
     for root in roots:
@@ -181,18 +170,16 @@ def _check(arguments: argparse.Namespace) -> int:
             print(problem)
         if len(report.problems) > MAX_LISTED:
             print(f"... and {len(report.problems) - MAX_LISTED} more")
-        table = Table("problem", "count")
-        for kind, count in sorted(Counter(problem.kind for problem in report.problems).items()):
-            table.add_row(kind, str(count))
         if report.problems:
-            console.print(table)
+            counts = sorted(Counter(problem.kind for problem in report.problems).items())
+            print_table(("problem", "count"), ((name, str(count)) for name, count in counts), texts=2)
         what = f"{report.images} images, {report.objects} objects, splits {', '.join(report.splits)}"
         print(f"{root}: {what}: {len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)}")
         found += len(report.problems)
     return 1 if found else 0
 
 
-def _stats(arguments: argparse.Namespace) -> int:
+def _stats(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from detkit.data.dataset import notes_on
@@ -202,10 +189,8 @@ def _stats(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     opened = [open_sources([source], classes, kind) for source in sources]
     for dataset in opened:
-        for part in _stats_of(dataset):
-            console.print(part)
+        _print_stats(console, dataset)
     _print_notes(notes_on(opened))
-    return 0
 
 
 def _print_notes(notes: Iterable[str]) -> None:
@@ -213,8 +198,8 @@ def _print_notes(notes: Iterable[str]) -> None:
         print(f"note: {note}")
 
 
-def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
-    """Yield a table per class and a line on the images."""
+def _print_stats(console: "Console", dataset: "DetectionDataset") -> None:
+    """Print a table of the classes and a line on the images."""
     import numpy as np
     from rich.markup import escape
     from rich.table import Table
@@ -240,55 +225,67 @@ def _stats_of(dataset: "DetectionDataset") -> Iterator[Any]:
         table.add_row(
             escape(name), *map(str, counts), spread(size[of_class]), end_section=label == len(dataset.classes) - 1
         )
-    yield table
+    console.print(table)
     each = np.bincount(image, minlength=len(dataset))
     width, height = dataset.sizes.T
-    yield (
+    console.print(
         f"objects per image: {each.mean():.1f} on average, {each.max()} at most, none in {(each == 0).sum()}; "
         f"min, quartiles, max of width: {spread(width)}; of height: {spread(height)}. "
         "Size is the root of a box's area.\n"
     )
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> None:
+    """Draw the first images of the stream, as batches bring them, with their boxes."""
+    from detkit import viz
+    from detkit.data import loader
     from detkit.data.formats import open_root
     from detkit.data.opening import open_dataset
 
     if arguments.images < 1 or arguments.start < 0:
         raise UserError(f"--images {arguments.images} --start {arguments.start}: show at least one image, from 0 on")
+    if Path(arguments.out).suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {arguments.out}: an image's name ends with {', '.join(SUFFIXES)}")
     config = _config(arguments)
     split = arguments.split or "train"
     if config is None:
         dataset = open_root(arguments.root, [split], arguments.format)
-        _write_mosaic(arguments, dataset, _spec(arguments, None, dataset.classes), None)
-        return 0
-    dataset = open_dataset(config.data, split)
+    else:
+        dataset = open_dataset(config.data, split)
     spec = _spec(arguments, config, dataset.classes)
-    _write_mosaic(arguments, dataset, spec, config if split == "train" else None)
-    return 0
+    start, stop = arguments.start, arguments.start + arguments.images
+    if config is not None and split == "train":
+        how, recipe = "augmented for training", replace(config.train, workers=0, batch=1, accumulate=1)
+        batches = loader.train_loader(dataset, spec, config.data, recipe, start=start, stop=stop)
+    else:
+        how, batches = "as for testing", islice(loader.test_loader(dataset, spec, batch=1, workers=0), start, stop)
+    tiles, titles = [], []
+    for images, targets in batches:
+        valid = targets.valid[0]
+        boxes, labels, ignore = (part[0][valid].numpy() for part in (targets.boxes, targets.labels, targets.ignore))
+        image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
+        tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
+        titles.append(images.ids[0])
+    if not tiles:
+        raise UserError(f"--start {start}: {dataset.name} has only {len(dataset)} images")
+    write_image(Path(arguments.out), viz.mosaic(tiles, titles))
+    print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")
 
 
-def _convert(arguments: argparse.Namespace) -> int:
+def _convert(arguments: argparse.Namespace) -> None:
     from detkit.data.convert import convert
     from detkit.runtime.progress import Progress
 
     with Progress() as bars:
-        done = convert(
-            arguments.source,
-            arguments.out,
-            arguments.to,
-            arguments.split,
-            arguments.format,
-            arguments.images,
-            partial(bars.update, "images"),
-        )
+        root, splits, images = arguments.source, arguments.split, arguments.images
+        show = partial(bars.update, "images")
+        done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show)
     _print_notes(done.notes)
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     print(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
-    return 0
 
 
-def _split(arguments: argparse.Namespace) -> int:
+def _split(arguments: argparse.Namespace) -> None:
     from detkit.data.split import split_dataset
 
     shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
@@ -296,7 +293,6 @@ def _split(arguments: argparse.Namespace) -> int:
     if copies:
         print(f"note: {copies} images are byte-identical to others; copies stay in one split")
     print(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
-    return 0
 
 
 def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...]) -> "InputSpec":
@@ -311,44 +307,3 @@ def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple
 
     config.model.backbone.weights = None  # only its input is looked at
     return build_detector(config.model, classes).input
-
-
-def _write_mosaic(
-    arguments: argparse.Namespace, dataset: "DetectionDataset", spec: "InputSpec", training: "Config | None"
-) -> None:
-    """Draw the first images of the stream, as batches bring them, with their boxes."""
-    import cv2
-
-    from detkit import viz
-    from detkit.data import loader
-    from detkit.files import atomic_path
-
-    suffixes = (".jpg", ".jpeg", ".png")
-    if Path(arguments.out).suffix.lower() not in suffixes:
-        raise UserError(f"--out {arguments.out}: an image's name ends with {', '.join(suffixes)}")
-    if training is not None:
-        training.train.workers, training.train.batch = 0, 1
-        stop = arguments.start + arguments.images
-        batches = loader.train_loader(dataset, spec, training.data, training.train, start=arguments.start, stop=stop)
-    else:
-        batches = loader.test_loader(dataset, spec, batch=1, workers=0)
-    tiles, titles = [], []
-    for number, (images, targets) in enumerate(batches):
-        if training is None and number < arguments.start:
-            continue
-        valid = targets.valid[0]
-        labels, ignore = targets.labels[0][valid].numpy(), targets.ignore[0][valid].numpy()
-        image = images.pixels[0].permute(1, 2, 0).contiguous().numpy()
-        boxes = targets.boxes[0][valid].numpy()
-        tiles.append(viz.draw(image, boxes, labels, dataset.classes, ignore=ignore))
-        titles.append(images.ids[0])
-        if len(tiles) == arguments.images:
-            break
-    if not tiles:
-        raise UserError(f"--start {arguments.start}: {dataset.name} has only {len(dataset)} images")
-    mosaic = viz.mosaic(tiles, titles)
-    with atomic_path(arguments.out) as path:
-        if not cv2.imwrite(str(path), cv2.cvtColor(mosaic, cv2.COLOR_RGB2BGR)):
-            raise UserError(f"cannot write {arguments.out}")
-    how = "augmented for training" if training is not None else "as for testing"
-    print(f"{arguments.out}: {len(tiles)} images of {dataset.name}, {how}, {spec}")

@@ -7,13 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate, chain, groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli import explain
-from detkit.cli.detect_job import Job
-from detkit.cli.detect_report import Listing, write_coco, write_csv, write_json
+from detkit.cli.detect_report import Listing, open_all, unused_name, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from detkit.inference.sources import Sources, Video
     from detkit.models import Detector
 
+DESCRIPTION = (
+    "Run a trained detector. Writes each image with its detections drawn, under the same name, and each video as MP4."
+)
 EPILOG = """examples:
   detkit detect runs/cards-1/best.pt image.jpg
   detkit detect runs/cards-1/best.pt images/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
@@ -56,15 +60,7 @@ FORMATS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit detect",
-        description="Run a trained detector. Writes each image with its detections drawn, under the same name, and "
-        "each video as MP4.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
     parser.add_argument(
@@ -90,7 +86,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=_positive, default=8, help="images at once (default %(default)s)")
     explain.add_arguments(parser)
-    return parser
 
 
 def _finite(text: str) -> float:
@@ -139,9 +134,6 @@ def _positive(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detect on every source in the order given."""
-    from dataclasses import replace
-    from itertools import chain, groupby
-
     # the cheap questions first: a misspelt name is answered before torch has loaded
     from detkit.inference.sources import Sources, VideoReader, quiet
 
@@ -167,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from detkit.checkpoints.checkpoint import load_detector
+    from detkit.cli.detect_job import Job
     from detkit.inference.thresholds import score_thresholds
     from detkit.inference.tta import check_scales
     from detkit.runtime import memory
@@ -187,12 +180,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     formats = [name for name in FORMATS if name in arguments.format or (name == "json" and arguments.json)]
-    listings = [_listing(name, arguments, detector, config) for name in formats]
     try:
-        with Interrupt() as stop, _closing(listings):
-            options = {"alone": len(sources) == 1, "crops": arguments.crops, "window": window}
-            job = Job(detector, config, thresholds, arguments.batch, arguments.out, listings, stop, **options)
-            pairs = zip(sources, drawn_names(sources))
+        with Interrupt() as stop, open_all(_listings(formats, arguments, detector, config)) as report:
+            out, crops, batch, alone = arguments.out, arguments.crops, arguments.batch, len(sources) == 1
+            job = Job(detector, config, thresholds, batch, out, report, stop, alone, crops, window)
+            pairs = takewhile(lambda _: not job.is_over(), zip(sources, drawn_names(sources)))
             # images that follow each other share batches
             for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
                 for source, name in group:
@@ -201,12 +193,8 @@ def run(arguments: argparse.Namespace) -> int:
                         job.images(chain([(source, name)], rest), sources.images)
                     else:
                         job.video(source, name)
-                    if job.is_over():
-                        break
-                if job.is_over():
-                    break
             if job.failures == job.sources and not job.is_over():
-                raise UserError(job.last_error or f"none of the {job.sources} sources could be read")
+                raise UserError(f"none of the {job.sources} sources could be read")
     except torch.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
     print(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
@@ -216,44 +204,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if job.failures or job.damaged else 0
 
 
-def _listing(name: str, arguments: argparse.Namespace, detector: "Detector", config: "Config") -> Listing:
-    out, classes = arguments.out, detector.classes
-    if name == "json":
-        score, class_scores = arguments.score
-        settings = config.detect
-        header = {
-            "checkpoint": str(arguments.checkpoint),
-            "model": config.model.name,
-            "classes": list(classes),
-            "score": score,
-            "class_scores": class_scores,
-            "only": arguments.classes,
-            "nms": settings.nms,
-            "nms_iou": settings.nms_iou,
-            "flip": settings.flip,
-            "scales": settings.scales,
-        }
-        return Listing(lambda: write_json(out / FORMATS[name], header))
-    if name == "coco":
-        return Listing(lambda: write_coco(out, classes))
-    if name == "csv":
-        return Listing(lambda: write_csv(out / FORMATS[name], classes))
+def _listings(
+    formats: list[str], arguments: argparse.Namespace, detector: "Detector", config: "Config"
+) -> list[Listing]:
     from detkit.cli.detect_datasets import write_voc, write_yolo
 
-    write = {"voc": write_voc, "yolo": write_yolo}[name]
-    return Listing(lambda: write(out / name, classes))
-
-
-@contextmanager
-def _closing(listings: Iterable[Listing]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for listing in listings:
-            listing.close(whole=False)
-        raise
-    for listing in listings:
-        listing.close(whole=True)
+    settings, (score, class_scores) = config.detect, arguments.score
+    header = {
+        "checkpoint": str(arguments.checkpoint),
+        "model": config.model.name,
+        "classes": list(detector.classes),
+        "score": score,
+        "class_scores": class_scores,
+        "only": arguments.classes,
+        "nms": settings.nms,
+        "nms_iou": settings.nms_iou,
+        "flip": settings.flip,
+        "scales": settings.scales,
+    }
+    json = partial(write_json, header=header)
+    writers = {"json": json, "coco": write_coco, "voc": write_voc, "yolo": write_yolo, "csv": write_csv}
+    return [partial(writers[name], arguments.out / FORMATS[name], detector.classes) for name in formats]
 
 
 def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:
@@ -263,36 +234,24 @@ def drawn_names(sources: "Iterable[Path | Video]") -> Iterator[str]:
     """
     taken: set[str] = set()
     for source in sources:
+        place = source if isinstance(source, Path) else source.place
+        stem, folders, suffix = f"camera{place}", (), ".mp4"
+        if isinstance(place, Path):
+            stem, folders = place.stem, place.absolute().parent.parts[1:]
         if isinstance(source, Path):
-            path = source.absolute()
-            name = path.name if path.suffix.lower() in KEPT_SUFFIXES else path.stem + ".png"
-        elif isinstance(source.place, Path):
-            path = source.place.absolute()
-            name = path.stem + ".mp4"
-        else:
-            path, name = None, f"camera{source.place}.mp4"
-        plain = name
-        if name.lower() in taken and path is not None:
-            folders = [part for part in path.parent.parts if part != path.anchor]
-            while name.lower() in taken and folders:
-                name = f"{folders.pop()}-{name}"
-        number = 2
-        while name.lower() in taken:
-            name = f"{Path(plain).stem}-{number}{Path(plain).suffix}"
-            number += 1
-        taken.add(name.lower())
-        yield name
+            suffix = source.suffix if source.suffix.lower() in KEPT_SUFFIXES else ".png"
+        longer = accumulate(reversed(folders), lambda name, folder: f"{folder}-{name}", initial=stem)
+        stem = next((name for name in longer if f"{name}{suffix}".lower() not in taken), stem)
+        yield unused_name(taken, stem, suffix)
 
 
 def _check_folder(option: str, folder: Path) -> None:
     """Refuse an output folder that can't be one."""
-    for parent in (folder, *folder.absolute().parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise UserError(f"{option} {folder}: {parent} is a file, not a folder")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise UserError(f"{option} {folder}: no permission to write in {parent}")
-            break
+    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not parent.is_dir():
+        raise UserError(f"{option} {folder}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: no permission to write in {parent}")
 
 
 def _check_out(out: Path, sources: "Sources") -> None:

@@ -1,67 +1,66 @@
 """The work of detkit detect: images and videos in; images, videos and lines out."""
 
+import math
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from detkit.cli.detect_crops import crops
-from detkit.cli.detect_report import Listing, Seen
+import numpy as np
+from torch import Tensor
+
+from detkit import viz
+from detkit.cli.detect_report import Add, Seen
+from detkit.config import Config
 from detkit.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from detkit.config import Config
-    from detkit.inference.predict import DetectedImage
-    from detkit.inference.sources import Video
-    from detkit.models import Detector
-    from detkit.runtime.signals import Interrupt
-    from detkit.viz.window import Window
+from detkit.files import write_image
+from detkit.inference.predict import DetectedImage, detect_images
+from detkit.inference.sources import Video, VideoReader, video_writer
+from detkit.models import Detector
+from detkit.runtime.progress import Progress
+from detkit.runtime.signals import Interrupt
+from detkit.viz.window import Window
 
 MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
 
 
+@dataclass
 class Job:
-    """What one command has done so far. `stop` is entered all the while: what it has received ends the work early,
-    with whole files, after the batch at hand. alone: whether there is but one source, whose error is left to the
-    caller, in `last_error`."""
+    """What one command has done so far.
 
-    def __init__(
-        self,
-        detector: "Detector",
-        config: "Config",
-        score_thresholds: "Tensor",
-        batch: int,
-        out: Path,
-        listings: Sequence[Listing],
-        stop: "Interrupt",
-        *,
-        alone: bool = False,
-        crops: Path | None = None,
-        window: "Window | None" = None,
-    ) -> None:
-        self.detector, self.config, self.score_thresholds, self.batch = detector, config, score_thresholds, batch
-        self.out, self.listings, self.stop, self.alone = out, listings, stop, alone
-        self.crops, self.window = crops, window
-        self.sources = self.failures = self.damaged = self.done = 0
-        self.last_error = ""
-        self.ended_a_camera = False  # which only the user can, so that it is no interruption
-        self.counts: Counter[str] = Counter()
+    report: lists what was seen. stop: entered all the while; what it has received ends the work early, with whole
+    files, after the batch at hand. alone: whether there is but one source, whose error ends the work. crops: the folder
+    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption.
+    """
+
+    detector: Detector
+    config: Config
+    score_thresholds: Tensor
+    batch: int
+    out: Path
+    report: Add
+    stop: Interrupt
+    alone: bool
+    crops: Path | None
+    window: Window | None
+    sources: int = 0
+    failures: int = 0
+    damaged: int = 0
+    done: int = 0
+    ended_a_camera: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
 
     def images(self, drawn: Iterator[tuple[Path, str]], count: int) -> None:
         """Detect on image files, given with the names of their drawn images; a line each, or a bar for many.
 
         count: about how many, for the bar.
         """
-        from detkit.runtime.progress import Progress
-
         lines = count < MANY or not sys.stdout.isatty()
         done = 0
         waiting: deque[tuple[Path, str]] = deque()  # read ahead by the detector's threads, in order
@@ -83,24 +82,24 @@ class Job:
                 if not lines:
                     bars.move("images", done, count)
                 if isinstance(result, UserError):
-                    self._failed(result)
+                    if self.alone:
+                        raise result
+                    self.failures += 1
+                    _print_error(str(result))
                 else:
                     seen = Seen(str(path), name, path, result.image, result.detections)
                     counts = self._seen(seen, submit)
                     if self.window is not None:
                         self.window.show(self._draw(seen))
-                    submit(lambda seen=seen: _write_image(self.out / seen.drawn, self._draw(seen)))
+                    submit(self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
                         print(f"{path}  {width}x{height}  {_in_words(counts)}", flush=True)
                 if self.is_over():
                     break
 
-    def video(self, video: "Video", name: str) -> None:
+    def video(self, video: Video, name: str) -> None:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
-        from detkit.inference.sources import VideoReader, video_writer
-        from detkit.runtime.progress import Progress
-
         self.sources += 1
         counts: Counter[str] = Counter()
         times: deque[float] = deque()
@@ -110,7 +109,7 @@ class Job:
         with VideoReader(video) as frames:
             height, width = frames.size
 
-            def images() -> Iterator["np.ndarray"]:
+            def images() -> Iterator[np.ndarray]:
                 for frame, seconds in frames.timed():
                     times.append(seconds)
                     yield frame
@@ -142,7 +141,7 @@ class Job:
         print(f"{video}  {width}x{height}  {number} frames  {_in_words(counts)}", flush=True)
         if frames.cut_off and not self.is_over():
             self.damaged += 1
-            _report(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
+            _print_error(f"{video}: ends after {frames.read} of {frames.count} frames; it may be cut off")
 
     def summary(self, seconds: float, listed: Sequence[str]) -> str:
         """Return the closing line; listed: the files and folders beside the images."""
@@ -154,53 +153,58 @@ class Job:
         images = f"{self.done} image{'s' * (self.done != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
-    def _detect(self, images: "Iterator[Path | np.ndarray]", batch: int) -> "Generator[DetectedImage | UserError]":
-        from detkit.inference.predict import detect_images
-
+    def _detect(self, images: Iterator[Path | np.ndarray], batch: int) -> Generator[DetectedImage | UserError]:
         return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=self.score_thresholds)
 
     def is_over(self) -> bool:
         """Whether the user has ended it."""
         return bool(self.stop.received) or (self.window is not None and not self.window.open)
 
-    def _seen(self, seen: Seen, submit: Callable[[Callable[[], None]], None]) -> Counter[str]:
+    def _seen(self, seen: Seen, submit: Callable[..., None]) -> Counter[str]:
         """Count, list and cut out the detections of an image or frame."""
-        for listing in self.listings:
-            listing.add(seen)
+        self.report(seen)
         if self.crops is not None:
-            for path, pixels in crops(self.crops, seen, self.detector.classes):
-                submit(lambda path=path, pixels=pixels: _write_image(path, pixels))
+            for path, pixels in _crops(self.crops, seen, self.detector.classes):
+                submit(write_image, path, pixels)
         counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
         self.counts += counts
         self.done += 1
         return counts
 
-    def _failed(self, error: UserError) -> None:
-        self.failures += 1
-        if self.alone:
-            self.last_error = str(error)
-        else:
-            _report(str(error))
-
-    def _draw(self, seen: Seen) -> "np.ndarray":
-        from detkit.viz import draw
-
+    def _draw(self, seen: Seen) -> np.ndarray:
         boxes, scores, labels = seen.detections.image(0)
-        return draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
+        return viz.draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
+
+    def _write_drawn(self, seen: Seen) -> None:
+        write_image(self.out / seen.drawn, self._draw(seen))
 
 
-def _write_image(path: Path, image: "np.ndarray") -> None:
-    import cv2
+def _crops(folder: Path, seen: Seen, classes: Sequence[str]) -> list[tuple[Path, np.ndarray]]:
+    """Return a file name, FOLDER/CLASS/IMAGE-NUMBER, and the pixels, a copy, of each detection that has any.
 
-    from detkit.checkpoints.checkpoint import write_file
+    All pixels that the box touches belong to it; numbers count the image's detections, from 1.
+    """
+    stem, suffix = Path(seen.drawn).stem, Path(seen.drawn).suffix
+    if seen.frame is not None:
+        stem, suffix = f"{stem}-{seen.frame:06d}", ".jpg"
+    width, height = seen.size
+    cuts = []
+    for number, (label, _, (left, top, right, bottom)) in enumerate(seen.rows(), 1):
+        columns = slice(max(0, int(left)), min(width, math.ceil(right)))
+        lines = slice(max(0, int(top)), min(height, math.ceil(bottom)))
+        pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep the image in memory
+        if pixels.size:
+            cuts.append((folder / _folder_name(classes[label]) / f"{stem}-{number}{suffix}", pixels))
+    return cuts
 
-    good, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not good:
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix} images")
-    write_file(path, content.tobytes())
+
+def _folder_name(name: str) -> str:
+    """Return a class's name as a folder can be called."""
+    name = "".join("_" if character in '/\\:*?"<>|' or ord(character) < 32 else character for character in name)
+    return name.strip(" .") or "_"
 
 
-def _report(problem: str) -> None:
+def _print_error(problem: str) -> None:
     print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
@@ -209,13 +213,13 @@ def _in_words(counts: Counter[str]) -> str:
 
 
 @contextmanager
-def _in_background() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Yield a function that runs tasks in a few threads, few waiting at a time; the first error comes back out."""
+def _in_background() -> Iterator[Callable[..., None]]:
+    """Yield a function that calls functions in a few threads, few waiting at a time; the first error comes back out."""
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:
 
-        def submit(task: Callable[[], None]) -> None:
-            waiting.append(pool.submit(task))
+        def submit(function: Callable[..., None], *arguments: Any) -> None:
+            waiting.append(pool.submit(function, *arguments))
             if len(waiting) > 2 * WRITERS:
                 waiting.popleft().result()
 

@@ -2,9 +2,10 @@
 
 import csv
 import json
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,88 +53,108 @@ class Seen:
         return {} if self.frame is None else {"frame": self.frame, "seconds": round(self.seconds or 0.0, 3)}
 
 
-class Listing:
-    """Files that grow entry by entry, so that a long video needs no memory, and appear, complete, at the end.
+Add = Callable[[Seen], None]
+Listing = Callable[[], AbstractContextManager[Add]]  # opens files, and gives a function that adds to them
 
-    That end is also an interruption that waits for the batch at hand; any other error leaves no file. `write` is a
-    generator that is sent each `Seen`, and None at the end.
+
+@contextmanager
+def open_all(listings: Sequence[Listing]) -> Iterator[Add]:
+    """Yield a function that adds an image or frame to all listings.
+
+    Their files grow entry by entry, so that a long video needs no memory, and appear, complete, at the end. That end is
+    also an interruption that waits for the batch at hand; any other error leaves no file.
     """
-
-    def __init__(self, write: Callable[[], Generator[None, Seen | None]]) -> None:
-        self._write = write
-        self._running: Generator[None, Seen | None] | None = None
-
-    def add(self, seen: Seen) -> None:
-        """Append one image or frame."""
-        if self._running is None:
-            # only now, so that a command that finds nothing to read makes no folder
-            self._running = self._write()
-            next(self._running)
-        self._running.send(seen)
-
-    def close(self, whole: bool) -> None:
-        """End the files, or remove them."""
-        if self._running is None:
-            return
-        if whole:
-            next(self._running, None)
-        else:
-            self._running.close()
-
-
-def write_json(path: Path, header: dict[str, Any]) -> Generator[None, Seen | None]:
-    """detections.json: `header`, and under "images" an entry for each image or frame."""
-    classes = header["classes"]
     with ExitStack() as stack:
-        file = _open(stack, path)
-        before = _dump(header)[:-1] + ', "images": ['
-        while (seen := (yield)) is not None:
+        adds: list[Add] = []
+
+        def add(seen: Seen) -> None:
+            if not adds:  # opened only now, so that a command that finds nothing to read makes no folder
+                adds.extend(stack.enter_context(listing()) for listing in listings)
+            for each in adds:
+                each(seen)
+
+        yield add
+
+
+@contextmanager
+def write_json(path: Path, classes: Sequence[str], header: dict[str, Any]) -> Iterator[Add]:
+    """detections.json: `header`, and under "images" an entry for each image or frame."""
+    with open_text(path) as file:
+        file.write(_dump(header)[:-1] + ', "images": [')
+        append = _appender(file)
+
+        def add(seen: Seen) -> None:
             detections = [{"class": classes[label], "score": score, "box": box} for label, score, box in seen.rows()]
             width, height = seen.size
             entry = {"file": seen.source, **seen.moment(), "drawn": seen.drawn, "width": width, "height": height}
-            file.write(before + "\n" + _dump({**entry, "detections": detections}))
-            before = ","
+            append({**entry, "detections": detections})
+
+        yield add
         file.write("\n]}\n")
 
 
-def write_coco(folder: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
+@contextmanager
+def write_coco(path: Path, classes: Sequence[str]) -> Iterator[Add]:
     """coco_results.json, the list that COCO's tools read, and coco_images.json, whose images and categories its ids
     mean: an annotation file without annotations."""
-    with ExitStack() as stack:
-        results, images = (_open(stack, folder / name) for name in ("coco_results.json", "coco_images.json"))
+    with open_text(path) as results, open_text(path.with_name("coco_images.json")) as images:
         categories = [{"id": label, "name": name} for label, name in enumerate(classes, 1)]
         results.write("[")
         images.write('{"categories": ' + _dump(categories) + ', "annotations": [], "images": [')
-        number, comma = 0, ""
-        while (seen := (yield)) is not None:
+        append_result, append_image = _appender(results), _appender(images)
+        numbers = count(1)
+
+        def add(seen: Seen) -> None:
             width, height = seen.size
-            number += 1
-            entry = {"id": number, "file_name": seen.source, "width": width, "height": height, **seen.moment()}
-            images.write("," * (number > 1) + "\n" + _dump(entry))
+            number = next(numbers)
+            append_image({"id": number, "file_name": seen.source, "width": width, "height": height, **seen.moment()})
             for label, score, (left, top, right, bottom) in seen.rows():
                 box = [left, top, round(right - left, 3), round(bottom - top, 3)]
-                result = {"image_id": number, "category_id": label + 1, "bbox": box, "score": score}
-                results.write(comma + "\n" + _dump(result))
-                comma = ","
+                append_result({"image_id": number, "category_id": label + 1, "bbox": box, "score": score})
+
+        yield add
         results.write("\n]\n")
         images.write("\n]}\n")
 
 
-def write_csv(path: Path, classes: Sequence[str]) -> Generator[None, Seen | None]:
+@contextmanager
+def write_csv(path: Path, classes: Sequence[str]) -> Iterator[Add]:
     """detections.csv: a line a detection, under a header; frame and seconds are empty for images."""
-    with ExitStack() as stack:
-        table = csv.writer(_open(stack, path))
+    with open_text(path) as file:
+        table = csv.writer(file)
         table.writerow(COLUMNS)
-        while (seen := (yield)) is not None:
+
+        def add(seen: Seen) -> None:
             frame = [*seen.moment().values()] or ["", ""]
             for label, score, box in seen.rows():
                 table.writerow((seen.source, *frame, *seen.size, classes[label], score, *box))
 
+        yield add
 
-def _open(stack: ExitStack, path: Path) -> IO[str]:
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 file to write, which appears when it is whole."""
     # a name that is no UTF-8 has surrogates in it: written as \udc80, which JSON reads back
-    temporary = stack.enter_context(atomic_path(path))
-    return stack.enter_context(open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline=""))
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+
+
+def unused_name(taken: set[str], stem: str, suffix: str = "") -> str:
+    """Return STEM with its suffix, or STEM-2, ..., the first that is not in `taken`, without regard to case; add it."""
+    names = chain([f"{stem}{suffix}"], (f"{stem}-{number}{suffix}" for number in count(2)))
+    name = next(name for name in names if name.lower() not in taken)
+    taken.add(name.lower())
+    return name
+
+
+def _appender(file: IO[str]) -> Callable[[Any], object]:
+    """Return a function that appends a value to the JSON list that `file` ends with, still empty."""
+    commas = chain([""], repeat(","))
+    return lambda value: file.write(f"{next(commas)}\n{_dump(value)}")
 
 
 def _dump(value: Any) -> str:

@@ -5,9 +5,8 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_atomic
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from detkit.structures import DetectionSet, TruthSet
 Set = TypeVar("Set", "DetectionSet", "TruthSet")
 
+DESCRIPTION = "Average precision of every class. With --out, DIR then holds metrics.json, detections.json and pr/*.png."
 EPILOG = """examples:
   detkit evaluate runs/shapes-1/best.pt
   detkit evaluate runs/voc/best.pt --metric voc --out runs/voc/test evaluate.batch=32 train.device=cuda
@@ -33,15 +33,18 @@ as mAP in metrics.json beside its other numbers; VOC's difficult objects then ar
 METRICS = ("voc07", "voc", "coco")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = Parser(
-        prog="detkit evaluate",
-        description="Average precision of every class. With --out, DIR then holds metrics.json, detections.json and "
-        "pr/*.png.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+class Scored(NamedTuple):
+    """What is reported. protocol: split, dataset, and checkpoint or detections, as metrics.json has them."""
+
+    result: "Result"
+    detections: "DetectionSet"
+    truth: "TruthSet"
+    dataset: "DetectionDataset"
+    protocol: dict[str, str]
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, or torchvision/NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
@@ -68,7 +71,6 @@ def parser() -> argparse.ArgumentParser:
         "errors.json into --out",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,13 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report and arguments.out is None:
         raise UserError("--report needs --out DIR, the folder that report.html is written to")
     if arguments.detections is not None:
-        return _score_detections(arguments)
-    if arguments.checkpoint is not None:
-        return _score_checkpoint(arguments)
-    raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
+        scored = _score_detections(arguments)
+    elif arguments.checkpoint is not None:
+        scored = _score_checkpoint(arguments)
+    else:
+        raise UserError("what to evaluate? a checkpoint, or --detections DIR_OR_JSON --dataset ROOT")
+    _report(arguments, scored)
+    return _compare(scored) if arguments.reference else 0
 
 
-def _score_detections(arguments: argparse.Namespace) -> int:
+def _score_detections(arguments: argparse.Namespace) -> Scored:
     """Score stored detections against annotations."""
     if arguments.checkpoint is not None:
         raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
@@ -123,13 +128,10 @@ def _score_detections(arguments: argparse.Namespace) -> int:
     truth, detections = _only(truth, classes), _only(detections, classes)
     result = score(detections, truth, metric)
     protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
-    _report(arguments.out, result, detections, protocol, time.perf_counter() - start)
-    if arguments.report:
-        _write_report(arguments.out, result, detections, truth, dataset, protocol)
-    return _compare(result, detections, truth) if arguments.reference else 0
+    return Scored(result, detections, truth, dataset, protocol, time.perf_counter() - start)
 
 
-def _score_checkpoint(arguments: argparse.Namespace) -> int:
+def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
     """Run a detector over a split of its config's data set."""
     for name in ("dataset", "classes"):
         if getattr(arguments, name) is not None:
@@ -149,11 +151,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> int:
     to_device(detector, device, config.train.channels_last)
     evaluation = evaluate(detector, dataset, config, device)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
-    _report(arguments.out, evaluation.result, evaluation.detections, protocol, evaluation.seconds)
-    if arguments.report:
-        log = Path(arguments.checkpoint).parent / "log.jsonl"
-        _write_report(arguments.out, evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, log)
-    return _compare(evaluation.result, evaluation.detections, dataset.truth()) if arguments.reference else 0
+    return Scored(evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, evaluation.seconds)
 
 
 def _check_reference(arguments: argparse.Namespace, metric: str) -> None:
@@ -172,7 +170,7 @@ def _only(objects: Set, classes: tuple[str, ...]) -> Set:
     return replace(objects.part(keep), labels=labels[keep], classes=classes)
 
 
-def _compare(result: "Result", detections: "DetectionSet", truth: "TruthSet") -> int:
+def _compare(scored: Scored) -> int:
     """Print COCO's numbers beside those of pycocotools; return 1 where one is not the same to 1e-6."""
     import math
 
@@ -180,51 +178,47 @@ def _compare(result: "Result", detections: "DetectionSet", truth: "TruthSet") ->
 
     from detkit.evaluation import COCOResult, pycocotools_summary, reference_table
 
-    assert isinstance(result, COCOResult), "_check_reference comes first"
-    reference = pycocotools_summary(detections, truth)
+    assert isinstance(scored.result, COCOResult), "_check_reference comes first"
+    summary, reference = scored.result.summary, pycocotools_summary(scored.detections, scored.truth)
     console = Console(highlight=False)
-    console.print(reference_table(result.summary, reference, "pycocotools"))
-    pairs = [(value, reference[name]) for name, value in result.summary.items()]
+    console.print(reference_table(summary, reference, "pycocotools"))
+    pairs = [(value, reference[name]) for name, value in summary.items()]
     wrong = sum(math.isnan(ours) != math.isnan(theirs) or abs(ours - theirs) > 1e-6 for ours, theirs in pairs)
     console.print(f"{wrong} of {len(pairs)} numbers differ by more than 1e-6")
     return 1 if wrong else 0
 
 
-def _report(
-    out: Path | None, result: "Result", detections: "DetectionSet", protocol: dict[str, str], seconds: float
-) -> None:
-    """Print the table; write metrics.json, detections.json and pr/*.png into `out`."""
+def _report(arguments: argparse.Namespace, scored: Scored) -> None:
+    """Print the table; write metrics.json, detections.json and pr/*.png into --out, and what --report asks for."""
     from rich.console import Console
 
     from detkit.evaluation import per_class_table, write_detections
 
     console = Console(highlight=False)
+    result, protocol = scored.result, scored.protocol
     source = protocol.get("checkpoint") or protocol["detections"]
     console.print(per_class_table(result, split=protocol["dataset"], source=source))
+    out: Path | None = arguments.out
     if out is None:
         return
     from detkit.viz import pr_plots
 
-    metrics = {**result.to_dict(), **protocol, "seconds": round(seconds, 3)}
-    write_detections(out / "detections.json", detections)
+    metrics = {**result.to_dict(), **protocol, "seconds": round(scored.seconds, 3)}
+    write_detections(out / "detections.json", scored.detections)
     pr_plots(result.curves, out / "pr")
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     console.print(f"written to {out}: metrics.json, detections.json, pr/", markup=False, soft_wrap=True)
+    if arguments.report:
+        _write_report(out, scored)
 
 
-def _write_report(
-    out: Path,
-    result: "Result",
-    detections: "DetectionSet",
-    truth: "TruthSet",
-    dataset: "DetectionDataset",
-    protocol: dict[str, str],
-    log: Path | None = None,
-) -> None:
-    """Write report.html and errors.json into `out`; log: the log.jsonl of the run, None without one."""
+def _write_report(out: Path, scored: Scored) -> None:
+    """Write report.html and errors.json into `out`; with the losses of the checkpoint's run, where they are."""
+    from detkit.engine.log import read_log
     from detkit.report import write_report
 
     start = time.perf_counter()
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log and log.is_file() else []
+    result, detections, truth, dataset, protocol, _ = scored
+    records = read_log(Path(protocol["checkpoint"]).parent / "log.jsonl") if "checkpoint" in protocol else []
     path = write_report(out, result, detections, truth, dataset, protocol=protocol, records=records)
     print(f"written to {path}, errors.json beside, in {time.perf_counter() - start:.1f} s")

@@ -1,10 +1,12 @@
 """detkit detect --explain: what each step of a detector did with one image."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.errors import UserError
+from detkit.files import write_file, write_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,9 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.explain:
         raise UserError("--truth goes with --explain")
     score, of_classes = arguments.score
-    others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED} | {
-        "--score CLASS=S": of_classes
-    }
+    others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED}
+    others["--score CLASS=S"] = of_classes
     if wrong := [name for name, value in others.items() if value]:
         raise UserError(
             f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
@@ -48,9 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: a file, not a folder")
 
-    from dataclasses import replace
-
-    from detkit.checkpoints.checkpoint import load_detector, write_file
+    from detkit.checkpoints.checkpoint import load_detector
     from detkit.data.image_file import decode_image
     from detkit.explain import draw_sections, explain, explain_page
     from detkit.runtime.device import choose_device, to_device
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = explain(detector, image, config, truth)
     sections = draw_sections(result)
     for number, section in enumerate(sections, 1):
-        write_file(arguments.out / f"{number}-{section.name}.png", _png(section.sheet()))
+        write_image(arguments.out / f"{number}-{section.name}.png", section.sheet())
     height, width = image.shape[:2]
     settings = config.detect
     protocol = (
@@ -107,10 +106,3 @@ def _find_truth(xml: Path | None, path: Path, image: "np.ndarray", classes: tupl
     raise UserError(
         f"--truth {xml}: of an image of {truth.size[0]}x{truth.size[1]}, and {path} has {width}x{height} pixels"
     )
-
-
-def _png(image: "np.ndarray") -> bytes:
-    import cv2
-
-    _, content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return content.tobytes()

@@ -4,12 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detkit.cli.listing import print_table
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
     from detkit.export.onnx import Written
     from detkit.export.svd import SVDResult
 
+DESCRIPTION = (
+    "Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
+    "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other."
+)
 EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --onnx ssd.onnx
   detkit export runs/faster_rcnn-1/best.pt --onnx faster_rcnn.onnx     (two files, -rpn and -head)
@@ -28,20 +33,11 @@ in the number format that the checkpoint's config has for it, the fastest of sev
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit export",
-        description="Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
-        "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
     parser.add_argument("--onnx", metavar="FILE.onnx", type=Path, help="a new file, or the stem of two")
     parser.add_argument("--svd", metavar="LAYER=RANK,...", help="rank that is left of each layer")
     parser.add_argument("--out", metavar="FILE", type=Path, help="with --svd: a new file (default: CHECKPOINT-svd.pt)")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -83,21 +79,15 @@ def _svd(path: Path, ranks: dict[str, int], out: Path | None) -> None:
 
 
 def _report(result: "SVDResult", out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from detkit.export.svd import ROWS
 
-    table = Table()
-    table.add_column("layer")
-    for name in ("rank", "parameters", "after", "error of weight", "ms", "after", "times faster"):
-        table.add_column(name, justify="right")
+    rows = []
     for one in result.layers:
         before, after = one.seconds
         counts, times = (f"{count:,}" for count in one.parameters), (f"{second * 1e3:.2f}" for second in one.seconds)
-        name = one.layer.name
-        table.add_row(name, str(one.layer.rank), *counts, f"{one.layer.error:.4f}", *times, f"{before / after:.2f}")
-    Console(highlight=False).print(table)
+        layer = one.layer
+        rows.append((layer.name, str(layer.after.rank), *counts, f"{layer.error:.4f}", *times, f"{before / after:.2f}"))
+    print_table(("layer", "rank", "parameters", "after", "error of weight", "ms", "after", "times faster"), rows)
     form = "float32" if result.amp == "none" else result.amp
     print(f"error: Frobenius norm, relative to the weight's; ms: {ROWS} regions, CPU, {form}")
     height, width = result.size
@@ -124,18 +114,13 @@ def _onnx(path: Path, out: Path) -> None:
 
 
 def _report_file(written: "Written") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     if written.differences is not None:
-        table = Table()
-        table.add_column("output")
-        for name in ("shape", "largest value", "largest difference"):
-            table.add_column(name, justify="right")
+        header = ("output", "shape", "largest value", "largest difference")
+        rows = []
         for one in written.differences:
             shape = " x ".join(map(str, one.shape))
-            table.add_row(one.output, shape, f"{one.largest:.3g}", f"{one.difference:.2g}")
-        Console(highlight=False).print(table)
+            rows.append((one.output, shape, f"{one.largest:.3g}", f"{one.difference:.2g}"))
+        print_table(header, rows)
     print(f"{written.path}: {written.size / 1e6:.1f} MB")
 
 

@@ -1,6 +1,6 @@
-"""Lists of models and backbones as text: one a line, never truncated or wrapped, so that grep and cut can read them."""
+"""Tables of the commands. Lists are never truncated or wrapped, one thing a line, for grep and cut to read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
@@ -19,6 +19,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
         ).rstrip()
         for line in lines
     )
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> None:
+    """Print rows, with lines between: the first `texts` columns to the left, the others, which are numbers, right."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    drawn = Table(*header[:texts], *(Column(name, justify="right") for name in header[texts:]))
+    for row in rows:
+        drawn.add_row(*row)
+    Console(highlight=False).print(drawn)
 
 
 def where(source: "Source") -> str:

@@ -10,6 +10,7 @@ from detkit.cli.listing import billions, millions, table, where
 if TYPE_CHECKING:
     from detkit.checkpoints.describe import ModelSummary
 
+DESCRIPTION = "List the detectors with papers, parameters, FLOPs, weights that exist, and configs."
 EPILOG = """examples:
   detkit models
   detkit models '*rcnn' --json
@@ -24,17 +25,9 @@ folder configs that use the model.
 HEADER = ("name", "kind", "proposals", "backbone", "input", "parameters", "GFLOPs", "a region", "paper")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit models",
-        description="List the detectors with papers, parameters, FLOPs, weights that exist, and configs.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="a name, with wildcards: '*rcnn'")
     parser.add_argument("--json", action="store_true", help="print JSON, with all facts")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

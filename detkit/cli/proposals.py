@@ -6,12 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import Parser
+from detkit.cli.listing import print_table
 from detkit.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from detkit.config import Config
     from detkit.data.dataset import DetectionDataset
     from detkit.data.proposal_store import ProposalStore
@@ -22,6 +20,7 @@ IOUS = tuple(step / 20 for step in range(10, 21))  # of the curve
 COLUMNS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the table
 LEGEND = "best so many boxes of each image; R@t: recall at IoU t; MABO: mean over classes of the average best overlap"
 
+DESCRIPTION = "Make, measure and convert the regions that R-CNN, SPPnet and Fast R-CNN classify."
 EPILOG = """examples:
   detkit proposals make --root data/VOCdevkit/VOC2007 --split trainval --split test --mode fast
   detkit proposals make configs/voc/fast_rcnn.yaml --split train --out proposals/train.npz
@@ -36,15 +35,8 @@ where it was.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="detkit proposals",
-        description="Make, measure and convert the regions that R-CNN, SPPnet and Fast R-CNN classify.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert", parser_class=Parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="make|recall|convert")
 
     make = actions.add_parser("make", help="make the proposals of a data set, in several processes, resumable")
     make.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML config, or --root, or --checkpoint")
@@ -77,7 +69,6 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="IN", help=".mat, .json or .npz")
     convert.add_argument("out", metavar="OUT", help=".npz, or .json for a store")
     _add_dataset(convert, required=False)
-    return parser
 
 
 def _add_dataset(action: argparse.ArgumentParser, required: bool) -> None:
@@ -120,15 +111,10 @@ def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
     config = load_config(arguments.config, arguments.overrides) if arguments.config is not None else None
     dataset = _dataset_to_make(arguments, config)
     method, mode = arguments.method or "selective_search", arguments.mode or "fast"
+    out, workers = _out(arguments, dataset, method, mode), arguments.workers or os.cpu_count() or 1
     with Progress(unit="images") as bars:
-        return make_store(
-            _out(arguments, dataset, method, mode),
-            dataset,
-            method,
-            {"mode": mode, "seed": 0},
-            workers=arguments.workers or os.cpu_count() or 1,
-            progress=partial(bars.update, "proposals"),
-        )
+        show = partial(bars.update, "proposals")
+        return make_store(out, dataset, method, {"mode": mode, "seed": 0}, workers=workers, progress=show)
 
 
 def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
@@ -150,15 +136,10 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
         config.train.workers = arguments.workers
     of_images = load_config(arguments.config, arguments.overrides) if arguments.config is not None else config
     dataset = _dataset_to_make(arguments, of_images)
+    out = _out(arguments, dataset, "rpn")
     with Progress(unit="images") as bars:
-        return make_rpn_store(
-            _out(arguments, dataset, "rpn"),
-            dataset,
-            detector,
-            config,
-            arguments.checkpoint,
-            progress=partial(bars.update, "proposals"),
-        )
+        show = partial(bars.update, "proposals")
+        return make_rpn_store(out, dataset, detector, config, arguments.checkpoint, show)
 
 
 def _out(arguments: argparse.Namespace, dataset: "DetectionDataset", *how: str) -> Path:
@@ -209,7 +190,6 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _recall(arguments: argparse.Namespace) -> None:
     import torch
-    from rich.console import Console
 
     from detkit.data.proposal_store import StoredProposals, open_store
     from detkit.evaluation.recall import proposal_recall
@@ -227,23 +207,19 @@ def _recall(arguments: argparse.Namespace) -> None:
     numbers = [number for number in NUMBERS if number < max_boxes]
     result = proposal_recall(boxes, truth, [*numbers, None], IOUS)
     what = f"{store.manifest.recipe} on {dataset.name}: {len(dataset)} images, {int(result.objects.sum())} objects"
-    Console(highlight=False).print(_table(result))
+    _print(result)
     print(f"{path}: {what}, difficult ones left out\n{LEGEND}")
     out = Path(arguments.out) if arguments.out is not None else path.with_name(f"{path.stem}-recall.png")
     recall_plot(result, out, what)
     print(f"curves: {out}")
 
 
-def _table(result: "ProposalRecall") -> "Table":
-    from rich.table import Table
-
-    table = Table()
+def _print(result: "ProposalRecall") -> None:
     shown = [index for index, iou in enumerate(result.ious) if iou in COLUMNS]
-    for name in ("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)):
-        table.add_column(name, justify="right")
+    rows = []
     for number, boxes, mabo, recall in zip(
         result.numbers, result.boxes.tolist(), result.mabo.tolist(), result.recall.tolist()
     ):
         name = "all" if number is None else str(number)
-        table.add_row(name, f"{boxes:.1f}", f"{mabo:.4f}", *(f"{recall[index]:.4f}" for index in shown))
-    return table
+        rows.append((name, f"{boxes:.1f}", f"{mabo:.4f}", *(f"{recall[index]:.4f}" for index in shown)))
+    print_table(("best", "boxes", "MABO", *(f"R@{result.ious[index]:g}" for index in shown)), rows, texts=0)

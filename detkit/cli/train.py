@@ -5,9 +5,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from detkit.cli.arguments import Parser
 from detkit.errors import UserError
 
+DESCRIPTION = (
+    "Train a detector. The run's folder then holds config.yaml, env.txt, log.jsonl, last.pt, best.pt, "
+    "metrics.json, plots/ and samples/."
+)
 EPILOG = """examples:
   detkit train configs/shapes/ssd.yaml
   detkit train configs/voc/ssd300_vgg16.yaml train.batch=16 train.amp=bf16 --out runs/voc
@@ -16,20 +19,11 @@ EPILOG = """examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = Parser(
-        prog="detkit train",
-        description="Train a detector. The run's folder then holds config.yaml, env.txt, log.jsonl, last.pt, best.pt, "
-        "metrics.json, plots/ and samples/.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="a YAML file, such as configs/shapes/ssd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config: train.lr=0.01")
     parser.add_argument("--out", metavar="DIR", help="the run's folder, new or empty; default runs/CONFIG-NUMBER")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, by its config.yaml")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,8 +17,7 @@ class ModelEMA(Generic[D]):
     """
 
     def __init__(self, detector: D, decay: float) -> None:
-        self.detector = copy.deepcopy(detector)
-        self.detector.eval().requires_grad_(False)
+        self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
         self.decay = decay
         pairs = list(zip(self.detector.state_dict().values(), detector.state_dict().values()))
         # state_dict's tensors share memory with the modules, and all updates and loads are in place

@@ -52,14 +52,10 @@ def _git_state() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "none"
+    commands = (["git", "-C", root, "rev-parse", "HEAD"], ["git", "-C", root, "status", "--porcelain"])
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain")
+        ran = [subprocess.run(command, capture_output=True, text=True, timeout=10) for command in commands]
     except (OSError, subprocess.TimeoutExpired):
         return "none"
+    commit, changes = (one.stdout.strip() for one in ran)
     return commit + (" with changes" if changes else "")
-
-
-def _git(root: Path, *arguments: str) -> str:
-    ran = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10)
-    return ran.stdout.strip()

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from detkit.checkpoints import checkpoint
 from detkit.data.dataset import DetectionDataset
+from detkit.engine.log import read_log
 from detkit.engine.run import Run
 from detkit.errors import UserError
 from detkit.evaluation import per_class_table
-from detkit.files import save_atomic
+from detkit.files import save_atomic, write_file
 from detkit.inference.evaluate import evaluate
 from detkit.report import write_report
 from detkit.runtime.device import to_device
@@ -41,7 +42,7 @@ def conclude(run: Run) -> None:
     best = run.folder / "best.pt"
     records = []
     if run.writes:
-        records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        records = read_log(run.folder / "log.jsonl")
         loss_plot(records, run.folder / "plots" / "loss.png")
     if run.test is None:
         run.say(f"{best} is not tested, since data.test is empty")
@@ -52,7 +53,7 @@ def conclude(run: Run) -> None:
     if run.writes:
         protocol = {"split": "test", "dataset": run.test.name, "checkpoint": str(best)}
         metrics = evaluation.metrics(**protocol)
-        checkpoint.write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         Console(highlight=False).print(per_class_table(evaluation.result, split=run.test.name, source=str(best)))
         pr_plot(evaluation.result.curves, run.folder / "plots" / "pr.png")
         save_samples(run.test, evaluation.detections, run.folder / "samples")

@@ -3,14 +3,14 @@
 import json
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 
-from detkit.checkpoints.checkpoint import write_file
 from detkit.errors import UserError
+from detkit.files import write_file
 from detkit.runtime.progress import Progress
 
 BAR = "steps"
@@ -40,7 +40,7 @@ class Log:
         self._progress.move(BAR, self._start, self._iterations)
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
         if self._board is not None:
             self._board.close()
@@ -59,7 +59,7 @@ class Log:
         self._progress.move(BAR, done, self._iterations, speed=speed)
         if self._progress.line_due(self._first_losses or done == self._iterations):
             left = (time.monotonic() - self._begun) / (done - self._start) * (self._iterations - done)
-            self.say(f"{done}/{self._iterations}  {status}  {speed}  {_clock(left)} left")
+            self.say(f"{done}/{self._iterations}  {status}  {speed}  {timedelta(seconds=round(left))} left")
         self._first_losses = False
 
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
@@ -90,6 +90,11 @@ class Log:
                     self._board.add_scalar(name, value, entry["iteration"])
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log.jsonl, none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def truncate(path: Path, iteration: int) -> None:
     """Drop the lines after `iteration`, and one cut off by a kill, so that a resumed run does not repeat them."""
     if path.exists():
@@ -106,9 +111,3 @@ def _tensorboard(folder: Path, start: int) -> Any:
         return None
     # a resumed run hides what the killed one wrote after `start`
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

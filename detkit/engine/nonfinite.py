@@ -6,9 +6,9 @@ from typing import NoReturn
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.engine.batches import train_batches
 from detkit.engine.run import Run
 from detkit.errors import UserError
+from detkit.files import write_file
 from detkit.models import SGD
 from detkit.runtime import distributed
 from detkit.structures import InputSpec
@@ -24,20 +24,18 @@ def stop_nonfinite(run: Run, stage: SGD, spec: InputSpec, bad: tuple[int, dict[s
     if bad is None:
         raise UserError("the loss of another process is not finite, see its message")
     iteration, losses = bad
-    images, targets = next(iter(train_batches(run, stage, spec, iteration, iteration + 1, workers=0)))
+    images, targets = next(iter(run.batches(stage, spec, iteration, iteration + 1, workers=0)))
     rank = distributed.rank()
     path = run.folder / (f"nonfinite-{rank}.pt" if rank else "nonfinite.pt")
     content = {
         "iteration": iteration + 1,
         "losses": losses,
         "ids": list(images.ids),
-        "boxes": targets.boxes,
-        "labels": targets.labels,
-        "ignore": targets.ignore,
+        **{name: getattr(targets, name) for name in ("boxes", "labels", "ignore")},
     }
     readable = {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in content.items()}
     readable["losses"] = {name: str(value) for name, value in losses.items()}
-    checkpoint.write_file(path.with_suffix(".json"), json.dumps(readable, indent=1) + "\n")
+    write_file(path.with_suffix(".json"), json.dumps(readable, indent=1) + "\n")
     checkpoint.write(path, {**content, "pixels": images.pixels})
     parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     raise UserError(

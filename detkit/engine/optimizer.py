@@ -1,5 +1,6 @@
-"""The optimiser and its parameter groups."""
+"""The optimiser, its parameter groups and their learning rate."""
 
+import math
 from collections.abc import Iterator
 
 from torch import nn
@@ -46,10 +47,22 @@ def kinds(detector: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                if norm:
-                    yield name, "norm", parameter
-                else:
-                    yield name, "bias" if name.endswith("bias") else "weight", parameter
+                kind = "bias" if name.endswith("bias") else "weight"
+                yield name, "norm" if norm else kind, parameter
+
+
+def learning_rate(config: TrainConfig, iteration: int) -> float:
+    """Return the rate of the step number `iteration` (0-based), a function of it alone: nothing to save or restore.
+
+    Warm-up rises linearly from warmup_lr, just above which it begins, to lr. Then `steps` multiplies by gamma at each
+    milestone reached, and `cosine` falls from lr to (just above) 0 at the last iteration.
+    """
+    if iteration < config.warmup:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (iteration + 1) / config.warmup
+    if config.schedule == "steps":
+        return config.lr * config.gamma ** sum(iteration >= milestone for milestone in config.milestones)
+    progress = (iteration - config.warmup) / max(1, config.iterations - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

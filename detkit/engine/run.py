@@ -3,7 +3,8 @@
 config.yaml  env.txt  log.jsonl  last.pt (all that a resume needs)  best.pt (all that inference needs)
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import torch
 from detkit.checkpoints import checkpoint
 from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
+from detkit.data.loader import train_loader
 from detkit.engine.environment import environment
-from detkit.errors import UserError
+from detkit.engine.log import Log
 from detkit.experiment import save_config
-from detkit.models import Detector
+from detkit.files import write_file
+from detkit.inference.evaluate import evaluate
+from detkit.models import SGD, Detector
 from detkit.runtime import distributed
+from detkit.structures import Images, InputSpec, Targets
+
+Batch = tuple[Images, Targets]
 
 
 @dataclass
@@ -62,13 +69,38 @@ class Run:
         """
         if not self.writes:
             return
-        try:
-            save_config(self.folder / "config.yaml", self.config)
-        except OSError as error:
-            raise UserError(f"{self.folder / 'config.yaml'}: {error.strerror or error}") from None
+        save_config(self.folder / "config.yaml", self.config)
         path = self.folder / "env.txt"
         earlier = path.read_text() + "\n" if path.exists() else ""
-        checkpoint.write_file(path, earlier + environment(self.device, self.config.train.amp))
+        write_file(path, earlier + environment(self.device, self.config.train.amp))
+
+    def batches(
+        self, stage: SGD, spec: InputSpec, start: int, stop: int, workers: int | None = None
+    ) -> Iterable[Batch]:
+        """Return this process's share of the batches of the stage's iterations start..stop-1, for a network's input.
+
+        workers: by default those of the config.
+        """
+        recipe, data = self.config.train, self.config.data
+        if workers is not None:
+            recipe = replace(recipe, workers=workers)
+        if stage.store is not None:
+            data = replace(data, proposals=[str(self.folder / stage.store)], proposal_count=0)
+        rank, world = distributed.rank(), distributed.world_size()
+        return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
+
+    def validate(self, detector: Detector, iteration: int, log: Log) -> None:
+        """Evaluate on val and keep the best as best.pt; without val, or objects in it, the latest is best.pt."""
+        better = True
+        if self.val is not None:
+            evaluation = evaluate(detector, self.val, self.config, self.device)
+            self.metrics = {"iteration": iteration, "stage": self.stage, **evaluation.metrics(split="val")}
+            value = self.metrics["mAP"]
+            better = self.best is None or (value is not None and value > self.best)
+            self.best = value if better else self.best
+            log.evaluation(iteration, self.metrics, better and value is not None)
+        if better:
+            self.save_best(detector, iteration)
 
     def take_resumed(self) -> dict[str, Any] | None:
         """Return, once, the content of last.pt that this stage goes on from."""

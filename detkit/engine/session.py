@@ -1,5 +1,6 @@
 """A training session: config, folder, data, detector, stages, and the test at the end."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,10 @@ from detkit.data.dataset import DetectionDataset, notes_on
 from detkit.data.loader import open_proposals
 from detkit.data.opening import open_dataset, split_names
 from detkit.engine.finish import finish
-from detkit.engine.run import Run
-from detkit.engine.run_folder import check_folder, create_folder
-from detkit.engine.stages import run_stages
+from detkit.engine.stage_context import StageContext
 from detkit.errors import UserError
 from detkit.experiment import load_config, to_plain
-from detkit.models import MODELS, build_detector
+from detkit.models import MODELS, Detector, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
 
@@ -50,7 +49,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         detector.check(data.truth(settings.data.difficult))
         name = "run" if config is None else Path(config).stem
         folder = Path(resume) if resume is not None else distributed.on_main(lambda: create_folder(out, name))
-        run = Run(settings, folder, device, data, val, test, resumed)
+        run = StageContext(settings, folder, device, data, val, test, resumed)
         for note in notes_on(datasets):
             run.say(f"note: {note}")
         run_stages(detector, run)
@@ -58,6 +57,45 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         return folder
     finally:
         distributed.finish()
+
+
+def run_stages(detector: Detector, run: StageContext) -> None:
+    """Run the detector's stages; a resumed run begins with the stage that last.pt was saved in, if it isn't done."""
+    stages = detector.stages()
+    if run.resumed is not None:
+        names = [stage.name for stage in stages]
+        name = run.resumed["training"]["stage"]
+        if name not in names:
+            raise UserError(f"{run.last}: saved in stage {name!r}; this model has {', '.join(names)}")
+        first = names.index(name)
+        run.before = run.config.train.iterations * sum(stage.iterations_factor for stage in stages[:first])
+        if run.resumed["training"].get("finished"):
+            run.restore(detector)
+            first += 1
+        stages = stages[first:]
+    for stage in stages:
+        run.stage = stage.name
+        detector.begin_stage(stage.name)
+        stage.run(detector, run)
+        run.before += run.config.train.iterations * stage.iterations_factor
+
+
+def check_folder(out: str | None) -> None:
+    """Raise UserError where `out` is not a new or empty folder."""
+    if out is not None and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        resume = f"; --resume {out} goes on with the run in it" if (Path(out) / "last.pt").exists() else ""
+        raise UserError(f"--out {out} exists and is not an empty folder{resume}")
+
+
+def create_folder(out: str | None, name: str) -> Path:
+    """Make the folder of a new run: `out`, or the first of runs/NAME-1, -2, ... that does not exist."""
+    numbered = (Path("runs") / f"{name}-{number}" for number in count(1))
+    folder = next(folder for folder in numbered if not folder.exists()) if out is None else Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {error.filename}: {error.strerror}") from None
+    return folder
 
 
 def resumed_config(folder: str, config: str | None, overrides: list[str]) -> Config:

@@ -10,16 +10,13 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import TrainConfig
-from detkit.engine.batches import Batch, train_batches
 from detkit.engine.ema import ModelEMA
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.nonfinite import stop_nonfinite
-from detkit.engine.optimizer import build_optimizer, set_rate
-from detkit.engine.run import Run
-from detkit.engine.schedule import learning_rate
+from detkit.engine.optimizer import build_optimizer, learning_rate, set_rate
+from detkit.engine.run import Batch, Run
 from detkit.engine.state import State
-from detkit.engine.validation import validate
 from detkit.models import SGD, Detector
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, images_to_device, to_device
@@ -45,7 +42,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last) if (resumed := run.take_resumed()) else 0
     # an augmentation that cannot be is refused here, before anything is written
-    batches = train_batches(run, stage, detector.input, start, recipe.iterations)
+    batches = run.batches(stage, detector.input, start, recipe.iterations)
     run.begin()
     if not resumed:
         run.save_last(state.averaged, state.dump(0), before)  # a run can be resumed from its first second
@@ -91,7 +88,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
             if logging:
                 log.losses(before + done, *meter.summary(), rate)
             if evaluating:
-                validate(state.averaged, run, before + done, log)
+                run.validate(state.averaged, before + done, log)
             if saving:
                 run.save_last(state.averaged, state.dump(done), before + done)
                 meter.restart()

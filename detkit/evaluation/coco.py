@@ -5,15 +5,15 @@ They are those of pycocotools.cocoeval, its order of ties and its floats include
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, starts
-from detkit.evaluation.voc import VOCResult, recall_precision
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, plain, starts
+from detkit.evaluation.voc import VOCResult, voc_result
 from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
@@ -22,6 +22,8 @@ RECALLS = tuple(np.linspace(0, 1, 101).tolist())
 # square pixels from and to, both included
 AREAS = {"all": (0.0, 1e5**2), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
 MAX_DETECTIONS = (1, 10, 100)  # of each class in each image
+# COCO's twelve, in pycocotools' order
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 NOBODY = torch.iinfo(torch.int64).max  # after all detections
 
 
@@ -40,11 +42,7 @@ class COCOResult:
     recall: Tensor
     npos: Tensor
     curves: VOCResult
-
-    @property
-    def metric(self) -> str:
-        """The metric's name."""
-        return "coco"
+    metric: ClassVar[str] = "coco"
 
     @property
     def ap(self) -> Tensor:
@@ -60,21 +58,8 @@ class COCOResult:
     def summary(self) -> dict[str, float]:
         """COCO's twelve numbers; NaN where there are no such objects, for which pycocotools has -1."""
         ap, ar = self.precision, self.recall
-        parts = {
-            "AP": ap[0],
-            "AP50": ap[0, 0],
-            "AP75": ap[0, 5],
-            "APs": ap[1],
-            "APm": ap[2],
-            "APl": ap[3],
-            "AR1": ar[0, 0],
-            "AR10": ar[1, 0],
-            "AR100": ar[2, 0],
-            "ARs": ar[2, 1],
-            "ARm": ar[2, 2],
-            "ARl": ar[2, 3],
-        }
-        return dict(zip(parts, torch.stack([part.nanmean() for part in parts.values()]).tolist()))
+        parts = [ap[0], ap[0, 0], ap[0, 5], *ap[1:], *ar[:, 0], *ar[2, 1:]]  # NUMBERS
+        return dict(zip(NUMBERS, torch.stack([part.nanmean() for part in parts]).tolist()))
 
     @property
     def protocol(self) -> str:
@@ -86,13 +71,11 @@ class COCOResult:
 
         null stands for NaN, which JSON does not know.
         """
-        summary = {name: None if value != value else value for name, value in self.summary.items()}
-        classes = [None if value != value else value for value in self.ap.tolist()]
-        overall = summary.pop("AP")
+        summary = {name: plain(value) for name, value in self.summary.items()}
         return {
             "metric": self.metric,
-            "mAP": overall,
-            "AP": dict(zip(self.classes, classes)),
+            "mAP": summary.pop("AP"),
+            "AP": dict(zip(self.classes, map(plain, self.ap.tolist()))),
             **summary,
             "iou": f"{IOUS[0]:.2f}:{IOUS[-1]:.2f}",
             "images": self.images,
@@ -113,17 +96,13 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     mark they have, it counts them as objects to find. `truth.area` decides on the range of an object, the box's area on
     that of a detection.
 
-    detections, truth: their `ids` and `classes` may differ in order, and are joined by name; an image or a class that
-    `detections` does not mention has no detections. Both lie on one device, where all of the work is done. Of equal
-    scores those of the first image in `truth.ids` come first, then those given first. All numbers are float64.
-
-    Raises UserError where detections name an image or a class that the truth does not have, or hold a score or box
-    that is not finite; ValueError where a label or an image index is out of range.
+    detections, truth, and the errors raised: as in `voc_ap`. Of equal scores those of the first image in `truth.ids`
+    come first, then those given first. All numbers are float64.
     """
     classes = len(truth.classes)
     labels, image = join(detections, truth)
     order, rank = _best(labels, image, detections.scores, truth)
-    labels, scores = labels[order], detections.scores[order]
+    labels = labels[order]
     group = image[order] * classes + labels
     boxes, objects = _columns(detections.boxes[order]), _columns(truth.boxes)
 
@@ -137,6 +116,8 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     matched = _match(pairs, ignore, truth.ignore, len(order))
     tp = ~ignore[matched.cell // len(IOUS), matched.object]
     precision, recall = _average(matched, tp, inside, labels, rank, npos)
+    matches = _matches(matched, ignore[0], order, labels)
+    matches = matches._replace(fp=matches.fp & inside[0])
     none = (npos == 0).unsqueeze(1)
     return COCOResult(
         images=len(truth.ids),
@@ -144,7 +125,7 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
         precision=precision.masked_fill(none, torch.nan),
         recall=recall.masked_fill(none, torch.nan),
         npos=npos,
-        curves=_curves(matched, tp, inside[0], labels, scores, npos[0], precision[0, 0], truth),
+        curves=voc_result(matches, detections.scores, npos[0], truth, "coco", IOUS[0], precision[0, 0]),
     )
 
 
@@ -155,12 +136,8 @@ def coco_matches(detections: DetectionSet, truth: TruthSet) -> Matches:
     labels = labels[order]
     group = image[order] * len(truth.classes) + labels
     pairs = _pairs(_columns(detections.boxes[order]), _columns(truth.boxes), group, truth)
-    matched = _match(pairs, truth.ignore.unsqueeze(0), truth.ignore, len(order)).of_first_cell()
-    match = torch.full_like(order, len(truth.labels))
-    match[matched.detection] = matched.object
-    tp = torch.zeros_like(order, dtype=torch.bool)
-    tp[matched.detection] = ~truth.ignore[matched.object]
-    return Matches(order, labels, match, tp=tp, fp=match == len(truth.labels))
+    matched = _match(pairs, truth.ignore.unsqueeze(0), truth.ignore, len(order))
+    return _matches(matched, truth.ignore, order, labels)
 
 
 def coco_average(recall: Tensor, precision: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -214,11 +191,6 @@ class Matched(NamedTuple):
     cell: Tensor
     detection: Tensor
     object: Tensor
-
-    def of_first_cell(self) -> "Matched":
-        """Return what is matched at the first IoU, of the first range of areas: all."""
-        first = self.cell == 0
-        return Matched(*(part[first] for part in self))
 
 
 def _pairs(boxes: Tensor, objects: Tensor, group: Tensor, truth: TruthSet) -> Pairs:
@@ -323,37 +295,13 @@ def _average(
     return average.view(shape), (torch.stack(found) / total).view(len(MAX_DETECTIONS), *shape)
 
 
-def _curves(
-    matched: Matched,
-    tp: Tensor,
-    inside: Tensor,
-    labels: Tensor,
-    scores: Tensor,
-    npos: Tensor,
-    ap: Tensor,
-    truth: TruthSet,
-) -> VOCResult:
-    """The curves of the first cell: all areas, lowest IoU. Arguments as in `_average`, of all areas alone."""
-    detection, tp = matched.detection[matched.cell == 0], tp[matched.cell == 0]
-    counts = inside.clone()
-    counts[detection] = tp
-    is_tp = torch.zeros_like(inside)
-    is_tp[detection] = tp
-    labels, scores, is_tp = labels[counts], scores[counts], is_tp[counts]
-    recall, precision = recall_precision(labels, is_tp, npos)
-    return VOCResult(
-        metric="coco",
-        iou=IOUS[0],
-        images=len(truth.ids),
-        classes=truth.classes,
-        ap=ap.masked_fill(npos == 0, torch.nan),
-        npos=npos,
-        found=torch.bincount(labels[is_tp], minlength=len(npos)),
-        counted=torch.bincount(labels, minlength=len(npos)),
-        recall=recall,
-        precision=precision,
-        scores=scores,
-    )
+def _matches(matched: Matched, ignore: Tensor, order: Tensor, labels: Tensor) -> Matches:
+    """What is matched in the first cell: all areas, lowest IoU. ignore: (G,); order, labels: (D,), as in Matches."""
+    first = matched.cell == 0
+    match = torch.full_like(order, len(ignore))
+    match[matched.detection[first]] = matched.object[first]
+    fp = match == len(ignore)
+    return Matches(order, labels, match, tp=~fp & ~F.pad(ignore, (0, 1))[match], fp=fp)
 
 
 def _tensor(values: tuple, like: Tensor) -> Tensor:

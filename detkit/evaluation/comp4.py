@@ -4,11 +4,8 @@ A line is `id score xmin ymin xmax ymax`, with 1-based inclusive pixels; inside 
 [xmin - 1, ymin - 1, xmax, ymax], continuous.
 """
 
-import gc
 import math
 from collections.abc import Sequence
-from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,18 +34,17 @@ def read_comp4(
         raise UserError(f"{folder}: no {prefix}<class>.txt in it")
     known = None if ids is None else set(ids)
     names: list[str] = []
-    values: list[list[float]] = []
+    values = []
     counts = []
-    with _no_collection():
-        for name in classes:
-            images, numbers = _read(folder / f"{prefix}{name}.txt", known)
-            names += images
-            values.append(numbers)
-            counts.append(len(images))
-        ids = tuple(dict.fromkeys(names)) if ids is None else tuple(ids)
-        index = {name: number for number, name in enumerate(ids)}
-        image = torch.tensor([index[name] for name in names], dtype=torch.int64)
-        table = torch.cat([torch.tensor(numbers, dtype=torch.float64) for numbers in values]).reshape(-1, 5)
+    for name in classes:
+        images, numbers = _read(folder / f"{prefix}{name}.txt", known)
+        names += images
+        values.append(torch.tensor(numbers, dtype=torch.float64))
+        counts.append(len(images))
+    ids = tuple(dict.fromkeys(names)) if ids is None else tuple(ids)
+    index = {name: number for number, name in enumerate(ids)}
+    image = torch.tensor([index[name] for name in names], dtype=torch.int64)
+    table = torch.cat(values).reshape(-1, 5)
     boxes = table[:, 1:] - torch.tensor([1, 1, 0, 0])
     labels = torch.repeat_interleave(torch.tensor(counts))
     return DetectionSet(boxes, table[:, 0].clone(), labels, image, ids=ids, classes=tuple(classes))
@@ -81,45 +77,21 @@ def write_comp4(folder: str | Path, detections: DetectionSet, split: str = "test
 def _read(path: Path, known: set[str] | None) -> tuple[list[str], list[float]]:
     """Return the images of a file's lines and, flat, their five numbers each."""
     text = read_text(path, "; a class without detections has an empty one")
-    rows = [line.split() for line in text.split("\n")]
-    filled = [row for row in rows if row]
-    names = [row[0] for row in filled]
+    names: list[str] = []
     numbers: list[float] = []
-    try:
-        numbers = list(map(float, chain.from_iterable([row[1:] for row in filled])))
-        good = all(len(row) == 6 for row in filled) and all(map(math.isfinite, numbers))
-    except ValueError:
-        good = False
-    if not good or (known is not None and not known.issuperset(names)):
-        _explain(path, rows, known)
-    return names, numbers
-
-
-def _explain(path: Path, rows: list[list[str]], known: set[str] | None) -> None:
-    """Raise UserError for the first line that is wrong."""
-    for number, row in enumerate(rows, 1):
-        if row and (len(row) != 6 or not all(map(_is_finite, row[1:]))):
+    for line, row in enumerate(map(str.split, text.split("\n")), 1):
+        if not row:
+            continue
+        try:
+            values = list(map(float, row[1:]))
+        except ValueError:
+            values = []
+        if len(values) != 5 or not all(map(math.isfinite, values)):
             shown = " ".join(row)
             shown = shown if len(shown) <= 80 else shown[:79] + "…"
-            raise UserError(f"{path}, line {number}: {shown!r} is not `id score xmin ymin xmax ymax`")
-        if row and known is not None and row[0] not in known:
-            raise UserError(f"{path}, line {number}: image {row[0]!r} is not in the data set's split")
-
-
-def _is_finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-@contextmanager
-def _no_collection():
-    """Half a million short lists are no garbage: looking through them again and again would double the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+            raise UserError(f"{path}, line {line}: {shown!r} is not `id score xmin ymin xmax ymax`")
+        if known is not None and row[0] not in known:
+            raise UserError(f"{path}, line {line}: image {row[0]!r} is not in the data set's split")
+        names.append(row[0])
+        numbers += values
+    return names, numbers

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from detkit.evaluation.coco import AREAS, coco_ap
-from detkit.evaluation.errors import IGNORED, RIGHT, ErrorAnalysis, average, classless, match, plain
-from detkit.evaluation.flat import join
+from detkit.evaluation.errors import IGNORED, RIGHT, ErrorAnalysis, average, classless, match
+from detkit.evaluation.flat import join, plain
 from detkit.evaluation.voc import voc_matches
 from detkit.structures import DetectionSet, TruthSet
 

@@ -4,13 +4,13 @@ After TIDE (Bolya, Foley, Hays and Hoffman, ECCV 2020, sections 2.2 and 2.3), wi
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.evaluation.coco import coco_average, coco_matches
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, plain
 from detkit.evaluation.voc import recall_precision, voc_average, voc_matches
 from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
@@ -65,7 +65,6 @@ class ErrorAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain data; null stands for NaN."""
-        names = dict(zip(ORACLES, self.cost.tolist()))
         gain = (self.fixed - self.ap).tolist()
         return {
             "metric": self.metric,
@@ -77,14 +76,9 @@ class ErrorAnalysis:
                 **dict(zip(KINDS, self.counts.tolist())),
                 "ignored": int((self.state == IGNORED).sum()),
             },
-            "mAP_cost": {name: plain(value) for name, value in names.items()},
+            "mAP_cost": dict(zip(ORACLES, map(plain, self.cost.tolist()))),
             "AP_cost": {name: dict(zip(ORACLES, map(plain, column))) for name, column in zip(self.classes, zip(*gain))},
         }
-
-
-def plain(value: float) -> float | None:
-    """NaN -> None, which JSON knows."""
-    return None if value != value else value
 
 
 def match(detections: DetectionSet, truth: TruthSet, metric: str) -> Matches:
@@ -125,8 +119,9 @@ def analyse_errors(detections: DetectionSet, truth: TruthSet, metric: str) -> Er
     matches = match(detections, truth, metric)
     order, objects = matches.order, len(truth.labels)
     npos = torch.bincount(truth.labels[~truth.ignore], minlength=len(truth.classes))
-    nearest = _nearest(detections.boxes, labels, image, truth)
-    same, other = nearest.same_iou[order], nearest.other_iou[order]
+    best, nearest, reach = _nearest(detections.boxes, labels, image, truth)
+    same, other = best[:, order]
+    same_object, other_object = nearest[:, order]
 
     kind = torch.full_like(order, BOTH)
     # from the last condition to the first, which is the one that stays
@@ -135,60 +130,40 @@ def analyse_errors(detections: DetectionSet, truth: TruthSet, metric: str) -> Er
     kind[other >= FOREGROUND] = CLASS
     kind[(same >= BACKGROUND) & (same < FOREGROUND)] = LOCALISATION
     state = torch.where(matches.fp, kind, torch.where(matches.tp, RIGHT, IGNORED))
-    item = torch.where(state == CLASS, nearest.other_object[order], nearest.same_object[order])
+    item = torch.where(state == CLASS, other_object, same_object)
     item = torch.where((state == EMPTY) | (state == BOTH) | (state == IGNORED), objects, item)
     item = torch.where(state == RIGHT, matches.object, item)
 
-    found = _marks(item[state == RIGHT], objects)
-    lost = _marks(item[(state == LOCALISATION) | (state == CLASS)], objects)
+    found = torch.bincount(item[state == RIGHT], minlength=objects) > 0
+    lost = torch.bincount(item[(state == LOCALISATION) | (state == CLASS)], minlength=objects) > 0
     missed = ~(found | lost | truth.ignore)
     ap, fixed = _oracles(detections.scores[order], matches.labels, state, item, missed, truth, npos, metric)
     # from the metric's order back to the order given; what the metric does not look at is ignored
-    given_state = torch.full_like(labels, IGNORED)
-    given_state[order] = state
-    given_item = torch.full_like(labels, -1)
-    given_item[order] = torch.where(item == objects, -1, item)
     return ErrorAnalysis(
         metric=metric,
         classes=truth.classes,
         ap=ap,
         fixed=fixed,
         npos=npos,
-        state=given_state,
-        object=given_item,
-        near=nearest.same_iou,
+        state=torch.full_like(labels, IGNORED).scatter(0, order, state),
+        object=torch.full_like(labels, -1).scatter(0, order, torch.where(item == objects, -1, item)),
+        near=best[0],
         found=found,
         missed=missed,
-        reach=nearest.reach,
+        reach=reach,
     )
 
 
-def _marks(index: Tensor, count: int) -> Tensor:
-    marks = torch.zeros(count, dtype=torch.bool, device=index.device)
-    marks[index] = True
-    return marks
-
-
-class Nearest(NamedTuple):
-    """Each detection's best IoU and that object, of its class and of other classes, (D,) each; the object is
-    len(truth.labels) where the IoU is 0. reach: (G,) best IoU of each object with a detection of its class."""
-
-    same_iou: Tensor
-    same_object: Tensor
-    other_iou: Tensor
-    other_object: Tensor
-    reach: Tensor
-
-
-def _nearest(boxes: Tensor, labels: Tensor, image: Tensor, truth: TruthSet) -> Nearest:
+def _nearest(boxes: Tensor, labels: Tensor, image: Tensor, truth: TruthSet) -> tuple[Tensor, Tensor, Tensor]:
     """Compare detections with all objects of their images; of equal IoUs the first object is taken.
 
-    Only objects to find count for detections.
+    Returns each detection's best IoU with an object to find (2, D), in row 0 of its class and in row 1 of other
+    classes; that object (2, D), len(truth.labels) where the IoU is 0; and (G,) the best IoU of each object with a
+    detection of its class.
     """
     objects = len(truth.labels)
     # ignored objects lie in images that have no detections
     object_image = truth.image + truth.ignore * len(truth.ids)
-    # row 0: the same class, row 1: others
     best = torch.zeros(2, len(labels), dtype=torch.float64, device=boxes.device)
     item = torch.full((2, len(labels)), objects, device=boxes.device)
     reach = torch.zeros(objects, dtype=torch.float64, device=boxes.device)
@@ -205,7 +180,7 @@ def _nearest(boxes: Tensor, labels: Tensor, image: Tensor, truth: TruthSet) -> N
         best[:, part] = best_iou.view(2, -1)
         item[:, part] = best_item.view(2, -1)
         reach.scatter_reduce_(0, candidate, torch.where(is_other == 0, iou, 0.0), "amax")
-    return Nearest(best[0], item[0], best[1], item[1], reach)
+    return best, item, reach
 
 
 def _oracles(

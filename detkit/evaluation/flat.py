@@ -82,6 +82,11 @@ def _rename(index: Tensor, names: tuple[str, ...], known: tuple[str, ...], what:
     return torch.tensor([position[name] for name in names], dtype=torch.int64, device=index.device)[index]
 
 
+def plain(value: float) -> float | None:
+    """NaN -> None, which JSON knows."""
+    return None if value != value else value
+
+
 def by_class_and_score(labels: Tensor, scores: Tensor) -> Tensor:
     """Return the order by class, then from the best score down, equal scores as given."""
     order = argsort_descending(scores)

@@ -2,18 +2,14 @@
 
 import contextlib
 import io
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from detkit.evaluation.coco import NUMBERS
+from detkit.evaluation.flat import join
 from detkit.structures import DetectionSet, TruthSet
-
-if TYPE_CHECKING:
-    from pycocotools.cocoeval import COCOeval
-
-# what COCOeval.stats holds, in its order
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, float]:
@@ -22,24 +18,31 @@ def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, 
     Takes what `detkit.evaluation.coco_ap` takes; it is some fifty times as slow.
     """
     stats = pycocotools_eval(detections, truth).stats
-    return {name: float("nan") if value == -1 else float(value) for name, value in zip(NAMES, stats)}
+    return {name: float("nan") if value == -1 else float(value) for name, value in zip(NUMBERS, stats)}
 
 
-def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> "COCOeval":
-    """Return pycocotools' evaluator of boxes after all of its work: see its `stats` and `eval`."""
+def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> Any:
+    """Return pycocotools' COCOeval of boxes after all of its work: see its `stats` and `eval`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    sets = COCO(), COCO()
     with contextlib.redirect_stdout(io.StringIO()):
-        for one, content in zip(sets, coco_dicts(detections, truth)):
-            one.dataset = content  # pyright: ignore[reportAttributeAccessIssue]
-            one.createIndex()
-        evaluator = COCOeval(sets[0], sets[1], "bbox")
+        objects, found = coco_sets(detections, truth, COCO)
+        evaluator = COCOeval(objects, found, "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator
+
+
+def coco_sets(detections: DetectionSet, truth: TruthSet, coco_type: Any) -> list[Any]:
+    """Return the truth and the detections as two of pycocotools' COCO, or another evaluator's `coco_type`."""
+    sets = [coco_type(), coco_type()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        for one, content in zip(sets, coco_dicts(detections, truth)):
+            one.dataset = content
+            one.createIndex()
+    return sets
 
 
 def coco_dicts(detections: DetectionSet, truth: TruthSet) -> tuple[dict, dict]:
@@ -49,15 +52,12 @@ def coco_dicts(detections: DetectionSet, truth: TruthSet) -> tuple[dict, dict]:
     """
     images = [{"id": number} for number in range(1, len(truth.ids) + 1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(truth.classes, 1)]
-    number = {name: index for index, name in enumerate(truth.ids, 1)}
-    label = {name: number for number, name in enumerate(truth.classes, 1)}
+    labels, image = join(detections, truth)
     area = _area(truth.boxes) if truth.area is None else truth.area.double()
     objects = _annotations(truth, truth.image + 1, truth.labels + 1, area)
     for annotation, crowd in zip(objects, truth.ignore.tolist()):
         annotation["iscrowd"] = int(crowd)
-    image = torch.tensor([number[name] for name in detections.ids], dtype=torch.int64)[detections.image.cpu()]
-    labels = torch.tensor([label[name] for name in detections.classes], dtype=torch.int64)[detections.labels.cpu()]
-    found = _annotations(detections, image, labels, _area(detections.boxes))
+    found = _annotations(detections, image + 1, labels + 1, _area(detections.boxes))
     for annotation, score in zip(found, detections.scores.tolist()):
         annotation["score"] = score
     head = {"info": {}, "images": images, "categories": categories}

@@ -24,7 +24,6 @@ class ProposalRecall:
 
     numbers: tuple[int | None, ...]
     ious: tuple[float, ...]
-    classes: tuple[str, ...]
     boxes: Tensor
     objects: Tensor
     recall: Tensor
@@ -65,14 +64,12 @@ def proposal_recall(
     labels = truth.labels[to_find]
     best = _best_overlaps(proposals, truth, to_find, limits)
 
-    classes = len(truth.classes)
-    objects = torch.bincount(labels, minlength=classes)
-    total = torch.zeros(len(limits), classes, dtype=torch.float64, device=best.device).index_add(1, labels, best)
+    objects = torch.bincount(labels, minlength=len(truth.classes))
+    total = best.new_zeros(len(limits), len(objects)).index_add(1, labels, best)
     reached = best.unsqueeze(1) >= best.new_tensor(list(ious)).unsqueeze(1)
     return ProposalRecall(
         numbers=tuple(numbers),
         ious=tuple(ious),
-        classes=truth.classes,
         boxes=torch.minimum(counts, limits.unsqueeze(1)).double().mean(1),
         objects=objects,
         recall=reached.double().mean(2),

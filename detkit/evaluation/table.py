@@ -42,15 +42,16 @@ def per_class_table(result: Result, *, split: str, source: str) -> Table:
 
 def _voc_columns(result: VOCResult) -> Columns:
     counts = {"objects": result.npos, "found": result.found, "detections": result.counted}
-    columns = {"AP": (_ap(result.mAP), [_ap(value) for value in result.ap.tolist()])}
+    ap, *classes = (_figure(value, "no objects") for value in (result.mAP, *result.ap.tolist()))
+    columns = {"AP": (ap, classes)}
     return columns | {title: _numbers(values) for title, values in counts.items()}
 
 
 def _coco_columns(result: COCOResult) -> Columns:
-    values = {"AP": result.ap, "AP50": result.precision[0, 0], "AP75": result.precision[0, 5]}
-    values["AR100"] = result.recall[2, 0].mean(0)
+    precision, recall = result.precision[0], result.recall[2, 0]
+    values = {"AP": result.ap, "AP50": precision[0], "AP75": precision[5], "AR100": recall.mean(0)}
     columns = {
-        title: (_or_dash(result.summary[title]), [_or_dash(value) for value in column.tolist()])
+        title: (_figure(result.summary[title]), [_figure(value) for value in column.tolist()])
         for title, column in values.items()
     }
     return columns | {"objects": _numbers(result.npos[0])}
@@ -59,7 +60,7 @@ def _coco_columns(result: COCOResult) -> Columns:
 def _others(result: COCOResult) -> list[str]:
     """Lines of those of the twelve numbers that have no column."""
     lines = ("APs", "APm", "APl"), ("AR1", "AR10", "ARs", "ARm", "ARl")
-    return ["  ".join(f"{name} {_or_dash(result.summary[name])}" for name in line) for line in lines]
+    return ["  ".join(f"{name} {_figure(result.summary[name])}" for name in line) for line in lines]
 
 
 def _numbers(values: Tensor) -> tuple[str, list[str]]:
@@ -77,9 +78,5 @@ def reference_table(ours: Mapping[str, float], reference: Mapping[str, float], n
     return table
 
 
-def _ap(value: float) -> str:
-    return f"{value:.4f}" if value == value else "no objects"
-
-
-def _or_dash(value: float) -> str:
-    return f"{value:.4f}" if value == value else "-"
+def _figure(value: float, none: str = "-") -> str:
+    return f"{value:.4f}" if value == value else none

@@ -6,17 +6,16 @@ compute precision and recall, then AP. tests/evaluation/reference.py has the sam
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.errors import UserError
-from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, starts
+from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, plain, starts
 from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
-Metric = Literal["voc07", "voc"]
 METRICS: dict[str, str] = {"voc07": "11-point AP", "voc": "area under curve"}
 _NAMES = {**METRICS, "coco": "101-point AP"}
 
@@ -32,7 +31,7 @@ class VOCResult:
     (P,) float64 and scores (P,); `curve` returns those of one class.
     """
 
-    metric: Metric | Literal["coco"]
+    metric: str
     iou: float
     images: int
     classes: tuple[str, ...]
@@ -67,17 +66,16 @@ class VOCResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what metrics.json holds of this result; null stands for NaN, which JSON does not know."""
-        values = [None if value != value else value for value in [self.mAP, *self.ap.tolist()]]
         return {
             "metric": self.metric,
-            "mAP": values[0],
-            "AP": dict(zip(self.classes, values[1:])),
+            "mAP": plain(self.mAP),
+            "AP": dict(zip(self.classes, map(plain, self.ap.tolist()))),
             "iou": self.iou,
             "images": self.images,
         }
 
 
-def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metric: Metric | str = "voc07") -> VOCResult:
+def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metric: str = "voc07") -> VOCResult:
     """Score a data set's detections as VOCevaldet.m does.
 
     Each detection, best score of its class first and equal scores in the order given, is compared with the object of
@@ -95,29 +93,42 @@ def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metri
     Raises UserError where detections name an image or a class that the truth does not have, or hold a score or box
     that is not finite; ValueError where a label or an image index is out of range.
     """
-    if metric not in get_args(Metric):
+    if metric not in METRICS:
         raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     if not 0 < iou <= 1:
         raise UserError(f"iou {iou:g} is not above 0 and up to 1")
-    classes = len(truth.classes)
-    npos = torch.bincount(truth.labels[~truth.ignore], minlength=classes)
-    matches = voc_matches(detections, truth, iou=iou)
+    npos = torch.bincount(truth.labels[~truth.ignore], minlength=len(truth.classes))
+    return voc_result(voc_matches(detections, truth, iou=iou), detections.scores, npos, truth, metric, iou)
+
+
+def voc_result(
+    matches: Matches,
+    scores: Tensor,
+    npos: Tensor,
+    truth: TruthSet,
+    metric: str,
+    iou: float,
+    ap: Tensor | None = None,
+) -> VOCResult:
+    """Return the curves of `matches`. scores: (D,) of all detections; npos: (C,) objects to find; ap: (C,), None to
+    compute it by `metric`."""
     counted = matches.counted
     labels, tp = matches.labels[counted], matches.tp[counted]
     recall, precision = recall_precision(labels, tp, npos)
-    ap = voc_average(recall[tp], precision[tp], labels[tp], npos, metric)
+    if ap is None:
+        ap = voc_average(recall[tp], precision[tp], labels[tp], npos, metric)
     return VOCResult(
-        metric=metric,  # pyright: ignore[reportArgumentType]
+        metric=metric,
         iou=iou,
         images=len(truth.ids),
         classes=truth.classes,
         ap=ap.masked_fill(npos == 0, torch.nan),
         npos=npos,
-        found=torch.bincount(labels[tp], minlength=classes),
-        counted=torch.bincount(labels, minlength=classes),
+        found=torch.bincount(labels[tp], minlength=len(npos)),
+        counted=torch.bincount(labels, minlength=len(npos)),
         recall=recall,
         precision=precision,
-        scores=detections.scores[matches.order[counted]],
+        scores=scores[matches.order[counted]],
     )
 
 
@@ -171,7 +182,7 @@ def recall_precision(labels: Tensor, tp: Tensor, npos: Tensor) -> tuple[Tensor, 
     return tp_so_far / npos.clamp(min=1)[labels].double(), tp_so_far / counted_so_far.double()
 
 
-def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: Metric | str) -> Tensor:
+def voc_average(recall: Tensor, precision: Tensor, labels: Tensor, npos: Tensor, metric: str) -> Tensor:
     """Return (C,) AP from the points of true positives alone, the only ones where the precision envelope steps."""
     average = _eleven_points if metric == "voc07" else _area
     return average(recall, precision, labels, npos)

@@ -23,8 +23,6 @@ from detkit.models.parts import ExportPart
 
 OPSET = 18  # what torch's exporter writes without converting
 MAX_BYTES = 2**31  # of one file: protobuf's limit
-INSTALL = "pip install onnx onnxscript onnxruntime"
-LOGGERS = ("onnxscript", "torch.fx.experimental.symbolic_shapes")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _check_packages() -> None:
         import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(f"--onnx needs {error.name}; {INSTALL}") from None
+        raise UserError(f"--onnx needs {error.name}; pip install onnx onnxscript onnxruntime") from None
 
 
 def _trace(part: ExportPart, metadata: Mapping[str, str], path: str | Path) -> torch.onnx.ONNXProgram:
@@ -145,17 +143,14 @@ def _trace(part: ExportPart, metadata: Mapping[str, str], path: str | Path) -> t
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporter's warnings: shared axis names, constants not folded, inequalities that it can't solve."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _metadata(detector: Detector, part: ExportPart) -> dict[str, str]:

@@ -1,15 +1,14 @@
 """Compress a checkpoint's fully connected layers, and measure what that costs and gains."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from timeit import timeit
 
 import torch
-from torch import nn
 
+from detkit.backbones.describe import count_parameters
 from detkit.checkpoints import checkpoint
-from detkit.config import Config
 from detkit.errors import UserError
 from detkit.models import Detector
 from detkit.models.compress import Compressed, compress
@@ -47,47 +46,35 @@ class SVDResult:
     amp: str
 
 
-def load_compressible(path: str | Path) -> tuple[Detector, Config, int]:
-    """Read a checkpoint; return its detector, on the CPU, config and iteration.
-
-    Raises UserError, in one line, unless the file is the checkpoint of a detector with a region head.
-    """
-    content = checkpoint.load(path)
-    detector, config = checkpoint.build(content, path)
-    if not detector.supports_svd:
-        raise UserError(f"{path}: {config.model.name} has no region head; --svd is for detectors that have one")
-    return detector.eval(), config, content["iteration"]
-
-
 def export_svd(path: str | Path, out: str | Path, ranks: Mapping[str, int]) -> SVDResult:
     """Write checkpoint `path` with truncated SVDs in place of fully connected layers to `out` (see ops/svd.py).
 
     ranks: layer (see models/compress.py): rank. The new config says so in `model.svd`; the metrics, which were those
     of the full layers, are left out. Raises UserError, in one line, before anything is written: no checkpoint of a
-    region detector, an unknown layer, a rank that it cannot have, `out` exists already.
+    detector with a region head, an unknown layer, a rank that it cannot have, `out` exists already.
     """
     if Path(out).exists():
         raise UserError(f"{out} exists already; remove it, or give another --out")
-    detector, config, iteration = load_compressible(path)
+    content = checkpoint.load(path)
+    detector, config = checkpoint.build(content, path)
+    if not detector.supports_svd:
+        raise UserError(f"{path}: {config.model.name} has no region head; --svd is for detectors that have one")
     device = choose_device("cpu")
-    images = _random_images(detector)
+    images = _random_images(detector.eval())
     with torch.inference_mode():
-        before, parameters = detector.predict(images), _size(detector)
+        before, parameters = detector.predict(images), count_parameters(detector)
         compressed = compress(detector, ranks)
         after = detector.predict(images)
         score, box = _difference(before, after)
         amp = resolve_amp(device, config.train.amp)
         layers = tuple(
-            LayerResult(one, (_size(one.before), _size(one.after)), _race(one, device, amp)) for one in compressed
+            LayerResult(one, (count_parameters(one.before), count_parameters(one.after)), _race(one, device, amp))
+            for one in compressed
         )
-    config.model.svd |= {one.name: one.rank for one in compressed}
-    checkpoint.save(out, detector, config, iteration=iteration)
+    config.model.svd |= {one.name: one.after.rank for one in compressed}
+    checkpoint.save(out, detector, config, iteration=content["iteration"])
     height, width = images.pixels.shape[-2:]
-    return SVDResult(layers, (parameters, _size(detector)), score, box, (height, width), amp)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return SVDResult(layers, (parameters, count_parameters(detector)), score, box, (height, width), amp)
 
 
 def _random_images(detector: Detector) -> Images:
@@ -114,12 +101,9 @@ def _race(one: Compressed, device: torch.device, amp: str) -> tuple[float, float
     """Return the fastest times of the layer before and after, timed in turn, so that noise meets both alike."""
     rows = torch.rand(ROWS, one.before.in_features, generator=torch.Generator().manual_seed(SEED))
     with autocast(device, amp):
-        times = [(_seconds(one.before, rows), _seconds(one.after, rows)) for _ in range(ROUNDS)]
+        times = [
+            [timeit(lambda layer=layer: layer(rows), number=1) for layer in (one.before, one.after)]
+            for _ in range(ROUNDS)
+        ]
     before, after = (min(column) for column in zip(*times))
     return before, after
-
-
-def _seconds(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> float:
-    start = time.perf_counter()
-    layer(rows)
-    return time.perf_counter() - start

@@ -1,6 +1,5 @@
 """The detectors, one file a paper."""
 
-from collections.abc import Callable
 from typing import Any
 
 from detkit.models import fast_rcnn, faster_rcnn, rcnn, sppnet, ssd, torchvision_ssd, yolov1
@@ -35,8 +34,7 @@ def model_config_type(name: str) -> type:
 
 
 def build_detector(config: Any, classes: tuple[str, ...]) -> Detector:
-    build: Callable[[Any, tuple[str, ...]], Detector] = MODELS.get(config.name)  # pyright: ignore[reportAssignmentType]
-    detector = build(config, classes)
+    detector = MODELS.get(config.name)(config, classes)  # pyright: ignore[reportCallIssue]
     if detector.supports_svd and detector.config.svd:
         restructure(detector, detector.config.svd)
     return detector

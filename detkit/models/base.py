@@ -3,13 +3,14 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones import Backbone, FeatureInfo
 from detkit.config import Config
+from detkit.errors import UserError
 from detkit.models.parts import ExportPart
 from detkit.models.trace import Trace
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets, TruthSet
@@ -35,15 +36,13 @@ class Flops(NamedTuple):
 class StageRun(Protocol):
     """The training run as a stage sees it; `engine/stage_context.py` implements it.
 
-    config: the whole experiment. device: where the stage computes. last: the checkpoint that a resume begins from.
+    config: the whole experiment. device: where the stage computes.
     """
 
     @property
     def config(self) -> Config: ...
     @property
     def device(self) -> torch.device: ...
-    @property
-    def last(self) -> Path: ...
 
     def train_count(self) -> int:
         """Return how many training images there are."""
@@ -51,7 +50,6 @@ class StageRun(Protocol):
 
     def begin(self) -> None:
         """Note in the run's folder that this stage works from here on: a resume that fails has changed nothing."""
-        ...
 
     def restore(self, detector: "Detector") -> dict[str, Any]:
         """Give the detector the weights of an interrupted stage; return what the stage had saved, or {}."""
@@ -59,15 +57,12 @@ class StageRun(Protocol):
 
     def save_last(self, detector: "Detector", state: dict[str, Any]) -> None:
         """Save the detector, and `state`, which a resumed stage gets from `restore`."""
-        ...
 
     def conclude(self, detector: "Detector") -> None:
         """Evaluate the detector, and keep it as the run's best."""
-        ...
 
     def fit(self, detector: "Detector", stage: "SGD") -> None:
         """Train by gradient descent."""
-        ...
 
     def dataset_pass(
         self, detector: "Detector", indices: Sequence[int], text: str, *, done: int = 0, save: Callable[[int], None]
@@ -85,7 +80,6 @@ class StageRun(Protocol):
 
     def propose(self, detector: "Detector", store: str) -> None:
         """Write the detector's proposals on the training images to a store in the run's folder."""
-        ...
 
     def inference(self) -> AbstractContextManager[None]:
         """Compute without gradients, in the number format of the network."""
@@ -93,7 +87,6 @@ class StageRun(Protocol):
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
-        ...
 
 
 class Stage(Protocol):
@@ -113,7 +106,6 @@ class Stage(Protocol):
         A stage that may be interrupted begins with `run.restore(detector)`, calls `run.begin()` once it is ready, saves
         with `run.save_last(detector, state)`, and ends with `run.conclude(detector)`.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ class Detector(nn.Module):
     class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]
     input: InputSpec
-    backbone: nn.Module
+    backbone: Backbone
     experiment: Config | None = None
     _shift: Tensor
     _scale: Tensor
@@ -168,6 +160,20 @@ class Detector(nn.Module):
         mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
         self.register_buffer("_shift", mean * spec.divisor, persistent=False)
         self.register_buffer("_scale", 1 / (std * spec.divisor), persistent=False)
+
+    def choose_maps(self, names: Sequence[str] | None, key: str, min_stride: int = 1) -> list[FeatureInfo]:
+        """Return the backbone's maps of these names, by default all of `min_stride` and up.
+
+        key: of the config, beneath `model`, for the UserError about an unknown name.
+        """
+        known = {info.name: info for info in self.backbone.info}
+        if not names:
+            return [info for info in known.values() if info.stride >= min_stride]
+        for name in names:
+            if name not in known:
+                kind = self.config.backbone.name
+                raise UserError(f"model.{key}: {kind} gives the maps {', '.join(known)}, not {name!r}")
+        return [known[name] for name in names]
 
     # network, losses, decoding
 

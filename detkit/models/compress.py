@@ -19,13 +19,13 @@ PAPER_NAMES = ("fc6", "fc7")  # of the tail's layers, see Backbone.tail
 
 
 class LowRankLinear(nn.Module):
-    """A fully connected layer of a given rank: `first`, S_t V_t', has no bias, `second`, U_t, has it."""
+    """An untrained pair that may take a layer's place: `first`, S_t V_t', without bias, and `second`, U_t."""
 
-    def __init__(self, inputs: int, outputs: int, rank: int, bias: bool = True) -> None:
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.rank = inputs, outputs, rank
-        self.first = nn.Linear(inputs, rank, bias=False)
-        self.second = nn.Linear(rank, outputs, bias=bias)
+        self.in_features, self.out_features, self.rank = layer.in_features, layer.out_features, rank
+        self.first = nn.Linear(self.in_features, rank, bias=False)
+        self.second = nn.Linear(rank, self.out_features, bias=layer.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
@@ -36,11 +36,9 @@ Layer = nn.Linear | LowRankLinear
 
 @dataclass(frozen=True)
 class Compressed:
-    """One layer before and after. error: of its weight, relative Frobenius norm. `path` is that of the module."""
+    """One layer before and after. error: of its weight, relative Frobenius norm."""
 
     name: str
-    path: str
-    rank: int
     before: nn.Linear
     after: LowRankLinear
     error: float
@@ -101,11 +99,10 @@ def restructure(detector: Detector, ranks: Mapping[str, int]) -> None:
             "detkit export CHECKPOINT --svd LAYER=RANK"
         )
     try:
-        chosen = _choose(detector, ranks)
+        for path, _, pair in _choose(detector, ranks).values():
+            detector.set_submodule(path, pair)
     except UserError as error:
         raise UserError(f"model.svd: {error}") from None
-    for _, path, layer, rank in chosen:
-        detector.set_submodule(path, LowRankLinear(layer.in_features, layer.out_features, rank, layer.bias is not None))
 
 
 @torch.no_grad()
@@ -116,23 +113,22 @@ def compress(detector: Detector, ranks: Mapping[str, int]) -> list[Compressed]:
     already, and a rank not in 1..the smaller of its inputs and outputs; the detector is then as it was.
     """
     done = []
-    for name, path, layer, rank in _choose(detector, ranks):
-        factors = truncated_svd(layer.weight, rank)
-        pair = LowRankLinear(layer.in_features, layer.out_features, rank, layer.bias is not None).to(layer.weight)
+    for name, (path, layer, pair) in _choose(detector, ranks).items():
+        factors = truncated_svd(layer.weight, pair.rank)
+        pair.to(layer.weight).train(layer.training)
         pair.first.weight.copy_(factors.first)
         pair.second.weight.copy_(factors.second)
         if layer.bias is not None:
             pair.second.bias.copy_(layer.bias)
-        pair.train(layer.training)
         detector.set_submodule(path, pair)
-        done.append(Compressed(name, path, rank, layer, pair, factors.error))
+        done.append(Compressed(name, layer, pair, factors.error))
     return done
 
 
-def _choose(detector: nn.Module, ranks: Mapping[str, int]) -> list[tuple[str, str, nn.Linear, int]]:
-    """Return (name, path, layer, rank) of each layer; all are found and checked before any is replaced."""
+def _choose(detector: nn.Module, ranks: Mapping[str, int]) -> dict[str, tuple[str, nn.Linear, LowRankLinear]]:
+    """Return name: (path, layer, a pair for it); all are found and checked before any is replaced."""
     layers = fully_connected_layers(detector)
-    chosen: dict[str, tuple[str, str, nn.Linear, int]] = {}
+    chosen: dict[str, tuple[str, nn.Linear, LowRankLinear]] = {}
     for text, rank in ranks.items():
         name = find_layer(detector, text)
         path, layer = layers[name]
@@ -140,10 +136,8 @@ def _choose(detector: nn.Module, ranks: Mapping[str, int]) -> list[tuple[str, st
             raise UserError(f"{name} is of rank {layer.rank} already; start from the whole checkpoint")
         if name in chosen:
             raise UserError(f"{text!r} is {name}, which is named twice")
-        max_rank = min(layer.in_features, layer.out_features)
-        if not 1 <= rank <= max_rank:
-            raise UserError(
-                f"{text}: rank {rank} of {layer.in_features} -> {layer.out_features} is not in 1..{max_rank}"
-            )
-        chosen[name] = name, path, layer, rank
-    return list(chosen.values())
+        inputs, outputs = layer.in_features, layer.out_features
+        if not 1 <= rank <= min(inputs, outputs):
+            raise UserError(f"{text}: rank {rank} of {inputs} -> {outputs} is not in 1..{min(inputs, outputs)}")
+        chosen[name] = path, layer, LowRankLinear(layer, rank)
+    return chosen

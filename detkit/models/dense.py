@@ -1,16 +1,15 @@
 """What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones import Backbone, FeatureInfo
 from detkit.backbones.describe import count_flops
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.parts import ExportPart, stretched_images
+from detkit.models.parts import ExportPart, Function, stretched_images
+from detkit.models.shape_checks import output_of
 from detkit.models.trace import AnchorStep, MapStep, SampleStep, Trace
 from detkit.ops import Match
 from detkit.structures import Images, Predictions, Targets
@@ -28,7 +27,6 @@ class DenseDetector(Detector):
     kind: ClassVar[str] = "dense"
     assigns_before_network: ClassVar[bool] = False
     single_cell_norm: bool = False
-    backbone: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def network(self, pixels: Tensor) -> Any:
         """Normalised images (B, 3, H, W) -> raw outputs, tensors or tuples of them: what is compiled and exported."""
@@ -66,27 +64,9 @@ class DenseDetector(Detector):
         """Normalised images -> the feature maps that the output is computed from, finest first."""
         raise NotImplementedError(f"{type(self).__name__}.feature_maps")
 
-    def choose_maps(self, names: Sequence[str] | None, key: str, min_stride: int = 1) -> list[FeatureInfo]:
-        """Return the backbone's maps of these names, by default all of `min_stride` and up.
-
-        key: of the config, beneath `model`, for the UserError about an unknown name.
-        """
-        known = {info.name: info for info in self.backbone.info}
-        if names is None:
-            return [info for info in self.backbone.info if info.stride >= min_stride]
-        for name in names:
-            if name not in known:
-                kind = self.config.backbone.name
-                raise UserError(f"model.{key}: {kind} gives the maps {', '.join(known)}, not {name!r}")
-        return [known[name] for name in names]
-
-    @torch.no_grad()
     def dry_run(self) -> list[int]:
         """Return the cells along a side of each of `feature_maps` so far, by a pass through the network."""
-        training = self.training
-        self.eval()
-        maps = self.feature_maps(torch.zeros(1, 3, *self.input.size))
-        self.train(training)
+        maps = output_of(Function(self, self.feature_maps), 3, *self.input.size)
         sides = [x.shape[-1] for x in maps]
         if min(sides) < 1:
             raise UserError(f"model.size: {self.input.size[0]} pixels leave no cell of the backbone's map")
@@ -116,7 +96,12 @@ class DenseDetector(Detector):
             "boxes": "(batch, boxes, 4) float32, x1, y1, x2, y2 in pixels of the input, neither clipped nor suppressed",
             "scores": f"(batch, boxes, {len(self.classes)}) float32, of each class",
         }
-        return {"": ExportPart(_Exported(self), stretched_images(self.input), outputs)}
+        return {"": ExportPart(Function(self, self.boxes_and_scores), stretched_images(self.input), outputs)}
+
+    def boxes_and_scores(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 pixels (B, 3, H, W) -> boxes and scores before NMS: what is exported."""
+        predictions = self.decode(self.network(self.normalise(pixels)))
+        return predictions.boxes, predictions.scores
 
     def anchor_step(self) -> AnchorStep | None:
         """Return the boxes that predictions are made for, in their order; None where there are no such boxes."""
@@ -134,7 +119,7 @@ class DenseDetector(Detector):
         return SampleStep(
             torch.cat(anchors.boxes)[positive],
             match.index[0][positive],
-            level[positive],
+            level=level[positive],
             name="matching",
             title="Matches to the objects (training)",
             text="What training would learn from this image ({levels}).",
@@ -147,24 +132,11 @@ class DenseDetector(Detector):
         anchors = self.anchor_step()
         if anchors is None:
             return Trace(self.decode(raw), [])
-        number = torch.arange(len(anchors.boxes), device=anchors.boxes[0].device)
-        counts = torch.tensor([len(boxes) for boxes in anchors.boxes], device=number.device)
-        level = number.repeat_interleave(counts)
+        maps = enumerate(anchors.boxes)
+        level = torch.cat([torch.full((len(boxes),), number, device=boxes.device) for number, boxes in maps])
         sample = None if targets is None else self.sample_step(raw, targets, level)
         learned = [] if sample is None else [sample]
         return Trace(self.decode(raw), [anchors, *learned, MapStep(level, anchors.maps)])
-
-
-class _Exported(nn.Module):
-    """uint8 pixels -> boxes and scores before NMS."""
-
-    def __init__(self, detector: DenseDetector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        predictions = self.detector.decode(self.detector.network(self.detector.normalise(pixels)))
-        return predictions.boxes, predictions.scores
 
 
 def has_batch_norm(module: nn.Module) -> bool:

@@ -15,9 +15,8 @@ import torch
 
 from detkit.backbones import create_backbone
 from detkit.models.base import SGD, Paper, Stage, StageRun
-from detkit.models.image_pyramid import check_scales
 from detkit.models.region import PooledConfig, RegionDetector
-from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling
+from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling, check_scales
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
 from detkit.ops import gather_boxes, match_regions
@@ -51,7 +50,6 @@ class DeltaStatistics:
     (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes the proposals of IoU >= `fg_iou`.)
     """
 
-    fg_iou: float
     name: str = "delta_statistics"
     iterations_factor: int = 0
 
@@ -62,7 +60,7 @@ class DeltaStatistics:
         sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
         for targets, proposals in run.regions():
             objects = (targets.boxes, targets.valid, targets.ignore)
-            match = match_regions(*objects, proposals.boxes, proposals.valid, self.fg_iou)
+            match = match_regions(*objects, proposals.boxes, proposals.valid, detector.config.fg_iou)
             positive = match.index >= 0
             matched = match.index.clamp(min=0)
             gt_boxes = gather_boxes(targets.boxes, matched)
@@ -105,4 +103,4 @@ class FastRCNN(RegionDetector):
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 
     def stages(self) -> Sequence[Stage]:
-        return [DeltaStatistics(self.config.fg_iou), SGD()]
+        return [DeltaStatistics(), SGD()]

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from detkit.backbones import FeatureInfo, create_backbone
+from detkit.backbones import create_backbone
+from detkit.config import at_least, one_of
 from detkit.errors import UserError
-from detkit.models import alternating
-from detkit.models.base import Paper, Stage
+from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail
-from detkit.models.parts import ExportPart, coder_facts, resized_images
-from detkit.models.region import PooledConfig, RegionDetector, at_least_one, stored_proposals
+from detkit.models.parts import ExportPart, coder_facts
+from detkit.models.region import PooledConfig, RegionDetector, stored_proposals
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
@@ -63,13 +63,38 @@ class FasterRCNNConfig(RPNConfig, PooledConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_rpn()
-        if self.neck not in ("none", "fpn"):
-            raise UserError(f"model.neck: {self.neck!r} is not one of none, fpn")
+        one_of("model.neck", self.neck, ("none", "fpn"))
+        one_of("model.training", self.training, ("joint", "alternating"))
         if self.neck == "none" and (self.head_convs or self.neck_norm):
             raise UserError("model.head_convs and model.neck_norm go with model.neck=fpn; without it there is no such")
-        at_least_one(self, "size_divisor")
-        if self.training not in ("joint", "alternating"):
-            raise UserError(f"model.training: {self.training!r} is not one of joint, alternating")
+        at_least("model", self, 1, "size_divisor")
+
+
+@dataclass(frozen=True)
+class Propose:
+    """A stage of 4-step training (3.2): the RPN's regions of all training images, to a store for the stage after it."""
+
+    name: str
+    store: str
+    iterations_factor: int = 0
+
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
+        run.restore(detector)
+        run.propose(detector, self.store)
+
+
+# the proposals of step 2, and those of step 4
+STORES = ("proposals/step1.npz", "proposals/step3.npz")
+ALTERNATING: tuple[Stage, ...] = (
+    SGD("rpn", iterations_factor=2, can_evaluate=False),  # step 1
+    Propose("propose", STORES[0]),
+    SGD("fast_rcnn", can_evaluate=False, store=STORES[0]),  # step 2
+    SGD("rpn_shared", iterations_factor=2, can_evaluate=False),  # step 3
+    Propose("propose_shared", STORES[1]),
+    SGD("fast_rcnn_shared", store=STORES[1]),  # step 4
+)
+# what begins anew, as at the start of training: until step 3 the two networks share nothing
+RESET = {"fast_rcnn": ("backbone", "neck"), "rpn_shared": ("rpn",)}
 
 
 @MODELS.register("faster_rcnn")
@@ -89,14 +114,17 @@ class FasterRCNN(RegionDetector):
         super().__init__(config, classes, spec)
         c = self.config = config
         self.backbone = create_backbone(c.backbone, tail=c.neck == "none")
-        maps = self.choose_maps()
         if c.neck == "none":
+            if c.features:
+                raise UserError(f"model.features: without a neck regions are pooled from {self.backbone.region} alone")
+            maps = self.choose_maps([self.backbone.region], "features")
             tail = self.take_tail(c.pool_size)
             self.neck = None
         else:
-            self.choose_map(maps[-1].name)
+            used = self.choose_maps(c.features, "features", min_stride=4)
+            self.backbone.truncate(used[-1].name)
             tail = fpn_tail(c.channels, c.pool_size, self.backbone.width, c.head_convs)
-            self.neck = FPN(maps, c.channels, c.neck_norm)
+            self.neck = FPN(used, c.channels, c.neck_norm)
             maps = self.neck.info
         self.map_info = maps
 
@@ -110,35 +138,30 @@ class FasterRCNN(RegionDetector):
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes), c.beta)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 
-    def choose_maps(self) -> tuple[FeatureInfo, ...]:
-        """Return the backbone's maps that are used: of all for a neck, else its region map."""
-        c, known = self.config, {info.name: info for info in self.backbone.info}
-        if c.neck == "none" and c.features is not None:
-            raise UserError(f"model.features: without a neck regions are pooled from {self.backbone.region} alone")
-        names = c.features or [info.name for info in self.backbone.info if info.stride >= 4]
-        if c.neck == "none":
-            names = [self.backbone.region]
-        for name in names:
-            if name not in known:
-                raise UserError(f"model.features: {c.backbone.name} gives the maps {', '.join(known)}, not {name!r}")
-        self.feature_names = names
-        return tuple(known[name] for name in names)
-
     def backbone_maps(self, x: Tensor) -> list[Tensor]:
-        features = self.backbone(pad_to(x, self.config.size_divisor))
-        if self.neck is not None:
-            return list(self.neck(features).values())
-        return [features[name] for name in self.feature_names]
+        x = pad_to(x, self.config.size_divisor)
+        return super().backbone_maps(x) if self.neck is None else list(self.neck(self.backbone(x)).values())
 
     # 3.2 training, jointly or in four steps
 
     def stages(self) -> Sequence[Stage]:
-        return alternating.ALTERNATING if self.config.training == "alternating" else super().stages()
+        return ALTERNATING if self.config.training == "alternating" else super().stages()
 
     def begin_stage(self, stage: str) -> None:
+        """Set what a step of alternating training (3.2) learns, and begin anew what it does not share."""
         self.stage = stage
-        if stage != "sgd":
-            alternating.begin_stage(self, stage)
+        if stage == "sgd":
+            return
+        if stage in RESET:
+            fresh = FasterRCNN(self.config, self.classes)
+            for name in RESET[stage]:
+                if getattr(self, name) is not None:
+                    self.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+        self.requires_grad_(True)
+        self.freeze_layers(self.config.freeze_stages, self.config.freeze_norms)
+        if stage.endswith("_shared"):
+            self.freeze(self.backbone, *([] if self.neck is None else [self.neck]))
+        self.freeze(self.head if stage.startswith("rpn") else self.rpn)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         maps = self.features.prepare(images, self)
@@ -164,14 +187,7 @@ class FasterRCNN(RegionDetector):
         return self.propose(images, self.features.prepare(images, self))
 
     def proposal_settings(self) -> dict[str, Any]:
-        pre_nms_top_n, post_nms_top_n = self.rpn.top_n(self.many_proposals)
-        return {
-            "size": list(self.config.size),
-            "pre_nms_top_n": pre_nms_top_n,
-            "post_nms_top_n": post_nms_top_n,
-            "nms_iou": self.config.rpn_nms_iou,
-            "min_size": self.config.min_size,
-        }
+        return {"size": list(self.config.size), **self.rpn.settings(self.many_proposals)}
 
     def limit_proposals(self, count: int) -> None:
         self.config.test_post_nms_top_n = count
@@ -185,31 +201,24 @@ class FasterRCNN(RegionDetector):
         boxes = output.anchors[0][:5].expand(len(images), -1, -1)
         return [*output.logits, *output.deltas, *self.head(self.features.pool(maps, boxes))]
 
-    def image_network(self, pixels: Tensor) -> Any:
-        return self.rpn(self.backbone_maps(pixels))
+    def image_network(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, deltas and anchors of each map, then the maps that are pooled."""
+        maps = self.maps(pixels, sizes)
+        logits, deltas, anchors = self.rpn(maps)
+        return (*logits, *deltas, *anchors, *maps[: self.pooled_maps])
 
     def export_image_parts(self) -> dict[str, ExportPart]:
-        c = self.config
+        of_map = {
+            "logits": "(batch, anchors) float32, object or not; a sigmoid makes it a score",
+            "deltas": "(batch, anchors, 4) float32, from the anchors, see proposals",
+            "anchors": "(anchors, 4) float32, x1, y1, x2, y2 in pixels of the input",
+        }
         names = [info.name for info in self.map_info]
-        pooled = names[: self.pooled_maps]
-        outputs = {
-            **{
-                f"logits_{name}": "(batch, anchors) float32, object or not; a sigmoid makes it a score"
-                for name in names
-            },
-            **{f"deltas_{name}": "(batch, anchors, 4) float32, from the anchors, see proposals" for name in names},
-            **{f"anchors_{name}": "(anchors, 4) float32, x1, y1, x2, y2 in pixels of the input" for name in names},
-            **{f"map_{name}": "(batch, channels, rows, columns) float32, pooled from, see pooling" for name in pooled},
-        }
-        proposals = {
-            "pre_nms_top_n": c.test_pre_nms_top_n,
-            "post_nms_top_n": c.test_post_nms_top_n,
-            "nms_iou": c.rpn_nms_iou,
-            "min_size": c.min_size,
-            "deltas": coder_facts(RPN_CODER),
-        }
-        facts = {"proposals": proposals, **self.features.facts()}
-        return {"-rpn": ExportPart(_RPNNetwork(self), resized_images(self.input), outputs, facts)}
+        outputs = {f"{kind}_{name}": text for kind, text in of_map.items() for name in names}
+        for name in names[: self.pooled_maps]:
+            outputs[f"map_{name}"] = "(batch, channels, rows, columns) float32, pooled from, see pooling"
+        proposals = {**self.rpn.settings(training=False), "deltas": coder_facts(RPN_CODER)}
+        return {"-rpn": self.image_part(outputs, {"proposals": proposals, **self.features.facts()})}
 
     def trace_proposals(
         self, images: Images, prepared: list[Tensor], targets: Targets | None
@@ -217,19 +226,6 @@ class FasterRCNN(RegionDetector):
         output = self.rpn(prepared)
         steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
         return self.rpn.propose(output, images, self.many_proposals), steps
-
-
-class _RPNNetwork(nn.Module):
-    """pixels (B, 3, H, W), sizes (B, 2) -> of each map logits, deltas and anchors; then the maps that are pooled."""
-
-    def __init__(self, detector: FasterRCNN) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        maps = self.detector.maps(pixels, sizes)
-        logits, deltas, anchors = self.detector.rpn(maps)
-        return (*logits, *deltas, *anchors, *maps[: self.detector.pooled_maps])
 
 
 def pad_to(pixels: Tensor, multiple: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Feature pyramids: a neck between a backbone's maps and the heads, and the region head's layers above it."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class FPN(nn.Module):
     info: the maps p2, p3, ... that it gives, all with `channels`. norm: batch norm behind each convolution.
     """
 
-    def __init__(self, info: tuple[FeatureInfo, ...], channels: int, norm: bool = False) -> None:
+    def __init__(self, info: Sequence[FeatureInfo], channels: int, norm: bool = False) -> None:
         super().__init__()
         self.names = [feature.name for feature in info]
         inputs = [feature.channels for feature in info]
@@ -32,22 +33,18 @@ class FPN(nn.Module):
 
 
 def fpn_tail(channels: int, pool_size: int, width: int, convs: int = 0) -> nn.Sequential:
-    """Return the layers of a region head above a pyramid (section 4.2): two fully connected ones, or `convs`
-    convolutions and one fully connected one. width: of a backbone's own; a wider one is cut to MAX_WIDTH."""
-    width = min(width, MAX_WIDTH)
-    if convs:
-        return _convolutional(channels, convs, pool_size, width)
-    return fully_connected(channels * pool_size**2, width)
+    """Return the layers of a region head above a pyramid, (R, channels, pool_size, pool_size) to (R, width).
 
-
-def _convolutional(channels: int, depth: int, size: int, width: int) -> nn.Sequential:
-    """Return `depth` 3x3 convolutions with batch norm, then one fully connected layer.
-
-    It takes (R, channels, size, size) to (R, width). The region head of Group Normalization (Wu and He, 2018, section
-    4.2), there with group norm.
+    Two fully connected ones (section 4.2), or `convs` 3x3 convolutions with batch norm and one fully connected one, as
+    in Group Normalization (Wu and He, 2018, section 4.2), there with group norm. width: of a backbone's own; a wider
+    one is cut to MAX_WIDTH.
     """
+    width = min(width, MAX_WIDTH)
+    if not convs:
+        return fully_connected(channels * pool_size**2, width)
     layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-        nn.init.kaiming_normal_(layers[-3].weight, mode="fan_out", nonlinearity="relu")  # pyright: ignore
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size**2, width), nn.ReLU())
+    for _ in range(convs):
+        convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * pool_size**2, width), nn.ReLU())

@@ -1,6 +1,6 @@
 """The networks of a detector that become files for other programs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +25,14 @@ class PartInput(NamedTuple):
     probe: Tensor
     axes: dict[int, str]
     text: str
+
+
+class Function(nn.Module):
+    """A function of a module's weights as a network: torch exports nothing else."""
+
+    def __init__(self, owner: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.owner, self.forward = owner, function  # so that the inputs have the names of the function's arguments
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,14 @@ Where the paper and its code differ, and what detkit does:
 from dataclasses import dataclass, field
 
 from detkit.backbones import create_backbone
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, at_least
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.region import at_least_one
 from detkit.models.region_features import CropFeatures
 from detkit.models.registry import MODELS
-from detkit.models.shape_checks import check_pixels, tail_width
+from detkit.models.shape_checks import check_pixels
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
 from detkit.structures import InputSpec
-
-CHUNK_BYTES = 32 << 20  # of crops that pass the network at once
 
 
 @dataclass
@@ -40,12 +37,10 @@ class RCNNConfig(SVMDetectorConfig):
     """Cells a side of what the backbone's tail reads."""
     batch_size_per_image: int = 4
     """Regions of an image that fine-tuning samples."""
-    bg_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
-    """IoU [low, high) of the regions that are background."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "crop", "pool_size")
+        at_least("model", self, 1, "crop", "pool_size")
         if not 0 <= 2 * self.context < self.crop:
             raise UserError(f"model.context: {self.context} leaves nothing of a crop of {self.crop} pixels")
 
@@ -65,8 +60,7 @@ class RCNN(SVMDetector):
         tail = self.take_tail(c.pool_size)
         pool5 = self.backbone.info[-1]
         check_pixels(self.backbone, "crop", c.crop)
-        tail_width(tail, pool5.channels, c.pool_size)
         # 2.1 feature extraction
         mean = [value * self.input.divisor for value in c.mean]
-        self.features = CropFeatures(pool5, c.crop, c.context, mean, c.pool_size, CHUNK_BYTES)
+        self.features = CropFeatures(pool5.channels, c.crop, c.context, mean, c.pool_size)
         self.head = SVMHead(tail, self.features.shape, len(classes), c.scoring)

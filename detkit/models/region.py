@@ -4,20 +4,19 @@ Each detector's file shows how it fills the three: where its proposals come from
 which head classifies and moves it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones import Backbone, FeatureInfo
 from detkit.backbones.describe import count_flops
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, at_least, one_of
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.freezing import freeze, norm_layers
-from detkit.models.parts import ExportPart, coder_facts, regions_input, resized_images
+from detkit.models.parts import ExportPart, Function, coder_facts, regions_input, resized_images
 from detkit.models.region_features import POOLS, CropFeatures, RegionFeatures
 from detkit.models.trace import PooledStep, ProposalStep, RegressionStep, SampleStep, Step, Trace
 from detkit.ops import BACKGROUND, BoxCoder, gather_boxes, match_regions, sample
@@ -49,7 +48,7 @@ class RegionConfig:
             raise UserError(f"model.bg_iou: {self.bg_iou} is not [low, high) of IoU")
         if not 0 <= self.positive_fraction <= 1:
             raise UserError(f"model.positive_fraction: {self.positive_fraction} is not between 0 and 1")
-        at_least_one(self, "batch_size_per_image")
+        at_least("model", self, 1, "batch_size_per_image")
 
 
 @dataclass
@@ -71,16 +70,8 @@ class PooledConfig(RegionConfig):
         super().__post_init__()
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
-        if self.pool not in POOLS:
-            raise UserError(f"model.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
-        at_least_one(self, "pool_size")
-
-
-def at_least_one(config: Any, *keys: str) -> None:
-    """Raise UserError where a value of a model's config is less than 1."""
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise UserError(f"model.{key}: {getattr(config, key)} is less than 1")
+        one_of("model.pool", self.pool, POOLS)
+        at_least("model", self, 1, "pool_size")
 
 
 @dataclass(frozen=True)
@@ -161,10 +152,9 @@ class RegionDetector(Detector):
     class_layers: ClassVar[tuple[str, ...]] = (
         *("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted"),
     )
-    backbone: Backbone  # pyright: ignore[reportIncompatibleVariableOverride]
     features: RegionFeatures
     head: Any  # a Head, which is an nn.Module
-    _frozen_norms: list[nn.Module]
+    _frozen_norms: Sequence[nn.Module] = ()
     _tail_of_backbone = False
 
     # network
@@ -237,17 +227,11 @@ class RegionDetector(Detector):
 
     # layers
 
-    def choose_map(self, name: str | None = None) -> FeatureInfo:
-        """Leave out the backbone's layers behind the map `name`, by default its `region`; return that map."""
-        self.backbone.truncate(name or self.backbone.region)
-        return self.backbone.info[-1]
-
     def take_tail(self, size: int) -> nn.Module:
         """Return the backbone's tail for regions' maps of `size` cells a side, see Backbone.tail."""
-        # kept, so that no id is given to another parameter meanwhile
-        before = {id(parameter): parameter for parameter in self.backbone.parameters()}
+        before = set(self.backbone.parameters())
         tail = self.backbone.tail(size)
-        self._tail_of_backbone = any(id(parameter) in before for parameter in tail.parameters())
+        self._tail_of_backbone = not before.isdisjoint(tail.parameters())
         return tail
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -258,20 +242,21 @@ class RegionDetector(Detector):
 
     def freeze_layers(self, stages: int, norms: bool) -> None:
         """Freeze the first `stages` layer groups of the backbone, and all of its batch norms where `norms` says so."""
+        self._frozen_norms = []
         if norms:
-            for layer in norm_layers(self):
-                layer.requires_grad_(False)
-        self._frozen_norms = norm_layers(self) if norms else []
+            self.freeze(*norm_layers(self))
         if stages:  # which not every backbone has
             self.freeze(*self.backbone.layer_groups()[:stages])
 
     def freeze(self, *modules: nn.Module) -> None:
         """Freeze modules, their batch norms' statistics included."""
-        self._frozen_norms += freeze(modules)
+        for module in modules:
+            module.requires_grad_(False)
+            self._frozen_norms = [*self._frozen_norms, *norm_layers(module)]
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
-        for layer in getattr(self, "_frozen_norms", ()):
+        for layer in self._frozen_norms:
             layer.eval()
         return self
 
@@ -286,8 +271,8 @@ class RegionDetector(Detector):
         device = next(self.parameters()).device
         image = 0
         for size in self.features.input_sizes(height, width, self.input):
-            pixels = torch.empty(1, 3, *size, device=device)
-            image += count_flops(lambda pixels=pixels: self.image_network(pixels))
+            pixels, sizes = torch.empty(1, 3, *size, device=device), torch.tensor([size], device=device)
+            image += count_flops(partial(self.image_network, pixels, sizes))
         pooled = torch.empty(1, 1, *self.features.shape, device=device)
         region = count_flops(lambda: self.head.predict(pooled))
         if isinstance(self.features, CropFeatures):
@@ -295,9 +280,9 @@ class RegionDetector(Detector):
             region += count_flops(lambda: self.backbone(crop))
         return Flops(image, region)
 
-    def image_network(self, pixels: Tensor) -> Any:
-        """What is computed once an image, of normalised pixels; for `flops`."""
-        return self.backbone_maps(pixels)
+    def image_network(self, pixels: Tensor, sizes: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Pixels (B, 3, H, W), 0 to 255, of images of `sizes` (B, 2) -> what is computed once an image, for export."""
+        return self.maps(pixels, sizes)[0]
 
     def export_parts(self) -> dict[str, ExportPart]:
         head, outputs = self.head.exported()
@@ -306,7 +291,9 @@ class RegionDetector(Detector):
             side = self.features.side
             text = "regions warped to RGB squares, 0 to 255, see crops"
             inputs = {"crops": regions_input((3, side, side), text, 255)}
-            return {"": ExportPart(_CropNetwork(self, head), inputs, outputs, facts | self.features.facts())}
+            of_crops = self.features.of_crops
+            network = Function(self, lambda crops: head(of_crops(crops, self)))
+            return {"": ExportPart(network, inputs, outputs, facts | self.features.facts())}
         pooled = regions_input(self.features.shape, "pooled from the map, see pooling")
         head_part = ExportPart(head, {"pooled": pooled}, outputs, facts)
         return {**self.export_image_parts(), "-head": head_part}
@@ -315,8 +302,10 @@ class RegionDetector(Detector):
         """Return the part that is computed once an image."""
         channels = self.backbone.info[-1].channels
         outputs = {"map": f"(batch, {channels}, rows, columns) float32, pooled from, see pooling"}
-        inputs = resized_images(self.input)
-        return {"-map": ExportPart(_MapNetwork(self), inputs, outputs, self.features.facts())}
+        return {"-map": self.image_part(outputs, self.features.facts())}
+
+    def image_part(self, outputs: dict[str, str], facts: dict[str, Any]) -> ExportPart:
+        return ExportPart(Function(self, self.image_network), resized_images(self.input), outputs, facts)
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
         prepared = self.features.prepare(images, self)
@@ -349,37 +338,17 @@ class RegionDetector(Detector):
         return SampleStep(
             sampled.boxes[0][valid],
             sampled.matched_gt_index[0][valid],
-            None,
             name="regions",
             title="Sampled regions (training)",
             text="What training would learn from this image: {samples} regions are sampled at random, {positive} that "
             "overlap an object enough, with the object's class, and {negative} of background.",
-            captions=("of objects", "of background"),
             legend=("region of", "background"),
         )
 
 
-class _MapNetwork(nn.Module):
-    """pixels (B, 3, H, W), sizes (B, 2) -> the map that regions are pooled from."""
-
-    def __init__(self, detector: RegionDetector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        return self.detector.maps(pixels, sizes)[0]
-
-
-class _CropNetwork(nn.Module):
-    """crops (R, 3, side, side) -> the head's outputs."""
-
-    def __init__(self, detector: RegionDetector, head: nn.Module) -> None:
-        super().__init__()
-        self.detector, self.head = detector, head
-
-    def forward(self, crops: Tensor) -> Any:
-        assert isinstance(self.detector.features, CropFeatures)
-        return self.head(self.detector.features.of_crops(crops, self.detector))
+def norm_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the batch norms in a module: one that is frozen keeps its statistics, too."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def stored_proposals(images: Images) -> Proposals:

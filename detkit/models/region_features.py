@@ -7,15 +7,26 @@ scales (SPPNet), one map that all regions share (Fast R-CNN), a pyramid of maps 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from detkit.backbones import FeatureInfo
-from detkit.models.image_pyramid import ImagePyramid, image_pyramid, pool_from
-from detkit.models.pooling import adaptive_pool
-from detkit.ops import crop_warp, crops_per_chunk, pyramid_pool, roi_align, roi_pool, spp_pool, sppnet_scale
+from detkit.errors import UserError
+from detkit.ops import (
+    crop_warp,
+    crops_per_chunk,
+    pyramid_pool,
+    rescale,
+    roi_align,
+    roi_pool,
+    short_side_scale,
+    spp_pool,
+    sppnet_scale,
+)
 from detkit.structures import Images, InputSpec
 
 POOLS = ("pool", "align", "align_v1")
@@ -43,11 +54,20 @@ class RoIPooling:
     size: int
     stride: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what a channel of a region becomes."""
+        return (self.size, self.size)
+
     def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, size, size), 0 where not valid (B, R)."""
         if self.kind == "pool":
             return roi_pool(x, boxes, self.size, self.stride, valid)
         return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align", valid=valid)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what describes the pooling in the metadata of an exported network."""
+        return {"kind": self.kind, "size": self.size, "strides": [self.stride]}
 
 
 @dataclass(frozen=True)
@@ -59,9 +79,16 @@ class SpatialPyramidPooling:
     centre: float
     shrink: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(level**2 for level in self.levels),)
+
     def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, bins), 0 where not valid (B, R)."""
         return spp_pool(x, boxes, self.levels, self.stride, self.centre, self.shrink, valid)
+
+    def facts(self) -> dict[str, Any]:
+        return {"pyramid": list(self.levels), "stride": self.stride, "centre": self.centre}
 
 
 class RegionFeatures:
@@ -117,10 +144,8 @@ class MapFeatures(RegionFeatures):
 
     def __init__(self, maps: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0) -> None:
         self.strides = [info.stride for info in maps]
-        self.channels = maps[0].channels
-        self.kind, self.size, self.canonical_scale = kind, size, canonical_scale
-        self.pooling = RoIPooling(kind, size, self.strides[0])
-        self.shape = (self.channels, size, size)
+        self.pooling, self.canonical_scale = RoIPooling(kind, size, self.strides[0]), canonical_scale
+        self.shape = (maps[0].channels, size, size)
 
     def prepare(self, images: Images, network: ImageNetwork) -> list[Tensor]:
         return network.maps(images.pixels, images.sizes)
@@ -132,21 +157,28 @@ class MapFeatures(RegionFeatures):
         side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         level = (REFERENCE_LEVEL + torch.log2(side / self.canonical_scale + 1e-6)).floor()
         level = (level - math.log2(self.strides[0])).clamp(0, len(maps) - 1).long()
-        align, aligned = self.kind != "pool", self.kind == "align"
-        return pyramid_pool(maps, boxes, level, self.size, self.strides, align, aligned)
+        kind, size = self.pooling.kind, self.pooling.size
+        return pyramid_pool(maps, boxes, level, size, self.strides, align=kind != "pool", aligned=kind == "align")
 
     def facts(self) -> dict[str, Any]:
-        pooling: dict[str, Any] = {"kind": self.kind, "size": self.size, "strides": self.strides}
-        if len(self.strides) > 1:  # a region's map is chosen by its size
-            pooling["canonical_scale"] = self.canonical_scale
-        return {"pooling": pooling}
+        # of several maps a region's is chosen by its size
+        chosen = {"canonical_scale": self.canonical_scale} if len(self.strides) > 1 else {}
+        return {"pooling": {**self.pooling.facts(), "strides": self.strides, **chosen}}
+
+
+class ImagePyramid(NamedTuple):
+    """maps: of each scale its map (B, C, h, w), and its factor for each image, (B,); sizes: (B, 2) of the images."""
+
+    maps: list[tuple[Tensor, Tensor]]
+    sizes: Tensor
 
 
 class PyramidFeatures(RegionFeatures):
     """Features of each region from the image at the scale that suits the region's size (SPPNet, section 4.1).
 
-    pooling: of one map. scales: short sides, pixels; longest: most pixels of the long side. random_scale: whether
-    training draws one scale for each image (Fast R-CNN, section 2.4).
+    Images become several sizes, and each region is pooled where its area is closest to 224 x 224 pixels. pooling: of
+    one map. scales: short sides, pixels; longest: most pixels of the long side. random_scale: whether training draws
+    one scale for each image (Fast R-CNN, section 2.4).
     """
 
     def __init__(
@@ -157,12 +189,9 @@ class PyramidFeatures(RegionFeatures):
         longest: float = float("inf"),
         random_scale: bool = False,
     ) -> None:
-        self.map, self.pooling, self.longest, self.random_scale = map_info, pooling, longest, random_scale
+        self.pooling, self.longest, self.random_scale = pooling, longest, random_scale
         self.scales = tuple(scales)
-        if isinstance(pooling, SpatialPyramidPooling):
-            self.shape = (map_info.channels, sum(level**2 for level in pooling.levels))
-        else:
-            self.shape = (map_info.channels, pooling.size, pooling.size)
+        self.shape = (map_info.channels, *pooling.shape)
 
     def prepare(self, images: Images, network: ImageNetwork) -> ImagePyramid:
         scales: list[float] | list[Tensor] = [float(short) for short in self.scales]
@@ -170,11 +199,24 @@ class PyramidFeatures(RegionFeatures):
             device = images.pixels.device
             sampled = torch.randint(len(scales), (len(images),), device=device)
             scales = [torch.tensor(scales, device=device)[sampled]]
-        pixels = network.normalise(images.pixels, images.sizes)
-        return image_pyramid(lambda x: network.backbone_maps(x)[0], pixels, images.sizes, scales, self.longest)
+        pixels, sizes = network.normalise(images.pixels, images.sizes), images.sizes
+        maps = []
+        for short in scales:  # no batch: the levels of a pyramid differ in size
+            factor = short_side_scale(sizes, short, self.longest)
+            maps.append((network.backbone_maps(rescale(pixels, sizes, factor))[0], factor))
+        return ImagePyramid(maps, sizes)
 
     def pool(self, prepared: ImagePyramid, boxes: Tensor) -> Tensor:
-        return pool_from(prepared, boxes, self.scales, self.pooling)
+        if len(prepared.maps) == 1:
+            x, factor = prepared.maps[0]
+            return self.pooling(x, boxes * factor.view(-1, 1, 1))
+        level = sppnet_scale(boxes, prepared.sizes, self.scales)
+        # 0 where a region is of another level
+        pooled = [
+            self.pooling(x, boxes * factor.view(-1, 1, 1), level == number)
+            for number, (x, factor) in enumerate(prepared.maps)
+        ]
+        return torch.stack(pooled).sum(0)
 
     def chunk_size(self, images: int) -> int | None:
         # spp_pool takes some times the memory of its result
@@ -185,12 +227,8 @@ class PyramidFeatures(RegionFeatures):
         return [InputSpec((short, longest), resize="shortest").fit(height, width) for short in self.scales]
 
     def facts(self) -> dict[str, Any]:
-        if isinstance(self.pooling, SpatialPyramidPooling):
-            p = self.pooling
-            pooling = {"pyramid": list(p.levels), "stride": p.stride, "centre": p.centre}
-            return {"pooling": pooling, "scales": list(self.scales)}
-        pooling = {"kind": self.pooling.kind, "size": self.pooling.size, "strides": [self.pooling.stride]}
-        return {"pooling": pooling, "scales": list(self.scales), "longest": self.longest}
+        longest = {} if math.isinf(self.longest) else {"longest": self.longest}
+        return {"pooling": self.pooling.facts(), "scales": list(self.scales), **longest}
 
     def squares(self, means: Tensor) -> list[Tensor]:
         if not isinstance(self.pooling, SpatialPyramidPooling):
@@ -199,42 +237,45 @@ class PyramidFeatures(RegionFeatures):
         return [part.unflatten(1, (level, level)) for part, level in zip(bins, self.pooling.levels)]
 
 
-class Crops(NamedTuple):
-    """Images, and the network that sees crops of them."""
+def check_scales(scales: Sequence[int]) -> None:
+    """Raise UserError where `model.scales` are not short sides."""
+    if not scales or min(scales) < 1:
+        raise UserError(f"model.scales: {list(scales)} is not a list of short sides in pixels")
 
-    images: Images
-    network: ImageNetwork
 
-
+@dataclass
 class CropFeatures(RegionFeatures):
     """Each region cut out of the image, warped to a square and sent through the network (R-CNN, section 2.1).
 
-    side: of the crop, pixels; context: how many of them show the region's surroundings. mean: of the input's channels,
-    0 to 255, which what lies outside the image becomes. pool_size: cells a side of what the backbone's tail reads.
-    chunk_bytes: of crops that pass the network at once: its maps take some twenty times as much.
+    channels: of the network's map. side: of the crop, pixels; context: how many of them show the region's surroundings.
+    mean: of the input's channels, 0 to 255, which what lies outside the image becomes. pool_size: cells a side of what
+    the backbone's tail reads. chunk_bytes: of crops that pass the network at once.
     """
 
-    def __init__(
-        self, map_info: FeatureInfo, side: int, context: int, mean: Sequence[float], pool_size: int, chunk_bytes: int
-    ) -> None:
-        self.side, self.context, self.mean, self.pool_size = side, context, list(mean), pool_size
-        self.chunk_bytes = chunk_bytes
-        self.shape = (map_info.channels, pool_size, pool_size)
+    channels: int
+    side: int
+    context: int
+    mean: list[float]
+    pool_size: int
+    chunk_bytes: int = 32 << 20  # the network's maps take some twenty times as much
 
-    def prepare(self, images: Images, network: ImageNetwork) -> Crops:
-        return Crops(images, network)
+    def __post_init__(self) -> None:
+        self.shape = (self.channels, self.pool_size, self.pool_size)
 
-    def pool(self, prepared: Crops, boxes: Tensor) -> Tensor:
+    def prepare(self, images: Images, network: ImageNetwork) -> tuple[Images, ImageNetwork]:
+        return images, network
+
+    def pool(self, prepared: tuple[Images, ImageNetwork], boxes: Tensor) -> Tensor:
         crops = self.crops(prepared, boxes).flatten(0, 1)
-        return self.of_crops(crops, prepared.network).unflatten(0, boxes.shape[:2])
+        return self.of_crops(crops, prepared[1]).unflatten(0, boxes.shape[:2])
 
     def of_crops(self, crops: Tensor, network: ImageNetwork) -> Tensor:
         """Warped regions (N, 3, side, side), 0 to 255 -> pool5 (N, C, pool_size, pool_size)."""
         crops = network.normalise(crops).contiguous(memory_format=torch.channels_last)
         return adaptive_pool(network.backbone_maps(crops)[0], self.pool_size)
 
-    def crops(self, prepared: Crops, boxes: Tensor) -> Tensor:
-        images = prepared.images
+    def crops(self, prepared: tuple[Images, ImageNetwork], boxes: Tensor) -> Tensor:
+        images, _ = prepared
         return crop_warp(images.pixels, boxes, self.side, self.context, self.mean, images.sizes)
 
     def chunk_size(self, images: int) -> int | None:
@@ -245,3 +286,18 @@ class CropFeatures(RegionFeatures):
 
     def facts(self) -> dict[str, Any]:
         return {"crops": {"side": self.side, "context": self.context}}
+
+
+def adaptive_pool(x: Tensor, size: int) -> Tensor:
+    """Adaptive max pooling of square maps (N, C, side, side) to (N, C, size, size).
+
+    At the published sizes its bins are those of the ImageNet network's last pooling layer; where they are all alike
+    they are pooled as such a layer does, which unlike adaptive bins can be exported.
+    """
+    side = x.shape[-1]
+    starts = [cell * side // size for cell in range(size)]
+    lengths = {-(-(cell + 1) * side // size) - start for cell, start in enumerate(starts)}
+    strides = {after - start for start, after in pairwise(starts)} or {1}
+    if len(lengths) == len(strides) == 1 and 0 not in strides:
+        return max_pool2d(x, lengths.pop(), strides.pop())
+    return adaptive_max_pool2d(x, size)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from detkit.models.parts import Function
 from detkit.models.region import SampledRegions
 from detkit.models.shape_checks import tail_width
 from detkit.ops import BoxCoder, region_loss
@@ -24,7 +25,7 @@ class RegionHead(nn.Module):
     def __init__(self, tail: nn.Module, channels: int, size: int, classes: int, beta: float = 1.0) -> None:
         super().__init__()
         self.tail, self.classes, self.beta = tail, classes, beta
-        width = tail_width(tail, channels, size)
+        width = tail_width(tail, (channels, size, size))
         self.classifier = nn.Linear(width, classes + 1)
         self.regressor = nn.Linear(width, classes * 4)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -66,16 +67,9 @@ class RegionHead(nn.Module):
             "them scores",
             "deltas": f"(regions, {self.classes}, 4) float32, of each class, from the regions, see coder",
         }
-        return _ExportedHead(self), outputs
+        return Function(self, self.exported_outputs), outputs
 
-
-class _ExportedHead(nn.Module):
-    """pooled (R, C, size, size) -> logits (R, classes + 1), and deltas (R, classes, 4), no longer normalised."""
-
-    def __init__(self, head: RegionHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        logits, deltas = self.head(pooled.unsqueeze(0))
-        return logits[0], deltas[0] * self.head.delta_std + self.head.delta_mean
+    def exported_outputs(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C, size, size) -> logits (R, classes + 1), and deltas (R, classes, 4), no longer normalised."""
+        logits, deltas = self(pooled.unsqueeze(0))
+        return logits[0], deltas[0] * self.delta_std + self.delta_mean

@@ -3,13 +3,13 @@ proposals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo
-from detkit.errors import UserError
+from detkit.config import at_least, one_of
 from detkit.models.trace import AnchorStep, MapShape, ObjectnessStep, ProposalNMSStep, SampleStep, Step
 from detkit.ops import (
     BACKGROUND,
@@ -70,10 +70,8 @@ class RPNConfig:
 
     def check_rpn(self) -> None:
         """Raise UserError for values that cannot be."""
-        if self.anchors not in ANCHORS_OF_CELL:
-            raise UserError(f"model.anchors: {self.anchors!r} is not one of {', '.join(ANCHORS_OF_CELL)}")
-        if self.rpn_convs < 1:
-            raise UserError(f"model.rpn_convs: {self.rpn_convs} is less than 1")
+        one_of("model.anchors", self.anchors, tuple(ANCHORS_OF_CELL))
+        at_least("model", self, 1, "rpn_convs")
 
 
 class RPNOutput(NamedTuple):
@@ -82,19 +80,6 @@ class RPNOutput(NamedTuple):
     logits: list[Tensor]
     deltas: list[Tensor]
     anchors: list[Tensor]
-
-
-class RPNCandidates(NamedTuple):
-    """Boxes of the RPN before suppression.
-
-    boxes: (B, K, 4), clipped. logits, levels: (B, K), levels the number of the map that each box is from. valid: (B, K)
-    bool, True for those that are large enough.
-    """
-
-    boxes: Tensor
-    logits: Tensor
-    levels: Tensor
-    valid: Tensor
 
 
 class RPN(nn.Module):
@@ -175,21 +160,43 @@ class RPN(nn.Module):
         c = self.config
         return (c.pre_nms_top_n, c.post_nms_top_n) if training else (c.test_pre_nms_top_n, c.test_post_nms_top_n)
 
-    def min_size(self, images: Images) -> Tensor:
-        """3.3 (code): the least side of a proposal (B,), in pixels of the input."""
-        return self.config.min_size * (images.sizes / images.original).amin(1)
-
-    def propose(self, output: RPNOutput, images: Images, training: bool) -> Proposals:
-        """3.3: the best boxes of the RPN."""
+    def settings(self, training: bool) -> dict[str, Any]:
+        """Return what proposals depend on beside the weights and the size of images."""
         pre_nms_top_n, post_nms_top_n = self.top_n(training)
-        return propose(
-            output,
-            images.sizes,
-            self.min_size(images),
-            pre_nms_top_n=pre_nms_top_n,
-            post_nms_top_n=post_nms_top_n,
-            nms_iou=self.config.rpn_nms_iou,
-        )
+        limits = {"pre_nms_top_n": pre_nms_top_n, "post_nms_top_n": post_nms_top_n}
+        return {**limits, "nms_iou": self.config.rpn_nms_iou, "min_size": self.config.min_size}
+
+    @torch.no_grad()
+    def candidates(self, output: RPNOutput, images: Images, pre_nms_top_n: int) -> tuple[Tensor, ...]:
+        """3.3: the best `pre_nms_top_n` boxes of each map.
+
+        Returns boxes (B, K, 4), clipped; their logits (B, K); levels (B, K), the number of the map that each is from;
+        and (B, K) bool, which of them are large enough.
+        """
+        boxes, scores, levels = [], [], []
+        for level, (logits, deltas, anchors) in enumerate(zip(*output)):  # over maps
+            score, index = logits.float().topk(min(pre_nms_top_n, logits.shape[1]), dim=1)
+            delta = gather_boxes(deltas.float(), index)
+            boxes.append(clip(CODER.decode(delta, anchors[index]), images.sizes))
+            scores.append(score)
+            levels.append(torch.full_like(index, level))
+        box = torch.cat(boxes, 1)
+        min_size = self.config.min_size * (images.sizes / images.original).amin(1)  # in pixels of the input (code)
+        large = ((box[..., 2:] - box[..., :2]) >= min_size.view(-1, 1, 1)).all(-1)
+        return box, torch.cat(scores, 1), torch.cat(levels, 1), large
+
+    @torch.no_grad()
+    def propose(self, output: RPNOutput, images: Images, training: bool) -> Proposals:
+        """Return `post_nms_top_n` proposals an image, best first, with their probability of being an object (3.3).
+
+        Boxes are clipped, the best `pre_nms_top_n` of each map are suppressed among themselves, and the best
+        `post_nms_top_n` of all maps stay. Proposals carry no gradient.
+        """
+        pre_nms_top_n, post_nms_top_n = self.top_n(training)
+        boxes, logits, levels, large = self.candidates(output, images, pre_nms_top_n)
+        limits = {"top_k": pre_nms_top_n, "max_out": post_nms_top_n}
+        index = nms(boxes, logits, levels, iou=self.config.rpn_nms_iou, **limits, valid=large)
+        return Proposals(boxes, large, logits.sigmoid()).take(index)
 
     def trace(
         self, maps: list[Tensor], output: RPNOutput, images: Images, targets: Targets | None, training: bool
@@ -197,17 +204,15 @@ class RPN(nn.Module):
         """Return what the RPN did with one image."""
         steps = [step if isinstance(step, tuple) else (step, step) for step in self.steps(maps)]
         shapes = [MapShape(x.shape[-2], x.shape[-1], *step) for x, step in zip(maps, steps)]
-        note = "they may be larger than the image"
-        trace: list[Step] = [AnchorStep(output.anchors, shapes, "anchors", note)]
+        trace: list[Step] = [AnchorStep(output.anchors, shapes, "anchors", "they may be larger than the image")]
         if targets is not None:
             trace.append(self.sample_step(torch.cat(output.anchors), images.sizes, targets))
         trace.append(ObjectnessStep([logits[0].float().sigmoid() for logits in output.logits], shapes))
         pre_nms_top_n, post_nms_top_n = self.top_n(training)
-        found = rpn_candidates(output, images.sizes, self.min_size(images), pre_nms_top_n)
-        large = found.valid[0]
-        candidates = (found.boxes[0][large], found.logits[0][large], found.levels[0][large])
-        trace.append(ProposalNMSStep(*candidates, self.config.rpn_nms_iou, pre_nms_top_n, post_nms_top_n))
-        return trace
+        *found, large = (part[0] for part in self.candidates(output, images, pre_nms_top_n))
+        boxes, logits, levels = (part[large] for part in found)
+        limits = (self.config.rpn_nms_iou, pre_nms_top_n, post_nms_top_n)
+        return [*trace, ProposalNMSStep(boxes, logits, levels, *limits)]
 
     def sample_step(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampleStep:
         """The anchors of one image that training would learn from."""
@@ -217,49 +222,9 @@ class RPN(nn.Module):
         return SampleStep(
             anchors[rows],
             match.index[0][rows],
-            None,
             name="anchor-matching",
             title="Sampled anchors (training)",
             text="What the proposal network would learn from this image: {samples} anchors are sampled at random, "
             "{positive} that fit an object, the rest background. Anchors in between are left out.",
-            captions=("of objects", "of background"),
             legend=("anchor of", "background"),
         )
-
-
-@torch.no_grad()
-def rpn_candidates(output: RPNOutput, sizes: Tensor, min_size: Tensor, pre_nms_top_n: int) -> RPNCandidates:
-    """Return the best `pre_nms_top_n` boxes of each map; arguments as in `propose`."""
-    boxes, scores, levels = [], [], []
-    for level, (logits, deltas, anchors) in enumerate(zip(*output)):  # over maps
-        score, index = logits.float().topk(min(pre_nms_top_n, logits.shape[1]), dim=1)
-        delta = gather_boxes(deltas.float(), index)
-        boxes.append(clip(CODER.decode(delta, anchors[index]), sizes))
-        scores.append(score)
-        levels.append(torch.full_like(index, level))
-    box = torch.cat(boxes, 1)
-    large = ((box[..., 2:] - box[..., :2]) >= min_size.view(-1, 1, 1)).all(-1)
-    return RPNCandidates(box, torch.cat(scores, 1), torch.cat(levels, 1), large)
-
-
-@torch.no_grad()
-def propose(
-    output: RPNOutput,
-    sizes: Tensor,
-    min_size: Tensor,
-    *,
-    pre_nms_top_n: int,
-    post_nms_top_n: int,
-    nms_iou: float = 0.7,
-) -> Proposals:
-    """Return `post_nms_top_n` proposals an image, best first, with their probability of being an object (section 3.3).
-
-    sizes: (B, 2), height and width of each image. min_size: (B,), pixels that both sides of a proposal have. Boxes are
-    clipped, the best `pre_nms_top_n` of each map are suppressed at `nms_iou` among themselves, and the best
-    `post_nms_top_n` of all maps stay. Proposals carry no gradient.
-    """
-    box, logits, level, large = rpn_candidates(output, sizes, min_size, pre_nms_top_n)
-    index = nms(box, logits, level, iou=nms_iou, top_k=pre_nms_top_n, max_out=post_nms_top_n, valid=large)
-    valid, index = index >= 0, index.clamp(min=0)
-    boxes = gather_boxes(box, index) * valid.unsqueeze(-1)
-    return Proposals(boxes, valid, logits.gather(1, index).sigmoid() * valid)

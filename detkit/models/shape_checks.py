@@ -1,6 +1,6 @@
 """Checks that a configured size suits a network, by empty batches; a UserError says which size would do."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,37 +24,41 @@ def output_of(module: nn.Module, *shape: int) -> Any:
             layer.training = mode
 
 
-def check_pixels(backbone: nn.Module, key: str, side: int, fits: Callable[[Any], bool] = bool) -> None:
-    """Raise UserError where images of side x side are too small for a backbone, or its maps do not fit.
+def check_pixels(backbone: nn.Module, key: str, side: int, network: nn.Module | None = None) -> None:
+    """Raise UserError where images of side x side are too small for a backbone.
 
-    key: of the config, beneath `model`. fits: whether these maps will do.
+    key: of the config, beneath `model`. network: the backbone with what follows it, where that wants larger ones.
     """
-    if _works(backbone, side, fits):
+    network = backbone if network is None else network
+    if _reads(network, 3, side):
         return
     larger_sides = range(side // STEP * STEP + STEP, MAX_SIDE + 1, STEP)
-    enough = next((larger for larger in larger_sides if _works(backbone, larger, fits)), None)
+    enough = next((larger for larger in larger_sides if _reads(network, 3, larger)), None)
     hint = f"; {enough} are enough" if enough else ""
     raise UserError(f"model.{key}: {side} pixels a side are too few for {type(backbone).__name__}{hint}")
 
 
-def tail_width(tail: nn.Module, channels: int, size: int) -> int:
-    """Return how many features a tail gives for maps (channels, size, size); UserError if it can't read them."""
+def tail_width(tail: nn.Module, shape: Sequence[int]) -> int:
+    """Return how many features a tail gives for what is pooled of a region, of this shape.
+
+    UserError for maps (channels, size, size) that it can't read.
+    """
     try:
-        return output_of(tail, channels, size, size).shape[1]
+        return output_of(tail, *shape).shape[1]
     except RuntimeError:
-        for larger in range(size + 1, 4 * size + 16):
-            try:
-                output_of(tail, channels, larger, larger)
-            except RuntimeError:
-                continue
-            raise UserError(
-                f"model.pool_size: {size} cells a side are too few for the backbone's tail; it reads {larger} or more"
-            ) from None
-        raise
+        channels, size, _ = shape
+        enough = next((larger for larger in range(size + 1, 4 * size + 16) if _reads(tail, channels, larger)), None)
+        if enough is None:
+            raise
+    raise UserError(
+        f"model.pool_size: {size} cells a side are too few for the backbone's tail; it reads {enough} or more"
+    )
 
 
-def _works(backbone: nn.Module, side: int, fits: Callable[[Any], bool]) -> bool:
+def _reads(network: nn.Module, channels: int, side: int) -> bool:
+    """Whether a network can read maps of side x side."""
     try:
-        return fits(output_of(backbone, 3, side, side))
+        output_of(network, channels, side, side)
     except RuntimeError:
         return False
+    return True

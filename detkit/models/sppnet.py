@@ -15,8 +15,7 @@ from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.image_pyramid import check_scales
-from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling
+from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling, check_scales
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
@@ -65,7 +64,8 @@ class SPPNet(SVMDetector):
         super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))
         c = self.config = config
         self.backbone = create_backbone(c.backbone)
-        conv5 = self.choose_map()
+        self.backbone.truncate(self.backbone.region)
+        conv5 = self.backbone.info[-1]
         check_pixels(self.backbone, "scales", min(c.scales))
         # 4.1: each region pooled from the map of the scale that suits its size
         centre, shrink = self.backbone.first_cell_centre, SHRINK * conv5.stride

@@ -266,7 +266,7 @@ class SSD(DenseDetector):
         return SampleStep(
             self.anchors[chosen],
             match.index[0][chosen],
-            level[chosen],
+            level=level[chosen],
             name="matching",
             title="Matches to the objects (training)",
             text="What training would learn from this image: each object gets the default box it overlaps most, and "

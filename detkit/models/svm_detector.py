@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detkit.config import at_least, one_of, positive
 from detkit.errors import UserError
 from detkit.models.base import SGD, Stage
 from detkit.models.region import RegionConfig, RegionDetector, SampledRegions
-from detkit.models.ridge_stage import BoxRegression
-from detkit.models.shape_checks import output_of
-from detkit.models.svm_stage import SVMs
+from detkit.models.shape_checks import tail_width
+from detkit.models.svm_stages import BoxRegression, SVMs
 from detkit.ops import BoxCoder, softmax_loss
 from detkit.structures import TruthSet
 
@@ -45,16 +45,12 @@ class SVMDetectorConfig(RegionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scoring not in ("svm", "softmax"):
-            raise UserError(f"model.scoring: {self.scoring!r} is not one of svm, softmax")
-        for key in ("svm_c", "svm_positive_weight", "svm_bias", "ridge"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"model.{key}: {getattr(self, key)} is not positive")
+        one_of("model.scoring", self.scoring, ("svm", "softmax"))
+        positive("model", self, "svm_c", "svm_positive_weight", "svm_bias", "ridge")
         for key in ("svm_negative_iou", "ridge_match_iou"):
             if not 0 < getattr(self, key) <= 1:
                 raise UserError(f"model.{key}: {getattr(self, key)} is not an IoU above 0")
-        if self.fit_images < 0:
-            raise UserError(f"model.fit_images: {self.fit_images} is less than 0")
+        at_least("model", self, 0, "fit_images")
 
 
 class SVMHead(nn.Module):
@@ -73,7 +69,7 @@ class SVMHead(nn.Module):
         """pooled: shape of a region's features before the tail."""
         super().__init__()
         self.tail, self.classes, self.scoring = tail, classes, scoring
-        width = output_of(tail, *pooled).shape[1]
+        width = tail_width(tail, pooled)
         self.classifier = nn.Linear(width, classes + 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -125,12 +121,11 @@ class SVMDetector(RegionDetector):
         return self.config.scoring == "svm"
 
     def stages(self) -> Sequence[Stage]:
-        c = self.config
         stages: list[Stage] = [SGD()]
-        if c.scoring == "svm":
-            stages.append(SVMs(c.svm_c, c.svm_positive_weight, c.svm_bias, c.svm_negative_iou, c.fit_images))
-        if c.regression:
-            stages.append(BoxRegression(CODER, c.ridge, c.ridge_match_iou, c.fit_images))
+        if self.config.scoring == "svm":
+            stages.append(SVMs())
+        if self.config.regression:
+            stages.append(BoxRegression())
         return stages
 
     def check(self, truth: TruthSet) -> None:

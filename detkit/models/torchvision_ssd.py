@@ -23,10 +23,11 @@ from detkit.models.dense import DenseDetector
 from detkit.models.parts import ExportPart
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
+from detkit.models.ssd import extra_layer, initialise
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
-# the added layers of torchvision's ssd300: channels of the 1x1, channels, stride and padding of the 3x3
-EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0))
+# the added layers of torchvision's ssd300, as `model.extras` of detkit's SSD
+EXTRAS = ([256, 512, 3, 2, 1], [128, 256, 3, 2, 1], [128, 256, 3, 1, 0], [128, 256, 3, 1, 0])
 MAPS = 6
 
 
@@ -66,26 +67,10 @@ class Pyramid(nn.Module):
                 f"model.backbone: torchvision's SSD wants {MAPS - len(EXTRAS)} to {MAPS} maps of stride 8 and up, and "
                 f"{type(backbone).__name__} gives {len(used)}"
             )
-        for middle, outputs, stride, padding in EXTRAS[: MAPS - len(used)]:
-            layers = (
-                nn.Conv2d(self.out_channels[-1], middle, 1),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(middle, outputs, 3, stride, padding),
-                nn.ReLU(inplace=True),
-            )
-            self.extras.append(nn.Sequential(*layers))
-            self.out_channels.append(outputs)
-        for layer in self.extras.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-
-    def fits(self, features: dict[str, Tensor]) -> bool:
-        """Whether the last of these maps has cells enough for the added layers."""
-        side = features[self.names[-1]].shape[-1]
-        for _, _, stride, padding in EXTRAS[: len(self.extras)]:
-            side = (side + 2 * padding - 3) // stride + 1
-        return side >= 1
+        for spec in EXTRAS[: MAPS - len(used)]:
+            self.extras.append(extra_layer(self.out_channels[-1], spec, batch_norm=False))
+            self.out_channels.append(spec[1])
+        initialise(self.extras)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         features = self.backbone(x)
@@ -108,7 +93,7 @@ class TorchvisionSSD(DenseDetector):
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
         backbone = create_backbone(config.backbone)
         pyramid = Pyramid(backbone)
-        check_pixels(backbone, "size", config.size, pyramid.fits)
+        check_pixels(backbone, "size", config.size, pyramid)
         ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
         self.ssd = SSD(pyramid, DefaultBoxGenerator(ratios), self.input.size, num_classes=len(classes) + 1)
 

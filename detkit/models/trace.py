@@ -60,12 +60,12 @@ class SampleStep(Step):
 
     boxes: Tensor
     matched_gt_index: Tensor
-    level: Tensor | None
     name: str
     title: str
     text: str
-    captions: tuple[str, str]
     legend: tuple[str, str]
+    captions: tuple[str, str] = ("of objects", "of background")
+    level: Tensor | None = None
 
 
 @dataclass(frozen=True)

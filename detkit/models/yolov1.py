@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from detkit.backbones import create_backbone
 from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
-from detkit.config import BackboneConfig
+from detkit.config import BackboneConfig, at_least, one_of
 from detkit.errors import UserError
 from detkit.models.base import Paper
 from detkit.models.dense import DenseDetector, has_batch_norm
@@ -72,19 +72,14 @@ class YOLOv1Config:
     """Weight of the confidence of boxes without an object, lambda_noobj."""
 
     def __post_init__(self) -> None:
-        if self.head not in ("fc", "conv"):
-            raise UserError(f"model.head: {self.head!r} is not one of fc, conv")
-        for key in ("size", "boxes", "grid"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"model.{key}: {value} is less than 1")
+        one_of("model.head", self.head, ("fc", "conv"))
+        at_least("model", self, 1, "size", "boxes", "grid")
         for spec in self.convolutions or []:
             if len(spec) != 3 or min(spec) < 1 or spec[1] % 2 == 0:
                 raise UserError(f"model.convolutions: {spec} is not [channels, odd kernel, stride]")
         if any(units < 1 for units in self.hidden):
             raise UserError(f"model.hidden: {self.hidden} are not numbers of units")
-        if self.local < 0:
-            raise UserError(f"model.local: {self.local} is less than 0")
+        at_least("model", self, 0, "local")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout: {self.dropout} is not in [0, 1)")
 
@@ -189,18 +184,12 @@ class YOLOv1(DenseDetector):
             parts = x.permute(0, 2, 3, 1).split(self.parts, -1)
         else:
             parts = x.split([cells * part for part in self.parts], -1)
-        classes, confidence, boxes = parts
-        return Cells(
-            boxes.reshape(batch, cells, -1, 4), confidence.reshape(batch, cells, -1), classes.reshape(batch, cells, -1)
-        )
+        classes, confidence, boxes = (part.reshape(batch, cells, -1) for part in parts)
+        return Cells(boxes.unflatten(-1, (-1, 4)), confidence, classes)
 
     def assign(self, raw: Cells, targets: Targets) -> Tensor:
         """2: which object each cell answers for; of several in a cell one at random, drawn anew at every visit."""
         priority = torch.rand(targets.labels.shape, device=targets.labels.device)
-        return self.assign_by(targets, priority)
-
-    def assign_by(self, targets: Targets, priority: Tensor | None = None) -> Tensor:
-        """2: which object each cell answers for, (B, S * S), see `assign_cells`."""
         return assign_cells(targets.boxes, targets.valid, targets.ignore, self.grid, self.input.size, priority)
 
     def loss(self, raw: Cells, assignment: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -220,7 +209,7 @@ class YOLOv1(DenseDetector):
         confidence, classes = (part[0].float().clamp(min=0) for part in (cells.confidence, cells.classes))
         steps: list[Step] = [GridStep(self.grid, boxes, confidence, classes)]
         if targets is not None:
-            matched = self.assign_by(targets)
+            matched = assign_cells(targets.boxes, targets.valid, targets.ignore, self.grid, self.input.size)
             responsible, iou = responsible_boxes(cells, matched, targets.boxes, self.input.size)
             steps.append(ResponsibleStep(self.grid, boxes, matched[0], responsible[0], iou[0]))
         return Trace(self.decode(cells), steps)

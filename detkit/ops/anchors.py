@@ -1,4 +1,7 @@
-"""Reference boxes laid over feature maps."""
+"""Reference boxes laid over feature maps.
+
+Those of a cell are made once a model, on the host: loops over maps, ratios and scales.
+"""
 
 import math
 from collections.abc import Sequence
@@ -22,25 +25,22 @@ def default_boxes(
     and its transpose. Centres are (i + .5) * step.
     SSD300 has 8732 boxes, SSD512 24564.
     """
-    counts = [len(maps), len(steps), len(min_sizes), len(max_sizes), len(aspect_ratios)]
+    arguments = (maps, steps, min_sizes, max_sizes, aspect_ratios)
+    counts = list(map(len, arguments))
     if len(set(counts)) != 1:
         raise ValueError(
             "default_boxes: expected one entry a map in maps, steps, min_sizes, max_sizes and aspect_ratios, got "
             + ", ".join(map(str, counts))
         )
     levels = [torch.zeros(0, 4, dtype=torch.float64)]
-    # once a model, on the host: a loop over the maps
-    for (rows, columns), step, small, large, ratios in zip(maps, steps, min_sizes, max_sizes, aspect_ratios):
+    for (rows, columns), step, small, large, ratios in zip(*arguments):
         middle = math.sqrt(small * large)
         sides = [(small, small), (middle, middle)]
         for ratio in ratios:
             root = math.sqrt(ratio)
             sides += [(small * root, small / root), (small / root, small * root)]
         half = torch.tensor(sides, dtype=torch.float64) / 2
-        y = (torch.arange(rows, dtype=torch.float64) + 0.5) * step
-        x = (torch.arange(columns, dtype=torch.float64) + 0.5) * step
-        centre = torch.stack((x.expand(rows, columns), y.unsqueeze(1).expand(rows, columns)), -1).unsqueeze(2)
-        levels.append(torch.cat((centre - half, centre + half), -1).view(-1, 4))
+        levels.append(grid_anchors(rows, columns, step, torch.cat((step / 2 - half, step / 2 + half), -1)))
     return torch.cat(levels).float()
 
 
@@ -52,7 +52,6 @@ def rpn_anchors(base: int, ratios: Sequence[float], scales: Sequence[float]) -> 
     rounded to whole pixels before they are scaled, halves to even; base 16 with ratios .5, 1, 2 and scales 8, 16, 32
     gives the nine published ones, the first [-83, -39, 100, 56] in 1-based inclusive pixels.
     """
-    # once a model, on the host: a loop over ratios and scales
     sides = []
     for ratio in ratios:
         width = round(math.sqrt(base * base / ratio))
@@ -68,7 +67,6 @@ def torchvision_anchors(base: int, ratios: Sequence[float], scales: Sequence[flo
     Arguments and order as in `rpn_anchors`. Anchors are centred on the cell's upper left corner, all of a scale have
     the same area but for rounding, and half their sides are rounded to whole pixels, halves to even.
     """
-    # once a model, on the host: a loop over ratios and scales
     halves = [
         (round(base * scale / math.sqrt(ratio) / 2), round(base * scale * math.sqrt(ratio) / 2))
         for ratio in ratios
@@ -84,7 +82,7 @@ def grid_anchors(rows: int, columns: int, stride: float | tuple[float, float], c
     stride: pixels a cell, one number or (vertical, horizontal).
     """
     down, right = stride if isinstance(stride, tuple) else (stride, stride)
-    y = torch.arange(rows, device=cell.device) * down
-    x = torch.arange(columns, device=cell.device) * right
+    y = torch.arange(rows, device=cell.device, dtype=cell.dtype) * down
+    x = torch.arange(columns, device=cell.device, dtype=cell.dtype) * right
     shift = torch.stack((x.expand(rows, columns), y.unsqueeze(1).expand(rows, columns)), -1).repeat(1, 1, 2)
     return (shift.unsqueeze(2) + cell).reshape(-1, 4)

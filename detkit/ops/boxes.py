@@ -10,14 +10,14 @@ from torch import Tensor
 CPU_PAIRS = 1 << 17  # pairs of boxes that box_iou compares at once on each thread: three matrices of half a MiB
 
 
-def _real(boxes: Tensor) -> Tensor:
+def as_float(boxes: Tensor) -> Tensor:
     """Float32 for halves and integers, since a half has no room for pixel coordinates; float64 stays."""
     return boxes if boxes.dtype == torch.float64 else boxes.float()
 
 
 def area(boxes: Tensor) -> Tensor:
     """Return the areas (...) of boxes (..., 4) in square pixels; 0 where x2 < x1 or y2 < y1."""
-    sides = (_real(boxes)[..., 2:] - _real(boxes)[..., :2]).clamp(min=0)
+    sides = (as_float(boxes)[..., 2:] - as_float(boxes)[..., :2]).clamp(min=0)
     return sides[..., 0] * sides[..., 1]
 
 
@@ -28,7 +28,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     Leading dimensions broadcast. Boxes without area have IoU 0 with every box, themselves included. For matching and
     suppression: carries no gradient.
     """
-    a, b = _real(a), _real(b)
+    a, b = as_float(a), as_float(b)
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(dtype), b.to(dtype)
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -75,8 +75,8 @@ def paired_iou(
     crowd; there it is the share of `a` that lies in `b`, as in pycocotools. Coordinates are read one after the other:
     the transpose of (4, N) is fastest.
     """
-    ax1, ay1, ax2, ay2 = _real(a).unbind(-1)
-    bx1, by1, bx2, by2 = _real(b).unbind(-1)
+    ax1, ay1, ax2, ay2 = as_float(a).unbind(-1)
+    bx1, by1, bx2, by2 = as_float(b).unbind(-1)
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     shared = width * height
@@ -101,13 +101,13 @@ def gather_boxes(boxes: Tensor, index: Tensor) -> Tensor:
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Corners (x1, y1, x2, y2) -> centre and sides (cx, cy, w, h), (..., 4)."""
-    low, high = _real(boxes).split(2, -1)
+    low, high = as_float(boxes).split(2, -1)
     return torch.cat(((low + high) * 0.5, high - low), -1)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Centre and sides (cx, cy, w, h) -> corners (x1, y1, x2, y2), (..., 4)."""
-    centre, sides = _real(boxes).split(2, -1)
+    centre, sides = as_float(boxes).split(2, -1)
     return torch.cat((centre - sides * 0.5, centre + sides * 0.5), -1)
 
 
@@ -120,19 +120,19 @@ def _per_image(values: Tensor, boxes: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Cut boxes (B, ..., 4) to their images; sizes: (B, 2), height and width in pixels. (2,) serves one image."""
-    boxes = _real(boxes)
+    boxes = as_float(boxes)
     return torch.minimum(boxes.clamp(min=0), _per_image(sizes, boxes))
 
 
 def scale(boxes: Tensor, factors: Tensor) -> Tensor:
     """Multiply boxes (B, ..., 4) by their image's factors (B, 2), vertical then horizontal, as sizes are given."""
-    boxes = _real(boxes)
+    boxes = as_float(boxes)
     return boxes * _per_image(factors, boxes)
 
 
 def flip(boxes: Tensor, width: Tensor | float) -> Tensor:
     """Mirror boxes (B, ..., 4) left to right in images of `width` pixels: a number, or one an image (B,)."""
-    boxes = _real(boxes)
+    boxes = as_float(boxes)
     x1, y1, x2, y2 = boxes.unbind(-1)
     if isinstance(width, Tensor):
         width = width.to(boxes.device, boxes.dtype)

@@ -50,10 +50,9 @@ def hard_negatives(logits: Tensor, match: Match, labels: Tensor, ratio: float = 
     logits: (B, A, C + 1), background last; match: of `match_ssd`; labels: (B, N) of the objects (SSD, section 2.2).
     """
     positive = match.index >= 0
-    if labels.shape[1] == 0:  # gather needs something to point at
-        labels = labels.new_zeros(len(labels), 1)
+    labels = F.pad(labels, (0, 1))  # gather needs something to point at
     target = torch.where(positive, labels.gather(1, match.index.clamp(min=0)), logits.shape[-1] - 1)
-    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    entropy = _cross_entropy(logits, target)
     return entropy, hard_negative_mask(entropy.detach(), positive, match.index == BACKGROUND, ratio)
 
 
@@ -78,15 +77,11 @@ def multibox_loss(
     """
     positive = match.index >= 0
     entropy, negative = hard_negatives(logits, match, labels, ratio)
-    counted = positive | negative
     target_deltas = coder.encode(gather_boxes(boxes, match.index.clamp(min=0)), anchors)
     box = smooth_l1(deltas, target_deltas).sum(-1)
 
     count = world_mean(positive.sum(), min_total=1.0)
-    return {
-        "classification": torch.where(counted, entropy, 0).sum() / count,
-        "box": torch.where(positive, box, 0).sum() / count,
-    }
+    return {"classification": _mean(entropy, positive | negative, count), "box": _mean(box, positive, count)}
 
 
 def rpn_loss(
@@ -113,10 +108,7 @@ def rpn_loss(
     target_deltas = coder.encode(gather_boxes(boxes, matched.clamp(min=0)), anchors[index])
     box = smooth_l1(gather_boxes(deltas, index), target_deltas, beta=1 / 9).sum(-1)
     count = world_mean(valid.sum(), min_total=1.0)
-    return {
-        "objectness": torch.where(valid, entropy, 0).sum() / count,
-        "rpn_box": torch.where(positive, box, 0).sum() / count,
-    }
+    return {"objectness": _mean(entropy, valid, count), "rpn_box": _mean(box, positive, count)}
 
 
 def softmax_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -125,8 +117,7 @@ def softmax_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     logits: (B, R, C + 1), background last; target: (B, R) int64, 0..C, C for background; valid: (B, R) bool, the
     regions counted. Their sum is divided by their number, at least 1, averaged over processes.
     """
-    entropy = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-    return torch.where(valid, entropy, 0).sum() / world_mean(valid.sum(), min_total=1.0)
+    return _mean(_cross_entropy(logits, target), valid, world_mean(valid.sum(), min_total=1.0))
 
 
 def region_loss(
@@ -143,6 +134,15 @@ def region_loss(
     box = smooth_l1(deltas.gather(2, target_class).squeeze(2), target_deltas, beta).sum(-1)
     count = world_mean(valid.sum(), min_total=1.0)
     return {
-        "classification": softmax_loss(logits, target, valid),
-        "box": torch.where(valid & (target < classes), box, 0).sum() / count,
+        "classification": _mean(_cross_entropy(logits, target), valid, count),
+        "box": _mean(box, valid & (target < classes), count),
     }
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Of logits (B, R, C + 1) and target (B, R): (B, R) float32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
+def _mean(loss: Tensor, counted: Tensor, count: Tensor) -> Tensor:
+    return torch.where(counted, loss, 0).sum() / count

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.ops.boxes import box_iou
@@ -34,17 +35,15 @@ def match_ssd(boxes: Tensor, valid: Tensor, ignore: Tensor | None, anchors: Tens
     gets none. Then each anchor that is still free goes to its best object if their IoU is >= threshold. Ties go to
     the lowest object, then the lowest anchor. Anchors that reach the threshold with ignored objects only are IGNORED.
     """
-    batch, count = valid.shape
-    if count == 0 or len(anchors) == 0:
-        shape = (batch, len(anchors))
-        return Match(boxes.new_full(shape, BACKGROUND, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.float32))
     iou, on_ignored = _overlap(boxes, valid, ignore, anchors, threshold)
     best, index = iou.max(1)
     index = torch.where(best >= threshold, index, torch.where(on_ignored, IGNORED, BACKGROUND))
+    if len(anchors) == 0:
+        return Match(index, best)
     has_anchor, anchor = _bipartite(iou)
     # objects without an anchor write to a column that is dropped
-    index = torch.cat((index, index[:, :1]), 1)
-    objects = torch.arange(count, device=index.device).expand(batch, count)
+    index = F.pad(index, (0, 1))
+    objects = torch.arange(iou.shape[1], device=index.device).expand_as(anchor)
     index.scatter_(1, torch.where(has_anchor, anchor, len(anchors)), objects)
     return Match(index[:, :-1], best)
 
@@ -69,10 +68,6 @@ def match_rpn(
     as are anchors that would be positive for ignored objects only. A forced anchor regresses to the object that the
     anchor overlaps most, as in the code. Ties go to the lowest object.
     """
-    count = valid.shape[1]
-    outside = torch.where(inside, BACKGROUND, IGNORED)
-    if count == 0:
-        return Match(outside, boxes.new_zeros(outside.shape, dtype=torch.float32))
     iou, on_ignored = _overlap(boxes, valid, ignore, anchors, fg_iou)
     iou.masked_fill_(~inside.unsqueeze(1), 0)
     best, index = iou.max(1)
@@ -102,13 +97,8 @@ def match_regions(
     best IoU is in [low, high) of `bg_iou`; else IGNORED, as are regions that would belong to ignored objects only.
     Ties go to the lowest object.
     """
-    if valid.shape[1] == 0:
-        best = regions.new_zeros(region_valid.shape, dtype=torch.float32)
-        index = torch.zeros_like(best, dtype=torch.int64)
-        on_ignored = torch.zeros_like(region_valid)
-    else:
-        iou, on_ignored = _overlap(boxes, valid, ignore, regions, fg_iou)
-        best, index = iou.max(1)
+    iou, on_ignored = _overlap(boxes, valid, ignore, regions, fg_iou)
+    best, index = iou.max(1)
     low, high = bg_iou
     positive = (best >= fg_iou) & (best > 0)
     state = torch.where((best >= low) & (best < high) & ~on_ignored, BACKGROUND, IGNORED)
@@ -120,15 +110,17 @@ def _overlap(
 ) -> tuple[Tensor, Tensor]:
     """Return the IoU (B, N, A) of objects and references, 0 for objects that are not trained on; and (B, A) bool,
     whether a reference reaches the threshold with an ignored object.
+
+    Where no image has an object, N is 1 nevertheless, so that there is always a largest IoU.
     """
+    if valid.shape[1] == 0:
+        boxes, valid, ignore = F.pad(boxes, (0, 0, 0, 1)), F.pad(valid, (0, 1)), None
     iou = box_iou(boxes, refs)
-    if ignore is None:
-        on_ignored = iou.new_zeros(iou.shape[0], iou.shape[2], dtype=torch.bool)
-        used = valid
-    else:
+    on_ignored = torch.zeros_like(iou[:, 0], dtype=torch.bool)
+    if ignore is not None:
         on_ignored = iou.masked_fill(~(valid & ignore).unsqueeze(-1), 0).amax(1) >= threshold
-        used = valid & ~ignore
-    return iou.masked_fill_(~used.unsqueeze(-1), 0), on_ignored
+        valid = valid & ~ignore
+    return iou.masked_fill_(~valid.unsqueeze(-1), 0), on_ignored
 
 
 def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:

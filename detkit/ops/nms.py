@@ -9,7 +9,7 @@ all to the largest would cost far more than what it saves: on a GPU, reading the
 batch, marked below.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
 
 @dataclass(frozen=True)
 class Candidates:
-    """M pairs of box and class of a batch, flat.
+    """M pairs of box and class of a batch, flat, by image, box and class.
 
-    boxes: (M, 4); scores: (M,). All others (M,) int64: the image that each belongs to, its index among that image's
-    boxes, its label, and its group: image * C + label.
+    boxes: (M, 4); scores: (M,). image, index, label: (M,) int64, the image that each belongs to, its index among that
+    image's boxes, its label. images, classes: how many there are.
     """
 
     boxes: Tensor
@@ -36,7 +36,12 @@ class Candidates:
     image: Tensor
     index: Tensor
     label: Tensor
-    group: Tensor
+    images: int
+    classes: int
+
+    def rows(self, best_first: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Lay them out in rows of `top_k`, one for each class of each image, see `ranked_rows`."""
+        return ranked_rows(self.image * self.classes + self.label, self.images * self.classes, best_first, top_k)
 
 
 @torch.no_grad()
@@ -59,12 +64,7 @@ def nms(
     over all classes. A box is dropped when its IoU with a better one that stays in its class is > `iou`. Of equal
     scores the lower index is better. Boxes with a coordinate that is not finite are dropped.
     """
-    batch = len(scores)
-    candidates, classes = _candidates(boxes, scores, labels, score, valid)
-    kept, rank = _suppress(candidates, batch, classes, iou, top_k, max_out)
-    out = candidates.index.new_full((batch, max_out), -1)
-    out[candidates.image[kept], rank] = candidates.index[kept]
-    return out
+    return _suppress(_candidates(boxes, scores, labels, score, valid), iou, top_k, max_out)[0]
 
 
 @torch.no_grad()
@@ -77,12 +77,8 @@ def nms_dense(
     the label (B, max_out), best first, both padded with -1. The same as `nms` of the A * C boxes laid flat.
     score: one for all classes, or (C,), one for each.
     """
-    batch, _, classes = scores.shape
-    candidates = topk_candidates(boxes, scores, top_k, score)
-    kept, rank = _suppress(candidates, batch, classes, iou, top_k, max_out)
-    out = candidates.index.new_full((2, batch, max_out), -1)
-    out[:, candidates.image[kept], rank] = torch.stack((candidates.index[kept], candidates.label[kept]))
-    return out[0], out[1]
+    index, label = _suppress(topk_candidates(boxes, scores, top_k, score), iou, top_k, max_out)
+    return index, label
 
 
 @torch.no_grad()
@@ -102,13 +98,11 @@ def nms_suppressors(
     that stays in its class and overlaps it more than `iou`, the first that greedy suppression compares it with. No part
     took what the threshold, `valid` or `top_k` leave out, and boxes with a coordinate that is not finite.
     """
-    batch = len(scores)
-    candidates, classes = _candidates(boxes, scores, labels, score, valid)
+    candidates = _candidates(boxes, scores, labels, score, valid)
     removed_by = candidates.index.new_full(scores.shape, -1)
     if len(candidates.scores) == 0 or top_k <= 0:
         return removed_by
-    best_first = argsort_descending(candidates.scores)
-    rows, filled = ranked_rows(candidates.group, batch * classes, best_first, top_k)
+    rows, filled = candidates.rows(argsort_descending(candidates.scores), top_k)
     row_boxes = candidates.boxes[rows]
     keep = _greedy(row_boxes, filled, iou)
     itself = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
@@ -137,23 +131,11 @@ def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Te
             values = scores[image, :, label].masked_fill(~crowded, -torch.inf)
             last = values.topk(top_k).values[:, -1:]
             takes_part[image, :, label] = crowded & (values >= last)
-    pair = takes_part.flatten().nonzero().squeeze(1)  # host sync
-    box, label = pair // max(classes, 1), pair % max(classes, 1)
-    image, index = box // max(anchors, 1), box % max(anchors, 1)
-    return Candidates(
-        boxes=boxes.reshape(-1, 4)[box if boxes.ndim == 3 else pair],
-        scores=scores.flatten()[pair],
-        image=image,
-        index=index,
-        label=label,
-        group=image * classes + label,
-    )
+    return _flat(takes_part, boxes, scores)
 
 
-def _candidates(
-    boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None
-) -> tuple[Candidates, int]:
-    """Return the boxes that take part, see `nms`, and the number of classes: one more than their largest label."""
+def _candidates(boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None) -> Candidates:
+    """Return the boxes that take part, see `nms`; there is one class more than their largest label."""
     batch, count = scores.shape
     if boxes.shape != (batch, count, 4):
         raise ValueError(f"nms: expected boxes ({batch}, {count}, 4) for scores ({batch}, {count}), got {boxes.shape}")
@@ -162,43 +144,41 @@ def _candidates(
         takes_part &= valid
     if labels is not None:
         takes_part &= labels >= 0
-    flat = takes_part.flatten().nonzero().squeeze(1)  # host sync
-    image = flat // max(count, 1)
-    if labels is None or len(flat) == 0:
-        label, classes = torch.zeros_like(flat), 1
-    else:
-        label = labels.flatten()[flat]
-        classes = int(label.max()) + 1  # host sync
-    candidates = Candidates(
-        boxes=boxes.reshape(-1, 4)[flat],
-        scores=scores.flatten()[flat],
-        image=image,
-        index=flat - image * count,
-        label=label,
-        group=image * classes + label,
-    )
-    return candidates, classes
+    candidates = _flat(takes_part.unsqueeze(-1), boxes, scores.unsqueeze(-1))
+    if labels is None or len(candidates.scores) == 0:
+        return candidates
+    label = labels[candidates.image, candidates.index]
+    return replace(candidates, label=label, classes=int(label.max()) + 1)  # host sync
 
 
-def _suppress(
-    candidates: Candidates, images: int, classes: int, iou: float, top_k: int, max_out: int
-) -> tuple[Tensor, Tensor]:
+def _flat(takes_part: Tensor, boxes: Tensor, scores: Tensor) -> Candidates:
+    """Return what takes part, (B, A, C) bool; boxes and scores as in `nms_dense`."""
+    image, index, label = takes_part.nonzero(as_tuple=True)  # host sync
+    box = boxes[image, index] if boxes.ndim == 3 else boxes[image, index, label]
+    images, _, classes = scores.shape
+    return Candidates(box, scores[image, index, label], image, index, label, images, classes)
+
+
+def _suppress(candidates: Candidates, iou: float, top_k: int, max_out: int) -> Tensor:
     """NMS of candidates; of equal scores the earlier one is better.
 
-    Returns which candidates stay, image by image and best first, and each one's rank in its image, below max_out.
+    Returns the index and the label of those that stay, (2, B, max_out), best first, padded with -1.
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"nms: iou {iou} is not between 0 and 1")
+    out = candidates.index.new_full((2, candidates.images, max_out), -1)
     if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
-        return candidates.index[:0], candidates.index[:0]
+        return out
     best_first = argsort_descending(candidates.scores)
-    rows, filled = ranked_rows(candidates.group, images * classes, best_first, top_k)
+    rows, filled = candidates.rows(best_first, top_k)
     keep = _greedy(candidates.boxes[rows], filled, iou)
     stays = torch.zeros_like(best_first, dtype=torch.bool)
     stays[rows[keep]] = True
     best_kept = best_first[stays[best_first]]  # host sync
-    rows, filled = ranked_rows(candidates.image, images, best_kept, max_out)
-    return rows[filled], filled.nonzero()[:, 1]  # host syncs: how many stay is data
+    rows, filled = ranked_rows(candidates.image, candidates.images, best_kept, max_out)
+    kept, rank = rows[filled], filled.nonzero()[:, 1]  # host syncs: how many stay is data
+    out[:, candidates.image[kept], rank] = torch.stack((candidates.index[kept], candidates.label[kept]))
+    return out
 
 
 def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:

@@ -7,9 +7,13 @@ on. Gradients reach the features, never the boxes: proposals are constants.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from detkit.ops.boxes import as_float
 
 # The kernel finds a bin's edge as i * (cells / level), rounded in float32: exact up to here, off by a cell beyond it.
 FINEST_LEVEL = 6
@@ -23,8 +27,8 @@ def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float, valid: T
     up to ceil((i + 1) * n / size), cut to the map; a bin outside the map is 0. round is C's, halves away from zero,
     in Caffe and in torchvision's kernel alike (torch.round takes halves to the even number).
     """
-    features = _real(features)
-    return _per_image(_roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
+    features = as_float(features)
+    return _per_image(_kernels().roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
 
 
 def roi_align(
@@ -42,9 +46,9 @@ def roi_align(
     cells. aligned: a cell's value lies at its centre, (i + .5) * stride; without it at i * stride, as first published,
     and boxes count as at least one cell wide and high.
     """
-    features = _real(features)
+    features = as_float(features)
     rois = _rois(features, boxes, valid)
-    return _per_image(_roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
+    return _per_image(_kernels().roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
 
 
 def pyramid_pool(
@@ -61,17 +65,15 @@ def pyramid_pool(
     maps: (B, C, H, W) each, one cell each of `strides` pixels; level: (B, R) int64, which map. align: as `roi_align`
     with 2 samples and `aligned`, else as `roi_pool`.
     """
-    features = [_real(x) for x in maps]
+    features = [as_float(x) for x in maps]
     rois, level = _rois(features[0], boxes, None), level.flatten()
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], size, size)
+    kernels = _kernels()
+    pool = partial(kernels.roi_align, sampling_ratio=2, aligned=aligned) if align else kernels.roi_pool
     for number, (x, stride) in enumerate(zip(features, strides)):
         # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
         rows = (level == number).nonzero().squeeze(1)
-        if align:
-            level_pooled = _roi_align(x, rois[rows], size, 1 / stride, 2, aligned)
-        else:
-            level_pooled = _roi_pool(x, rois[rows], size, 1 / stride)
-        pooled = pooled.index_copy(0, rows, level_pooled)
+        pooled = pooled.index_copy(0, rows, pool(x, rois[rows], size, 1 / stride))
     return _per_image(pooled, boxes, None)
 
 
@@ -99,7 +101,7 @@ def spp_pool(
     """
     if any(not 1 <= level <= FINEST_LEVEL for level in levels):
         raise ValueError(f"spp_pool: levels must be from 1 to {FINEST_LEVEL}, got {tuple(levels)}")
-    features = _real(features)
+    features = as_float(features)
     rows, columns = features.shape[-2:]
     low, high = boxes.double().split(2, -1)
     # Beyond these limits nothing changes, and integers have room for them.
@@ -111,24 +113,14 @@ def spp_pool(
     low, high = torch.where(crossed, between, low), torch.where(crossed, between, high)
     windows = torch.cat((low, high), -1).clamp(min=0).minimum(torch.cat((cells, cells)))
     rois = _rois(features, windows, valid)
-    pooled = torch.cat([_roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
+    pooled = torch.cat([_kernels().roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
     return _per_image(pooled, boxes, valid)
 
 
-def _roi_pool(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
-    from torchvision.ops import roi_pool  # not at the top: scoring detections needs box_iou, and no torchvision
+def _kernels() -> Any:
+    import torchvision  # not at the top: scoring detections needs box_iou, and no torchvision
 
-    return roi_pool(features, rois, size, scale)
-
-
-def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    from torchvision.ops import roi_align
-
-    return roi_align(features, rois, size, scale, sampling, aligned)
-
-
-def _real(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
+    return torchvision.ops
 
 
 def _rois(features: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:

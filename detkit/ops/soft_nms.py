@@ -39,13 +39,13 @@ def soft_nms_dense(
     """
     if method not in METHODS:
         raise ValueError(f"soft_nms: method {method!r} is not one of {', '.join(METHODS)}")
-    batch, _, classes = scores.shape
+    batch = len(scores)
     candidates = topk_candidates(boxes, scores, top_k, score)
     out = candidates.index.new_full((2, batch, max_out), -1)  # index and label
     out_scores = torch.zeros(batch, max_out, device=scores.device)
     if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
         return out[0], out[1], out_scores
-    rows, filled = ranked_rows(candidates.group, batch * classes, argsort_descending(candidates.scores), top_k)
+    rows, filled = candidates.rows(argsort_descending(candidates.scores), top_k)
     present = filled.any(1).nonzero().squeeze(1)  # host sync: most classes are in few images
     rows, filled = rows[present], filled[present]
     filled &= candidates.boxes[rows].isfinite().all(-1)

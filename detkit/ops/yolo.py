@@ -7,6 +7,7 @@ centre within the cell, in units of the cell; w and h the square roots of the si
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.ops.boxes import box_iou, cxcywh_to_xyxy, gather_boxes, xyxy_to_cxcywh
@@ -44,12 +45,9 @@ def assign_cells(
     column, row = (centre * grid).long().clamp(0, grid - 1).unbind(-1)
     cell = row * grid + column
     used = valid if ignore is None else valid & ~ignore
-    if priority is None:
-        order = torch.arange(count, device=cell.device).expand(batch, count)
-    else:
-        order = priority.argsort(dim=1, descending=True, stable=True)
-    # the rank of each cell's best object; what is not trained on writes to one more column, which is dropped
     rank = torch.arange(count, device=cell.device).expand(batch, count)
+    order = rank if priority is None else priority.argsort(dim=1, descending=True, stable=True)
+    # the rank of each cell's best object; what is not trained on writes to one more column, which is dropped
     target = torch.where(used, cell, grid * grid).gather(1, order)
     best = rank.new_full((batch, grid * grid + 1), count).scatter_reduce_(1, target, rank, "amin")[:, :-1]
     index = order.gather(1, best.clamp(max=count - 1))
@@ -120,16 +118,13 @@ def yolo_loss(
     of equation 3 is what their learning rates belong to.
     """
     cells = Cells(*(part.float() for part in cells))
-    batch = len(index)
-    if labels.shape[1] == 0:  # gather needs something to point at
-        labels = labels.new_zeros(batch, 1)
     is_responsible, iou = responsible_boxes(cells, index, boxes, size)
     has_object = (index >= 0).unsqueeze(-1)
     matched = index.clamp(min=0)
     truth = gather_boxes(boxes, matched).unsqueeze(2)
 
     error = (cells.boxes - encode_cells(truth, size)).square()
-    target_label = labels.gather(1, matched).unsqueeze(-1)
+    target_label = F.pad(labels, (0, 1)).gather(1, matched).unsqueeze(-1)  # gather needs something to point at
     one_hot = target_label == torch.arange(cells.classes.shape[-1], device=labels.device)
     counts_as_empty = ~(is_responsible | (index == IGNORED).unsqueeze(-1))
     terms = {
@@ -139,7 +134,7 @@ def yolo_loss(
         "no_object": noobj * torch.where(counts_as_empty, cells.confidence.square(), 0),
         "class": torch.where(has_object, (cells.classes - one_hot.float()).square(), 0),
     }
-    return {name: term.sum() / (2 * batch) for name, term in terms.items()}
+    return {name: term.sum() / (2 * len(index)) for name, term in terms.items()}
 
 
 def _side(boxes: Tensor) -> int:

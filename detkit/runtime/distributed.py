@@ -15,11 +15,6 @@ from torch import nn
 T = TypeVar("T")
 
 
-def launched() -> bool:
-    """Whether torchrun (or the like) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def launched_rank() -> int:
     """The number that torchrun gave this process, 0 without it; known before `start` and after `finish`."""
     return int(os.environ.get("RANK", 0))
@@ -32,7 +27,8 @@ def local_rank() -> int:
 
 def start(device: torch.device) -> None:
     """Join the other processes. Tensors on the CPU go through gloo also where the device is CUDA."""
-    if launched() and not dist.is_initialized():
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ  # by torchrun or the like
+    if launched and not dist.is_initialized():
         if device.type == "cuda":
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
         else:
@@ -73,13 +69,18 @@ def all_reduce_mean(values: list[float]) -> list[float]:
     return (shared / world_size()).tolist()
 
 
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, by rank, in every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def on_main(make: Callable[[], T]) -> T:
     """Let rank 0 alone call `make`; return its result in every process."""
-    if world_size() == 1:
-        return make()
-    box: list[Any] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(box)
-    return box[0]
+    return gather(make() if rank() == 0 else None)[0]
 
 
 @contextmanager
@@ -90,15 +91,6 @@ def main_first() -> Iterator[None]:
     yield
     if world_size() > 1 and rank() == 0:
         dist.barrier()
-
-
-def gather(value: Any) -> list[Any]:
-    """Return every process's value, by rank, in every process."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def share_buffers(module: nn.Module) -> None:

@@ -1,7 +1,6 @@
 """How far long work has come: a bar for each piece of it on a terminal, elsewhere a line now and then."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 import rich.progress
@@ -45,7 +44,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -58,7 +57,8 @@ class Progress:
         self.move(text, done, total)
         ends = done == total and text not in self._ended
         if self.line_due(ends):
-            self.console.print(self._line(text, done, total), markup=False, soft_wrap=True)
+            count = f"{decimal(done)} of {decimal(total)}" if self.transfer else f"{done}/{total} {self.unit}".rstrip()
+            self.console.print(f"{text}: {count}", markup=False, soft_wrap=True)
         if ends:
             self._ended.add(text)
 
@@ -90,8 +90,3 @@ class Progress:
             return False
         self._line_at = time.monotonic()
         return True
-
-    def _line(self, text: str, done: int, total: int) -> str:
-        if self.transfer:
-            return f"{text}: {decimal(done)} of {decimal(total)}"
-        return f"{text}: {done}/{total} {self.unit}".rstrip()

@@ -27,14 +27,11 @@ class Interrupt:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
+        self.__exit__()
 
-    def _restore(self) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)

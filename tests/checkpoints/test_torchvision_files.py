@@ -31,7 +31,7 @@ from detkit.checkpoints.torchvision_files import (
     is_state,
     ssd_config,
 )
-from detkit.cli import detect
+from detkit.cli import run_command
 from detkit.config import Config, DetectConfig
 from detkit.data.image_file import decode_image
 from detkit.data.transforms import resize
@@ -396,7 +396,7 @@ def test_a_file_is_detected_with_and_fine_tuned(ssd_file, tmp_path, capsys):
     assert len(detector.classes) == 80
     cv2.imwrite(str(tmp_path / "image.png"), random_image(60, 80)[0].permute(1, 2, 0).numpy())
     arguments = [str(ssd_file), str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), "--score", "0.0"]
-    assert detect.run(detect.parser().parse_args([*arguments, "--device", "cpu"])) == 0
+    assert run_command("detect", [*arguments, "--device", "cpu"]) == 0
     assert (tmp_path / "out/image.png").exists()
     new = build_detector(ssd_config(), ("mug", "pen"))
     before = {name: tensor.clone() for name, tensor in new.state_dict().items()}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.cli import main
+from detkit.cli import command_parser, main
 from detkit.cli.evaluate import _only
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOCDataset
@@ -341,8 +341,7 @@ def test_every_class_by_the_slow_loops(voc07: Path):
 
 
 def test_help_names_files_and_metrics():
-    from detkit.cli.evaluate import parser
-
-    text = re.sub(r"\s+", " ", parser().format_help())
+    _, parser = command_parser("evaluate")
+    text = re.sub(r"\s+", " ", parser.format_help())
     for part in ("metrics.json", "detections.json", "pr/*.png", "comp4_det_<split>_<class>.txt", "voc07", "--classes"):
         assert part in text

@@ -87,6 +87,15 @@ def test_exit_status_of_check(small_root, broken_root, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: which data set?")
 
 
+def test_every_root_is_checked_in_its_own_format(broken_root, tmp_path, capsys):
+    """Also where one before it has problems."""
+    for name in ("a", "b"):
+        shutil.copytree(broken_root, tmp_path / "roots" / name)
+    splits = [word for name in ("a", "b") for word in ("--split", f"{name}/all")]
+    assert run_command("dataset", ["check", "--root", str(tmp_path / "roots"), *splits]) == 1
+    assert capsys.readouterr().out.count("13 problems") == 2
+
+
 def test_stats(small_root, capsys):
     assert run_command("dataset", ["stats", "--root", str(small_root), "--split", "trainval"]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -118,20 +127,24 @@ def test_show(small_root, tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_show_draws_what_training_sees(small_root, tmp_path, capsys):
+@pytest.mark.parametrize("behind", [False, True])
+def test_show_draws_what_training_sees(small_root, tmp_path, capsys, behind):
+    """key=value stands before options, or behind them."""
     config = tmp_path / "config.yaml"
     config.write_text(
         f"model: {{name: ssd, backbone: {{name: tiny}}}}\ndata: {{root: {small_root}, augment: [HorizontalFlip]}}\n"
         "train: {iterations: 1}\n"
     )
     out = tmp_path / "show.png"
-    assert run_command("dataset", ["show", str(config), "data.test=[test]", "--out", str(out), "--size", "64"]) == 0
+    parts = (["data.test=[test]"], ["--out", str(out), "--size", "64"])
+    words = [word for part in (reversed(parts) if behind else parts) for word in part]
+    assert run_command("dataset", ["show", str(config), *words]) == 0
     assert "augmented for training, 64x64" in capsys.readouterr().out
     assert out.is_file()
 
 
 def test_help_is_quick():
     """No heavy import for --help."""
-    code = "import sys; from detkit.cli import dataset as d; d.parser(); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, detkit.cli as c; c.command_parser('dataset'); print({'torch', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert result.stdout.strip() == "set()"

@@ -8,7 +8,7 @@ from torch import Tensor
 from detkit.config import Config, TrainConfig
 from detkit.data.loader import train_loader
 from detkit.data.opening import open_dataset
-from detkit.engine.schedule import learning_rate
+from detkit.engine.optimizer import learning_rate
 from detkit.models import Detector, build_detector
 from detkit.structures import Images, Targets
 

@@ -9,8 +9,7 @@ import torch
 from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.opening import open_dataset
 from detkit.data.proposal_store import make_manifest, write_store
-from detkit.engine.batches import regions
-from detkit.engine.run import Run
+from detkit.engine.stage_context import StageContext
 from tests.data.roots import make_root, xml
 from tests.toys.toy import ToyConfig
 
@@ -30,9 +29,9 @@ def test_objects_and_proposals_come_in_batches(difficult: bool, tmp_path: Path) 
     write_store(store, [*PROPOSALS], boxes, manifest=make_manifest("m", {}, [*PROPOSALS]))
     data = DataConfig(root=str(root), train=["train"], difficult=difficult, proposals=[str(store)])
     config = Config(model=ToyConfig(), data=data, train=TrainConfig(iterations=1))
-    run = Run(config, tmp_path, torch.device("cpu"), open_dataset(data, "train"), None, None)
+    run = StageContext(config, tmp_path, torch.device("cpu"), open_dataset(data, "train"), None, None)
 
-    (targets, proposals), (last_targets, last_proposals) = regions(run, images=2)
+    (targets, proposals), (last_targets, last_proposals) = run.regions(images=2)
 
     assert targets.boxes.tolist() == [[[0, 0, 20, 30], [10, 5, 50, 40]], [[0] * 4] * 2]
     assert targets.labels.tolist() == [[0, 1], [-1, -1]]

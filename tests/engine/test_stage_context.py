@@ -7,8 +7,8 @@ import torch
 
 from detkit.config import DataConfig
 from detkit.data.opening import open_dataset
-from detkit.engine import batches
-from detkit.engine.run import Run
+from detkit.engine import run as run_module
+from detkit.engine import stage_context
 from detkit.engine.stage_context import StageContext
 from detkit.experiment import load_config
 from detkit.models import SGD, build_detector
@@ -16,20 +16,20 @@ from detkit.structures import InputSpec
 
 
 @pytest.fixture
-def run(config: Path, tmp_path: Path) -> Run:
+def run(config: Path, tmp_path: Path) -> StageContext:
     settings = load_config(config, ["data.proposal_count=7", "evaluate.batch=2"])
     dataset = open_dataset(DataConfig(root=settings.data.root, train=["train"]), "train")
-    return Run(settings, tmp_path, torch.device("cpu"), dataset, None, None)
+    return StageContext(settings, tmp_path, torch.device("cpu"), dataset, None, None)
 
 
 @pytest.mark.parametrize("done", [0, 2, 5])
-def test_a_pass_goes_on_after_what_is_done(run: Run, done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_goes_on_after_what_is_done(run: StageContext, done: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It saves how many of all the images are done."""
-    monkeypatch.setattr(batches, "SAVE_EVERY", -1.0)  # after each batch
+    monkeypatch.setattr(stage_context, "SAVE_EVERY", -1.0)  # after each batch
     detector, saved = build_detector(run.config.model, run.train.classes).train(), []
     indices = [5, 3, 0, 8, 1]
     seen = []
-    for images, targets in StageContext(run).dataset_pass(detector, indices, "work", done=done, save=saved.append):
+    for images, targets in run.dataset_pass(detector, indices, "work", done=done, save=saved.append):
         assert not detector.training
         for row, name in enumerate(images.ids):
             annotations = run.train.record(run.train.ids.index(name)).annotations
@@ -41,13 +41,13 @@ def test_a_pass_goes_on_after_what_is_done(run: Run, done: int, monkeypatch: pyt
 
 @pytest.mark.parametrize("store", [None, "rpn.npz"])
 def test_a_stage_trains_on_all_proposals_of_its_own_store(
-    run: Run, store: str | None, monkeypatch: pytest.MonkeyPatch
+    run: StageContext, store: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others train on those of the config, as many as it says."""
     calls = []
-    monkeypatch.setattr(batches, "train_loader", lambda *arguments, **keys: calls.append((arguments, keys)))
+    monkeypatch.setattr(run_module, "train_loader", lambda *arguments, **keys: calls.append((arguments, keys)))
     run.config.data.proposals = ["other.npz"]
-    batches.train_batches(run, SGD(store=store), InputSpec((32, 32)), 3, 9, workers=1)
+    run.batches(SGD(store=store), InputSpec((32, 32)), 3, 9, workers=1)
     (((dataset, spec, data, recipe), keys),) = calls
     assert (dataset, spec) == (run.train, InputSpec((32, 32)))
     expected = (["other.npz"], 7) if store is None else ([str(run.folder / store)], 0)

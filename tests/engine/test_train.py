@@ -49,7 +49,7 @@ def pretend_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
         ap = torch.full_like(evaluation.result.ap, next(coming))
         return replace(evaluation, result=replace(evaluation.result, ap=ap))
 
-    monkeypatch.setattr("detkit.engine.validation.evaluate", pretend)
+    monkeypatch.setattr("detkit.engine.run.evaluate", pretend)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detkit.errors import UserError
 from detkit.export import onnx
 from detkit.models import Detector
-from detkit.models.image_pyramid import ImagePyramid
+from detkit.models.region_features import ImagePyramid
 from detkit.models.rpn import RPNOutput
 from detkit.ops import crop_warp
 from detkit.structures import Images

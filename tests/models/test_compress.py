@@ -89,7 +89,7 @@ def test_weights_are_the_truncated_svd_and_the_bias_stays() -> None:
     layer = deepcopy(detector.get_submodule("head.tail.1"))
     assert isinstance(layer, nn.Linear)
     (done,) = compress(detector, {"head.tail.1": 20})
-    assert (done.name, done.path, done.rank) == ("fc6", "head.tail.1", 20)
+    assert (done.name, done.after.rank) == ("fc6", 20)
     pair = detector.get_submodule("head.tail.1")
     assert pair is done.after
     assert isinstance(pair, LowRankLinear)

@@ -82,7 +82,7 @@ def test_maps_come_in_the_order_of_their_names_or_all_from_a_stride_on() -> None
     assert chosen(["c5", "c3"], "features") == ["c5", "c3"]
     assert chosen(None, "features", 16) == ["c4", "c5"]
     assert chosen(None, "features", 17) == ["c5"]
-    assert chosen(None, "features") == ["c3", "c4", "c5"]
+    assert chosen(None, "features") == chosen([], "features") == ["c3", "c4", "c5"]
 
 
 @pytest.mark.parametrize("config", [SMALL_SSD, SMALL_YOLO], ids=["ssd", "yolov1"])

@@ -52,6 +52,16 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
     assert found.boxes.shape == (2, 9, 4)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "strides"), [("vgg16", [4, 8, 16]), ("resnet18", [4, 8, 16, 32]), ("mobilenet_v2", [8, 16, 32])]
+)
+def test_the_coarsest_map_of_a_pyramid_serves_the_rpn_alone(backbone: str, strides: list[int]) -> None:
+    keys = {"backbone": BackboneConfig(backbone), "neck": "fpn", "scales": [2.0], "pool_size": 7, "channels": 8}
+    detector = build_detector(tiny_faster_rcnn_config(**keys), ("a",))
+    assert detector.rpn.strides == [*strides, 2 * strides[-1]]
+    assert detector.features.strides == strides
+
+
 @pytest.mark.parametrize("ignore", [False, True])
 def test_batches_without_objects_have_finite_losses(ignore: bool) -> None:
     detector = build_detector(tiny_faster_rcnn_config(), ("a", "b"))

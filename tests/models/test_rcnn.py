@@ -15,8 +15,8 @@ from detkit.checkpoints import checkpoint
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 from detkit.models import build_detector
-from detkit.models.pooling import adaptive_pool
 from detkit.models.rcnn import RCNN, RCNNConfig
+from detkit.models.region_features import adaptive_pool
 from detkit.ops import crop_warp
 from detkit.structures import TruthSet
 from tests.builders import batch_with_proposals, few_regions

@@ -7,12 +7,13 @@ import torch
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detkit.backbones import FeatureInfo
-from detkit.models.rpn import CODER, RPN, RPNConfig, RPNOutput, propose
+from detkit.models.rpn import CODER, RPN, RPNConfig, RPNOutput
 from detkit.ops import BACKGROUND, IGNORED, Match, box_iou, grid_anchors, rpn_anchors
 from detkit.structures import Images
 from tests.builders import objects_of
 
 SIZES = torch.tensor([[96, 128], [80, 100]])
+IMAGES = Images(torch.zeros(2, 3, 96, 128, dtype=torch.uint8), SIZES, SIZES, ("a", "b"))
 
 
 def random_output(seed: int, sides: list[tuple[int, int]]) -> RPNOutput:
@@ -33,14 +34,9 @@ def test_proposals_equal_torchvisions(
     sides: list[tuple[int, int]], pre_nms_top_n: int, post_nms_top_n: int, min_size: float
 ) -> None:
     output = random_output(0, sides)
-    found = propose(
-        output,
-        SIZES,
-        torch.full((2,), min_size),
-        pre_nms_top_n=pre_nms_top_n,
-        post_nms_top_n=post_nms_top_n,
-        nms_iou=0.5,
-    )
+    keys: dict[str, Any] = {"pre_nms_top_n": pre_nms_top_n, "post_nms_top_n": post_nms_top_n, "rpn_nms_iou": 0.5}
+    rpn = RPN([FeatureInfo("c4", 4, 16)], RPNConfig(rpn_width=8, min_size=min_size, **keys))
+    found = rpn.propose(output, IMAGES, training=True)
     ours, valid = found.boxes, found.valid
     assert found.scores is not None
     limits = (
@@ -141,14 +137,18 @@ def test_proposals_are_as_many_as_the_config_says_and_as_far_apart(training: boo
     }
     rpn = RPN([FeatureInfo("c4", 4, 16)], RPNConfig(rpn_width=8, rpn_nms_iou=0.3, min_size=4.0, **numbers))
     output = random_output(0, [(12, 16)])
-    images = Images(torch.zeros(2, 3, 96, 128, dtype=torch.uint8), SIZES, SIZES, ("a", "b"))
-    found = rpn.propose(output, images, training)
+    found = rpn.propose(output, IMAGES, training)
+    rpn.config = RPNConfig(pre_nms_top_n=1000, post_nms_top_n=1000, rpn_nms_iou=0.3, min_size=4.0)
+    of_all = rpn.propose(output, IMAGES, training=True)
     pre_nms_top_n, post_nms_top_n = (50, 20) if training else (40, 10)
-    limits: dict[str, int] = {"pre_nms_top_n": pre_nms_top_n, "post_nms_top_n": post_nms_top_n}
-    expected = propose(output, SIZES, torch.full((2,), 4.0), **limits, nms_iou=0.3)
+    assert found.scores is not None
+    assert of_all.scores is not None
+    # NMS goes from the best to the worst, so that what stays among the best few is what comes first among all
+    candidates = output.logits[0].sigmoid().topk(pre_nms_top_n).values[:, -1:]
+    expected = (of_all.valid & (of_all.scores >= candidates))[:, :post_nms_top_n]
     assert found.boxes.shape == (2, post_nms_top_n, 4)
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.valid, expected.valid)
+    assert torch.equal(found.valid, expected)
+    assert torch.equal(found.boxes, of_all.boxes[:, :post_nms_top_n] * expected.unsqueeze(-1))
     for boxes, valid in zip(found.boxes, found.valid):
         overlap = box_iou(boxes[valid], boxes[valid]).fill_diagonal_(0)
         assert overlap.max() <= 0.3

@@ -10,23 +10,26 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from detkit.models.ridge_stage import BoxRegression
-from detkit.models.svm_detector import CODER, SVMHead
-from detkit.models.svm_stage import HardNegatives, SVMs, overlap_by_class, regions, spread
+from detkit.models.svm_detector import CODER, SVMDetectorConfig, SVMHead
+from detkit.models.svm_stages import BoxRegression, HardNegatives, SVMs, overlap_by_class, regions, spread
 from detkit.ops import box_iou, fit_svm
 from detkit.structures import Images, Proposals, Targets
 from tests import zoo
 from tests.ops.reference import iou_matrix, random_boxes
 
 CLASSES, DIM = 3, 12
-STAGE = SVMs(C=0.01, positive=2.0, bias=10.0, negative=0.3, fit_images=0)
+SVM: dict[str, Any] = {"C": 0.02, "positive_weight": 3.0, "bias": 7.0}
+CONFIG = SVMDetectorConfig(
+    svm_c=0.02, svm_positive_weight=3.0, svm_bias=7.0, svm_negative_iou=0.4, ridge=50.0, ridge_match_iou=0.5
+)
 
 
 class Linear:
     """Stands for a detector: features of a box are a fixed function of its coordinates."""
 
-    def __init__(self) -> None:
+    def __init__(self, **keys: Any) -> None:
         torch.manual_seed(1)
+        self.config = replace(CONFIG, **keys)
         self.classes = tuple("abc")
         self.mix = torch.randn(4, DIM)
         self.head = SVMHead(nn.Flatten(), (DIM,), CLASSES, "svm")
@@ -98,7 +101,7 @@ def rows_of(images: Images, targets: Targets) -> Iterator[tuple[list[float], lis
             for k in range(CLASSES):
                 theirs = targets.boxes[i][[n for n in objects if targets.labels[i, n] == k]]
                 overlap = iou_matrix(torch.tensor([box]), theirs) if len(theirs) else torch.zeros(1, 1)
-                free.append(float(overlap.max()) < 0.3)
+                free.append(float(overlap.max()) < CONFIG.svm_negative_iou)
             yield box, free, [int(label == k) for k in range(CLASSES)]
 
 
@@ -106,12 +109,12 @@ def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out() -> None:
     """Few regions in one batch: all negatives are hard, so that the SVMs are those of a plain fit."""
     detector, data = Linear(), batches(1)
     run = Run(data)
-    STAGE.run(detector, run)  # pyright: ignore[reportArgumentType]
+    SVMs().run(detector, run)  # pyright: ignore[reportArgumentType]
     table = [row for images, targets in data for row in rows_of(images, targets)]
     features = detector.extract_features(data[0][0], torch.tensor([box for box, _, _ in table]), tail=True)
     scaled = features * (20 / features.norm(dim=1).mean())
     labels = torch.tensor([[1 if p else -1 if f else 0 for f, p in zip(free, own)] for _, free, own in table])
-    weight, bias = fit_svm(scaled, labels, STAGE.C, STAGE.positive, STAGE.bias, tolerance=1e-6)
+    weight, bias = fit_svm(scaled, labels, **SVM, tolerance=1e-6)
     expected = scaled @ weight.T + bias
     torch.testing.assert_close(detector.head.svm(features), expected, atol=0.02, rtol=0.02)
     assert bool(detector.head.svm_fitted)
@@ -123,22 +126,22 @@ def test_the_images_that_a_stage_is_fitted_to(
     fit_images: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evenly spread; the features' norm is taken from a few of them."""
-    monkeypatch.setattr("detkit.models.svm_stage.SCALE_IMAGES", 3)
-    detector, run = Linear(), Run(batches())
+    monkeypatch.setattr("detkit.models.svm_stages.SCALE_IMAGES", 3)
+    detector, run = Linear(fit_images=fit_images), Run(batches())
     few = [rows[len(rows) * i // 3] for i in range(3)]
-    replace(STAGE, fit_images=fit_images).run(detector, run)  # pyright: ignore[reportArgumentType]
+    SVMs().run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.passes == {"norm of features": few, "positives": rows, "hard negatives": rows}
     run.passes.clear()
-    BoxRegression(CODER, 50.0, 0.6, fit_images).run(detector, run)  # pyright: ignore[reportArgumentType]
+    BoxRegression().run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.passes == {"norm of features": few, "regression": rows}
 
 
 def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Window by window and class by class: what is hard, when it is fitted again, and what is dropped."""
-    monkeypatch.setattr("detkit.models.svm_stage.RETRAIN", 30)
+    monkeypatch.setattr("detkit.models.svm_stages.RETRAIN", 30)
     torch.manual_seed(0)
     positives, labels = torch.randn(9, DIM) + 1, torch.arange(9) % CLASSES
-    miner = HardNegatives.begin(STAGE, torch.tensor(2.0), positives, labels, CLASSES)
+    miner = HardNegatives.begin(CONFIG, torch.tensor(2.0), positives, labels, CLASSES)
     kept: list[dict[int, tuple[Tensor, int]]] = [
         {i: (positives[i], 1) for i in range(9) if labels[i] == k} for k in range(CLASSES)
     ]
@@ -147,7 +150,7 @@ def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(k: int) -> None:
         rows = [*kept[k].values()]
         x, y = torch.stack([row for row, _ in rows]), torch.tensor([[sign] for _, sign in rows])
-        w, b = fit_svm(x, y, STAGE.C, STAGE.positive, STAGE.bias, tolerance=1e-7)
+        w, b = fit_svm(x, y, **SVM, tolerance=1e-7)
         weight[k], bias[k], new[k] = w[0], b[0], 0
         kept[k] = {i: (row, y) for i, (row, y) in kept[k].items() if y > 0 or float(row @ w[0] + b[0]) >= -1.2}
 
@@ -165,6 +168,7 @@ def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
             if new[k] > 30:
                 fit(k)
         miner.add(chunk, free)
+        miner.join()
         assert miner.new.tolist() == new
         assert (miner.labels != 0).sum(0).tolist() == [len(rows) for rows in kept]
         torch.testing.assert_close(miner.weight, weight, atol=5e-3, rtol=5e-2)
@@ -174,11 +178,11 @@ def test_mining_is_the_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mining_goes_on_from_its_state() -> None:
     torch.manual_seed(0)
-    one = HardNegatives.begin(STAGE, torch.tensor(2.0), torch.randn(9, DIM) + 1, torch.arange(9) % CLASSES, CLASSES)
+    one = HardNegatives.begin(CONFIG, torch.tensor(2.0), torch.randn(9, DIM) + 1, torch.arange(9) % CLASSES, CLASSES)
     chunks = [(torch.randn(20, DIM), torch.rand(20, CLASSES) > 0.2) for _ in range(4)]
     for chunk in chunks[:2]:
         one.add(*chunk)
-    other = HardNegatives(STAGE, **one.state())
+    other = HardNegatives(CONFIG, **{name: value.clone() for name, value in one.state().items()})
     for chunk in chunks[2:]:
         one.add(*chunk)
         other.add(*chunk)
@@ -214,9 +218,8 @@ def test_spread(count: int, images: int, expected: list[int]) -> None:
 
 def test_regression_is_sklearns_ridge() -> None:
     detector, data = Linear(), batches()
-    stage = BoxRegression(CODER, ridge=50.0, match_iou=0.6, fit_images=0)
     run = Run(data)
-    stage.run(detector, run)  # pyright: ignore[reportArgumentType]
+    BoxRegression().run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.concluded == 1
     assert bool(detector.head.regression_fitted)
 
@@ -234,7 +237,7 @@ def test_regression_is_sklearns_ridge() -> None:
                 every.append(box)
                 overlap = iou_matrix(box[None], targets.boxes[i, used])[0]
                 best = int(overlap.argmax())
-                if overlap[best] >= 0.6:
+                if overlap[best] >= CONFIG.ridge_match_iou:
                     n = used[best]
                     pairs[int(targets.labels[i, n])].append((box, CODER.encode(targets.boxes[i, n], box)))
                 assert ignored or overlap.numel()
@@ -277,19 +280,7 @@ def test_until_it_is_fitted_the_softmax_scores() -> None:
 
 @pytest.mark.parametrize("model", ["rcnn", "sppnet"])
 def test_stages_are_what_the_config_says(model: str) -> None:
-    keys = {
-        "svm_c": 0.02,
-        "svm_positive_weight": 3.0,
-        "svm_bias": 7.0,
-        "svm_negative_iou": 0.4,
-        "ridge": 20.0,
-        "ridge_match_iou": 0.8,
-        "fit_images": 5,
-    }
-    _, svms, regression = zoo.build(model, **keys).stages()
-    assert svms == SVMs(0.02, 3.0, 7.0, 0.4, 5)
-    assert regression == BoxRegression(CODER, 20.0, 0.8, 5)
-    (_, only) = zoo.build(model, scoring="softmax", **keys).stages()
-    assert only == regression
-    (_, only) = zoo.build(model, regression=False, **keys).stages()
-    assert only == svms
+    sgd, svms, regression = zoo.build(model).stages()
+    assert (svms, regression) == (SVMs(), BoxRegression())
+    assert zoo.build(model, scoring="softmax").stages() == [sgd, regression]
+    assert zoo.build(model, regression=False).stages() == [sgd, svms]

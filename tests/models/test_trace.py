@@ -275,6 +275,9 @@ def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) 
             outputs = [outputs] if isinstance(outputs, Tensor) else outputs
             assert len(outputs) == len(part.outputs)
             assert all(x.isfinite().all() for x in outputs)
+        # each weight once, since their size is what a file's limit is compared with
+        weights = [x.data_ptr() for x in part.network.state_dict().values() if x.numel()]
+        assert len(set(weights)) == len(weights)
 
 
 def test_dense_parts_give_the_predictions() -> None:
