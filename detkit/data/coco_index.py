@@ -130,7 +130,10 @@ def _object(annotation: dict[str, Any], name: str, number: int) -> AnnotatedObje
             if is_set is None:
                 return f"{key} is {json.dumps(value)[:60]}, neither 0 (no, false) nor 1 (yes, true)"
             flags[flag] |= is_set
-    return AnnotatedObject(name, box, number=number, area=as_area(annotation.get("area")), **flags)
+    area = as_area(annotation.get("area"))
+    if area is None:
+        return f"area is {json.dumps(annotation['area'])[:60]}, no number of square pixels"
+    return AnnotatedObject(name, box, number=number, area=area, **flags)
 
 
 def _text(value: Any) -> str:

@@ -28,10 +28,10 @@ def as_whole(value: Any) -> int | None:
     return int(number) if number is not None and number == int(number) else None
 
 
-def as_area(value: Any) -> float:
-    """Return an object's square pixels, NaN where the file says nothing."""
-    number = as_number(value)
-    return math.nan if number is None else number
+def as_area(value: Any) -> float | None:
+    """Return an object's square pixels, NaN where the file says none (None); None for what is no number from 0 on."""
+    number = math.nan if value is None else as_number(value)
+    return None if number is not None and number < 0 else number
 
 
 def as_flag(value: Any) -> bool | None:

@@ -100,6 +100,8 @@ def _object(element: ElementTree.Element, number: int) -> AnnotatedObject | str:
             if flags[flag] is None:
                 return f"{name}: {flag} is {str(parts[flag].text)[:60]!r}, neither 0 (no, false) nor 1 (yes, true)"
     area = as_area(parts["area"].text) if "area" in parts else math.nan
+    if area is None:
+        return f"{name}: area is {str(parts['area'].text)[:60]!r}, no number of square pixels"
     return AnnotatedObject(name, (xmin - 1, ymin - 1, xmax, ymax), area=area, number=number, **flags)
 
 

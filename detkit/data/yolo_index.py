@@ -13,7 +13,7 @@ import numpy as np
 from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject, Fault
 from detkit.data.finding import Finder
 from detkit.data.index import Index, cached_index, fingerprint, make_index
-from detkit.data.values import as_number, as_whole, path_below
+from detkit.data.values import as_area, as_number, as_whole, path_below
 from detkit.errors import UserError
 from detkit.files import read_text
 
@@ -193,7 +193,11 @@ def _flags(entry: Any) -> _Flags | str:
         if not isinstance(positions, list) or not all(type(one) is int and 1 <= one <= rows for one in positions):
             return f"{flag} is {json.dumps(positions)[:60]}, not a list of positions from 1 to {rows}"
     area = entry.get("area", {})
-    areas = {as_whole(key): as_number(value) for key, value in area.items()} if isinstance(area, dict) else {None: None}
+    areas = (
+        {as_whole(key): None if value is None else as_area(value) for key, value in area.items()}
+        if isinstance(area, dict)
+        else {None: None}
+    )
     if not all(key is not None and 1 <= key <= rows and value is not None for key, value in areas.items()):
         return f"area is {json.dumps(area)[:60]}, not square pixels of positions from 1 to {rows}"
     return _Flags(rows, {flag: frozenset(entry.get(flag, ())) for flag in FLAGS}, areas)  # type: ignore[arg-type]

@@ -82,6 +82,8 @@ def test_positions_of_yolo(tmp_path, paths, key):
         ("dificult", [1]),
         ("area", {"3": 5}),
         ("area", {"1": "wide"}),
+        ("area", {"1": -5}),
+        ("area", {"1": None}),
         ("rows", "2"),
         ("rows", 2.5),
     ],

@@ -119,3 +119,11 @@ def test_huge_and_odd_edges_of_voc(tmp_path, paths, edge, number):
     status, said = paths.run("check", "--root", root)
     assert status == 1
     assert "Annotations/a.xml" in said
+
+
+@pytest.mark.parametrize("area", [-1, "wide", [5], float("nan")])
+def test_areas_that_are_none_are_said(tmp_path, paths, area):
+    root = coco(tmp_path / "coco", [coco_image("a.jpg")], [coco_object(area=area, id=3)])
+    paths.refuse(root, "instances_all.json", "annotation 3", "area")
+    root = voc(tmp_path / "voc", {"a": voc_xml(voc_object(more=f"<area>{area}</area>"))})
+    paths.refuse(root, "Annotations/a.xml", "object 1", "area")
