@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -98,6 +99,9 @@ def read_yaml(path: str | Path) -> DictConfig:
         raise UserError(f"no config {path}" + (did_you_mean(str(path), near) if near else ""))
     try:
         values = OmegaConf.load(path)
+        written = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        if isinstance(values, DictConfig) and isinstance(names := written.get("data", {}).get("classes"), list):
+            OmegaConf.update(values, "data.classes", names)  # as they are written: 007 and no are no numbers and flags
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a YAML text file") from None
     except Exception as error:
@@ -113,7 +117,10 @@ def parse_override(text: str) -> DictConfig:
     if not equals or not key or key.startswith("-"):
         raise UserError(f"argument {text!r} is not key=value; an example: train.lr=0.01")
     try:
-        return OmegaConf.from_dotlist([text])
+        layer = OmegaConf.from_dotlist([text])
+        if key == "data.classes" and isinstance(names := yaml.load(text.partition("=")[2], yaml.BaseLoader), list):
+            OmegaConf.update(layer, key, names)  # as they are written
+        return layer
     except Exception as error:
         raise UserError(f"argument {text!r}: {' '.join(str(error).split())}") from None
 

@@ -1,6 +1,7 @@
 """detkit dataset: fetch, check, show, count, convert and split data sets."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -174,6 +175,7 @@ def _check(arguments: argparse.Namespace) -> int:
         splits = [split for where, split in sources if where == root]
         with Progress() as bars:
             report = check_root(root, splits, classes, partial(bars.update, "images"), kind)
+        _print_notes(report.notes)
         for problem in report.problems[:MAX_LISTED]:
             say(problem)
         if len(report.problems) > MAX_LISTED:
@@ -190,12 +192,20 @@ def _check(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from detkit.data.dataset import notes_on
     from detkit.data.formats import open_sources
 
     sources, classes, kind = _sources(arguments)
     console = Console(highlight=False)
-    for source in sources:
-        _print_stats(console, open_sources([source], classes, kind))
+    opened = [open_sources([source], classes, kind) for source in sources]
+    for dataset in opened:
+        _print_stats(console, dataset)
+    _print_notes(notes_on(opened))
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _print_stats(console: "Console", dataset: "DetectionDataset") -> None:
@@ -283,6 +293,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         root, splits, images = arguments.source, arguments.split, arguments.images
         show = partial(bars.update, "images")
         done = convert(root, arguments.out, arguments.to, splits, arguments.format, images, show, arguments.outside)
+    _print_notes(done.notes)
     splits = ", ".join(f"{name} {count}" for name, count in done.splits.items())
     say(f"{arguments.out}: {done.images} images ({splits}), {done.objects} objects, {len(done.classes)} classes")
 
@@ -291,7 +302,9 @@ def _split(arguments: argparse.Namespace) -> None:
     from detkit.data.split import split_dataset
 
     shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
-    counts = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
+    counts, copies = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
+    if copies:
+        say(f"note: {copies} images are byte-identical to others; copies stay in one split")
     say(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
 
 

@@ -73,7 +73,7 @@ def _item(seen: Seen, name: str, folder: Path, min_side: float) -> Item:
     keep = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
     boxes, labels = boxes[keep], labels[keep]
     record = Record(name, image, Annotations.of(boxes, labels), *seen.size)
-    return Item(name, record, seen.size)
+    return Item(name, record)
 
 
 def _place(seen: Seen, name: str, folder: Path) -> Path:

@@ -36,18 +36,25 @@ class AnnotatedObject(NamedTuple):
     number: int = 0
 
 
+class Fault(NamedTuple):
+    """What is wrong with the annotations of an image. number: of the object, see AnnotatedObject; 0: no single one."""
+
+    number: int
+    text: str
+
+
 @dataclass(frozen=True)
 class AnnotatedImage:
     """One image as its file has it.
 
-    file: its name or path. size: width and height, 0 where they are unknown. problems: a line for everything that could
-    not be read, see Index.
+    file: its name or path. size: the width and height that it states, 0 where it states none; what counts is the
+    image's own. faults: everything that could not be read.
     """
 
     file: str
     objects: Sequence[AnnotatedObject] = ()
     size: tuple[int, int] = (0, 0)
-    problems: Sequence[str] = ()
+    faults: Sequence["Fault"] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from detkit.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Report:
-    """Outcome of a check: the problems, sorted by file, and what was looked at."""
+    """Outcome of a check: the problems, sorted by file, what was looked at, and lines on what users should know."""
 
     problems: list[Problem]
     images: int
     objects: int
     splits: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def check_root(
@@ -59,31 +59,29 @@ def check_root(
         if not len(source.rows):
             problems.add(Problem(kind.split_file.format(split), 0, "split", "the split is empty"))
     # an image of several splits is looked at once
-    images = {source.file(row): (source, row) for source in sources for row in source.rows.tolist()}
-    for source, row in images.values():
-        _check_objects(source, row, classes, problems)
-    files = {source.image_path(row): (source, row) for source, row in images.values()}
-    _check_images(root, files, problems, progress)
-    objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for source, row in files.values())
-    return Report(sorted(problems), len(files), objects, splits)
+    images: dict[str, list[tuple[Source, int]]] = {}
+    for source in sources:
+        for row in source.rows.tolist():
+            images.setdefault(source.paths[row], []).append((source, row))
+    for known in images.values():
+        for source, row in {source.file(row): (source, row) for source, row in known}.values():
+            _check_objects(source, row, classes, problems)
+    _check_images(root, images, problems, progress)
+    objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for (source, row), *_ in images.values())
+    if images and not objects and not any(len(source.broken()) for source in sources):
+        file = kind.split_file.format(sources[0].split)
+        problems.add(Problem(file, 0, "no object", "there is no object in any image"))
+    notes = dict.fromkeys(note for source in sources for note in source.notes)
+    return Report(sorted(problems), len(images), objects, splits, tuple(notes))
 
 
 def _check_objects(source: Source, row: int, classes: Sequence[str] | None, problems: set[Problem]) -> None:
     """Problems of one image's annotations alone."""
     index, file, unit = source.index, source.file(row), source.unit
-    objects = index.objects
-    faulty = set()  # of which the reader has said enough
-    for line in str(index.problems[row]).splitlines():
-        # the reader's own words: "object 2 (cat): xmax 8 < xmin 9", or a line on the file
-        about = re.fullmatch(rf"{unit} (\d+)(?: \((.*?)\))?:? (.*)", line)
-        if about is None:
-            problems.add(Problem(file, 0, "broken file", line))
-        else:
-            faulty.add(int(about[1]))
-            text = f"{about[2]}: {about[3]}" if about[2] else about[3]
-            problems.add(Problem(file, int(about[1]), "broken box", text, unit))
-    size = index.sizes[row].tolist()
-    if not all(size) and not index.problems[row]:
+    objects, faults = index.objects, source.faults(row)
+    problems.update(faults)
+    size = source.sizes[row].tolist()
+    if source.states_size and not index.stated[row] and not faults:
         problems.add(Problem(file, 0, "size", "no size of the image"))
     seen: dict[tuple, int] = {}
     for item in range(index.first[row], index.first[row + 1]):
@@ -95,8 +93,7 @@ def _check_objects(source: Source, row: int, classes: Sequence[str] | None, prob
         first = seen.setdefault((name, box), number)
         if first != number:
             problems.add(Problem(file, number, "duplicate object", f"the same {name} as {unit} {first}", unit))
-        if number not in faulty:
-            problems.update(_check_box(source, file, number, name, box, size))
+        problems.update(_check_box(source, file, number, name, box, size))
 
 
 def _check_box(
@@ -117,37 +114,44 @@ def _check_box(
 
 def _check_images(
     root: Path,
-    files: dict[Path, tuple[Source, int]],
+    images: dict[str, list[tuple[Source, int]]],
     problems: set[Problem],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    stated = {path: tuple(source.index.sizes[row].tolist()) for path, (source, row) in files.items()}
+    for source in {id(source): source for known in images.values() for source, _ in known}.values():
+        for row, text in source.other_sizes().items():
+            problems.add(Problem(path_below(source.paths[row], root), 0, "size", text))
 
-    def look(path: Path) -> tuple[str, tuple[int, ...], str]:
-        """Return why an image cannot be read, its (width, height), and a digest of its bytes."""
-        if not path.is_file():
-            return "missing", (), ""
+    def look(path: str) -> tuple[str, str]:
+        """Return why an image cannot be read, and a digest of its bytes."""
+        if not os.path.isfile(path):
+            return "missing", ""
         try:
-            size = decode_image(path, stated[path]).shape[1::-1]
+            decode_image(Path(path))
         except UserError as error:
-            return str(error).removeprefix(f"{path}: "), (), ""
-        return "", size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            return str(error).removeprefix(f"{path}: "), ""
+        return "", image_digest(path)
 
     first: dict[str, str] = {}
     # threads are enough: decoding and hashing release the interpreter lock
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, (path, (reason, size, digest)) in enumerate(zip(files, pool.map(look, files)), 1):
+        for done, (path, (reason, digest)) in enumerate(zip(images, pool.map(look, images)), 1):
             if progress is not None:
-                progress(done, len(files))
+                progress(done, len(images))
             file = path_below(path, root)
             if reason:
                 kind = "missing file" if reason == "missing" else "unreadable image"
                 problems.add(Problem(file, 0, kind, reason))
                 continue
-            width, height = stated[path]
-            if width and height and size != (width, height):
-                text = f"the image is {size[0]}x{size[1]}, its annotation says {width}x{height}"
-                problems.add(Problem(file, 0, "size", text))
-            twin = first.setdefault(digest, file)
-            if twin != file:
-                problems.add(Problem(file, 0, "duplicate image", f"the same file as {twin}"))
+            twin = first.setdefault(digest, path)
+            if twin != path:
+                text = f"the same file as {path_below(twin, root)}"
+                mine, others = ([source.split for source, _ in images[one]] for one in (path, twin))
+                if {*mine} != {*others}:
+                    text += f", which is of {', '.join(others)}; this one is of {', '.join(mine)}"
+                problems.add(Problem(file, 0, "duplicate image", text))
+
+
+def image_digest(path: str) -> str:
+    """Return a digest of the bytes of a file."""
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()

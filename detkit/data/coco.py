@@ -8,15 +8,17 @@ Crowds are ignored, by training and evaluation. COCO knows no difficult and no t
 these keys beside `iscrowd`, and detkit's converter writes them. Masks and keypoints are not read.
 """
 
+import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from detkit.data.coco_index import COCOIndex, read_coco_index
+from detkit.data.coco_index import COCOIndex, from_json, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
-from detkit.data.values import path_below
+from detkit.data.finding import Finder, is_image, spellings
+from detkit.data.image_sizes import image_sizes
+from detkit.data.values import as_path, path_below
 from detkit.errors import UserError, did_you_mean
 
 PREFIX = "instances_"
@@ -25,25 +27,40 @@ BESIDE = "_annotations.coco.json"  # as Roboflow calls the file beside the image
 
 def coco_splits(root: Path) -> list[str]:
     """Names of the splits below a root."""
-    names = {path.parent.name for path in root.glob(f"*/{BESIDE}")}
-    files = [path.stem for path in (root / "annotations").glob("*.json") if not path.name.startswith(".")]
+    return list(_files(Finder(root)))
+
+
+def _files(finder: Finder) -> dict[str, str]:
+    """The JSON file of each split."""
+    folder = finder.folder("annotations")
+    names = [name for name in finder.files(folder) if name[-5:].lower() == ".json" and name[0] != "."] if folder else []
     # beside instances_train2017.json lie captions, keypoints and lists of test images, which are no splits
-    official = [name for name in files if name.startswith(PREFIX)]
-    return sorted(names | {name.removeprefix(PREFIX) for name in official or files})
+    official = [name for name in names if name.startswith(PREFIX)]
+    files = {name[:-5].removeprefix(PREFIX): f"{folder}/{name}" for name in official or names}
+    for folder in finder.folders(finder.root):
+        if os.path.isfile(f"{folder}/{BESIDE}"):
+            files.setdefault(os.path.basename(folder), f"{folder}/{BESIDE}")
+    return dict(sorted(files.items()))
 
 
-def find_annotations(root: Path, split: str) -> Path:
+def find_annotations(root: Path, split: str, finder: Finder | None = None) -> Path:
     """Path of the JSON file of a split; UserError says what there is instead."""
-    if split.endswith(".json"):
-        candidates = [root / split]
-    else:
-        folder = root / "annotations"
-        candidates = [folder / f"{PREFIX}{split}.json", folder / f"{split}.json", root / split / BESIDE]
-    for path in candidates:
-        if path.is_file():
-            return path
-    if split.endswith(".json") or not (known := coco_splits(root)):
-        raise UserError(f"no file {candidates[0]}")
+    finder = finder or Finder(root)
+    if split.lower().endswith(".json"):
+        path = finder.find_entry(split, [finder.root])
+        if path is None:
+            raise UserError(f"no file {root / split}")
+        return Path(path)
+    known = _files(finder)
+    folder = finder.folder("annotations") or finder.below("annotations")
+    for name in (f"{PREFIX}{split}.json", f"{split}.json"):  # captions_train, too, if it is asked for
+        if name in finder.files(folder):
+            known[split] = f"{folder}/{name}"
+            break
+    if split in known:
+        return Path(known[split])
+    if not known:
+        raise UserError(f"no file {folder}/{PREFIX}{split}.json")
     raise UserError(f"no split {split!r} in {root}{did_you_mean(split, known)}")
 
 
@@ -56,35 +73,50 @@ class COCOSource(Source):
     index: COCOIndex
 
     def __init__(self, root: Path, split: str) -> None:
-        self.path = find_annotations(root, split)
+        finder = Finder(root)
+        self.path = find_annotations(root, split, finder)
         index = read_coco_index(root, self.path)
-        problems = [Problem(path_below(self.path, root), 0, "broken file", line) for line in index.general.tolist()]
-        super().__init__(root, split, index, np.arange(len(index.ids)), problems)
+        listed = path_below(self.path, root)
+        problems = [Problem(listed, 0, "broken file", line) for line in index.general.tolist()]
+        paths = self._find(finder, index.files.tolist())
+        sizes = image_sizes(finder, listed, paths)
+        notes = [f"{listed}: {note}" for note in index.notes.tolist()]
+        super().__init__(root, split, index, np.arange(len(paths)), paths, sizes, listed, problems, notes=notes)
 
     def file(self, row: int) -> str:
-        return f"{path_below(self.path, self.root)}: image {self.index.files[row]}"
+        return f"{path_below(self.path, self.root)}: image {as_path(self.index.files[row])}"
 
-    def image_path(self, row: int) -> Path:
-        folder, bare = self._folder
-        name = str(self.index.files[row])
-        return folder / (Path(name).name if bare else name)
-
-    @cached_property
-    def _folder(self) -> tuple[Path, bool]:
-        """The folder of the images, and whether only the last part of each file_name counts."""
-        root = self.root
-        stem = self.path.stem.removeprefix(PREFIX)
-        folders = [root / stem, root / "images" / stem, root / "images", root, self.path.parent]
+    def _find(self, finder: Finder, names: list[str]) -> list[str]:
+        """The paths of images."""
+        stem, beside = self.path.stem.removeprefix(PREFIX), str(self.path.parent)
+        folders = [finder.below(*parts) for parts in ((stem,), ("images", stem), ("images",), (".",))] + [beside]
         if self.path.name == BESIDE:
-            folders.insert(0, self.path.parent)
+            folders.insert(0, beside)
         # a file that `split` made goes with the images of the file it was made from
-        folders += sorted(path for path in [*root.glob("*"), *root.glob("images/*")] if path.is_dir())
-        for name in self.index.files[:10].tolist():  # more than one, since a single image may be missing
-            for bare in (False, True):
-                for folder in folders:
-                    if name and (folder / (Path(name).name if bare else name)).is_file():
-                        return folder, bare
-        return next((folder for folder in folders if folder.is_dir()), root), False
+        others = finder.folders(finder.root) + finder.folders(finder.below("images"))
+        folders = list(dict.fromkeys((*folders, *others)))
+        here = [folder for folder in folders if os.path.isdir(folder)]
+        few = [name for name in names if name.strip()][:10]  # more than one, since a single image may be missing
+        choices = (
+            (f, bare) for name in few for bare in (False, True) for f in folders if _find(finder, name, [f], bare)
+        )
+        # where there are only annotations, not each name is looked for everywhere
+        are_there = any(is_image(name) for folder in here for name in finder.files(folder))
+        folder, bare = next(choices, (here[0] if here else finder.root, False))
+        bases = list(dict.fromkeys((finder.root, *folders[:5]))) if are_there else []
+        return [
+            _find(finder, name, [folder], bare) or _find(finder, name, bases, bare) or _missing(folder, name)
+            for name in names
+        ]
+
+
+def _missing(folder: str, name: str) -> str:
+    return os.path.normpath(os.path.join(folder, (spellings(name) or ["?"])[-1]))
+
+
+def _find(finder: Finder, name: str, bases: Sequence[str], bare: bool) -> str | None:
+    """The path of an image; bare: only the last part of its name counts."""
+    return finder.find_image(as_path(name).strip().rpartition("/")[2] if bare else name, bases)
 
 
 class COCODataset(DetectionDataset):
@@ -94,7 +126,7 @@ class COCODataset(DetectionDataset):
     one for each class, None for a class that no file has.
     """
 
-    _opened: "list[COCOSource]"
+    opened: "list[COCOSource]"
 
     @classmethod
     def splits(cls, root: Path) -> list[str]:
@@ -107,13 +139,13 @@ class COCODataset(DetectionDataset):
     @property
     def image_ids(self) -> tuple[int | str, ...]:
         """The id that an image has in its file."""
-        return tuple(key for source in self._opened for key in source.index.image_ids[source.rows].tolist())
+        return tuple(key for source in self.opened for key in from_json(source.index.image_ids[source.rows]))
 
     @property
     def category_ids(self) -> tuple[int | str | None, ...]:
         """The id that a class has in the first file that has it."""
         known: dict[str, int | str] = {}
-        for source in self._opened:
-            for name, key in zip(source.index.classes.tolist(), source.index.category_ids.tolist()):
+        for source in self.opened:
+            for name, key in zip(source.index.classes.tolist(), from_json(source.index.category_ids)):
                 known.setdefault(name, key)
         return tuple(known.get(name) for name in self.classes)

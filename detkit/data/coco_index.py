@@ -8,26 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from detkit.data.annotations import AnnotatedImage, AnnotatedObject
-from detkit.data.index import Index, cached_index, fingerprint, make_index
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject, Fault
+from detkit.data.index import Index, cached_index, fingerprint, make_index, shortest_names, texts
 from detkit.data.values import as_area, as_flag, as_name, as_number, as_path, as_size, path_below
 from detkit.errors import UserError
 from detkit.files import read_text
 
 KEYS = ("images", "annotations", "categories")
+# some converters from VOC call difficult objects "ignore"
+FLAG_KEYS = {"iscrowd": "crowd", "difficult": "difficult", "ignore": "difficult", "truncated": "truncated"}
+MAX_NUMBER = 1 << 63  # from which on an annotation is called by its position
 
 
 @dataclass(frozen=True)
 class COCOIndex(Index):
     """The index of one JSON file; classes in the order of their category ids.
 
-    image_ids: (F,) and category_ids: (C,), int64 or text, as the file has them. general: (K,) lines that say what is
-    wrong with the file as a whole.
+    image_ids: (F,) and category_ids: (C,) texts, the ids as JSON, see `from_json`. general: (K,) lines that say what is
+    wrong with the file as a whole. notes: (N,) lines on what was left out.
     """
 
     image_ids: np.ndarray
     category_ids: np.ndarray
     general: np.ndarray
+    notes: np.ndarray
+
+
+def from_json(ids: np.ndarray) -> list[int | str]:
+    """Return ids as the file has them: whole numbers of any size, or texts."""
+    return [json.loads(key) if key.startswith('"') else int(key) for key in ids.tolist()]
 
 
 def read_coco_index(root: Path, path: Path) -> COCOIndex:
@@ -49,7 +58,7 @@ def load_coco(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON, or of a number of thousands of digits
         raise UserError(f"{path}: not valid JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid JSON: nested too deeply") from None
@@ -65,63 +74,91 @@ def load_coco(path: Path) -> dict[str, Any]:
 
 def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
     """Turn the content of a COCO file into arrays; `source` names it in errors, in one line."""
-    classes, category_ids = _categories(content["categories"], source)
+    notes: list[str] = []
+    used = {key for one in content["annotations"] if type(key := one.get("category_id")) in (int, str)}
+    classes, category_ids = _categories(content["categories"], used, source, notes)
     image_ids = _ids(content["images"], "image", source)
     images = [
-        AnnotatedImage(as_path(image.get("file_name")), [], as_size(image.get("width"), image.get("height")), [])
+        AnnotatedImage(_text(image.get("file_name")), [], as_size(image.get("width"), image.get("height")), [])
         for image in content["images"]
     ]
-    general = [f"image {key} has no file_name" for image, key in zip(images, image_ids) if not image.file]
+    general = [f"image {key} has no file_name" for image, key in zip(images, image_ids) if not image.file.strip()]
     image_of, class_of = dict(zip(image_ids, images)), dict(zip(category_ids, classes))
-    seen: set[int] = set()
+    seen: set[int | str] = set()
     for position, annotation in enumerate(content["annotations"], 1):
         key = annotation.get("id")
-        number = key if type(key) is int else position
+        number = key if type(key) is int and abs(key) < MAX_NUMBER else position
         image, name = _find(image_of, annotation, "image_id"), _find(class_of, annotation, "category_id")
         if image is None:
-            text = f"image_id {json.dumps(annotation.get('image_id'))} is not among the images"
+            text = f"image_id {json.dumps(annotation.get('image_id'))[:60]} is not among the images"
             general.append(f"annotation {number}: {text}")
             continue
-        if number in seen:
-            image.problems.append(f"annotation {number}: its id is there twice")
-        seen.add(number)
+        if type(key) in (int, str):
+            if key in seen:
+                image.faults.append(Fault(number, "its id is there twice"))
+            seen.add(key)
         if name is None:
-            text = f"category_id {json.dumps(annotation.get('category_id'))} is not among the categories"
-            image.problems.append(f"annotation {number}: {text}")
+            text = f"category_id {json.dumps(annotation.get('category_id'))[:60]} is not among the categories"
+            image.faults.append(Fault(number, text))
             continue
-        box = _box(annotation.get("bbox"))
-        if isinstance(box, str):
-            image.problems.append(f"annotation {number} ({name}): {box}")
-            continue
-        area = as_area(annotation.get("area"))
-        flags: dict[str, Any] = {
-            # some converters from VOC call difficult objects "ignore"
-            "difficult": as_flag(annotation.get("difficult")) or as_flag(annotation.get("ignore")),
-            "crowd": as_flag(annotation.get("iscrowd")),
-            "truncated": as_flag(annotation.get("truncated")),
-        }
-        image.objects.append(AnnotatedObject(name, box, number=number, area=area, **flags))
+        made = _object(annotation, name, number)
+        if isinstance(made, AnnotatedObject):
+            image.objects.append(made)
+        else:
+            image.faults.append(Fault(number, f"{name}: {made}"))
     return make_index(
         images,
         classes,
+        shortest_names([as_path(image.file).strip() for image in images]),
         kind=COCOIndex,
-        image_ids=np.array(image_ids),
-        category_ids=np.array(category_ids),
-        general=np.array(general, dtype=np.str_),
+        image_ids=texts([json.dumps(key) for key in image_ids]),
+        category_ids=texts([json.dumps(key) for key in category_ids]),
+        general=texts(general),
+        notes=texts(notes),
     )
 
 
-def _categories(items: list[dict[str, Any]], source: str) -> tuple[list[str], list]:
-    """Names and ids in the order of the ids."""
-    ids = _ids(items, "category", source)
-    pairs = sorted((key, as_name(item.get("name"))) for key, item in zip(ids, items))
-    names = [name for _, name in pairs]
+def _object(annotation: dict[str, Any], name: str, number: int) -> AnnotatedObject | str:
+    """An object, or what is wrong with it."""
+    box = _box(annotation.get("bbox"))
+    if isinstance(box, str):
+        return box
+    flags: dict[str, Any] = dict.fromkeys(FLAGS, False)
+    for key, flag in FLAG_KEYS.items():
+        if (value := annotation.get(key)) is not None and value != 0:
+            is_set = as_flag(value)
+            if is_set is None:
+                return f"{key} is {json.dumps(value)[:60]}, neither 0 (no, false) nor 1 (yes, true)"
+            flags[flag] |= is_set
+    area = as_area(annotation.get("area"))
+    if area is None:
+        return f"area is {json.dumps(annotation['area'])[:60]}, no number of square pixels"
+    return AnnotatedObject(name, box, number=number, area=area, **flags)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else as_name(value)
+
+
+def _categories(
+    items: list[dict[str, Any]], used: set[Any], source: str, notes: list[str]
+) -> tuple[list[str], list[int | str]]:
+    """Names and ids in the order of the ids. Of categories of one name, those that no object is of are left out."""
+    pairs = sorted((key, as_name(item.get("name"))) for key, item in zip(_ids(items, "category", source), items))
+    counts = Counter(name for _, name in pairs)
+    kept: dict[str, Any] = {}
     for key, name in pairs:
         if not name:
-            raise UserError(f"{source}: category {key} has no name")
-        if names.count(name) > 1:
-            raise UserError(f"{source}: two categories are called {name!r}")
-    return names, [key for key, _ in pairs]
+            raise UserError(f"{source}: category {json.dumps(key)} has no name, which is a text")
+        if counts[name] > 1 and key not in used and (name in kept or any(k in used for k, n in pairs if n == name)):
+            notes.append(f"category {json.dumps(key)}, called {name!r} as another, is left out: no object is of it")
+            continue
+        if name in kept:
+            raise UserError(
+                f"{source}: two categories are called {name!r}: {json.dumps(kept[name])}, {json.dumps(key)}"
+            )
+        kept[name] = key
+    return list(kept), list(kept.values())
 
 
 def _ids(items: list[dict[str, Any]], what: str, source: str) -> list:

@@ -1,9 +1,10 @@
 """Data sets from one format to another."""
 
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +13,8 @@ from tempfile import TemporaryDirectory
 
 from detkit.data.coco import PREFIX
 from detkit.data.coco_writer import write_coco
-from detkit.data.dataset import DetectionDataset, parse_splits
+from detkit.data.dataset import DetectionDataset, notes_on, parse_splits
 from detkit.data.formats import find_format, find_splits, open_sources
-from detkit.data.image_file import image_size
 from detkit.data.items import Item, Splits
 from detkit.data.voc_writer import write_voc
 from detkit.data.yolo_writer import write_yolo
@@ -27,12 +27,13 @@ WAYS = ("link", "copy", "symlink")
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written; images: how many images, each counted once."""
+    """What was written; images: how many images, each counted once. notes: lines on what users should know."""
 
     images: int
     objects: int
     splits: dict[str, int]
     classes: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -50,6 +51,8 @@ def convert(
     format_name: the format of `root`, see `find_format`. images: `link` makes hard links, and copies where that fails,
     as across disks; `copy`; `symlink`. The folder appears when it is complete. outside: whether images may lie outside
     of `root`, as those of a data set from elsewhere should not: it could name any file of this computer.
+
+    An image is called by its id, with _ for / and for characters that not every format can hold.
 
     Kept are boxes, clipped to the image, classes, difficult, crowd, truncated, areas, images without objects, and the
     splits. Not kept are masks, key points, extra fields and what else a format may say; going to VOC, classes that no
@@ -76,7 +79,7 @@ def convert(
                 progress(done, len(targets))
     objects = {item.name: len(item.record.annotations) for split_items in items.values() for item in split_items}
     images_of = {split: len(split_items) for split, split_items in items.items()}
-    return Converted(len(objects), sum(objects.values()), images_of, classes)
+    return Converted(len(objects), sum(objects.values()), images_of, classes, tuple(notes_on(opened)))
 
 
 def _items(opened: Sequence[DetectionDataset]) -> Splits:
@@ -93,24 +96,21 @@ def _items(opened: Sequence[DetectionDataset]) -> Splits:
         for i in range(len(dataset)):
             record = dataset.record(i)
             if record.path not in known:
-                name = record.id.replace("/", "_")
-                name = f"{split}_{name}" if name in taken else name
-                if name in taken:
-                    raise UserError(f"{dataset.name}: two images would be called {name}, such as {record.path}")
+                if not (record.width and record.height):
+                    raise UserError(f"no readable image {record.path}, and its annotation says no size")
+                name = _free_name(record.id, split, taken)
                 taken.add(name)
-                known[record.path] = Item(name, record, _size(record.width, record.height, record.path))
+                known[record.path] = Item(name, record)
             splits[split].append(known[record.path])
     return splits
 
 
-def _size(width: int, height: int, path: Path) -> tuple[int, int]:
-    """The annotated size, or where nothing is annotated the image's."""
-    if width and height:
-        return width, height
-    size = image_size(path)
-    if size is None:
-        raise UserError(f"no readable image {path}, and its annotation says no size")
-    return size
+def _free_name(name: str, split: str, taken: Collection[str]) -> str:
+    """A name for an image that is not taken and fits every format: no folders, nor what lists, XML and other systems
+    cannot hold (control characters, line ends, what is not UTF-8, a dot or blanks at the edges)."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]|^[.\s]|\s$", "_", name)
+    names = (name, f"{split}_{name}", *(f"{name}_{number}" for number in range(2, len(taken) + 3)))
+    return next(one for one in names if one not in taken)
 
 
 def check_inside(root: Path, images: Iterable[Path]) -> None:

@@ -8,16 +8,17 @@ Then `data.format=lines` names it, see `imports` in config.py for how detkit com
 
 import math
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
-from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject, Fault
+from detkit.data.dataset import DetectionDataset, Source
+from detkit.data.finding import Finder
 from detkit.data.formats import DATASETS
+from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index, make_index
 from detkit.errors import UserError, did_you_mean
 
@@ -41,11 +42,10 @@ def register_format(name: str) -> Callable[[Reader], Reader]:
 
 
 class _CustomSource(Source):
+    states_size = False
+
     def file(self, row: int) -> str:
         return str(self.index.files[row])
-
-    def image_path(self, row: int) -> Path:
-        return self.root / self.file(row)
 
 
 class _CustomDataset(DetectionDataset):
@@ -61,24 +61,26 @@ class _CustomDataset(DetectionDataset):
     @classmethod
     def open_sources(cls, sources: Sequence[tuple[Path, str]]) -> list[Source]:
         contents, opened = {root: cls.read(root) for root, _ in sources}, []
-        indices = {root: _index(splits) for root, splits in contents.items()}
+        indices = {root: _images(root, _index(splits)) for root, splits in contents.items()}
         for root, split in sources:
             if split not in contents[root]:
                 raise UserError(f"no split {split!r} in {root}{did_you_mean(split, contents[root])}")
-            row_of = {str(file): row for row, file in enumerate(indices[root].files)}
-            files = [_name(image) for image in contents[root][split]]
-            problems = [
-                Problem(file, 0, "duplicate image", f"split {split!r} lists it {count} times")
-                for file, count in Counter(files).items()
-                if count > 1
-            ]
-            rows = np.array([row_of[file] for file in files], dtype=np.int64)
-            opened.append(_CustomSource(root, split, indices[root], rows, problems))
+            index, paths, sizes = indices[root]
+            row_of = {file: row for row, file in enumerate(index.files.tolist())}
+            rows = [row_of[_name(image)] for image in contents[root][split]]
+            opened.append(_CustomSource(root, split, index, rows, paths, sizes, split))
         return opened
 
     @classmethod
     def own_classes(cls, indices: Sequence[Index]) -> list[str]:
         return sorted(super().own_classes(indices))
+
+
+def _images(root: Path, index: Index) -> tuple[Index, list[str], np.ndarray]:
+    """An index, and the paths and sizes of its images."""
+    finder = Finder(root)
+    paths = [finder.below(file) for file in index.files.tolist()]
+    return index, paths, image_sizes(finder, "", paths)
 
 
 def _name(image: AnnotatedImage) -> str:
@@ -92,7 +94,7 @@ def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
     shapes: dict[str, tuple[int, ...]] = {}  # of the extra fields
     read = []
     for file, image in images.items():
-        objects, problems = [], []
+        objects, wrong = [], []
         for number, item in enumerate(image.objects, 1):
             faults = []
             if not _is_box(item.box):
@@ -104,11 +106,11 @@ def _index(splits: Mapping[str, Sequence[AnnotatedImage]]) -> Index:
                     faults.append(f"extra field {name!r} {fault}")
                 else:
                     extra[name] = value
-            problems.extend(f"object {number} ({item.name}): {fault}" for fault in faults)
+            wrong.extend(Fault(number, f"{item.name}: {fault}") for fault in faults)
             box = tuple(map(float, item.box)) if _is_box(item.box) else (0.0,) * 4
             flags = {flag: bool(getattr(item, flag)) for flag in FLAGS}
             objects.append(item._replace(box=box, extra=extra, number=number, **flags))
-        read.append(AnnotatedImage(file, objects, image.size, problems))
+        read.append(AnnotatedImage(file, objects, image.size, wrong))
     return make_index(read, classes)
 
 

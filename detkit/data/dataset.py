@@ -8,7 +8,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from detkit.data.annotations import Annotations
+from detkit.data.annotations import Annotations, Fault
 from detkit.data.image_file import decode_image
 from detkit.data.index import Index
+from detkit.data.values import MAX_SIDE, path_below
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
 
@@ -27,8 +28,8 @@ from detkit.structures import TruthSet
 class Record:
     """One annotated image.
 
-    annotations: its objects; boxes are float32 and inside the image, labels those of the data set. width, height: as
-    the annotation says, 0 where it says nothing.
+    annotations: its objects; boxes are float32 and inside the image, labels those of the data set. width, height: of
+    the upright image; as the annotation says where the image is missing, 0 where that says nothing.
     """
 
     id: str
@@ -58,31 +59,87 @@ class Problem:
 class Source(ABC):
     """One split of one root, opened. Opening raises UserError only where there is nothing to open.
 
-    index: the annotations. rows: (n,) int64 the images that the split lists, in its order. problems: what is wrong with
-    the list itself. unit: what the files call an object. slack: how many pixels a box may reach beyond its image before
-    a check says so. origin: how the files number the first pixel.
+    index: the annotations. rows: (n,) int64 the images that the split lists, in its order. paths: of all F images of
+    the index, whether they are there or not. sizes: (F, 2) int64 width and height of the upright images, as stated
+    where they cannot be read, 0 where that says nothing. listed: the file or folder that lists the split's images.
+    problems: what is wrong with the list itself. faults: of images, by row, beside those of the index. notes: lines on
+    what was read otherwise than as written.
+
+    unit: what the files call an object. slack: how many pixels a box may reach beyond its image before a check says so.
+    origin: how the files number the first pixel. states_size: whether an annotation should say how large its image is.
     """
 
     unit = "object"
     slack = 0.0
     origin = 0
+    states_size = True
 
-    def __init__(self, root: Path, split: str, index: Index, rows: np.ndarray, problems: Sequence[Problem]) -> None:
-        self.root, self.split, self.index = root, split, index
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        index: Index,
+        rows: Sequence[int] | np.ndarray,
+        paths: list[str],
+        sizes: np.ndarray,
+        listed: str,
+        problems: Sequence[Problem] = (),
+        faults: Mapping[int, Sequence[Fault]] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.root, self.split, self.index, self.paths = root, split, index, paths
         self.rows = np.asarray(rows, dtype=np.int64)
-        self.problems = tuple(problems)
+        self.notes, self._faults, self._own = tuple(notes), faults or {}, sizes
+        self.sizes = sizes.copy()
+        for row in np.flatnonzero((sizes == 0).all(1)).tolist():
+            self.sizes[row] = _as_stated(index.stated[row])
+        counts = Counter(self.paths[row] for row in self.rows.tolist())
+        twice = [
+            Problem(listed, 0, "duplicate image", f"image {path_below(path, root)} is listed {_times(count)}")
+            for path, count in counts.items()
+            if count > 1
+        ]
+        self.problems = (*problems, *twice)
 
     @abstractmethod
     def file(self, row: int) -> str:
         """Return what holds the annotations of an image of the index, relative to the root."""
 
-    @abstractmethod
     def image_path(self, row: int) -> Path:
         """Return the path of an image of the index, whether it is there or not."""
+        return Path(self.paths[row])
 
     def strays(self) -> list[Problem]:
         """Return the annotations that lie among this split's and belong to no image."""
         return []
+
+    def faults(self, row: int) -> list[Problem]:
+        """Return what is wrong with the annotations of an image."""
+        faults = [*self.index.faults(row), *self._faults.get(row, ())]
+        kinds = ("broken file", "broken box")
+        return [Problem(self.file(row), one.number, kinds[one.number > 0], one.text, self.unit) for one in faults]
+
+    def broken(self) -> np.ndarray:
+        """Return the rows, in the split's order, of which `faults` says something."""
+        return self.rows[np.isin(self.rows, [*self.index.fault_image.tolist(), *self._faults])]
+
+    def other_sizes(self) -> dict[int, str]:
+        """Return the rows of images whose annotations state another size than they have, and a line on each."""
+        pairs = zip(self.rows.tolist(), self._own[self.rows].tolist(), self.index.stated[self.rows].tolist())
+        return {
+            row: f"the image is {width}x{height}, its annotation says {stated}"
+            for row, (width, height), stated in pairs
+            if stated and width and stated != f"{width}x{height}"
+        }
+
+
+def _as_stated(stated: str) -> tuple[int, int]:
+    width, height = map(int, stated.split("x")) if stated else (0, 0)
+    return (width, height) if max(width, height) < MAX_SIDE else (0, 0)
+
+
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
 
 
 class DetectionDataset(ABC):
@@ -105,8 +162,8 @@ class DetectionDataset(ABC):
         if not sources:
             raise UserError("no split of the data set is given; an example: data.test=[test]")
         self.sources: tuple[tuple[Path, str], ...] = tuple((Path(root), split) for root, split in sources)
-        self._opened = self.open_sources(self.sources)
-        for source in self._opened:
+        self.opened = self.open_sources(self.sources)
+        for source in self.opened:
             if source.problems:
                 raise UserError(f"{source.root}/{source.problems[0]}{_more(len(source.problems) - 1)}")
             if not len(source.rows):
@@ -117,12 +174,12 @@ class DetectionDataset(ABC):
             raise UserError(f"data.classes: a class is named twice in {', '.join(classes)}")
         self.classes: tuple[str, ...] = tuple(classes)
         self.name = name or "+".join(f"{root.name}/{split}" for root, split in self.sources)
-        self._source = np.repeat(np.arange(len(self._opened)), [len(source.rows) for source in self._opened])
-        self._row = np.concatenate([source.rows for source in self._opened])
+        self._source = np.repeat(np.arange(len(self.opened)), [len(source.rows) for source in self.opened])
+        self._row = np.concatenate([source.rows for source in self.opened])
         self.ids: tuple[str, ...] = tuple(self._name_images())
-        # (len, 2) int64 width and height of each image as the annotation says, 0 where it says nothing
-        self.sizes = np.concatenate([source.index.sizes[source.rows] for source in self._opened])
-        parts = [_read_objects(source, self.classes) for source in self._opened]
+        # (len, 2) int64 width and height of each upright image, see Source
+        self.sizes = np.concatenate([source.sizes[source.rows] for source in self.opened])
+        parts = [_read_objects(source, self.classes) for source in self.opened]
         self._annotations = Annotations.concatenate([annotations for annotations, _ in parts])
         self._counts = np.concatenate([counts for _, counts in parts])
         self._first = np.concatenate([[0], np.cumsum(self._counts)])
@@ -148,11 +205,11 @@ class DetectionDataset(ABC):
     @property
     def indices(self) -> list[Index]:
         """The annotations that the sources are part of."""
-        return [source.index for source in self._opened]
+        return [source.index for source in self.opened]
 
     def path(self, i: int) -> Path:
         """Return the path of image `i`."""
-        return self._opened[self._source[i]].image_path(int(self._row[i]))
+        return self.opened[self._source[i]].image_path(int(self._row[i]))
 
     def record(self, i: int) -> Record:
         """Return what is known of image `i`; touches no image."""
@@ -161,9 +218,16 @@ class DetectionDataset(ABC):
         return Record(self.ids[i], self.path(i), annotations, width, height)
 
     def image(self, i: int) -> np.ndarray:
-        """Return image `i` as (H, W, 3) RGB uint8, EXIF applied. UserError names the file where that fails."""
-        width, height = self.sizes[i].tolist()
-        return decode_image(self.path(i), (width, height))
+        """Return image `i` as (H, W, 3) RGB uint8, upright, of its size in `sizes`. UserError names the file where that
+        fails."""
+        pixels = decode_image(self.path(i))
+        size = tuple(self.sizes[i].tolist())
+        if all(size) and pixels.shape[1::-1] != size:
+            height, width = pixels.shape[:2]
+            raise UserError(
+                f"{self.path(i)}: the image is {width}x{height}, but was {size[0]}x{size[1]} when it was opened"
+            )
+        return pixels
 
     def truth(self, use_difficult: bool = False) -> TruthSet:
         """Return all objects, flat; `ignore` marks crowds and, unless they are used, difficult objects."""
@@ -197,9 +261,9 @@ class DetectionDataset(ABC):
 
     def _name_images(self) -> list[str]:
         """The ids of all images, unique."""
-        sources = [self._opened[number] for number in self._source.tolist()]
+        sources = [self.opened[number] for number in self._source.tolist()]
         names = [str(source.index.ids[row]) for source, row in zip(sources, self._row.tolist())]
-        if len({source.root for source in self._opened}) > 1:
+        if len({source.root for source in self.opened}) > 1:
             names = [f"{source.root.name}/{name}" for source, name in zip(sources, names)]
         counts = Counter(names)
         if max(counts.values()) == 1:
@@ -216,6 +280,20 @@ def _digest(parts: Sequence[bytes | np.ndarray]) -> str:
     for part in parts:
         digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
+
+
+def notes_on(datasets: Sequence[DetectionDataset]) -> list[str]:
+    """Return lines on what users should know of data sets that can be used nevertheless."""
+    sources = [source for dataset in datasets for source in dataset.opened]
+    lines = list(dict.fromkeys(note for source in sources for note in source.notes))
+    others = {source.paths[row]: text for source in sources for row, text in source.other_sizes().items()}
+    for path, text in [*others.items()][:1]:
+        what = "images have another size" if len(others) > 1 else "image has another size"
+        lines.append(f"{len(others)} {what} than stated, and their own counts, such as {path}: {text}")
+    if not any(np.diff(source.index.first)[source.rows].any() for source in sources):
+        names = ", ".join(source.split for source in sources)
+        lines.append(f"there is no object in any image of {names}")
+    return lines
 
 
 def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, str]]:
@@ -256,7 +334,7 @@ def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations
         i, where = first(labels < 0)
         name = str(index.classes[annotations.labels[i]])
         raise UserError(f"{where}: class {name!r} is not in data.classes{did_you_mean(name, classes)}")
-    boxes, outside = _clip_boxes(annotations.boxes, index.sizes[rows][image])
+    boxes, outside = _clip_boxes(annotations.boxes, source.sizes[rows][image])
     if outside.any():
         i, where = first(outside)
         raise UserError(f"{where}: the box of this {classes[labels[i]]} lies outside the image")
@@ -266,12 +344,9 @@ def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations
 
 def _refuse_problems(source: Source) -> None:
     """Raise UserError, in one line, where the annotations of an image of a source are broken."""
-    problems = source.index.problems[source.rows]
-    broken = np.flatnonzero(problems != "")
+    broken = source.broken()
     if len(broken):
-        line = str(problems[broken[0]]).splitlines()[0]
-        file = source.file(int(source.rows[broken[0]]))
-        raise UserError(f"{source.root}/{file}: {line}{_more(len(broken) - 1)}")
+        raise UserError(f"{source.root}/{source.faults(int(broken[0]))[0]}{_more(len(broken) - 1)}")
 
 
 def _more(count: int) -> str:

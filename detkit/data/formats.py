@@ -5,12 +5,15 @@ from pathlib import Path
 
 from detkit.data.coco import COCODataset, coco_splits
 from detkit.data.dataset import DetectionDataset, parse_splits
-from detkit.data.voc import VOCDataset, how_to_get
+from detkit.data.voc import VOCDataset, how_to_get, is_voc
 from detkit.data.yolo import YOLODataset, find_config
 from detkit.errors import UserError, did_you_mean
 
 DATASETS: dict[str, type[DetectionDataset]] = {"voc": VOCDataset, "coco": COCODataset, "yolo": YOLODataset}
-SIGNS = "ImageSets/Main or Annotations/*.xml (VOC), annotations/*.json (COCO), data.yaml or labels/ (YOLO)"
+SIGNS = (
+    "ImageSets/Main or Annotations/*.xml or XML files beside images (VOC), annotations/*.json (COCO), data.yaml or "
+    "labels/ (YOLO)"
+)
 
 
 def find_format(root: str | Path, format_name: str = "auto") -> str:
@@ -36,10 +39,18 @@ def find_format(root: str | Path, format_name: str = "auto") -> str:
 
 
 def _formats(root: Path) -> list[str]:
-    voc = (root / "ImageSets" / "Main").is_dir() or any((root / "Annotations").glob("*.xml"))
-    folders = (root, *(root / name for name in ("train", "val", "valid", "test")))
-    yolo = find_config(root) or any((folder / "labels").is_dir() for folder in folders)
-    return [name for name, present in (("voc", voc), ("coco", coco_splits(root)), ("yolo", yolo)) if present]
+    coco = bool(coco_splits(root))
+    folders = [folder for name in ("", "train", "val", "valid", "test") if (folder := root / name / "labels").is_dir()]
+    # labels may hold VOC's XML files
+    rows = find_config(root) is not None or any(_has_labels(folder) for folder in folders)
+    found = {"voc": is_voc(root, others=coco or rows), "coco": coco, "yolo": rows}
+    return [name for name, present in found.items() if present]
+
+
+def _has_labels(folder: Path) -> bool:
+    """Whether a folder may hold YOLO's label files: it has some, or no files of another kind."""
+    names = [path.suffix.lower() for path in folder.iterdir()]
+    return ".xml" not in names or ".txt" in names
 
 
 def find_splits(root: str | Path, format_name: str = "auto") -> list[str]:

@@ -17,24 +17,29 @@ if TYPE_CHECKING:
 
 JPEG = b"\xff\xd8"
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo", ".jp2", ".ppm", ".pgm")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif"),
+        *(".ppm", ".pgm", ".pnm"),
+    )
 )
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 MAX_PIXELS = int(limit(PIXELS))  # of an image: some KiB of a file may else take GiB; decoding takes 10 bytes a pixel
 STRIP = 1 << 20  # pixels that are made opaque at once
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: beyond 4 GB
 OPAQUE = (JPEG, b"BM", b"P5", b"P6")  # first bytes of the formats that cannot be transparent
+# first bytes of formats -> what is in the SEARCHED first bytes of their files where they have an orientation
+SEARCHED = 1 << 16
+MARKS = {JPEG: (b"Exif\0", b"/xap/"), b"\x89P": (b"eXIf",), b"BM": (), b"P5": (), b"P6": ()}
 
 # read when cv2 is imported, so it comes before that
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
 
 
-def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an image as (H, W, 3) RGB uint8: upright by its EXIF; grey, palette, CMYK and 16 bit converted; what is
-    transparent shows white, as in a viewer; the first image of an animation.
+def decode_image(path: Path) -> np.ndarray:
+    """Read an image as (H, W, 3) RGB uint8: upright, of the size that `image_size` says; grey, palette, CMYK and 16 bit
+    converted; what is transparent shows white, as in a viewer; the first image of an animation.
 
-    size: (width, height) that an annotation states: where it fits the stored pixels and not the upright image, the
-    EXIF orientation is left unapplied. Raises UserError, naming the file, where it is missing, truncated, no image, or
-    has more pixels than DETKIT_MAX_PIXELS.
+    Raises UserError, naming the file, where it is missing, truncated, no image, or has more pixels than
+    DETKIT_MAX_PIXELS.
     """
     import cv2
 
@@ -44,15 +49,15 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         raise UserError(f"no image {path}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    pixels = _decode(data, cv2.IMREAD_COLOR_RGB)
+    pixels = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or not _complete(data):
         raise UserError(f"{path}: {_fault(data)}")
-    upright = True
-    if size is not None and pixels.shape[1::-1] != size and pixels.shape[:2] == size:
-        stored = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        if stored is not None and stored.shape[1::-1] == size:
-            pixels, upright = stored, False
-    alpha = None if data[:2].tobytes() in OPAQUE else _alpha(data, upright)
+    header = _header_of(data)
+    if header is not None and header[2] != 1:
+        # cv2 turns a TIFF in ways of its own
+        is_tiff = data[:4].tobytes() in TIFF
+        pixels = _turn(pixels, header[2]) if not is_tiff else _pillow_rgb(data, pixels)
+    alpha = None if data[:2].tobytes() in OPAQUE else _alpha(data)
     if alpha is None or alpha.shape != pixels.shape[:2]:
         return pixels
     rows = max(1, STRIP // pixels.shape[1])
@@ -63,31 +68,61 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return pixels
 
 
-def image_header(path: Path) -> tuple[int, int, int] | None:
-    """Return stored width and height and the EXIF orientation of an image, None where it cannot be read.
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return (width, height) of the upright image, None where it cannot be read.
 
     Reads the header alone, where Pillow knows the format.
     """
-    try:
-        with _opened(path) as image:
-            # of a PNG without it in front, Pillow would decode all to look for EXIF behind the pixels
-            tagged = image.format != "PNG" or "exif" in image.info
-            return *image.size, int(image.getexif().get(0x0112, 1)) if tagged else 1
-    except Exception:  # Pillow raises whatever its plugins raise
+    header = _header(path)
+    if header is None:
         try:
-            height, width = decode_image(path).shape[:2]
+            height, width = decode_image(Path(path)).shape[:2]
         except UserError:
             return None
-        return width, height, 1
-
-
-def image_size(path: Path) -> tuple[int, int] | None:
-    """Return (width, height) of the upright image, None where it cannot be read."""
-    header = image_header(path)
-    if header is None:
-        return None
+        return width, height
     width, height, orientation = header
     return (height, width) if orientation in TURNED else (width, height)
+
+
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels (H, W, 3) upright by their EXIF orientation."""
+    import cv2
+
+    if orientation in TURNED:
+        pixels = cv2.transpose(pixels)
+    if orientation in (2, 3, 6, 7):
+        pixels = cv2.flip(pixels, 1)  # left and right
+    if orientation in (3, 4, 7, 8):
+        pixels = cv2.flip(pixels, 0)
+    return pixels
+
+
+def _header_of(data: np.ndarray) -> tuple[int, int, int] | None:
+    """See `_header`; of a file without a mark of EXIF and XMP, which is upright, nothing need be read."""
+    head = data[:SEARCHED].tobytes()
+    marks = MARKS.get(head[:2])
+    if marks is not None and not any(mark in head for mark in marks):
+        return None
+    return _header(data)
+
+
+def _header(file: str | os.PathLike[str] | np.ndarray) -> tuple[int, int, int] | None:
+    """Return stored width and height of an image and the orientation that its EXIF says, 1 where it says none; None
+    where Pillow does not know the format."""
+    try:
+        with _opened(file) as image:
+            # of a PNG without it in front, Pillow would decode all to look for EXIF behind the pixels
+            tagged = image.format != "PNG" or "exif" in image.info
+            orientation = int(image.getexif().get(0x0112, 1)) if tagged else 1
+            width, height = image.size
+            if image.format == "TIFF":  # of which Pillow says the size when it is upright
+                width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
+            return width, height, orientation
+    except Exception:  # Pillow raises whatever its plugins raise
+        return None
 
 
 def _fault(data: np.ndarray) -> str:
@@ -102,30 +137,39 @@ def _fault(data: np.ndarray) -> str:
     return "corrupt or truncated image"
 
 
-def _alpha(data: np.ndarray, upright: bool) -> np.ndarray | None:
-    """(H, W) uint8 opacity of an image, turned by its EXIF where it is to be upright, None where all is opaque; reads
-    the header alone to know that."""
+def _pillow_rgb(data: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """An upright image as Pillow reads it, (H, W, 3) RGB uint8."""
+    from PIL import ImageOps
+
+    try:
+        with _opened(data) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:  # Pillow raises whatever its plugins raise
+        return otherwise
+
+
+def _alpha(data: np.ndarray) -> np.ndarray | None:
+    """(H, W) uint8 opacity of the upright image, None where all is opaque; reads the header alone to know that."""
     from PIL import ImageOps
 
     try:
         with _opened(data) as image:
             if not image.has_transparency_data:
                 return None
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
+            ImageOps.exif_transpose(image, in_place=True)
             return np.asarray((image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A"))
     except Exception:
         return None  # what cv2 reads and Pillow doesn't (or not at this size) is shown as cv2 reads it
 
 
 @contextmanager
-def _opened(source: Path | np.ndarray) -> Iterator["Image.Image"]:
+def _opened(source: str | os.PathLike[str] | np.ndarray) -> Iterator["Image.Image"]:
     """Open a file or its bytes in Pillow, whose own limit on pixels does not count beside DETKIT_MAX_PIXELS."""
     from PIL import Image
 
     pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        image = Image.open(source if isinstance(source, Path) else BytesIO(source.tobytes()))
+        image = Image.open(BytesIO(source.tobytes()) if isinstance(source, np.ndarray) else source)
     finally:
         Image.MAX_IMAGE_PIXELS = pillows
     with image:

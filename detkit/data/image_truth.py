@@ -1,5 +1,6 @@
 """The objects of a single image: from a VOC XML, or from the data set that the image lies in."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.data.formats import find_format, find_splits, open_root
+from detkit.data.voc import VOCRoot
 from detkit.data.voc_index import parse_annotation
 from detkit.errors import UserError, did_you_mean
 
@@ -25,7 +27,7 @@ class Truth(Annotations):
     origin: str
 
 
-def read_truth(path: Path, classes: Sequence[str]) -> Truth:
+def read_truth(path: Path, classes: Sequence[str]) -> Truth | None:
     """Read a VOC XML. Raises UserError, in one line, for a file that is none, or has objects of other classes."""
     try:
         content = parse_annotation(path.read_bytes())
@@ -33,15 +35,13 @@ def read_truth(path: Path, classes: Sequence[str]) -> Truth:
         raise UserError(f"no annotation {path}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if content.problems:
-        raise UserError(f"{path}: {content.problems[0]}")
+    for fault in content.faults:
+        raise UserError(f"{path}: " + (f"object {fault.number}: " if fault.number else "") + fault.text)
     for item in content.objects:
         if item.name not in classes:
             text = f"object {item.number} is of class {item.name!r}, which the detector does not know"
             raise UserError(f"{path}: {text}{did_you_mean(str(item.name), classes)}")
-    objects = Annotations.from_objects(content.objects, classes)
-    objects = replace(objects, boxes=objects.boxes.astype(np.float32)).with_areas()
-    return Truth(**vars(objects), size=content.size, origin=str(path))
+    return _truth(Annotations.from_objects(content.objects, classes), classes, classes, content.size, str(path))
 
 
 def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
@@ -50,8 +50,7 @@ def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
     for root in image.parents[:LEVELS]:
         try:
             if find_format(root) == "voc":
-                xml = root / "Annotations" / f"{image.stem}.xml"
-                return read_truth(xml, classes) if image.parent == root / "JPEGImages" else None
+                return _in_voc(VOCRoot(root), image, classes)
             for split in find_splits(root):
                 truth = _in_split(root, split, image, classes)
                 if truth is not None:
@@ -61,15 +60,35 @@ def find_truth(image: Path, classes: Sequence[str]) -> Truth | None:
     return None
 
 
+def _in_voc(opened: VOCRoot, image: Path, classes: Sequence[str]) -> Truth | None:
+    """What an annotation says, of whatever split or none."""
+    index = opened.index
+    for row, path in enumerate(opened.paths):
+        if os.path.basename(path) == image.name and os.path.realpath(path) == str(image) and not index.faults(row):
+            objects = index.objects.take(slice(index.first[row], index.first[row + 1]))
+            size = opened.sizes[row].tolist()
+            return _truth(
+                objects, index.classes.tolist(), classes, size, f"{opened.layout.folder}/{opened.layout.names[row]}"
+            )
+    return None
+
+
 def _in_split(root: Path, split: str, image: Path, classes: Sequence[str]) -> Truth | None:
     dataset = open_root(root, [split])
     for i in range(len(dataset)):  # once a command, on the host
         if dataset.path(i).name == image.name and dataset.path(i).resolve() == image:
             record = dataset.record(i)
-            names = [dataset.classes[label] for label in record.annotations.labels]
-            if any(name not in classes for name in names):
-                return None
-            labels = np.array([classes.index(name) for name in names], np.int64)
-            objects = replace(record.annotations, labels=labels)
-            return Truth(**vars(objects), size=(record.width, record.height), origin=f"{root.name}/{split}")
+            size = (record.width, record.height)
+            return _truth(record.annotations, dataset.classes, classes, size, f"{root.name}/{split}")
     return None
+
+
+def _truth(
+    objects: Annotations, names: Sequence[str], classes: Sequence[str], size: Sequence[int], origin: str
+) -> Truth | None:
+    """Objects whose labels index `names` as a detector of `classes` has them, None where it does not know one."""
+    if any(names[label] not in classes for label in objects.labels.tolist()):
+        return None
+    labels = np.array([classes.index(names[label]) for label in objects.labels.tolist()], np.int64)
+    objects = replace(objects, labels=labels, boxes=objects.boxes.astype(np.float32)).with_areas()
+    return Truth(**vars(objects), size=(size[0], size[1]), origin=origin)

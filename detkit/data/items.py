@@ -16,11 +16,15 @@ Splits = dict[str, list["Item"]]
 
 @dataclass(frozen=True)
 class Item:
-    """One image to write. name: unique in the data set, fit for a file. size: (width, height) of the annotation."""
+    """One image to write. name: unique in the data set, fit for a file."""
 
     name: str
     record: Record
-    size: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        return self.record.width, self.record.height
 
     @property
     def image_path(self) -> Path:

@@ -42,7 +42,7 @@ def image_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class ImageCache:
     """Decoded images in one buffer that forked workers share, each written by whoever needs it first.
 
-    An image whose size is not the annotated one has no room and is decoded each time.
+    An image that could not be read when the data set was opened has no room and is decoded each time.
     """
 
     def __init__(self, dataset: DetectionDataset) -> None:

@@ -200,8 +200,8 @@ def _sound(boxes: np.ndarray) -> np.ndarray:
 def check_inside(where: str | Path, dataset: DetectionDataset, i: int, boxes: np.ndarray) -> None:
     """Raise UserError, in one line, unless boxes (N, 4) reach at most SLACK pixels beyond image `i` of a data set.
 
-    Its size is what the annotation says, which may be nothing; where boxes don't fit that, the image's own, if it is
-    there.
+    Where the image could not be read when the data set was opened, its size is what the annotation says, which may be
+    nothing; where boxes don't fit that, the image's own, if it is there now.
     """
     size = dataset.sizes[i]
     outside = _outside(boxes, size)

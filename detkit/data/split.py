@@ -1,19 +1,25 @@
 """Dividing a data set into splits, in its own format."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from detkit.data.coco import PREFIX, coco_splits, find_annotations
-from detkit.data.coco_index import load_coco, read_coco_index
+from detkit.data.check import image_digest
+from detkit.data.coco import PREFIX, COCOSource, coco_splits
+from detkit.data.coco_index import from_json, load_coco
+from detkit.data.finding import Finder
 from detkit.data.formats import find_format
 from detkit.data.index import Index
 from detkit.data.stratify import stratify
-from detkit.data.voc_index import read_index
-from detkit.data.yolo import YOLOSource, find_config, images_below, read_layout, yolo_splits
+from detkit.data.values import path_below
+from detkit.data.voc import VOCRoot
+from detkit.data.yolo import YOLOSource, find_config, read_layout, yolo_splits
 from detkit.errors import UserError
 from detkit.files import write_atomic
 
@@ -22,8 +28,10 @@ Write = Callable[[dict[str, np.ndarray]], None]  # rows of the index for each sp
 
 def split_dataset(
     root: str | Path, shares: Mapping[str, float], seed: int = 0, format_name: str = "auto", source: str | None = None
-) -> dict[str, int]:
-    """Divide all annotated images of a root into new splits, see `stratify`; return how many images each has.
+) -> tuple[dict[str, int], int]:
+    """Divide all annotated images of a root into new splits, see `stratify`; byte-identical images stay together.
+
+    Returns how many images each split has, and how many images are copies or have some.
 
     shares: split -> fraction; they sum to 1, and a split of 0 is left out. source: of a COCO root with several files,
     the split to divide. Writes ImageSets/Main/SPLIT.txt, annotations/instances_SPLIT.json, or SPLIT.txt and data.yaml.
@@ -40,7 +48,7 @@ def split_dataset(
     kinds = {"voc": _voc, "coco": _coco, "yolo": _yolo}
     if kind not in kinds:
         raise UserError(f"{root} is {kind}, whose lists detkit can't write; `convert` it to voc, coco or yolo first")
-    index, existing, write = kinds[kind](root, source)
+    index, paths, existing, write = kinds[kind](root, source)
     for name in shares:
         if name in existing:
             raise UserError(f"{root} has a split {name} already, which is left as it is; remove it first")
@@ -48,65 +56,88 @@ def split_dataset(
     presence = np.zeros((len(rows), len(index.classes)), dtype=bool)
     objects, image = index.objects_of(rows)
     presence[image, index.objects.labels[objects]] = True
-    part = stratify(presence, list(shares.values()), seed)
+    groups = group_copies(paths)
+    copies = int((np.bincount(groups)[groups] > 1).sum())
+    part = stratify(presence, list(shares.values()), seed, groups)
     parts = {name: rows[part == number] for number, name in enumerate(shares)}
     for name, members in parts.items():
         if not len(members):
-            raise UserError(f"{root} has too few images for that, {len(rows)}: {name} would be empty")
+            together = f", of which {copies} are byte-identical copies that stay together" if copies else ""
+            raise UserError(f"{root} has too few images for that, {len(rows)}{together}: {name} would be empty")
     write(parts)
-    return {name: len(members) for name, members in parts.items()}
+    return {name: len(members) for name, members in parts.items()}, copies
 
 
-def _voc(root: Path, _: str | None) -> tuple[Index, list[str], Write]:
-    index = read_index(root)
-    folder = root / "ImageSets" / "Main"
+def group_copies(paths: Sequence[str]) -> np.ndarray:
+    """Return (F,) int64 from 0 on, the same for byte-identical files; only files of equal size are read."""
+    size = {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
+    counts = Counter(size.values())
+    number_of: dict[str, int] = {}
+    digests = [image_digest(path) if path in size and counts[size[path]] > 1 else path for path in paths]
+    return np.array([number_of.setdefault(digest, len(number_of)) for digest in digests], dtype=np.int64)
+
+
+def _voc(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
+    opened = VOCRoot(root)
 
     def write(parts: dict[str, np.ndarray]) -> None:
         for name, rows in parts.items():
-            write_atomic(folder / f"{name}.txt", "".join(f"{one}\n" for one in index.ids[rows].tolist()))
+            text = "".join(f"{one}\n" for one in opened.index.ids[rows].tolist())
+            write_atomic(root / "ImageSets" / "Main" / f"{name}.txt", text)
 
-    return index, [path.stem for path in folder.glob("*.txt")], write
+    _refuse_line_ends(root, opened.index.ids.tolist())
+    return opened.index, opened.paths, opened.layout.splits(), write
 
 
-def _coco(root: Path, source: str | None) -> tuple[Index, list[str], Write]:
+def _coco(root: Path, source: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
     existing = coco_splits(root)
     if source is None:
         if len(existing) != 1:
             raise UserError(f"{root} has {', '.join(existing)}; say which to divide, as in --from {existing[0]}")
         source = existing[0]
-    path = find_annotations(root, source)
-    index = read_coco_index(root, path)
+    opened = COCOSource(root, source)
 
     def write(parts: dict[str, np.ndarray]) -> None:
-        content = load_coco(path)
+        content = load_coco(opened.path)
         for name, rows in parts.items():
-            keys = set(index.image_ids[rows].tolist())
+            keys = set(from_json(opened.index.image_ids[rows]))
             members = {
                 "images": [image for image in content["images"] if image["id"] in keys],
                 "annotations": [one for one in content["annotations"] if one.get("image_id") in keys],
             }
-            text = json.dumps({**content, **members}, ensure_ascii=False)
-            write_atomic(root / "annotations" / f"{PREFIX}{name}.json", text + "\n")
+            # as ASCII: a name may be none that UTF-8 can hold
+            write_atomic(root / "annotations" / f"{PREFIX}{name}.json", json.dumps({**content, **members}) + "\n")
 
-    return index, existing, write
+    return opened.index, opened.paths, existing, write
 
 
-def _yolo(root: Path, _: str | None) -> tuple[Index, list[str], Write]:
-    images = images_below(root, root)
+def _yolo(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
+    finder = Finder(root)
+    images = finder.images(finder.root)
     if not images:
         raise UserError(f"{root} holds no image")
-    index = YOLOSource(root, "", images).index
+    opened = YOLOSource(root, "", images)
+    names = [path_below(path, root) for path in opened.paths]
+    _refuse_line_ends(root, names)
     config = find_config(root)
 
     def write(parts: dict[str, np.ndarray]) -> None:
         for name, rows in parts.items():
-            write_atomic(root / f"{name}.txt", "".join(f"./{image}\n" for image in index.files[rows].tolist()))
+            write_atomic(root / f"{name}.txt", "".join(f"./{names[row]}\n" for row in rows.tolist()))
         entries = yaml.safe_dump({name: f"{name}.txt" for name in parts}, sort_keys=False)
         if config is None:
-            names = dict(enumerate(index.classes.tolist()))
-            entries += yaml.safe_dump({"names": names}, sort_keys=False, allow_unicode=True)
+            if len(opened.index.classes):
+                names_of = dict(enumerate(opened.index.classes.tolist()))
+                entries += yaml.safe_dump({"names": names_of}, sort_keys=False, allow_unicode=True)
             write_atomic(root / "data.yaml", entries)
         else:
             write_atomic(config, config.read_text(encoding="utf-8-sig").rstrip("\n") + "\n" + entries)
 
-    return index, [*yolo_splits(root), *read_layout(root).splits], write
+    return opened.index, opened.paths, [*yolo_splits(root), *read_layout(root).splits], write
+
+
+def _refuse_line_ends(root: Path, names: Sequence[str]) -> None:
+    """Raise UserError for the name of an image that cannot stand in a list, a line each in UTF-8."""
+    for name in names:
+        if re.search("[\n\r\ud800-\udfff]", name):
+            raise UserError(f"{root}: the image {name!r} cannot stand in a list of names; rename it first")

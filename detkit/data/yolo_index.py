@@ -2,56 +2,67 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject
-from detkit.data.image_file import image_size
+import numpy as np
+
+from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject, Fault
+from detkit.data.finding import Finder
 from detkit.data.index import Index, cached_index, fingerprint, make_index
-from detkit.data.values import as_number
+from detkit.data.values import as_area, as_number, as_whole, path_below
 from detkit.errors import UserError
 from detkit.files import read_text
 
 FLAGS_NAME = "flags.json"
 SLACK = 1e-4  # numbers beyond 0 to 1 by no more than this are taken for rounded
 PIXEL_DECIMALS = 6  # a normalised number times the size is rounded so, and a whole pixel is whole again
+MAX_CLASSES = 100_000  # a class number beyond is a mistake: without names, all numbers up to the highest are classes
 Box = tuple[float, float, float, float]  # cx, cy, w, h in parts of the image
 Row = tuple[int, int, Box]  # line from 1, class number, box
 FIELDS = ("cx", "cy", "w", "h")
 
 
-def parse_labels(text: str) -> tuple[list[Row], list[str]]:
-    """Read `class cx cy w h` rows; `class x y x y x y ...`, a polygon, stands for the box around it. Never raises.
+def parse_labels(text: str, point_numbers: int = 0) -> tuple[list[Row], list[Fault]]:
+    """Read `class cx cy w h` rows. Never raises.
 
-    Returns the rows and a line for each problem.
+    point_numbers: how many numbers of key points may follow, which are passed by; where none are declared (0), a row of
+    other lengths, `class x y x y x y ...`, is a polygon and stands for the box around it. Returns rows and faults.
     """
-    rows, problems = [], []
+    rows, faults = [], []
     for line, words in enumerate(map(str.split, text.splitlines()), 1):
-        row = _row(words) if words else ""
+        row = _row(words, point_numbers) if words else ""
         if isinstance(row, tuple):
             rows.append((line, *row))
         elif row:
-            problems.append(f"line {line}: {row}")
-    return rows, problems
+            faults.append(Fault(line, row))
+    return rows, faults
 
 
-def _row(words: Sequence[str]) -> tuple[int, Box] | str:
+def _row(words: Sequence[str], point_numbers: int) -> tuple[int, Box] | str:
     """A row's class and box, or what is wrong with it."""
     numbers = [number for word in words if (number := as_number(word)) is not None]
     if len(numbers) < len(words):
-        return f"{next(word for word in words if as_number(word) is None)!r} is not a number"
+        return f"{next(word for word in words if as_number(word) is None)[:60]!r} is not a number"
     label, *values = numbers
     if label < 0 or label != int(label):
-        return f"class {words[0]!r} is not a whole number from 0 on"
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        return f"{len(words)} numbers, not the 5 of class cx cy w h"
+        return f"class {words[0][:60]!r} is not a whole number from 0 on"
+    if label >= MAX_CLASSES:
+        return f"class {words[0][:60]} is beyond the limit of {MAX_CLASSES:,} classes"
+    is_polygon = not point_numbers and len(values) >= 6 and len(values) % 2 == 0
+    if len(values) not in (4, 4 + point_numbers) and not is_polygon:
+        points = f", nor the {5 + point_numbers} with the key points of kpt_shape" if point_numbers else ""
+        return f"{len(words)} numbers, not the 5 of class cx cy w h{points}"
+    if not is_polygon:
+        values = values[:4]
     for column, value in enumerate(values):
         if not -SLACK <= value <= 1 + SLACK:
-            what = FIELDS[column] if len(values) == 4 else f"{'xy'[column % 2]} of point {column // 2 + 1}"
+            what = f"{'xy'[column % 2]} of point {column // 2 + 1}" if is_polygon else FIELDS[column]
             return f"{what} is {words[column + 1]}; in parts of the image it lies between 0 and 1"
-    if len(values) > 4:
+    if is_polygon:
         left, right, top, bottom = (pick(values[axis::2]) for axis in (0, 1) for pick in (min, max))
         values = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
     cx, cy, w, h = values
@@ -61,64 +72,80 @@ def _row(words: Sequence[str]) -> tuple[int, Box] | str:
 def label_name(image: str) -> str:
     """Name of an image's label file: its folder `images` becomes `labels`, the last one if there are several; without
     any the label lies beside the image."""
-    path = PurePosixPath(image)
-    parts = list(path.parts)
-    for level in range(len(parts) - 2, -1, -1):
+    folder, _, name = image.rpartition("/")
+    parts = folder.split("/")
+    for level in range(len(parts) - 1, -1, -1):
         if parts[level] == "images":
             parts[level] = "labels"
             break
-    return str(PurePosixPath(*parts).with_suffix(".txt"))
+    return "/".join([*parts, ""] if folder or image.startswith("/") else []) + os.path.splitext(name)[0] + ".txt"
 
 
-def read_yolo_index(root: Path, split: str, images: Sequence[str], names: dict[int, str] | None) -> Index:
-    """Return the index of some images, named relative to `root`; see `cached_index`.
+def read_yolo_index(
+    finder: Finder,
+    key: str,
+    files: Sequence[str],
+    labels: Sequence[str],
+    names: dict[int, str] | None,
+    point_numbers: int,
+) -> Index:
+    """Return the index of images, boxes (cx, cy, w, h) in parts of them as written; see `cached_index`.
 
-    names: of the classes; where there are none (None), labels are class numbers and the index has no `classes`. Its
-    file is right when names, sizes and modification times of images and labels are what they were: images are looked
-    into, since labels are in parts of their size.
+    files: the images, relative to the root where they are below. labels: the paths of their label files. names: of the
+    classes; where there are none (None), labels are class numbers and the index has no `classes`. point_numbers: see
+    `parse_labels`. Its file is right when names, sizes and modification times of the labels are what they were.
     """
-    files = [(image, _state(root / image), _state(root / label_name(image))) for image in images]
-    digest = fingerprint([files, _state(root / FLAGS_NAME), names])
-    return cached_index(root, f"yolo {split}", digest, Index, lambda: _build(root, images, names))
+    flags_path = finder.below(FLAGS_NAME)
+    states = [(file, label[len(finder.root) :], finder.state(label)) for file, label in zip(files, labels)]
+    digest = fingerprint([states, finder.state(flags_path), [*names.items()] if names else None, point_numbers])
+    root = Path(finder.root)
+
+    def build() -> Index:
+        flags = read_flags(root)
+        images = [
+            _image(file, path, flags.get(path_below(path, root)), names, point_numbers)
+            for file, path in zip(files, labels)
+        ]
+        return make_index(images, None if names is None else list(names.values()))
+
+    return cached_index(root, f"yolo {key}", digest, Index, build)
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _image(
+    file: str, path: str, flags: "_Flags | None", names: dict[int, str] | None, point_numbers: int
+) -> AnnotatedImage:
+    rows, faults = _read_labels(Path(path), point_numbers)
+    if flags is not None and flags.rows != len(rows):
+        text = f"{FLAGS_NAME} was written for {flags.rows} objects, here are {len(rows)}"
+        faults.append(Fault(0, f"{text}; take this file out of {FLAGS_NAME}"))
+    flags = flags or _Flags(len(rows))
+    objects = []
+    for position, (line, label, box) in enumerate(rows, 1):
+        name = label if names is None else names.get(label)
+        if name is None:
+            faults.append(Fault(line, f"class {label} has no name; {len(names or ())} classes have"))
+            continue
+        marks: dict[str, Any] = {flag: position in positions for flag, positions in flags.marks.items()}
+        objects.append(AnnotatedObject(name, box, number=line, area=flags.area.get(position, math.nan), **marks))
+    return AnnotatedImage(file, objects, (0, 0), faults)
+
+
+def _read_labels(path: Path, point_numbers: int) -> tuple[list[Row], list[Fault]]:
     try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
-
-
-def _build(root: Path, images: Sequence[str], names: dict[int, str] | None) -> Index:
-    flags = read_flags(root)
-    read = []
-    for image in images:
-        size = image_size(root / image) or (0, 0)
-        name = label_name(image)
-        rows, problems = _read_labels(root / name)
-        entry = flags.get(name, _Flags(len(rows)))
-        if rows and not all(size):
-            problems.append("its image is missing or broken, so the boxes are of unknown size")
-        if entry.rows != len(rows):
-            text = f"{FLAGS_NAME} was written for {entry.rows} objects, here are {len(rows)}"
-            problems.append(f"{text}; take {name} out of {FLAGS_NAME}")
-        for line, label, _ in rows:
-            if names is not None and label not in names:
-                problems.append(f"line {line}: class {label} has no name; {len(names)} classes have")
-        read.append(AnnotatedImage(image, _objects(rows, size, entry, names) if all(size) else [], size, problems))
-    return make_index(read, None if names is None else list(names.values()))
-
-
-def _read_labels(path: Path) -> tuple[list[Row], list[str]]:
-    try:
-        return parse_labels(path.read_text(encoding="utf-8-sig"))
+        return parse_labels(path.read_text(encoding="utf-8-sig"), point_numbers)
     except FileNotFoundError:
         return [], []  # an image without objects
     except UnicodeDecodeError:
-        return [], ["not a text file"]
+        return [], [Fault(0, "not a text file")]
     except OSError as error:
-        return [], [str(error.strerror)]
+        return [], [Fault(0, str(error.strerror))]
+
+
+def to_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Turn boxes (N, 4) cx, cy, w, h in parts of images of sizes (N, 2) width, height into xyxy in pixels."""
+    half, sizes = boxes[:, 2:] / 2, sizes.astype(np.float64)
+    edges = np.concatenate([(boxes[:, :2] - half) * sizes, (boxes[:, :2] + half) * sizes], 1)
+    return edges.round(PIXEL_DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -130,23 +157,6 @@ class _Flags:
     area: dict[int, float] = field(default_factory=dict)
 
 
-def _objects(
-    rows: list[Row], size: tuple[int, int], flags: _Flags, names: dict[int, str] | None
-) -> list[AnnotatedObject]:
-    """Objects in pixels; those of a class without a name are left out."""
-    width, height = size
-    objects = []
-    for position, (line, label, (cx, cy, w, h)) in enumerate(rows, 1):
-        edges = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        box = tuple(round(edge, PIXEL_DECIMALS) for edge in edges)
-        name = label if names is None else names.get(label)
-        marks: dict[str, Any] = {flag: position in positions for flag, positions in flags.marks.items()}
-        if name is not None:
-            area = flags.area.get(position, math.nan)
-            objects.append(AnnotatedObject(name, box, number=line, area=area, **marks))
-    return objects
-
-
 def read_flags(root: Path) -> dict[str, _Flags]:
     """Read what YOLO's rows cannot hold, from the flags.json that detkit's converter writes, where there is one.
 
@@ -156,12 +166,38 @@ def read_flags(root: Path) -> dict[str, _Flags]:
     path = root / FLAGS_NAME
     if not path.is_file():
         return {}
+    what = "not what detkit's converter writes; remove it if its flags are not needed"
     try:
-        return {name: _flags(entry) for name, entry in json.loads(read_text(path)).items()}
-    except (ValueError, AttributeError, TypeError, KeyError):
-        raise UserError(f"{path}: not what detkit's converter writes; remove it if its flags are not needed") from None
+        entries = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: {what}") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"{path}: {what}")
+    flags = {}
+    for name, entry in entries.items():
+        flags[name] = made = _flags(entry)
+        if isinstance(made, str):
+            raise UserError(f"{path}: {what}: {name}: {made}")
+    return flags
 
 
-def _flags(entry: dict[str, Any]) -> _Flags:
-    marks = {flag: frozenset(map(int, entry.get(flag, ()))) for flag in FLAGS}
-    return _Flags(int(entry["rows"]), marks, {int(key): float(area) for key, area in entry.get("area", {}).items()})
+def _flags(entry: Any) -> _Flags | str:
+    """The entry of a label file, or what is wrong with it."""
+    if not isinstance(entry, dict) or not entry.keys() <= {"rows", "area", *FLAGS}:
+        return f"an entry has the keys rows, {', '.join(FLAGS)} and area"
+    rows = entry.get("rows")
+    if type(rows) is not int or rows < 0:
+        return f"rows is {json.dumps(rows)[:60]}, not a number of objects"
+    for flag in FLAGS:
+        positions = entry.get(flag, [])
+        if not isinstance(positions, list) or not all(type(one) is int and 1 <= one <= rows for one in positions):
+            return f"{flag} is {json.dumps(positions)[:60]}, not a list of positions from 1 to {rows}"
+    area = entry.get("area", {})
+    areas = (
+        {as_whole(key): None if value is None else as_area(value) for key, value in area.items()}
+        if isinstance(area, dict)
+        else {None: None}
+    )
+    if not all(key is not None and 1 <= key <= rows and value is not None for key, value in areas.items()):
+        return f"area is {json.dumps(area)[:60]}, not square pixels of positions from 1 to {rows}"
+    return _Flags(rows, {flag: frozenset(entry.get(flag, ())) for flag in FLAGS}, areas)  # type: ignore[arg-type]

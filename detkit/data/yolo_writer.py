@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 
 from detkit.data.annotations import FLAGS
-from detkit.data.image_file import image_header
 from detkit.data.items import Item, Splits, decimals, plain, unique_items
 from detkit.data.yolo_index import FLAGS_NAME, label_name
 
@@ -46,7 +45,7 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
     if flags:
         lines = (f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}" for name, entry in flags.items())
         (folder / FLAGS_NAME).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    content = {**entries, "names": dict(enumerate(classes))}
+    content = entries | ({"names": dict(enumerate(classes))} if classes else {})
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
     return targets
@@ -54,41 +53,14 @@ def write_yolo(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
 
 def yolo_rows(item: Item) -> str:
     """Return the label file of one image."""
-    boxes, size = upright(item)
+    boxes = decimals(item.record.annotations.boxes)
     low, high = boxes[:, :2], boxes[:, 2:]
-    rows = np.concatenate([(low + high) / 2 / size, (high - low) / size], 1)
+    rows = np.concatenate([(low + high) / 2 / item.size, (high - low) / item.size], 1)
     lines = []
     for label, row in zip(item.record.annotations.labels.tolist(), rows.tolist()):
         numbers = (f"{value:.{DIGITS}f}".rstrip("0").rstrip(".") for value in row)
         lines.append(f"{label} {' '.join(numbers)}\n")
     return "".join(lines)
-
-
-def upright(item: Item) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return boxes and (width, height) in the upright image.
-
-    YOLO's tools turn an image by its EXIF orientation. An annotation whose size fits the stored pixels alone is turned
-    with it.
-    """
-    boxes, (width, height) = decimals(item.record.annotations.boxes), item.size
-    if width == height or (header := image_header(item.image_path)) is None:
-        return boxes, item.size
-    stored, orientation = header[:2], header[2]
-    if orientation not in TURNS or stored != item.size:
-        return boxes, item.size
-    left, top, right, bottom = boxes.T
-    edges = {
-        "x": (left, right),
-        "-x": (width - right, width - left),
-        "y": (top, bottom),
-        "-y": (height - bottom, height - top),
-    }
-    across, down = (edges[name] for name in TURNS[orientation])
-    return np.stack([across[0], down[0], across[1], down[1]], 1), (height, width)
-
-
-# EXIF orientation -> what of the stored image runs along x and y of the upright one
-TURNS = {5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x")}
 
 
 def _flags(item: Item) -> dict[str, Any]:

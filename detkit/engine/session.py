@@ -9,7 +9,7 @@ import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, TrainConfig
-from detkit.data.dataset import DetectionDataset
+from detkit.data.dataset import DetectionDataset, notes_on
 from detkit.data.loader import open_proposals
 from detkit.data.opening import open_dataset, split_names
 from detkit.engine.finish import finish
@@ -47,7 +47,9 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             data = open_dataset(settings.data, "train", classes)
             val = open_dataset(settings.data, "val", data.classes) if split_names(settings.data, "val") else None
             test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
-            check_proposals(settings, [split for split in (data, val, test) if split is not None])
+            datasets = [split for split in (data, val, test) if split is not None]
+            check_proposals(settings, datasets)
+        check_objects(data, settings.data.difficult)
         state = run_state(data, val)
         changed = [] if resumed is None or found is None else changes(found / "last.pt", resumed, settings, state)
         torch.manual_seed(settings.train.seed)  # the weights of new layers
@@ -60,6 +62,8 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             found = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
             distributed.on_main(lambda: stack.enter_context(begin_anew(found, out)))
         run = StageContext(settings, found, device, data, val, test, state, changed, resumed)
+        for note in notes_on(datasets):
+            run.say(f"note: {note}")
         run_stages(detector, run)
         finish(run)
         return found
@@ -114,6 +118,13 @@ def begin_anew(folder: Path, out: str | None) -> Iterator[None]:
         check_folder(out)  # once more: another process may have been quicker
         (folder / "config.yaml").unlink(missing_ok=True)
         yield
+
+
+def check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
+    """Raise UserError where there is nothing to train on."""
+    if dataset.truth(use_difficult).ignore.all():
+        what = "crowds, boxes without area" + ("" if use_difficult else ", difficult ones: data.difficult=false")
+        raise UserError(f"{dataset.name}: no object to train on in {len(dataset)} images ({what} are not counted)")
 
 
 def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:

@@ -141,13 +141,15 @@ def test_huge_picture_is_one_line(weights: str, image_files: Path) -> None:
     assert int(done.stdout.split()[-1]) < 1100  # MiB; its pixels alone would be 1145
 
 
-def test_transparency_where_the_annotation_leaves_the_orientation_out(tmp_path: Path) -> None:
+def test_transparency_is_turned_with_the_pixels(tmp_path: Path) -> None:
     colour, alpha = sample_image(40, 60), np.full((40, 60), 255, np.uint8)
     alpha[:, :20] = 0
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png", exif=turned)
-    stored = decode_image(tmp_path / "x.png", (60, 40))
+    image = Image.fromarray(np.dstack([colour, alpha]))
+    image.save(tmp_path / "stored.png")
+    image.save(tmp_path / "x.png", exif=turned)
+    stored = decode_image(tmp_path / "stored.png")
     assert stored.shape == (40, 60, 3)
     assert (stored[:, :20] == 255).all()
     assert np.array_equal(np.rot90(stored, -1), decode_image(tmp_path / "x.png"))

@@ -84,6 +84,9 @@ def test_images_in_folders_and_by_bare_name(tmp_path):
     shutil.rmtree(tmp_path / "images")
     (tmp_path / "train").mkdir()
     random_image(tmp_path / "train" / "1.jpg")
+    with pytest.raises(UserError, match=r"image train/1\.jpg is listed twice"):
+        read(tmp_path)
+    write(tmp_path, [], [{"id": i, "file_name": name} for i, name in enumerate(names[1:])])
     assert read(tmp_path).image(0).shape == (40, 60, 3)
 
 
@@ -121,10 +124,10 @@ def test_one_name_in_two_splits(tmp_path):
         (annotation(5, category=2), "image a b é.jpg: annotation 5: category_id 2 is not among the categories"),
         (annotation(5, image=8), "instances_train.json: annotation 5: image_id 8 is not among the images"),
         (annotation(5, image="7"), 'annotation 5: image_id "7" is not among the images'),
-        (annotation(5, bbox=(1, 2, float("nan"), 4)), "annotation 5 (dog): bbox is [1, 2, NaN, 4], not"),
-        (annotation(5, bbox=(1, 2, 3)), "annotation 5 (dog): bbox is [1, 2, 3], not [left, top, width, height]"),
-        (annotation(5, bbox="none"), "annotation 5 (dog): bbox is"),
-        (annotation(5, bbox=(1, 2, -3, 4)), "annotation 5 (dog): bbox is -3 wide and 4 high"),
+        (annotation(5, bbox=(1, 2, float("nan"), 4)), "annotation 5: dog: bbox is [1, 2, NaN, 4], not"),
+        (annotation(5, bbox=(1, 2, 3)), "annotation 5: dog: bbox is [1, 2, 3], not [left, top, width, height]"),
+        (annotation(5, bbox="none"), "annotation 5: dog: bbox is"),
+        (annotation(5, bbox=(1, 2, -3, 4)), "annotation 5: dog: bbox is -3 wide and 4 high"),
         (annotation(5, bbox=(61, 2, 3, 4)), "annotation 5: the box of this dog lies outside the image"),
         (annotation(1), "annotation 1: its id is there twice"),
     ],
@@ -197,4 +200,4 @@ def test_check_names_what_the_reader_bears(tmp_path):
     }
     name = "annotations/instances_train.json: image a.jpg"
     assert f"{name}: annotation 8: the same dog as annotation 7" in map(str, problems)
-    assert f"{name}: annotation 6: dog: xmax 61 is beyond the image's 60 pixels" in map(str, problems)
+    assert f"{name}: annotation 6: dog: xmax 61 is beyond the image's 40 pixels" in map(str, problems)

@@ -14,7 +14,7 @@ from detkit.data.annotations import AnnotatedObject, Annotations
 from detkit.data.check import check_root
 from detkit.data.custom import AnnotatedImage, Object, register_format
 from detkit.data.formats import DATASETS
-from detkit.data.index import Index, cached_index
+from detkit.data.index import Index, cached_index, make_index
 from detkit.data.opening import open_dataset
 from detkit.data.transforms import build_train
 from detkit.errors import UserError
@@ -123,7 +123,7 @@ def test_a_field_of_another_kind_is_named(root, value, reason):
     first, second = (Object("cat", (0, 0, 9, 9 + i), extra={"track": own}) for i, own in enumerate((1, value)))
     CONTENT[:] = [AnnotatedImage("0.png", [first, second], (60, 40))]
     config = DataConfig(root=str(root), format="extra", train=["train"])
-    with pytest.raises(UserError, match=rf"0\.png: object 2 \(cat\): extra field 'track' {reason}"):
+    with pytest.raises(UserError, match=rf"0\.png: object 2: cat: extra field 'track' {reason}"):
         open_dataset(config, "train")
     (problem,) = check_root(root, format_name="extra").problems
     assert problem.object == 2
@@ -141,9 +141,9 @@ def test_sources_need_not_have_the_same_fields():
 
 
 def test_fields_are_kept_in_the_file_of_an_index(tmp_path: Path):
-    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), number=7, extra={"track": 5})], ["cat"])
-    text = np.array(["a"])
-    index = Index(text, text, np.zeros((1, 2), np.int64), np.array([""]), np.array([0, 1]), objects, np.array(["cat"]))
+    thing = AnnotatedObject("cat", (0, 0, 1, 2), number=7, extra={"track": 5})
+    index = make_index([AnnotatedImage("a", [thing])], ["cat"])
+    objects = index.objects
     cached_index(tmp_path, "", "digest", Index, lambda: index)
     stored = cached_index(tmp_path, "", "digest", Index, lambda: pytest.fail("the file is not read"))
     assert stored.objects.arrays().keys() == objects.arrays().keys()

@@ -3,18 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from detkit.data.annotations import AnnotatedObject, Annotations
-from detkit.data.index import Index, cached_index
+from detkit.data.annotations import AnnotatedImage, AnnotatedObject
+from detkit.data.index import Index, cached_index, make_index
 
 
 def index_of(name: str) -> Index:
     """An index of one image, which has one object."""
-    objects = Annotations.from_objects([AnnotatedObject("cat", (0, 0, 1, 2), number=7)], ["cat"])
-    text = np.array([name])
-    return Index(text, text, np.zeros((1, 2), np.int64), np.array([""]), np.array([0, 1]), objects, np.array(["cat"]))
+    return make_index([AnnotatedImage(name, [AnnotatedObject("cat", (0, 0, 1, 2), number=7)])], ["cat"])
 
 
 @pytest.mark.parametrize("writable", [True, False])

@@ -129,8 +129,11 @@ def test_cache_holds_what_was_decoded(small_root):
 
 
 def test_cache_leaves_images_of_another_size_alone(tmp_path):
-    root = make_root(tmp_path / "d", {"a": xml([], size=(61, 40)), "b": xml([])}, {"all": ["a", "b"]})
+    """Whatever is stated, an image has room for its own size; one that comes late has none."""
+    root = make_root(tmp_path / "d", {"a": xml([], size=None), "b": xml([], size=(61, 40))}, {"all": ["a", "b"]})
+    late = (root / "JPEGImages" / "a.jpg").rename(tmp_path / "late.jpg")
     dataset = VOCDataset([(root, "all")])
+    late.rename(root / "JPEGImages" / "a.jpg")
     cache = loader.ImageCache(dataset)
     for i in (0, 1, 0, 1):
         np.testing.assert_array_equal(cache.image(i), dataset.image(i))

@@ -11,7 +11,7 @@ import pytest
 
 from detkit.config import DataConfig
 from detkit.data import index, voc_index
-from detkit.data.dataset import parse_splits
+from detkit.data.dataset import notes_on, parse_splits
 from detkit.data.opening import open_dataset
 from detkit.data.voc import VOC_CLASSES, VOCDataset
 from detkit.errors import UserError
@@ -77,21 +77,26 @@ def test_boxes_beyond_the_image_are_clipped(one):
     np.testing.assert_array_equal(data.record(0).annotations.boxes, [(0, 0, 60, 40)])
 
 
-def test_size_missing_in_the_xml_does_not_clip(one):
-    data = VOCDataset([(one([("x", (5, 5, 70, 41))], size=None), "all")])
-    np.testing.assert_array_equal(data.record(0).annotations.boxes, [(4, 4, 70, 41)])
-    assert data.record(0).width == 0
+def test_the_image_clips_where_the_xml_states_no_size(one):
+    root = one([("x", (5, 5, 70, 41))], size=None)
+    record = VOCDataset([(root, "all")]).record(0)
+    np.testing.assert_array_equal(record.annotations.boxes, [(4, 4, 60, 40)])
+    assert (record.width, record.height) == (60, 40)
+    (root / "JPEGImages" / "a.jpg").unlink()
+    record = VOCDataset([(root, "all")]).record(0)
+    np.testing.assert_array_equal(record.annotations.boxes, [(4, 4, 70, 41)])
+    assert record.width == 0
 
 
 @pytest.mark.parametrize(
     ("objects", "text"),
     [
-        ([("x", (1, 1, 9, 9)), ("x", (9, 1, 8, 9))], "Annotations/a.xml: object 2 (x): xmax 8 < xmin 9"),
-        ([("x", (1, 9, 9, 8))], "a.xml: object 1 (x): ymax 8 < ymin 9"),
-        ([("x", (1, "wide", 9, 8))], "a.xml: object 1 (x): ymin is 'wide', not a number"),
-        ([("x", (1, "nan", 9, 8))], "a.xml: object 1 (x): ymin is 'nan', not a number"),
-        ([("x", (1, 1, 9, ""))], "a.xml: object 1 (x): ymax is '', not a number"),
-        ([("", (1, 1, 9, 9))], "a.xml: object 1 has no <name>"),
+        ([("x", (1, 1, 9, 9)), ("x", (9, 1, 8, 9))], "Annotations/a.xml: object 2: x: xmax 8 < xmin 9"),
+        ([("x", (1, 9, 9, 8))], "a.xml: object 1: x: ymax 8 < ymin 9"),
+        ([("x", (1, "wide", 9, 8))], "a.xml: object 1: x: ymin is 'wide', not a number"),
+        ([("x", (1, "nan", 9, 8))], "a.xml: object 1: x: ymin is 'nan', not a number"),
+        ([("x", (1, 1, 9, ""))], "a.xml: object 1: x: ymax is '', not a number"),
+        ([("", (1, 1, 9, 9))], "a.xml: object 1: no <name>"),
         ([("x", (1, 1, 9, 9)), ("x", (61, 1, 90, 9))], "a.xml: object 2: the box of this x lies outside the image"),
     ],
 )
@@ -105,7 +110,7 @@ def test_broken_objects_are_named(one, objects, text):
         ("<annotation><object>", "a.xml: not valid XML: no element found (line 1"),
         ("", "a.xml: not valid XML: no element found"),
         ("<html></html>", "a.xml: not a VOC annotation: the outer element is <html>"),
-        ("<annotation><object><name>x</name></object></annotation>", "a.xml: object 1 (x) has no <bndbox>"),
+        ("<annotation><object><name>x</name></object></annotation>", "a.xml: object 1: x: no <bndbox>"),
     ],
 )
 def test_broken_files_are_named(one, content, text):
@@ -144,7 +149,7 @@ def test_missing_things_are_named(tmp_path, small_root):
     (small_root / "ImageSets" / "Main" / "more.txt").write_text("000001\nzebra\n")
     refused(small_root, "no annotation", "more")
     (small_root / "ImageSets" / "Main" / "twice.txt").write_text("000001\n000001\n")
-    refused(small_root, "image 000001 is listed twice", "twice")
+    refused(small_root, "Main/twice.txt: image JPEGImages/000001.jpg is listed twice", "twice")
     (small_root / "ImageSets" / "Main" / "binary.txt").write_bytes(b"\xff\xfe\x00")
     refused(small_root, "binary.txt: not a text file", "binary")
     with pytest.raises(UserError, match="no split of the data set"):
@@ -188,16 +193,17 @@ def rotated(path: Path, orientation: int) -> None:
     Image.fromarray(pixels).save(path, exif=exif)
 
 
-def test_exif_orientation_is_applied_unless_the_xml_contradicts(one, tmp_path):
+def test_exif_orientation_is_applied_whatever_the_xml_states(one, tmp_path):
     root = one([], size=(40, 60))  # annotated upright
     rotated(root / "JPEGImages" / "a.jpg", 6)  # to be shown turned by 90 degrees clockwise: dark on top
     image = VOCDataset([(root, "all")]).image(0)
     assert image.shape == (60, 40, 3)
     assert image[:25].mean() < 60 < 180 < image[35:].mean()
-    (root / "Annotations" / "a.xml").write_text(xml([], size=(60, 40)))  # annotated on the stored pixels
-    image = VOCDataset([(root, "all")]).image(0)
-    assert image.shape == (40, 60, 3)
-    assert image[:, :25].mean() < 60 < 180 < image[:, 35:].mean()
+    (root / "Annotations" / "a.xml").write_text(xml([], size=(60, 40)))  # the size of the stored pixels
+    data = VOCDataset([(root, "all")])
+    np.testing.assert_array_equal(data.image(0), image)
+    assert data.sizes.tolist() == [[40, 60]]
+    assert any("the image is 40x60, its annotation says 60x40" in note for note in notes_on([data]))
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "folder"])
@@ -245,7 +251,7 @@ def test_index_of_a_read_only_folder_goes_to_the_cache(small_root, tmp_path):
     small_root.chmod(0o555)
     VOCDataset([(small_root, "trainval")])
     assert not (small_root / index.INDEX_NAME).exists()
-    assert len(list((tmp_path / "cache" / "detkit").glob("index-*.npz"))) == 1
+    assert len(list((tmp_path / "cache" / "detkit").glob("index-*.npz"))) == 2  # the sizes of the images, too
     assert len(VOCDataset([(small_root, "trainval")])) == 9
     small_root.chmod(0o755)
 

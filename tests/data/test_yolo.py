@@ -150,7 +150,7 @@ def test_no_label_file_at_all_is_a_mistake(tmp_path):
 
 
 def test_labels_without_a_image(tmp_path):
-    write(tmp_path, {"train/a": ""})
+    write(tmp_path, {"train/a": "0 .5 .5 1 1"})
     (tmp_path / "labels" / "train" / "A.txt").write_text("0 .5 .5 1 1")
     (tmp_path / "labels" / "train" / "classes.txt").write_text("cat")
     (problem,) = check_root(tmp_path).problems
