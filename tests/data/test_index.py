@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from detkit.data.annotations import AnnotatedImage, AnnotatedObject
@@ -39,10 +40,10 @@ def test_each_index_has_one_file(writable: bool, tmp_path: Path, monkeypatch: py
 def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    many = replace(index_of("first"), sizes=np.zeros((1000, 2), np.int64))
+    many = replace(index_of("first"), first=np.zeros(1000, np.int64))
     cached_index(root, "", "digest", Index, lambda: many)
     (path,) = root.glob(".*.npz")
     whole = path.read_bytes()
-    at = whole.index(b"'shape': (1000, 2)") + len("'shape': (")  # numpy would read as many as are said
+    at = whole.index(b"'shape': (1000,)") + len("'shape': (")  # numpy would read as many as are said
     path.write_bytes(whole[:at] + b"0" + whole[at + 1 :])
     assert cached_index(root, "", "digest", Index, lambda: index_of("anew")).ids.tolist() == ["anew"]
