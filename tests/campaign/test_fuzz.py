@@ -11,15 +11,12 @@ import pytest
 from tests.campaign.children import Children
 from tests.campaign.formats import FORMATS
 from tests.campaign.fuzz import fuzz
-from tests.campaign.known import FORMATS_FAILING
 
 SHOWN = 800  # characters of each kind of failure
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_damaged_files(name: str, children: Children, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if name in FORMATS_FAILING:
-        request.applymarker(pytest.mark.xfail(strict=False, reason=FORMATS_FAILING[name]))
+def test_damaged_files(name: str, children: Children, tmp_path: Path) -> None:
     tally = fuzz(children, name, FORMATS[name].short, os.environ.get("DETKIT_TEST_SEED", "0"), tmp_path)
     ends = [path.read_text()[-SHOWN:] for path in sorted(tmp_path.glob("*/what.txt"))]
     assert not tally.faults, "\n\n".join([str(tally), *ends, f"the files are in {tmp_path}"])

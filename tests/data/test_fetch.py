@@ -13,6 +13,7 @@ import pytest
 
 from detkit.data import fetch
 from detkit.errors import UserError
+from detkit.names import shown
 
 
 class Server(ThreadingHTTPServer):
@@ -197,7 +198,7 @@ def test_what_is_no_address(monkeypatch, tmp_path, url):
     monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
     with pytest.raises(UserError) as error:
         fetch.fetch("voc07", tmp_path, url)
-    assert str(error.value).startswith(url)
+    assert str(error.value).startswith(shown(url))
 
 
 def test_missing_file_server_and_name(server, monkeypatch, tmp_path):
