@@ -29,19 +29,19 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
 
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
-    found = None if resume is None else Path(resume)
-    settings = load_config(str(config), overrides) if found is None else resumed_config(found, config, overrides)
+    folder = None if resume is None else Path(resume)
+    settings = load_config(str(config), overrides) if folder is None else resumed_config(folder, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)
     with ExitStack() as stack:
         stack.callback(distributed.finish)
         stack.enter_context(distributed.peers())
         check_batch(settings.train)
-        if found is None:
+        if folder is None:
             check_folder(out)
         else:
-            distributed.on_main(lambda folder=found: stack.enter_context(held(folder)))
-        resumed = None if found is None else read_last(found)
+            distributed.on_main(lambda folder=folder: stack.enter_context(held(folder)))
+        resumed = None if folder is None else read_last(folder)
         with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
             data = open_dataset(settings.data, "train", classes)
@@ -51,22 +51,22 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             check_proposals(settings, datasets)
         check_objects(data, settings.data.difficult)
         state = run_state(data, val)
-        changed = [] if resumed is None or found is None else changes(found / "last.pt", resumed, settings, state)
+        changed = [] if resumed is None or folder is None else changes(folder / "last.pt", resumed, settings, state)
         torch.manual_seed(settings.train.seed)  # the weights of new layers
         detector = build_detector(settings.model, data.classes)
         if resumed is None and settings.train.weights is not None:
             with distributed.main_first():  # it may have to be fetched
                 checkpoint.start_from(detector, settings.train.weights)
         detector.check(data.truth(settings.data.difficult))
-        if found is None:
-            found = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
-            distributed.on_main(lambda: stack.enter_context(begin_anew(found, out)))
-        run = StageContext(settings, found, device, data, val, test, state, changed, resumed)
+        if folder is None:
+            folder = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
+            distributed.on_main(lambda: stack.enter_context(begin_anew(folder, out)))
+        run = StageContext(settings, folder, device, data, val, test, state, changed, resumed)
         for note in notes_on(datasets):
             run.say(f"note: {note}")
         run_stages(detector, run)
         finish(run)
-        return found
+        return folder
 
 
 def run_stages(detector: Detector, run: StageContext) -> None:
