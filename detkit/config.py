@@ -1,5 +1,6 @@
 """The sections of an experiment's config, as dataclasses; `experiment.py` reads and writes the YAML files."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -23,7 +24,8 @@ def within(interval: str, default: Any) -> Any:
 
 
 class Section:
-    """A dataclass of a config. Its numbers are finite, and where their field says so in an interval.
+    """A dataclass of a config. Its numbers are finite, and where their field says so in an interval; its lists of texts
+    or numbers hold no lists.
 
     section: the key that it stands under.
     """
@@ -32,9 +34,14 @@ class Section:
 
     def __post_init__(self) -> None:
         for key in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, key.name)
+            # OmegaConf lets a list through where a list's values are texts or numbers
+            nested = isinstance(value, list | tuple) and any(isinstance(part, list | tuple | dict) for part in value)
+            if nested and re.match(r"list\[(str|int|float)\]", str(key.type)):
+                raise UserError(f"{self.section}.{key.name}: {value} is not a list such as [a, b]")
             interval = key.metadata.get("interval", "(-inf, inf)")
             low, high = map(float, interval[1:-1].split(","))
-            for number in numbers(getattr(self, key.name)):
+            for number in numbers(value):
                 inside = low < number < high or (number == low and interval[0] == "[")
                 if not (inside or (number == high and interval[-1] == "]")):
                     raise UserError(f"{self.section}.{key.name}: {number} is not in {interval}")

@@ -52,6 +52,8 @@ def test_the_papers_recipes_build_the_papers_boxes(name, boxes):
         (MINIMAL, ["model.backbone=tiny"], r"model\.backbone: 'tiny' is not a mapping with keys such as name, weights"),
         (MINIMAL, ["data.train=trainval"], r"data\.train: expected a list"),
         (MINIMAL, ["train.batch=2.5"], r"train\.batch"),
+        (MINIMAL, ["train.milestones=[[1,2]]"], r"train\.milestones: \[\[1, 2\]\] is not a list such as"),
+        (MINIMAL, ["data.classes=[[a,b]]"], r"data\.classes: .* is not a list such as"),
         (MINIMAL, ["train.lr=-1"], r"a\.yaml: train\.lr: -1\.0 is not in \(0, inf\)"),
         (MINIMAL, ["train.schedule=step"], r"train\.schedule: 'step' is not one of steps, cosine"),
         (MINIMAL, ["train.accumulate=5"], r"train\.batch: 32 is not a multiple of train\.accumulate 5"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.data.items import Item, Splits, plain, unique_items
+from detkit.files import write_atomic
 
 
 def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
@@ -28,7 +29,7 @@ def write_coco(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str
         annotations = [{"id": number, **entry} for number, entry in enumerate(objects, 1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         path = folder / "annotations" / f"instances_{split}.json"
-        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomic(path, json.dumps(content, ensure_ascii=False) + "\n")  # which escapes what is no UTF-8
     return {item.name: f"images/{item.file}" for item in unique_items(splits)}
 
 

@@ -1,6 +1,7 @@
 """Writer of data sets in VOC layout."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -8,14 +9,21 @@ from xml.sax.saxutils import escape
 from detkit.data.annotations import AnnotatedObject
 from detkit.data.items import Splits, plain, unique_items
 from detkit.data.voc_index import EDGES
+from detkit.errors import UserError
+
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # XML 1.0, section 2.2
 
 
 def write_voc(folder: Path, classes: Sequence[str], splits: Splits) -> dict[str, str]:
     """Write Annotations and ImageSets/Main below `folder`; return where the image of each item belongs.
 
     Boxes become 1-based inclusive pixels again; corners between pixels keep their decimals. Crowds and areas that are
-    not the box's become <crowd> and <area>, which VOC's own readers pass by.
+    not the box's become <crowd> and <area>, which VOC's own readers pass by. Raises UserError for a class that no XML
+    can name.
     """
+    for name in classes:
+        if NOT_XML.search(name):
+            raise UserError(f"class {name!r} has a character that XML cannot hold; convert to coco or yolo")
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
     for item in unique_items(splits):

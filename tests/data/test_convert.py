@@ -109,6 +109,25 @@ def test_crowds_and_areas_survive(tmp_path, to):
     assert [c["name"] for c in again["categories"]] == ["cat", "never seen"][: 1 if to == "voc" else 2]
 
 
+@pytest.mark.parametrize("name", ["x\ud800y", "x\x01y"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_class_names_of_any_characters_survive_or_are_said(tmp_path, to, name):
+    """JSON and YAML have escapes for what is no UTF-8, and for control characters; XML has none."""
+    root = tmp_path / "yolo"
+    (root / "images" / "train").mkdir(parents=True)
+    (root / "labels" / "train").mkdir(parents=True)
+    random_image(root / "images" / "train" / "a.jpg")
+    (root / "labels" / "train" / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    (root / "data.yaml").write_text("names: [" + json.dumps(name) + "]\ntrain: images/train\n")
+    if to == "voc":
+        with pytest.raises(UserError, match="has a character that XML cannot hold"):
+            convert(root, tmp_path / "there", to)
+        assert not (tmp_path / "there").exists()
+    else:
+        convert(root, tmp_path / "there", to)
+        assert open_root(tmp_path / "there", ["train"]).classes == (name,)
+
+
 edge = st.one_of(st.integers(0, 5000).map(float), st.integers(0, 500_000).map(lambda v: v / 100))
 
 
