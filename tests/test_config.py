@@ -54,6 +54,8 @@ def test_the_papers_recipes_build_the_papers_boxes(name, boxes):
         (MINIMAL, ["train.batch=2.5"], r"train\.batch"),
         (MINIMAL, ["train.milestones=[[1,2]]"], r"train\.milestones: \[\[1, 2\]\] is not a list such as"),
         (MINIMAL, ["data.classes=[[a,b]]"], r"data\.classes: .* is not a list such as"),
+        (MINIMAL, ["train.lr=0"], r"train\.lr: 0\.0 is not in \(0, inf\)"),
+        (MINIMAL, ["train.ema=1"], r"train\.ema: 1\.0 is not in \[0, 1\)"),
         (MINIMAL, ["train.lr=-1"], r"a\.yaml: train\.lr: -1\.0 is not in \(0, inf\)"),
         (MINIMAL, ["train.schedule=step"], r"train\.schedule: 'step' is not one of steps, cosine"),
         (MINIMAL, ["train.accumulate=5"], r"train\.batch: 32 is not a multiple of train\.accumulate 5"),
