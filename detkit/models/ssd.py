@@ -47,6 +47,9 @@ class SSDConfig(Section):
     """Added layers, each [channels of the 1x1, channels, kernel, stride, padding]; null: as `published_extras`."""
     batch_norm: bool | None = None
     """Whether the added layers have batch norm; null: if the backbone has."""
+    lite: bool = False
+    """Whether the convolutions of the added layers and the predictors are separable: SSDLite (Sandler et al., 2018,
+    section 6.2)."""
     min_sizes: list[float] | None = within("(0, inf)", None)
     """Smaller square of each map, pixels; null: as `published_sizes`."""
     max_sizes: list[float] | None = within("(0, inf)", None)
@@ -133,11 +136,22 @@ class L2Norm(nn.Module):
         return x * (self.weight.view(-1, 1, 1) / norm).to(x.dtype)
 
 
-def extra_layer(inputs: int, spec: list[int], batch_norm: bool) -> nn.Sequential:
+def separable(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
+) -> nn.Module:
+    """Return what SSDLite has for a convolution: one of each channel, batch norm, ReLU6, and a 1x1 convolution."""
+    depthwise = nn.Conv2d(inputs, inputs, kernel, stride, padding, groups=inputs, bias=False)
+    return nn.Sequential(
+        depthwise, nn.BatchNorm2d(inputs), nn.ReLU6(inplace=True), nn.Conv2d(inputs, outputs, 1, bias=bias)
+    )
+
+
+def extra_layer(inputs: int, spec: list[int], batch_norm: bool, lite: bool = False) -> nn.Sequential:
     """One added feature layer: 1x1 convolution to fewer channels, then a kernel that makes the map smaller."""
     middle, outputs, kernel, stride, padding = spec
     reduce = nn.Conv2d(inputs, middle, 1, bias=not batch_norm)
-    shrink = nn.Conv2d(middle, outputs, kernel, stride, padding, bias=not batch_norm)
+    convolution = separable if lite else nn.Conv2d
+    shrink = convolution(middle, outputs, kernel, stride, padding, bias=not batch_norm)
     first, second = [[nn.BatchNorm2d(size)] if batch_norm else [] for size in (middle, outputs)]
     return nn.Sequential(reduce, *first, nn.ReLU(inplace=True), shrink, *second, nn.ReLU(inplace=True))
 
@@ -145,15 +159,18 @@ def extra_layer(inputs: int, spec: list[int], batch_norm: bool) -> nn.Sequential
 class SSDHead(nn.Module):
     """On each map a 3x3 classifier and a 3x3 box regressor (section 2.1).
 
-    channels: of each map; boxes: default boxes of a cell of each map; classes: without background.
+    channels: of each map; boxes: default boxes of a cell of each map; classes: without background; lite: see SSDConfig.
     """
 
-    def __init__(self, channels: list[int], boxes: list[int], classes: int) -> None:
+    def __init__(self, channels: list[int], boxes: list[int], classes: int, lite: bool = False) -> None:
         super().__init__()
         self.columns = classes + 1
         shapes = list(zip(channels, boxes))
-        self.classifiers = nn.ModuleList(nn.Conv2d(size, count * self.columns, 3, padding=1) for size, count in shapes)
-        self.regressors = nn.ModuleList(nn.Conv2d(size, count * 4, 3, padding=1) for size, count in shapes)
+        convolution = separable if lite else nn.Conv2d
+        self.classifiers = nn.ModuleList(
+            convolution(size, count * self.columns, 3, padding=1) for size, count in shapes
+        )
+        self.regressors = nn.ModuleList(convolution(size, count * 4, 3, padding=1) for size, count in shapes)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps -> logits (B, A, classes + 1), background last, and deltas (B, A, 4), in the default boxes' order."""
@@ -192,7 +209,7 @@ class SSD(DenseDetector):
         batch_norm = has_batch_norm(self.backbone) if config.batch_norm is None else config.batch_norm
         maps += self.add_extras(config, maps[-1], batch_norm)
         self.sides = self.dry_run()
-        self.single_cell_norm = batch_norm and len(self.extras) > 0 and self.sides[-1] == 1
+        self.single_cell_norm = ((batch_norm and len(self.extras) > 0) or config.lite) and self.sides[-1] == 1
 
         # 2.2 default boxes
         layout = default_box_layout(config, [info.stride for info in maps], self.sides)
@@ -201,7 +218,7 @@ class SSD(DenseDetector):
 
         # 2.1 convolutional predictors
         self.boxes_per_cell = [2 + 2 * len(ratios) for ratios in layout["aspect_ratios"]]
-        self.head = SSDHead([info.channels for info in maps], self.boxes_per_cell, len(classes))
+        self.head = SSDHead([info.channels for info in maps], self.boxes_per_cell, len(classes), config.lite)
         initialise(self.extras)
         initialise(self.head)
 
@@ -219,7 +236,7 @@ class SSD(DenseDetector):
                     "[1x1 channels, channels, kernel, stride, padding]"
                 )
             side = (side + 2 * padding - kernel) // stride + 1
-            self.extras.append(extra_layer(last.channels, spec, batch_norm))
+            self.extras.append(extra_layer(last.channels, spec, batch_norm, config.lite))
             last = FeatureInfo(f"extra{len(self.extras)}", channels, last.stride * stride)
             added.append(last)
         return added

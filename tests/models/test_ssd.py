@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16
+from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from detkit.checkpoints.torchvision_files import from_state, ssd_config
 from detkit.config import BackboneConfig, DetectConfig
 from detkit.errors import UserError
 from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
-from detkit.models.ssd import SSD, L2Norm, SSDConfig, published_extras, published_sizes, published_steps
+from detkit.models.ssd import SSD, L2Norm, SSDConfig, SSDHead, published_extras, published_sizes, published_steps
 from detkit.ops import default_boxes
 from detkit.structures import Targets
 from tests.builders import SSD300, SSD512, images_of, random_image, tiny_ssd_config
@@ -125,6 +126,38 @@ def test_the_same_head_on_other_backbones(backbone):
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_a_lite_head_equals_torchvisions_ssdlite():
+    torch.manual_seed(0)
+    channels, boxes, classes = [8, 12], [4, 6], 3
+    theirs = SSDLiteHead(channels, boxes, classes + 1, torch.nn.BatchNorm2d).eval()
+    ours = SSDHead(channels, boxes, classes, lite=True).eval()
+    pairs = (theirs.classification_head, ours.classifiers), (theirs.regression_head, ours.regressors)
+    for source, copy in pairs:
+        copy.load_state_dict(dict(zip(copy.state_dict(), source.state_dict().values(), strict=True)))
+    maps = [torch.randn(2, channels[0], 5, 5), torch.randn(2, channels[1], 1, 1)]
+    logits, deltas = ours(maps)
+    expected = theirs(maps)
+    torch.testing.assert_close(logits, expected["cls_logits"])
+    torch.testing.assert_close(deltas, expected["bbox_regression"])
+
+
+def test_a_lite_detector_has_no_dense_convolution_of_space_outside_its_backbone():
+    config = replace(tiny_ssd_config(), lite=True)
+    detector = build_detector(config, ("a", "b"))
+    layers = [layer for part in (detector.extras, detector.head) for layer in part.modules()]
+    spatial = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size != (1, 1)]
+    assert spatial
+    assert all(layer.groups == layer.in_channels for layer in spatial)
+
+
+def test_one_image_and_the_norm_of_a_lite_head_do_not_go_together():
+    config = SSDConfig(backbone=BackboneConfig("tiny"), size=64, batch_norm=False, lite=True)
+    none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.bool))
+    detector, images = build_detector(config, ("a",)), images_of(random_image(64, 64))
+    with pytest.raises(UserError, match=r"train\.batch: one image a step"):
+        detector(images, none)
 
 
 def test_new_layers_begin_with_xaviers_weights_and_no_bias():
