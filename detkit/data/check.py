@@ -100,14 +100,16 @@ def _check_box(
     source: Source, file: str, number: int, name: str, box: tuple[float, ...], size: list[int]
 ) -> list[Problem]:
     left, top, right, bottom = box
-    if right <= left or bottom <= top:
-        text = f"{name}: the box is {right - left:g} wide and {bottom - top:g} high; it is left out"
-        return [Problem(file, number, "empty box", text, source.unit)]
     faults = []
     for axis, low, high, side in (("x", left, right, size[0]), ("y", top, bottom, size[1])):
-        if low < -source.slack:
+        first, last = max(low, 0.0), min(high, side or np.inf)
+        # what is clipped has to have an area in float32, as it is trained on
+        if high <= low or (last > first and np.float32(last) == np.float32(first)):
+            text = f"{name}: the box is {right - left:g} wide and {bottom - top:g} high; it is left out"
+            return [Problem(file, number, "empty box", text, source.unit)]
+        if low < -source.slack or high <= 0:
             faults.append(f"{axis}min {low + source.origin:g} is before the first pixel, which is {source.origin}")
-        if side and high > side + source.slack:
+        if side and (high > side + source.slack or low >= side):
             faults.append(f"{axis}max {high:g} is beyond the image's {side} pixels")
     return [Problem(file, number, "box outside", f"{name}: {text}", source.unit) for text in faults]
 

@@ -312,7 +312,8 @@ def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, st
 def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations, np.ndarray]:
     """Return the objects of a source's images, image by image, and how many (n,) each image has.
 
-    Boxes are clipped, labels index `classes`, objects without area are left out. Raises UserError for what is broken.
+    Boxes are clipped, labels index `classes`, objects without area, in float32 as well, are left out. Raises UserError
+    for what is broken.
     """
     index, rows = source.index, source.rows
     _refuse_problems(source)
@@ -338,8 +339,9 @@ def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations
     if outside.any():
         i, where = first(outside)
         raise UserError(f"{where}: the box of this {classes[labels[i]]} lies outside the image")
-    counts = np.bincount(image, minlength=len(rows))
-    return replace(annotations, boxes=boxes, labels=labels).with_areas(), counts
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    counts = np.bincount(image[has_area], minlength=len(rows))
+    return replace(annotations, boxes=boxes, labels=labels).take(has_area).with_areas(), counts
 
 
 def _refuse_problems(source: Source) -> None:

@@ -129,6 +129,7 @@ def test_one_name_in_two_splits(tmp_path):
         (annotation(5, bbox="none"), "annotation 5: dog: bbox is"),
         (annotation(5, bbox=(1, 2, -3, 4)), "annotation 5: dog: bbox is -3 wide and 4 high"),
         (annotation(5, bbox=(61, 2, 3, 4)), "annotation 5: the box of this dog lies outside the image"),
+        (annotation(5, bbox=(-0.4, 2, 0.3, 4)), "annotation 5: the box of this dog lies outside the image"),
         (annotation(1), "annotation 1: its id is there twice"),
     ],
 )
@@ -201,3 +202,10 @@ def test_check_names_what_the_reader_bears(tmp_path):
     name = "annotations/instances_train.json: image a.jpg"
     assert f"{name}: annotation 8: the same dog as annotation 7" in map(str, problems)
     assert f"{name}: annotation 6: dog: xmax 61 is beyond the image's 40 pixels" in map(str, problems)
+
+
+@pytest.mark.parametrize("box", [(0, 3, 1e-50, 5), (3, 3, 5, 1e-7)])
+def test_a_box_too_thin_for_float32_is_left_out_and_said(tmp_path, box):
+    write(tmp_path, [annotation(5, bbox=box), annotation(6)])
+    assert len(read(tmp_path).truth().boxes) == 1
+    assert (5, "empty box") in {(problem.object, problem.kind) for problem in check_root(tmp_path).problems}
