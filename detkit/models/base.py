@@ -150,6 +150,7 @@ class Detector(nn.Module):
     experiment: Config | None = None
     _shift: Tensor
     _scale: Tensor
+    _frozen_norms: Sequence[nn.Module] = ()
 
     def __init__(self, config: Any, classes: tuple[str, ...], spec: InputSpec) -> None:
         super().__init__()
@@ -230,6 +231,26 @@ class Detector(nn.Module):
         """Yield the parameters of the pretrained network, whose rate `train.backbone_lr` changes."""
         return self.backbone.parameters()
 
+    def freeze_layers(self, stages: int, norms: bool) -> None:
+        """Freeze the first `stages` layer groups of the backbone, and all batch norms so far where `norms` says so."""
+        self._frozen_norms = []
+        if norms:
+            self.freeze(*norm_layers(self))
+        if stages:  # which not every backbone has
+            self.freeze(*self.backbone.layer_groups()[:stages])
+
+    def freeze(self, *modules: nn.Module) -> None:
+        """Freeze modules, their batch norms' statistics included."""
+        for module in modules:
+            module.requires_grad_(False)
+            self._frozen_norms = [*self._frozen_norms, *norm_layers(module)]
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for layer in self._frozen_norms:
+            layer.eval()
+        return self
+
     def check(self, truth: TruthSet) -> None:
         """Raise UserError where these objects of the training split cannot train it."""
 
@@ -298,3 +319,8 @@ class Detector(nn.Module):
 
         filters = {"score": score, "classes": classes, "thresholds": thresholds}
         return detect(self, source, **filters, nms=nms, flip=flip, scales=scales, batch=batch)
+
+
+def norm_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the batch norms in a module: one that is frozen keeps its statistics, too."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]

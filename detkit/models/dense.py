@@ -1,11 +1,13 @@
 """What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkit.backbones.describe import count_flops
+from detkit.config import Section, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
 from detkit.models.parts import ExportPart, Function, stretched_images
@@ -13,6 +15,16 @@ from detkit.models.shape_checks import output_of
 from detkit.models.trace import AnchorStep, MapStep, SampleStep, Trace
 from detkit.ops import Match
 from detkit.structures import Images, Predictions, Targets
+
+
+@dataclass
+class DenseConfig(Section):
+    """What the dense detectors' configs share."""
+
+    freeze_stages: int = within("[0, inf)", 0)
+    """How many first layer groups of the backbone stay as they are."""
+    freeze_norms: bool = False
+    """Whether the backbone's batch norms stay as they are."""
 
 
 class DenseDetector(Detector):

@@ -4,7 +4,7 @@ Each detector's file shows how it fills the three: where its proposals come from
 which head classifies and moves it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -151,7 +151,6 @@ class RegionDetector(Detector):
     )
     features: RegionFeatures
     head: Any  # a Head, which is an nn.Module
-    _frozen_norms: Sequence[nn.Module] = ()
     _tail_of_backbone = False
 
     # network
@@ -237,26 +236,6 @@ class RegionDetector(Detector):
         if self._tail_of_backbone:
             yield from self.head.tail.parameters()
 
-    def freeze_layers(self, stages: int, norms: bool) -> None:
-        """Freeze the first `stages` layer groups of the backbone, and all of its batch norms where `norms` says so."""
-        self._frozen_norms = []
-        if norms:
-            self.freeze(*norm_layers(self))
-        if stages:  # which not every backbone has
-            self.freeze(*self.backbone.layer_groups()[:stages])
-
-    def freeze(self, *modules: nn.Module) -> None:
-        """Freeze modules, their batch norms' statistics included."""
-        for module in modules:
-            module.requires_grad_(False)
-            self._frozen_norms = [*self._frozen_norms, *norm_layers(module)]
-
-    def train(self, mode: bool = True) -> Any:
-        super().train(mode)
-        for layer in self._frozen_norms:
-            layer.eval()
-        return self
-
     # what it tells of itself
 
     def raw_outputs(self, images: Images) -> list[Tensor]:
@@ -341,11 +320,6 @@ class RegionDetector(Detector):
             "overlap an object enough, with the object's class, and {negative} of background.",
             legend=("region of", "background"),
         )
-
-
-def norm_layers(module: nn.Module) -> list[nn.Module]:
-    """Return the batch norms in a module: one that is frozen keeps its statistics, too."""
-    return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def stored_proposals(images: Images) -> Proposals:

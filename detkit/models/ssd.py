@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo, create_backbone
-from detkit.config import BackboneConfig, Section, within
+from detkit.config import BackboneConfig, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.dense import DenseDetector, has_batch_norm
+from detkit.models.dense import DenseConfig, DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.trace import AnchorStep, MapShape, SampleStep
@@ -28,7 +28,7 @@ CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the code's variances .1, .1
 
 
 @dataclass
-class SSDConfig(Section):
+class SSDConfig(DenseConfig):
     """The defaults are SSD300 for VOC (section 3, and the authors' code); null follows the paper for any backbone."""
 
     name: str = "ssd"
@@ -193,6 +193,7 @@ class SSD(DenseDetector):
         super().__init__(config, classes, InputSpec((config.size, config.size), config.mean, config.std))
         self.backbone = create_backbone(config.backbone)
         check_pixels(self.backbone, "size", config.size)
+        self.freeze_layers(config.freeze_stages, config.freeze_norms)
 
         # 2.1 multi-scale feature maps
         maps = self.choose_maps(config.features, "features", min_stride=8)

@@ -16,10 +16,10 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from detkit.backbones import Backbone, create_backbone
-from detkit.config import BackboneConfig, Section, within
+from detkit.config import BackboneConfig, within
 from detkit.errors import UserError
 from detkit.models.base import Flops, Paper
-from detkit.models.dense import DenseDetector
+from detkit.models.dense import DenseConfig, DenseDetector
 from detkit.models.parts import ExportPart
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
@@ -32,7 +32,7 @@ MAPS = 6
 
 
 @dataclass
-class TorchvisionSSDConfig(Section):
+class TorchvisionSSDConfig(DenseConfig):
     """The six maps are the backbone's of stride 8 and up, then added layers."""
 
     name: str = "torchvision_ssd"
@@ -96,6 +96,7 @@ class TorchvisionSSD(DenseDetector):
         check_pixels(backbone, "size", config.size, pyramid)
         ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
         self.ssd = SSD(pyramid, DefaultBoxGenerator(ratios), self.input.size, num_classes=len(classes) + 1)
+        self.freeze_layers(config.freeze_stages, config.freeze_norms)
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]

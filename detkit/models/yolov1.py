@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from detkit.backbones import create_backbone
 from detkit.backbones.darknet import SLOPE, LocallyConnected, convolution
-from detkit.config import BackboneConfig, Section, one_of, within
+from detkit.config import BackboneConfig, one_of, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
-from detkit.models.dense import DenseDetector, has_batch_norm
+from detkit.models.dense import DenseConfig, DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.trace import GridStep, ResponsibleStep, Step, Trace
@@ -37,7 +37,7 @@ START = 0.5  # what boxes are predicted at first: the cell's centre, a quarter o
 
 
 @dataclass
-class YOLOv1Config(Section):
+class YOLOv1Config(DenseConfig):
     """The defaults are YOLO for VOC (sections 2.1 and 2.2)."""
 
     name: str = "yolov1"
@@ -133,6 +133,7 @@ class YOLOv1(DenseDetector):
         self.feature = info.name
         backbone.truncate(self.feature)
         check_pixels(backbone, "size", c.size)
+        self.freeze_layers(c.freeze_stages, c.freeze_norms)
         batch_norm = has_batch_norm(backbone) if c.batch_norm is None else c.batch_norm
         channels = info.channels
         self.convolutions = nn.Sequential()

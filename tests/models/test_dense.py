@@ -12,6 +12,7 @@ from detkit.models import DenseDetector, build_detector
 from detkit.models.ssd import SSDConfig
 from detkit.models.yolov1 import YOLOv1Config
 from detkit.structures import Images, InputSpec, Predictions, Targets
+from tests import zoo
 from tests.builders import images_of, objects_of, random_image, tiny_ssd_config
 
 SMALL_SSD = SSDConfig(backbone=BackboneConfig("tiny"), size=64)
@@ -119,3 +120,24 @@ def test_one_image_is_enough_where_no_batch_norm_sees_a_single_cell_in_training(
     larger: Any = build_detector(replace(tiny_ssd_config(), batch_norm=True), ("a",))
     assert larger.sides[-1] > 1
     assert finite(larger, images_of(random_image(96, 96)))
+
+
+@pytest.mark.parametrize("name", ["ssd", "torchvision_ssd", "yolov1"])
+def test_frozen_layers_stay_as_they_are_and_keep_nothing_for_a_gradient(name: str) -> None:
+    detector = zoo.build(name, freeze_stages=2, freeze_norms=True).train()
+    outputs: list[Tensor] = []
+    for group in detector.backbone.layer_groups()[:2]:
+        group[0].register_forward_hook(lambda layer, inputs, output: outputs.append(output))
+    before = {key: tensor.clone() for key, tensor in detector.state_dict().items()}
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    sum(detector(zoo.sample_images(detector), zoo.some_objects(detector)).values()).backward()
+    torch.optim.SGD(trained, lr=0.1).step()
+    assert [output.requires_grad for output in outputs] == [False, False]
+    moved = {key for key, tensor in detector.state_dict().items() if not torch.equal(tensor, before[key])}
+    modules = dict(detector.named_modules())
+    norms = {key for key in before if isinstance(modules[key.rpartition(".")[0]], nn.BatchNorm2d) and "stage" in key}
+    frozen = {key for key in before if "stem" in key or "stage3" in key} | norms
+    assert moved.isdisjoint(frozen)
+    assert {key for key, value in detector.named_parameters() if value.requires_grad} == {
+        key for key, _ in detector.named_parameters()
+    } - frozen
