@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 JPEG = b"\xff\xd8"
+PNG = b"\x89PNG\r\n\x1a\n"
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif"),
@@ -179,10 +180,24 @@ def _opened(source: str | os.PathLike[str] | np.ndarray) -> Iterator["Image.Imag
 def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
     import cv2
 
+    if not data.size or not _chunks_fit(data):
+        return None
     try:
-        return cv2.imdecode(data, flags) if data.size else None
+        return cv2.imdecode(data, flags)
     except cv2.error:
         return None
+
+
+def _chunks_fit(data: np.ndarray) -> bool:
+    """Whether no chunk of a PNG states more bytes than follow it: cv2 takes up to 2 GiB for one before it reads it."""
+    if data[:8].tobytes() != PNG:
+        return True
+    at, kind = 8, b""
+    while at + 8 <= len(data) and kind != b"IEND":
+        head = data[at : at + 8].tobytes()
+        kind = head[4:]
+        at += 12 + int.from_bytes(head[:4])
+    return at <= len(data)
 
 
 def _complete(data: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """An image takes memory in proportion to its pixels, and one of too many pixels next to none."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,18 @@ def test_an_image_above_the_limit_is_refused_before_it_takes_memory(tmp_path: Pa
         f"{path}: 400,000,000 pixels, the limit is 120,000,000; if it is to be trusted, set DETKIT_MAX_PIXELS=400000000"
     )
     assert grown < 100e6
+
+
+def test_a_png_of_which_a_chunk_states_too_many_bytes_takes_no_memory(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(path := tmp_path / "small.png")
+    content = path.read_bytes()
+    length = content.index(b"IDAT") - 4
+    path.write_bytes(content[:length] + struct.pack(">I", 1_500_000_000) + content[length + 4 :])
+    said, grown = decode(path)
+    assert said == f"{path}: corrupt or truncated image"
+    assert grown < 100e6
+    path.write_bytes(content + b"more")
+    assert decode(path)[0] == "(30, 40, 3)"
 
 
 def test_the_limit_is_the_users(tmp_path: Path) -> None:
