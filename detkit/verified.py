@@ -19,6 +19,7 @@ from detkit.errors import UserError
 from detkit.limits import UNPACKED, limit
 
 CHUNK = 1 << 20  # bytes read at once
+ZIP = b"PK\3\4"  # begins a zip
 END = 22  # bytes of a zip's end record, before its comment
 MANY = 0xFFFF  # stands in it where there are as many members or more
 GB = 1_000_000_000
@@ -69,7 +70,7 @@ def read_torch(path: Path, what: str, device: torch.device | str = "cpu") -> Any
         file = BytesIO(path.read_bytes())  # by itself, since torch raises OSError for broken content too
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    if zipfile.is_zipfile(file):
+    if file.getbuffer()[:4] == ZIP:  # what torch goes by, too
         verify_zip(file, path, what)
     file.seek(0)
     try:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Write a trained detector in another form. --onnx: its networks as ONNX. --svd: truncated SVDs "
-    "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other."
+    "in place of fully connected layers (Fast R-CNN, section 3.1), as a checkpoint like any other. --half: a "
+    "checkpoint with weights in half precision."
 )
 EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --onnx ssd.onnx
@@ -22,6 +23,7 @@ EPILOG = """examples:
   detkit export runs/fast_rcnn-1/best.pt                         (says which layers --svd can name)
   detkit export runs/fast_rcnn-1/best.pt --svd fc6=1024,fc7=256
   detkit evaluate runs/fast_rcnn-1/best-svd.pt
+  detkit export runs/ssd-1/best.pt --half ssd.pt
 
 ONNX: float32, for any batch. SSD, YOLOv1: uint8 images of the detector's size -> boxes and scores, before NMS.
 Faster R-CNN: images of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
@@ -38,19 +40,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
     parser.add_argument("--onnx", metavar="FILE.onnx", type=Path, help="a new file, or the stem of two")
     parser.add_argument("--svd", metavar="LAYER=RANK,...", help="rank that is left of each layer")
+    parser.add_argument("--half", metavar="FILE.pt", type=Path, help="a new file; it detects as the checkpoint does")
     parser.add_argument("--out", metavar="FILE", type=Path, help="with --svd: a new file (default: CHECKPOINT-svd.pt)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what was asked."""
+    forms = [f"--{name}" for name in ("onnx", "svd", "half") if getattr(arguments, name) is not None]
+    if len(forms) > 1:
+        raise UserError(
+            f"{' and '.join(forms)}: one at a time; --svd and --half write checkpoints, which --onnx can read"
+        )
+    if arguments.out is not None and forms and forms != ["--svd"]:
+        raise UserError(f"--out {arguments.out}: goes with --svd; {forms[0]} names its file itself")
     if arguments.onnx is not None:
-        if arguments.svd is not None:
-            raise UserError("--onnx and --svd: one at a time; --svd writes a checkpoint, which --onnx can read")
-        if arguments.out is not None:
-            raise UserError(f"--out {arguments.out}: goes with --svd; --onnx names its file itself")
         _onnx(arguments.checkpoint, arguments.onnx)
     elif arguments.svd is not None:
         _svd(arguments.checkpoint, parse_ranks(arguments.svd), arguments.out)
+    elif arguments.half is not None:
+        _half(arguments.checkpoint, arguments.half)
     else:
         _list_choices(arguments.checkpoint)
 
@@ -125,6 +133,13 @@ def _report_file(written: "Written") -> None:
     say(f"{written.path}: {written.size / 1e6:.1f} MB")
 
 
+def _half(path: Path, out: Path) -> None:
+    from detkit.export.half import export_half
+
+    before, after = export_half(path, out)
+    say(f"{out}: {after / 1e6:.1f} MB, for weights of {before / 1e6:.1f} MB")
+
+
 def _list_choices(path: Path) -> None:
     from detkit.checkpoints.checkpoint import load_detector
     from detkit.models.compress import describe_layers
@@ -135,6 +150,6 @@ def _list_choices(path: Path) -> None:
     else:
         layers = f"{config.model.name} has no region head for it"
     raise UserError(
-        "what to export? --onnx FILE.onnx writes the network as ONNX; --svd LAYER=RANK,... compresses fully connected "
-        f"layers; {layers}"
+        "what to export? --onnx FILE.onnx writes the network as ONNX; --half FILE.pt a checkpoint of half the size; "
+        f"--svd LAYER=RANK,... compresses fully connected layers; {layers}"
     )

@@ -253,9 +253,9 @@ def test_a_changed_byte_is_found_wherever_it_is(trained: Path, tmp_path: Path, r
     whole = (trained / "best.pt").read_bytes()
     weights = content_of(trained)["model"]
     path, refusals = tmp_path / "x.pt", []
-    for _ in range(40):
-        at = rng.randrange(len(whole))
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+    # at random, and in each byte of the records at the zip's end
+    for at in (*(rng.randrange(len(whole)) for _ in range(40)), *range(len(whole) - 98, len(whole))):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 2 << rng.randrange(7)]) + whole[at + 1 :])
         try:
             detector, _ = checkpoint.load_detector(path)
         except UserError as error:

@@ -122,14 +122,47 @@ def test_refusals(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["none.pt", "--svd", "fc6=3"], "no checkpoint none.pt"),
         (["noise.pt", "--svd", "fc6=3"], "noise.pt: not a detkit checkpoint"),
         (["ssd.pt", "--svd", "fc6=3"], "ssd.pt: ssd has no region head; --svd is for detectors that have one"),
-        (["ssd.pt"], "what to export? --onnx FILE.onnx writes the network as ONNX; --svd LAYER=RANK,... compresses"),
+        (
+            ["ssd.pt"],
+            "what to export? --onnx FILE.onnx writes the network as ONNX; --half FILE.pt a checkpoint of half the",
+        ),
         (["ssd.pt"], "ssd has no region head for it"),
         (["best.pt", "--onnx", "x.onnx", "--svd", "fc6=3"], "--onnx and --svd: one at a time"),
         (["best.pt", "--onnx", "x.onnx", "--out", "y.pt"], "--out y.pt: goes with --svd"),
+        (["best.pt", "--half", "x.pt", "--svd", "fc6=3"], "--svd and --half: one at a time"),
+        (["best.pt", "--half", "x.pt", "--out", "y.pt"], "--out y.pt: goes with --svd; --half names its file itself"),
+        (["best.pt", "--half", "there.pt"], "there.pt exists already"),
     ):
         assert text in failure(capsys, *argv)
     assert Path("there.pt").read_bytes() == b"precious"
     assert not Path("best-svd.pt").exists()
+
+
+def test_half_precision_detects_nearly_the_same(best: Path, capsys: pytest.CaptureFixture[str]):
+    whole = torch.load("best.pt", weights_only=True)
+    checkpoint.write("last.pt", {**whole, "training": {"optimizer": {}}})
+    assert main(["export", "last.pt", "--half", "x/half.pt"]) == 0
+    size, before = Path("x/half.pt").stat().st_size, Path("last.pt").stat().st_size
+    assert f"x/half.pt: {size / 1e6:.1f} MB" in capsys.readouterr().out
+    assert size < 0.6 * before
+    half = torch.load("x/half.pt", weights_only=True)
+    assert {key: value for key, value in half.items() if key != "model"} == {
+        key: value for key, value in whole.items() if key != "model"
+    }
+    for name, tensor in half["model"].items():
+        assert tensor.dtype == (torch.float16 if tensor.ndim > 1 else whole["model"][name].dtype), name
+    detector = detkit.load("x/half.pt", "cpu")
+    for name, tensor in detector.state_dict().items():
+        assert tensor.dtype == whole["model"][name].dtype
+        torch.testing.assert_close(tensor, whole["model"][name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_weight_beyond_half_precision_is_named(best: Path, capsys: pytest.CaptureFixture[str]):
+    content = torch.load("best.pt", weights_only=True)
+    content["model"]["head.regressor.weight"][0, 0] = 7e4
+    checkpoint.write("large.pt", content)
+    assert "large.pt: head.regressor.weight has values beyond half" in failure(capsys, "large.pt", "--half", "x.pt")
+    assert not Path("x.pt").exists()
 
 
 def test_onnx(best: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
