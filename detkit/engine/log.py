@@ -21,15 +21,19 @@ class Log:
     """A run's records. Enter it to show progress.
 
     log.jsonl has one JSON object a line, each with `iteration` (steps done) and either loss parts or an evaluation.
+    best: the highest mAP on val before this.
     """
 
-    def __init__(self, folder: Path, start: int, iterations: int, *, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, start: int, iterations: int, *, writes: bool = True, best: float | None = None
+    ) -> None:
         self.path = folder / "log.jsonl"
         self.writes = writes
         self.console = Console(quiet=not writes, highlight=False)
         self._iterations = iterations
         self._start = start
         self._begun = time.monotonic()
+        self._best = best
         self._progress = Progress(self.console)
         self._first_losses = True
         self._board: Any = None
@@ -49,12 +53,13 @@ class Log:
         """Move the bar."""
         self._progress.move(BAR, done, self._iterations)
 
-    def losses(self, done: int, losses: dict[str, float], times: dict[str, float], rate: float) -> None:
-        """Record the mean loss parts of the steps up to `done`."""
+    def losses(self, done: int, losses: dict[str, float], times: dict[str, float], rate: float, seen: str) -> None:
+        """Record the mean loss parts of the steps up to `done`, and show them. seen: how many images, in words."""
         self._write({"iteration": done, **losses, "lr": rate, **times})
         parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         speed = f"{times['images_per_second']:.1f} images/s  data {times['data_share']:.0%}"
-        status = f"{parts}  lr {rate:.2g}"
+        best = "" if self._best is None else f"  best val mAP {self._best:.4f}"
+        status = f"{seen}  {parts}  lr {rate:.2g}{best}"
         self._progress.note(status)
         self._progress.move(BAR, done, self._iterations, speed=speed)
         if self._progress.line_due(self._first_losses or done == self._iterations):
@@ -65,6 +70,7 @@ class Log:
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
         """Record an evaluation (metrics as in metrics.json)."""
         self._write({"iteration": done, **metrics})
+        self._best = metrics["mAP"] if best else self._best
         ap = "undefined, no objects" if metrics["mAP"] is None else f"{metrics['mAP']:.4f}"
         protocol = f"{metrics['metric']}, IoU {metrics['iou']}, {metrics['images']} images, {metrics['seconds']:.1f} s"
         stage = "" if metrics.get("stage", "sgd") == "sgd" else f" {metrics['stage']}"

@@ -51,7 +51,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     model = distributed.wrap(detector, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    log = Log(run.folder, before + start, before + recipe.iterations, writes=run.writes)
+    log = Log(run.folder, before + start, before + recipe.iterations, writes=run.writes, best=run.best)
     with Interrupt() as interrupt, log:
         for iteration, (images, targets) in enumerate(meter.timed(batches), start):
             torch.manual_seed(step_seed(recipe.seed, before + iteration, distributed.rank()))
@@ -86,7 +86,9 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
 
             log.step(before + done)
             if logging:
-                log.losses(before + done, *meter.summary(), rate)
+                images = done * recipe.batch
+                seen = f"{images:,} images, epoch {images / len(run.train):.2f}"
+                log.losses(before + done, *meter.summary(), rate, seen)
             if evaluating:
                 run.validate(state.averaged, before + done, log)
             if saving:
