@@ -27,6 +27,10 @@ def check_training(content: dict[str, Any], path: str | Path) -> None:
     best = training.get("best", "")
     if best is not None and not is_number(best):
         refuse(path, f"{KEY}.best", "a number, or None")
+    if not isinstance(training.get("finished", False), bool):
+        refuse(path, f"{KEY}.finished", "True or False")
+    if not is_count(training.get("iteration", 0)):
+        refuse(path, f"{KEY}.iteration", "a number of steps")
     run = training.get("run")
     if not isinstance(run, dict) or not is_count(run.get("processes")) or not is_count(run.get("log")):
         refuse(path, f"{KEY}.run", "what a run keeps: its data, processes and lines of log.jsonl")

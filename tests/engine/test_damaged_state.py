@@ -44,6 +44,10 @@ def change(content: dict[str, Any], kind: str) -> None:
             training["iteration"] = 25
         case "iteration":
             training["iteration"] = "8"
+        case "tensor":
+            training["iteration"] = torch.tensor([8, 8])
+        case "finished":
+            training["finished"] = torch.tensor([True, True])
         case "losses":
             training["losses"] = [[1.0, 2.0], [1.0]]
         case "many losses":
@@ -85,7 +89,9 @@ def change(content: dict[str, Any], kind: str) -> None:
         ("nan weights", "training.weights.out.bias is not finite"),
         ("nan average", "out.bias holds values that are not finite"),
         ("beyond the recipe", "training.iteration is not a number of steps up to 24"),
-        ("iteration", "training.iteration is not a number of steps up to 24"),
+        ("iteration", "training.iteration is not a number of steps"),
+        ("tensor", "training.iteration is not a number of steps"),
+        ("finished", "training.finished is not True or False"),
         ("losses", "training.losses is not the losses of at most 20 steps"),
         ("many losses", "training.losses is not the losses of at most 20 steps"),
         ("an infinite loss", "training.losses[0][1] is not a finite number"),
