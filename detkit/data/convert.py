@@ -19,7 +19,7 @@ from detkit.data.items import Item, Splits
 from detkit.data.voc_writer import write_voc
 from detkit.data.yolo_writer import write_yolo
 from detkit.errors import UserError, did_you_mean
-from detkit.names import fit_name
+from detkit.names import LONGEST, fit_name
 
 WRITERS = {"voc": write_voc, "coco": write_coco, "yolo": write_yolo}
 WAYS = ("link", "copy", "symlink")
@@ -84,7 +84,8 @@ def convert(
 
 def _items(opened: Sequence[DetectionDataset]) -> Splits:
     """Name splits and images. An image of several splits is one item; different images of one name are told apart."""
-    bare = [Path(split).stem.removeprefix(PREFIX) for one in opened for _, split in one.sources]
+    room = LONGEST - len(f"{PREFIX}.json")  # beside a split's name in that of a file
+    bare = [fit_name(Path(split).stem.removeprefix(PREFIX), room) for one in opened for _, split in one.sources]
     names = [name if bare.count(name) == 1 else f"{one.sources[0][0].name}_{name}" for name, one in zip(bare, opened)]
     known: dict[Path, Item] = {}
     taken: set[str] = set()

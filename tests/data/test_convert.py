@@ -202,6 +202,17 @@ def test_images_outside_of_a_data_set_come_along_when_told(tmp_path, capsys, kin
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 2
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_split_whose_name_no_file_can_have_is_written_under_a_shorter_one(voc_root, tmp_path, to):
+    convert(voc_root, tmp_path / "yolo", "yolo", splits=["train"])
+    path = tmp_path / "yolo" / "data.yaml"
+    path.write_text(path.read_text().replace("train:", f"{'9' * 400}:"))
+    convert(tmp_path / "yolo", tmp_path / "out", to)
+    (split,) = find_splits(tmp_path / "out")
+    assert split.startswith("99999")
+    assert len(open_root(tmp_path / "out", [split])) == 2
+
+
 def test_images_are_linked_copied_or_symlinked(voc_root, tmp_path):
     original = voc_root / "JPEGImages" / "b.jpg"
     for how in ("link", "copy", "symlink"):
