@@ -1,0 +1,145 @@
+"""Weights that were born in Caffe: the layouts that files have, and networks that read BGR in Caffe's scale."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import detkit
+from detkit.backbones import Backbone, create_backbone
+from detkit.config import BackboneConfig
+from detkit.errors import UserError
+
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+SSD_MEAN, FASTER_MEAN = (104.0, 117.0, 123.0), (102.9801, 115.9465, 122.7717)  # BGR, 0 to 255
+Layers = dict[str, tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def layers() -> Layers:
+    """VGG16's thirteen convolutions by Caffe's names, and the reduced fc6 and fc7."""
+    generator, made, inputs = torch.Generator().manual_seed(0), {}, 3
+    shapes = {}
+    for block, channels in enumerate(BLOCKS, 1):
+        for number, outputs in enumerate(channels, 1):
+            shapes[f"conv{block}_{number}"] = (outputs, inputs, 3, 3)
+            inputs = outputs
+    shapes |= {"fc6": (1024, 512, 3, 3), "fc7": (1024, 1024, 1, 1)}
+    for name, shape in shapes.items():
+        weight = torch.empty(shape).normal_(0, (2 / (shape[1] * shape[2] * shape[3])) ** 0.5, generator=generator)
+        made[name] = weight, torch.empty(shape[0]).uniform_(-0.1, 0.1, generator=generator)
+    return made
+
+
+def caffes_maps(layers: Layers, rgb: Tensor, mean: tuple[float, ...]) -> dict[str, Tensor]:
+    """What Caffe computes of images (B, 3, H, W), RGB, 0 to 255: conv4_3, conv5_3, and fc7 of the reduced network."""
+    x = rgb[:, [2, 1, 0]].double() - torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)
+    maps = {}
+    for block, channels in enumerate(BLOCKS, 1):
+        for number in range(1, len(channels) + 1):
+            weight, bias = layers[f"conv{block}_{number}"]
+            x = maps[f"conv{block}_{number}"] = F.relu(F.conv2d(x, weight.double(), bias.double(), padding=1))
+        x = F.max_pool2d(x, 2, ceil_mode=True) if block < 5 else F.max_pool2d(x, 3, 1, 1)
+    (fc6, bias6), (fc7, bias7) = layers["fc6"], layers["fc7"]
+    x = F.relu(F.conv2d(x, fc6.double(), bias6.double(), padding=6, dilation=6))
+    return maps | {"fc7": F.relu(F.conv2d(x, fc7.double(), bias7.double()))}
+
+
+def numbered(prefix: str) -> list[str]:
+    """Names of the thirteen convolutions where layers are numbered: a ReLU follows each, and a pool each block."""
+    numbers, number = [], 0
+    for channels in BLOCKS:
+        numbers += [number + 2 * place for place in range(len(channels))]
+        number += 2 * len(channels) + 1
+    return [f"{prefix}{number}" for number in numbers]
+
+
+def stored(names: list[str], layers: Layers) -> dict[str, Tensor]:
+    return {
+        f"{name}.{part}": tensor
+        for name, pair in zip(names, layers.values())
+        for part, tensor in zip(("weight", "bias"), pair)
+    }
+
+
+LAYOUTS = {
+    "ssd.pytorch's vgg16_reducedfc.pth": [*numbered(""), "31", "33"],
+    "a detector of ssd.pytorch's": [*numbered("vgg."), "vgg.31", "vgg.33"],
+    "numbers behind features": [*numbered("features."), "features.31", "features.33"],
+    "Caffe's names": [
+        *(f"conv{block}_{n}" for block, row in enumerate(BLOCKS, 1) for n in range(1, len(row) + 1)),
+        "fc6",
+        "fc7",
+    ],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_ssd_on_a_file_of_caffes_sees_what_caffe_sees(layout: str, layers: Layers, tmp_path: Path, capsys) -> None:
+    torch.save(stored(LAYOUTS[layout], layers) | {"loc.0.bias": torch.zeros(1)}, tmp_path / "w.pth")
+    source = {"name": "vgg16_reduced", "weights": str(tmp_path / "w.pth"), "channels": "bgr"}
+    mean, std = [value / 255 for value in reversed(SSD_MEAN)], [1 / 255] * 3
+    detector = detkit.create_model("ssd", backbone=source, classes=("a",), mean=mean, std=std).eval()
+    line = capsys.readouterr().err
+    assert "30 of 30 tensors" in line
+    assert "first layer turned from BGR to RGB" in line
+    pixels = torch.randint(0, 256, (1, 3, 75, 75), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    wanted = caffes_maps(layers, pixels, SSD_MEAN)
+    for name, seen in detector.backbone(detector.normalise(pixels)).items():
+        assert seen.shape == wanted[name].shape
+        torch.testing.assert_close(seen.double(), wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].std()))
+
+
+@pytest.mark.parametrize("dropout_first", [True, False])
+@torch.no_grad()
+def test_faster_rcnn_on_caffes_vgg16_sees_what_caffe_sees(
+    dropout_first: bool, layers: Layers, tmp_path: Path, capsys
+) -> None:
+    """jcjohnson's vgg16-00b39a1b.pth numbers the fully connected layers 1 and 4, what others made of it 0 and 3."""
+    fc6, fc7 = ("classifier.1", "classifier.4") if dropout_first else ("classifier.0", "classifier.3")
+    state = stored(numbered("features."), layers)
+    for name, inputs, value in ((fc6, 25088, 0.5), (fc7, 4096, 0.25)):  # of one number each, which the file repeats
+        state[f"{name}.weight"] = torch.tensor(value).expand(4096, inputs)
+        state[f"{name}.bias"] = torch.tensor(value).expand(4096)
+    torch.save(state, tmp_path / "w.pth")
+    source = {"name": "vgg16", "weights": str(tmp_path / "w.pth"), "channels": "bgr"}
+    mean, std = [value / 255 for value in reversed(FASTER_MEAN)], [1 / 255] * 3
+    detector = detkit.create_model("faster_rcnn", backbone=source, classes=("a",), mean=mean, std=std).eval()
+    assert "left as initialised" not in capsys.readouterr().err
+    assert [float(layer.weight[3, 5]) for layer in detector.head.tail.modules() if isinstance(layer, nn.Linear)] == [
+        0.5,
+        0.25,
+    ]
+    pixels = torch.randint(0, 256, (1, 3, 60, 90), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    wanted = caffes_maps(layers, pixels, FASTER_MEAN)["conv5_3"]
+    (seen,) = detector.maps(pixels, torch.tensor([[60, 90]]))
+    torch.testing.assert_close(seen.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
+
+
+def test_fully_connected_layers_by_caffes_names_become_the_reduced_ones() -> None:
+    state = {"fc6.weight": torch.arange(4096.0).unsqueeze(1).expand(4096, 25088), "fc6.bias": torch.arange(4096.0)}
+    state |= {"fc7.weight": torch.arange(4096.0).expand(4096, 4096), "fc7.bias": torch.arange(4096.0)}
+    ours = create_backbone(BackboneConfig("vgg16_reduced")).convert(state)
+    assert ours["fc6.weight"].shape == (1024, 512, 3, 3)
+    assert ours["fc6.weight"][:, 0, 0, 0].tolist() == ours["fc6.bias"].tolist() == list(range(0, 4096, 4))
+    assert ours["fc7.weight"][0, :, 0, 0].tolist() == list(range(0, 4096, 4))
+
+
+def test_layers_alone_without_fc6_and_fc7_are_said(layers: Layers, tmp_path: Path, capsys) -> None:
+    torch.save(stored(numbered(""), layers), tmp_path / "w.pth")
+    create_backbone(BackboneConfig("vgg16_reduced", str(tmp_path / "w.pth"), "bgr"))
+    assert "26 of 30 tensors" in (line := capsys.readouterr().err)
+    assert "left as initialised: fc6.weight, fc6.bias, fc7.weight, fc7.bias" in line
+
+
+def test_only_files_of_unknown_order_are_turned(tmp_path: Path) -> None:
+    backbone: Backbone = create_backbone(BackboneConfig("tiny"))
+    torch.save({"format": "detkit 2", "model": backbone.state_dict()}, tmp_path / "best.pt")
+    for weights in ("imagenet", str(tmp_path / "best.pt"), str(tmp_path / "a.weights"), str(tmp_path / "a.conv.23")):
+        with pytest.raises(UserError, match=r"model\.backbone\.channels: bgr, but .* reads RGB; take rgb"):
+            create_backbone(BackboneConfig("tiny", weights, "bgr"))
+    with pytest.raises(UserError, match=r"model\.backbone\.channels: 'grb' is not one of rgb, bgr"):
+        BackboneConfig("tiny", None, "grb")
