@@ -1,7 +1,7 @@
 """VGG's weights in the layouts that files of Caffe's have come to, renamed to torchvision's keys.
 
 - the layers alone: `0.weight`, also behind `vgg.`; of the reduced VGG16 31 and 33 are fc6 and fc7
-- Caffe's names: `conv1_1.weight`, `fc6.weight`
+- Caffe's names, also of a `.caffemodel`: `conv1_1.weight`, `fc6.weight`
 - torchvision's, in which dropout stands in front of the classifier's layers: fc6 is `classifier.1`, fc7 `classifier.4`
 """
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from detkit.backbones.base import Backbone
+from detkit.backbones.caffe_file import read_caffemodel
 from detkit.backbones.darknet_file import is_other_kind, read_weights
 from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
@@ -23,6 +24,7 @@ WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
 UNIMPORTANT = ".num_batches_tracked"
 DARKNET = re.compile(r"\.(weights|conv\.\d+)$")  # NAME.conv.23: what darknet cuts off behind 23 layers
+CAFFE = ".caffemodel"
 # where a detector's checkpoint keeps its backbone, the longer prefix first, and what a region head took of it
 INSIDE = ("ssd.backbone.backbone.", "backbone.")
 TAIL = "head.tail."
@@ -65,7 +67,7 @@ def load_weights(backbone: Backbone, weights: str, channels: str = "rgb") -> Non
 
     A file may hold torchvision's keys, any of them nested under a common wrapper; or be a detkit checkpoint, whose
     backbone is taken, with those of its layers that are a region head's tail; or one of darknet's files, `.weights` or
-    `.conv.N`, of which a backbone of that family takes the first layers.
+    `.conv.N`, of which a backbone of that family takes the first layers; or, for VGG, one of Caffe's, `.caffemodel`.
     backbone: complete, before `tail`, `truncate` or `drop_tail`. channels: `bgr` where the file's first layer reads
     the colours in that order; the backbone's reads RGB.
     Raises UserError where there is no such file, where it can't be read, where no tensor of it, or one of another
@@ -79,6 +81,8 @@ def load_weights(backbone: Backbone, weights: str, channels: str = "rgb") -> Non
         raise UserError(f"model.backbone.weights: no file {weights}; give a path, or imagenet, or null")
     elif DARKNET.search(weights):
         source, state = weights, _read_darknet(backbone, Path(weights))
+    elif weights.endswith(CAFFE):
+        source, state = weights, read_caffemodel(Path(weights))
     else:
         source, state = weights, _inside(backbone, _read(Path(weights), channels))
     read, state = state, backbone.convert(state)

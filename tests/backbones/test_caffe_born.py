@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import detkit
 from detkit.backbones import Backbone, create_backbone
+from detkit.backbones.caffe_file import read_caffemodel
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 
@@ -64,23 +65,58 @@ def stored(names: list[str], layers: Layers) -> dict[str, Tensor]:
     }
 
 
+CAFFES_NAMES = [f"conv{block}_{n}" for block, row in enumerate(BLOCKS, 1) for n in range(1, len(row) + 1)] + [
+    "fc6",
+    "fc7",
+]
 LAYOUTS = {
     "ssd.pytorch's vgg16_reducedfc.pth": [*numbered(""), "31", "33"],
     "a detector of ssd.pytorch's": [*numbered("vgg."), "vgg.31", "vgg.33"],
     "numbers behind features": [*numbered("features."), "features.31", "features.33"],
-    "Caffe's names": [
-        *(f"conv{block}_{n}" for block, row in enumerate(BLOCKS, 1) for n in range(1, len(row) + 1)),
-        "fc6",
-        "fc7",
-    ],
+    "Caffe's names": CAFFES_NAMES,
+    "VGG_ILSVRC_16_layers_fc_reduced.caffemodel": CAFFES_NAMES,
 }
+
+
+def message(*fields: tuple[int, int | bytes]) -> bytes:
+    """A message in the wire format of Protocol Buffers."""
+
+    def integer(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + integer(value >> 7)
+
+    return b"".join(
+        integer(number << 3) + integer(value)
+        if isinstance(value, int)
+        else integer(number << 3 | 2) + integer(len(value)) + value
+        for number, value in fields
+    )
+
+
+def write_caffemodel(path: Path, layers: Layers, first_form: bool) -> None:
+    """Write layers as Caffe did until 2014 (first_form), or as it does since; among others without blobs."""
+    field, name_field, blobs_field = (2, 4, 6) if first_form else (100, 1, 7)
+    parts = [message((1, b"VGG"), (field, message((name_field, b"data"), (5 if first_form else 10, 1))))]
+    for name, pair in layers.items():
+        blobs = []
+        for tensor in pair:
+            four = [1] * (4 - tensor.ndim) + list(tensor.shape)
+            packed = b"".join(message((1, side))[1:] for side in tensor.shape)
+            shape = list(zip((1, 2, 3, 4), four)) if first_form else [(7, message((1, packed)))]
+            blobs.append((blobs_field, message((5, tensor.numpy().astype("<f4").tobytes()), *shape)))
+        parts.append(message((field, message((name_field, name.encode()), *blobs))))
+    path.write_bytes(b"".join(parts))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_ssd_on_a_file_of_caffes_sees_what_caffe_sees(layout: str, layers: Layers, tmp_path: Path, capsys) -> None:
-    torch.save(stored(LAYOUTS[layout], layers) | {"loc.0.bias": torch.zeros(1)}, tmp_path / "w.pth")
-    source = {"name": "vgg16_reduced", "weights": str(tmp_path / "w.pth"), "channels": "bgr"}
+    path, state = tmp_path / "weights", stored(LAYOUTS[layout], layers)
+    if layout.endswith(".caffemodel"):
+        path = path.with_suffix(".caffemodel")
+        write_caffemodel(path, layers, first_form=True)
+    else:
+        torch.save(state | {"loc.0.bias": torch.zeros(1)}, path)
+    source = {"name": "vgg16_reduced", "weights": str(path), "channels": "bgr"}
     mean, std = [value / 255 for value in reversed(SSD_MEAN)], [1 / 255] * 3
     detector = detkit.create_model("ssd", backbone=source, classes=("a",), mean=mean, std=std).eval()
     line = capsys.readouterr().err
@@ -143,3 +179,36 @@ def test_only_files_of_unknown_order_are_turned(tmp_path: Path) -> None:
             create_backbone(BackboneConfig("tiny", weights, "bgr"))
     with pytest.raises(UserError, match=r"model\.backbone\.channels: 'grb' is not one of rgb, bgr"):
         BackboneConfig("tiny", None, "grb")
+
+
+@pytest.mark.parametrize("first_form", [True, False])
+def test_a_caffemodel_gives_its_layers_by_name(first_form: bool, tmp_path: Path) -> None:
+    layers = {
+        "conv1_1": (torch.randn(2, 3, 3, 3), torch.randn(2)),
+        "fc6": (torch.randn(200, 5), torch.randn(200)),
+    }
+    path = tmp_path / "a.caffemodel"
+    write_caffemodel(path, layers, first_form)
+    state = read_caffemodel(path)
+    assert set(state) == {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
+    for name, (weight, bias) in layers.items():
+        assert torch.equal(state[f"{name}.weight"], weight)
+        assert torch.equal(state[f"{name}.bias"], bias)
+
+
+def test_what_is_no_caffemodel_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.caffemodel"
+    write_caffemodel(path, {"conv1_1": (torch.randn(2, 3, 3, 3), torch.randn(2))}, first_form=False)
+    whole, messages = path.read_bytes(), set()
+    contents = [b"", b"hello", bytes([255] * 40), message((1, b"VGG")), *(whole[:end] for end in range(1, len(whole)))]
+    contents += [whole.replace(message((1, bytes([2, 3, 3, 3]))), message((1, bytes([2, 3, 3, 4]))))]
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            read_caffemodel(path)
+        source, reason = str(error.value).split(": ", 1)
+        assert source == str(path)
+        assert "\n" not in reason
+        messages.add(reason)
+    assert "damaged, or not a file of Caffe's weights: 54 numbers in a blob of shape (2, 3, 3, 4)" in messages
+    assert "not a file of Caffe's weights: no layer has any" in messages
