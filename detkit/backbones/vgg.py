@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision import models
 
-from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.base import Backbone, FeatureInfo, rename_layers
 from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
 from detkit.backbones.vgg_files import REDUCED, torchvision_keys
@@ -108,10 +108,7 @@ class ReducedVGG16(Backbone):
         return {"conv4_3": conv4_3, "fc7": self.fc7(x).relu_()}
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = torchvision_keys(state, self.features)
-        for theirs, ours in REDUCED.items():
-            for key in [key for key in state if key.startswith(f"{theirs}.")]:
-                state[key.replace(theirs, ours)] = state.pop(key)
+        state = rename_layers(torchvision_keys(state, self.features), REDUCED)
         layers = {"classifier.0": ("fc6", (-1, 512, 7, 7)), "classifier.3": ("fc7", (-1, 4096, 1, 1))}
         for theirs, (ours, shape) in layers.items():
             weight, bias = state.pop(f"{theirs}.weight", None), state.pop(f"{theirs}.bias", None)

@@ -9,6 +9,8 @@ import re
 
 from torch import Tensor, nn
 
+from detkit.backbones.base import rename_layers
+
 BARE = re.compile(r"(?:vgg\.)?(\d+\.\w+)")
 CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3"}
 DROPOUT_FIRST = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}
@@ -21,19 +23,14 @@ def torchvision_keys(state: dict[str, Tensor], features: nn.Sequential) -> dict[
     features: the network's convolutions, as torchvision numbers them. fc6 and fc7 become `classifier.0` and
     `classifier.3` where they are fully connected, and `fc6` and `fc7` where they are convolutions.
     """
-    layers = caffe_names(features)
+    state = {f"features.{bare[1]}" if (bare := BARE.fullmatch(key)) else key: tensor for key, tensor in state.items()}
+    names = caffe_names(features)
     if "classifier.1.weight" in state:
-        layers |= DROPOUT_FIRST
-    renamed = {}
-    for key, tensor in state.items():
-        if bare := BARE.fullmatch(key):
-            key = f"features.{bare[1]}"
-        layer, _, name = key.rpartition(".")
-        weight = state.get(f"{layer}.weight")
-        if layer in CLASSIFIER and weight is not None and weight.ndim == 2:
-            layer = CLASSIFIER[layer]
-        renamed[f"{layers.get(layer, layer)}.{name}"] = tensor
-    return renamed
+        names |= DROPOUT_FIRST
+    for layer, name in CLASSIFIER.items():
+        if f"{layer}.weight" in state and state[f"{layer}.weight"].ndim == 2:
+            names[layer] = name
+    return rename_layers(state, names)
 
 
 def caffe_names(features: nn.Sequential) -> dict[str, str]:

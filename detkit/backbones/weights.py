@@ -25,6 +25,10 @@ WRAPPERS = ("state_dict", "model", "weights")
 UNIMPORTANT = ".num_batches_tracked"
 DARKNET = re.compile(r"\.(weights|conv\.\d+)$")  # NAME.conv.23: what darknet cuts off behind 23 layers
 CAFFE = ".caffemodel"
+WRONG_ORDER = (
+    "model.backbone.channels: bgr, but the first layer of {} reads RGB; take rgb, and the model.mean and model.std "
+    "that belong to these weights"
+)
 # where a detector's checkpoint keeps its backbone, the longer prefix first, and what a region head took of it
 INSIDE = ("ssd.backbone.backbone.", "backbone.")
 TAIL = "head.tail."
@@ -62,19 +66,21 @@ def torchvision_source(name: str) -> Source:
     return Source(name, url, path.is_file(), str(path) if path.is_file() else None)
 
 
-def load_weights(backbone: Backbone, weights: str, channels: str = "rgb") -> None:
+def load_weights(backbone: Backbone, weights: str, channels: str | None = None) -> None:
     """Load `imagenet` or a file into a backbone and print what fitted.
 
     A file may hold torchvision's keys, any of them nested under a common wrapper; or be a detkit checkpoint, whose
     backbone is taken, with those of its layers that are a region head's tail; or one of darknet's files, `.weights` or
-    `.conv.N`, of which a backbone of that family takes the first layers; or, for VGG, one of Caffe's, `.caffemodel`.
+    `.conv.N`, of which a backbone of that family takes the first layers; or, for VGG and ZF,
+    one of Caffe's, `.caffemodel`.
     backbone: complete, before `tail`, `truncate` or `drop_tail`. channels: `bgr` where the file's first layer reads
-    the colours in that order; the backbone's reads RGB.
+    the colours in that order, as None is for a `.caffemodel`; the backbone's reads RGB.
     Raises UserError where there is no such file, where it can't be read, where no tensor of it, or one of another
     shape, fits the backbone, and for `bgr` where weights are known to be RGB.
     """
-    if channels == "bgr" and (weights == "imagenet" or DARKNET.search(weights)):
-        raise UserError(f"model.backbone.channels: bgr, but the first layer of {weights} reads RGB; take rgb")
+    bgr = weights.endswith(CAFFE) if channels is None else channels == "bgr"
+    if bgr and (weights == "imagenet" or DARKNET.search(weights)):
+        raise UserError(WRONG_ORDER.format(weights))
     if weights == "imagenet":
         source, state = backbone.published() or _torchvisions(backbone)
     elif not Path(weights).is_file():
@@ -84,7 +90,7 @@ def load_weights(backbone: Backbone, weights: str, channels: str = "rgb") -> Non
     elif weights.endswith(CAFFE):
         source, state = weights, read_caffemodel(Path(weights))
     else:
-        source, state = weights, _inside(backbone, _read(Path(weights), channels))
+        source, state = weights, _inside(backbone, _read(Path(weights), bgr))
     read, state = state, backbone.convert(state)
     expected = backbone.state_dict()
     wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
@@ -102,7 +108,7 @@ def load_weights(backbone: Backbone, weights: str, channels: str = "rgb") -> Non
         )
     if (broken := nonfinite(fitting)) is not None:
         raise UserError(f"{source}: {broken} holds values that are not finite")
-    if channels == "bgr":
+    if bgr:
         first = next(f"{name}.weight" for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d))
         if first in fitting:
             fitting[first] = fitting[first].flip(1)
@@ -112,7 +118,7 @@ def load_weights(backbone: Backbone, weights: str, channels: str = "rgb") -> Non
     unused = [key for key in state if key not in expected and not key.endswith(UNIMPORTANT)]
     line = f"backbone weights: {len(counted) - len(left)} of {len(counted)} tensors from {source}"
     line += f"; left as initialised: {_first(left)}" if left else ""
-    line += "; first layer turned from BGR to RGB" if channels == "bgr" else ""
+    line += "; first layer turned from BGR to RGB" if bgr else ""
     line += f"; in the file but not used: {_first(unused)}" if unused else ""
     print(shown(line), file=sys.stderr)
 
@@ -171,12 +177,10 @@ def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
     return read_weights(path, backbone, exact=False)
 
 
-def _read(path: Path, channels: str) -> dict[str, Tensor]:
+def _read(path: Path, bgr: bool) -> dict[str, Tensor]:
     content = read_torch(path, "a file of PyTorch weights")
-    if channels == "bgr" and isinstance(content, dict) and str(content.get("format")).startswith("detkit"):
-        raise UserError(
-            f"model.backbone.channels: bgr, but {path} is a checkpoint of detkit's, which reads RGB; take rgb"
-        )
+    if bgr and isinstance(content, dict) and str(content.get("format")).startswith("detkit"):
+        raise UserError(WRONG_ORDER.format(path))
     state = unwrap(content)
     items = state.items() if isinstance(state, dict) else ()
     tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}

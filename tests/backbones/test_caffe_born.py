@@ -155,6 +155,36 @@ def test_faster_rcnn_on_caffes_vgg16_sees_what_caffe_sees(
     torch.testing.assert_close(seen.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
 
 
+@torch.no_grad()
+def test_faster_rcnn_on_caffes_zf_sees_what_caffe_sees(tmp_path: Path, capsys) -> None:
+    """Layer by layer as the authors' prototxt has it: 7/2 and 5/2 kernels, response norm within channels, 3/2 pools."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"conv1": (96, 3, 7, 7), "conv2": (256, 96, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 384, 3, 3)}
+    shapes |= {"conv5": (256, 384, 3, 3), "fc6": (4096, 9216), "fc7": (4096, 4096)}
+    layers: Layers = {}
+    for name, shape in shapes.items():
+        weight = torch.zeros(shape)
+        if name.startswith("conv"):
+            weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator)
+        layers[name] = weight, torch.empty(shape[0]).uniform_(-0.1, 0.1, generator=generator)
+    write_caffemodel(path := tmp_path / "ZF.v2.caffemodel", layers, first_form=False)
+    pixels = torch.randint(0, 256, (1, 3, 75, 110), generator=generator, dtype=torch.uint8)
+    x = pixels[:, [2, 1, 0]].double() - torch.tensor(FASTER_MEAN, dtype=torch.float64).view(3, 1, 1)
+    for number, (stride, padding) in enumerate(((2, 3), (2, 2), (1, 1), (1, 1), (1, 1)), 1):
+        weight, bias = layers[f"conv{number}"]
+        x = F.relu(F.conv2d(x, weight.double(), bias.double(), stride, padding))
+        if number <= 2:
+            x = x / (1 + 5e-5 * F.avg_pool2d(x**2, 3, 1, 1)) ** 0.75
+            x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    source = {"name": "zfnet", "weights": str(path)}  # Caffe's own files are BGR where nothing else is said
+    mean, std = [value / 255 for value in reversed(FASTER_MEAN)], [1 / 255] * 3
+    keys = {"mean": mean, "std": std, "pool_size": 6, "freeze_stages": 0}
+    detector = detkit.create_model("faster_rcnn", backbone=source, classes=("a",), **keys).eval()
+    assert "14 of 14 tensors" in capsys.readouterr().err
+    (seen,) = detector.maps(pixels, torch.tensor([[75, 110]]))
+    torch.testing.assert_close(seen.double(), x, rtol=1e-4, atol=1e-4 * float(x.std()))
+
+
 def test_fully_connected_layers_by_caffes_names_become_the_reduced_ones() -> None:
     state = {"fc6.weight": torch.arange(4096.0).unsqueeze(1).expand(4096, 25088), "fc6.bias": torch.arange(4096.0)}
     state |= {"fc7.weight": torch.arange(4096.0).expand(4096, 4096), "fc7.bias": torch.arange(4096.0)}
@@ -175,7 +205,9 @@ def test_only_files_of_unknown_order_are_turned(tmp_path: Path) -> None:
     backbone: Backbone = create_backbone(BackboneConfig("tiny"))
     torch.save({"format": "detkit 2", "model": backbone.state_dict()}, tmp_path / "best.pt")
     for weights in ("imagenet", str(tmp_path / "best.pt"), str(tmp_path / "a.weights"), str(tmp_path / "a.conv.23")):
-        with pytest.raises(UserError, match=r"model\.backbone\.channels: bgr, but .* reads RGB; take rgb"):
+        with pytest.raises(
+            UserError, match=r"model\.backbone\.channels: bgr, but .* reads RGB; take rgb, and the model\.mean"
+        ):
             create_backbone(BackboneConfig("tiny", weights, "bgr"))
     with pytest.raises(UserError, match=r"model\.backbone\.channels: 'grb' is not one of rgb, bgr"):
         BackboneConfig("tiny", None, "grb")
