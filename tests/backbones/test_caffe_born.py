@@ -35,7 +35,7 @@ def layers() -> Layers:
 
 
 def caffes_maps(layers: Layers, rgb: Tensor, mean: tuple[float, ...]) -> dict[str, Tensor]:
-    """What Caffe computes of images (B, 3, H, W), RGB, 0 to 255: conv4_3, conv5_3, and fc7 of the reduced network."""
+    """What Caffe computes of images (B, 3, H, W), RGB, 0 to 255: the convolutions, and fc7 of the reduced network."""
     x = rgb[:, [2, 1, 0]].double() - torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)
     maps = {}
     for block, channels in enumerate(BLOCKS, 1):
@@ -65,16 +65,15 @@ def stored(names: list[str], layers: Layers) -> dict[str, Tensor]:
     }
 
 
-CAFFES_NAMES = [f"conv{block}_{n}" for block, row in enumerate(BLOCKS, 1) for n in range(1, len(row) + 1)] + [
-    "fc6",
-    "fc7",
-]
 LAYOUTS = {
     "ssd.pytorch's vgg16_reducedfc.pth": [*numbered(""), "31", "33"],
     "a detector of ssd.pytorch's": [*numbered("vgg."), "vgg.31", "vgg.33"],
     "numbers behind features": [*numbered("features."), "features.31", "features.33"],
-    "Caffe's names": CAFFES_NAMES,
-    "VGG_ILSVRC_16_layers_fc_reduced.caffemodel": CAFFES_NAMES,
+    "Caffe's": [
+        *(f"conv{block}_{n}" for block, row in enumerate(BLOCKS, 1) for n in range(1, len(row) + 1)),
+        "fc6",
+        "fc7",
+    ],
 }
 
 
@@ -107,16 +106,46 @@ def write_caffemodel(path: Path, layers: Layers, first_form: bool) -> None:
     path.write_bytes(b"".join(parts))
 
 
+def skeleton(name: str) -> Backbone:
+    """A backbone without values."""
+    with torch.device("meta"):
+        return create_backbone(BackboneConfig(name), tail=True)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_layers_are_found_in_every_layout(layout: str, layers: Layers) -> None:
+    state = stored(LAYOUTS[layout], layers)
+    read = skeleton("vgg16_reduced").convert(state | {"loc.0.bias": torch.zeros(1)})
+    for name, pair in zip([*numbered("features."), "fc6", "fc7"], layers.values(), strict=True):
+        assert (read[f"{name}.weight"], read[f"{name}.bias"]) == pair
+    read = skeleton("vgg16").convert(state)
+    assert {f"{name}.{part}" for name in numbered("features.") for part in ("weight", "bias")} <= set(read)
+
+
+@pytest.mark.parametrize(
+    ("fc6", "fc7"), [("classifier.1", "classifier.4"), ("classifier.0", "classifier.3"), ("fc6", "fc7")]
+)
+def test_fully_connected_layers_are_found_in_every_layout(fc6: str, fc7: str) -> None:
+    """jcjohnson's vgg16-00b39a1b.pth numbers them 1 and 4, what others made of it 0 and 3."""
+    unit = torch.arange(4096.0)
+    weights = unit.unsqueeze(1).expand(4096, 25088), unit.expand(4096, 4096)
+    state = {f"{fc6}.weight": weights[0], f"{fc6}.bias": unit, f"{fc7}.weight": weights[1], f"{fc7}.bias": unit}
+    read = skeleton("vgg16").convert(state)
+    assert set(read) == {f"classifier.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}
+    assert torch.equal(read["classifier.0.weight"][:, 7], unit)
+    assert torch.equal(read["classifier.3.weight"][7], unit)
+    reduced = skeleton("vgg16_reduced").convert(state)
+    assert reduced["fc6.weight"].shape == (1024, 512, 3, 3)
+    assert torch.equal(reduced["fc6.weight"][:, 0, 0, 0], unit[::4])
+    assert torch.equal(reduced["fc7.weight"][0, :, 0, 0], unit[::4])
+    if fc6 == "fc6":
+        assert set(skeleton("zfnet").convert(state)) == set(read)
+
+
 @torch.no_grad()
-def test_ssd_on_a_file_of_caffes_sees_what_caffe_sees(layout: str, layers: Layers, tmp_path: Path, capsys) -> None:
-    path, state = tmp_path / "weights", stored(LAYOUTS[layout], layers)
-    if layout.endswith(".caffemodel"):
-        path = path.with_suffix(".caffemodel")
-        write_caffemodel(path, layers, first_form=True)
-    else:
-        torch.save(state | {"loc.0.bias": torch.zeros(1)}, path)
-    source = {"name": "vgg16_reduced", "weights": str(path), "channels": "bgr"}
+def test_ssd_on_a_file_of_caffes_sees_what_caffe_sees(layers: Layers, tmp_path: Path, capsys) -> None:
+    write_caffemodel(path := tmp_path / "VGG_ILSVRC_16_layers_fc_reduced.caffemodel", layers, first_form=True)
+    source = {"name": "vgg16_reduced", "weights": str(path)}  # Caffe's own files are BGR where nothing else is said
     mean, std = [value / 255 for value in reversed(SSD_MEAN)], [1 / 255] * 3
     detector = detkit.create_model("ssd", backbone=source, classes=("a",), mean=mean, std=std).eval()
     line = capsys.readouterr().err
@@ -129,26 +158,19 @@ def test_ssd_on_a_file_of_caffes_sees_what_caffe_sees(layout: str, layers: Layer
         torch.testing.assert_close(seen.double(), wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].std()))
 
 
-@pytest.mark.parametrize("dropout_first", [True, False])
 @torch.no_grad()
-def test_faster_rcnn_on_caffes_vgg16_sees_what_caffe_sees(
-    dropout_first: bool, layers: Layers, tmp_path: Path, capsys
-) -> None:
-    """jcjohnson's vgg16-00b39a1b.pth numbers the fully connected layers 1 and 4, what others made of it 0 and 3."""
-    fc6, fc7 = ("classifier.1", "classifier.4") if dropout_first else ("classifier.0", "classifier.3")
+def test_faster_rcnn_on_caffes_vgg16_sees_what_caffe_sees(layers: Layers, tmp_path: Path, capsys) -> None:
     state = stored(numbered("features."), layers)
-    for name, inputs, value in ((fc6, 25088, 0.5), (fc7, 4096, 0.25)):  # of one number each, which the file repeats
-        state[f"{name}.weight"] = torch.tensor(value).expand(4096, inputs)
+    for name, inputs, value in (("classifier.1", 25088, 0.5), ("classifier.4", 4096, 0.25)):
+        state[f"{name}.weight"] = torch.tensor(value).expand(4096, inputs)  # the file holds one number of each
         state[f"{name}.bias"] = torch.tensor(value).expand(4096)
     torch.save(state, tmp_path / "w.pth")
     source = {"name": "vgg16", "weights": str(tmp_path / "w.pth"), "channels": "bgr"}
     mean, std = [value / 255 for value in reversed(FASTER_MEAN)], [1 / 255] * 3
     detector = detkit.create_model("faster_rcnn", backbone=source, classes=("a",), mean=mean, std=std).eval()
     assert "left as initialised" not in capsys.readouterr().err
-    assert [float(layer.weight[3, 5]) for layer in detector.head.tail.modules() if isinstance(layer, nn.Linear)] == [
-        0.5,
-        0.25,
-    ]
+    linear = [layer for layer in detector.head.tail.modules() if isinstance(layer, nn.Linear)]
+    assert [float(layer.weight[3, 5]) for layer in linear] == [0.5, 0.25]
     pixels = torch.randint(0, 256, (1, 3, 60, 90), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     wanted = caffes_maps(layers, pixels, FASTER_MEAN)["conv5_3"]
     (seen,) = detector.maps(pixels, torch.tensor([[60, 90]]))
@@ -156,16 +178,15 @@ def test_faster_rcnn_on_caffes_vgg16_sees_what_caffe_sees(
 
 
 @torch.no_grad()
-def test_faster_rcnn_on_caffes_zf_sees_what_caffe_sees(tmp_path: Path, capsys) -> None:
+def test_zf_on_caffes_file_sees_what_caffe_sees(tmp_path: Path) -> None:
     """Layer by layer as the authors' prototxt has it: 7/2 and 5/2 kernels, response norm within channels, 3/2 pools."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"conv1": (96, 3, 7, 7), "conv2": (256, 96, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 384, 3, 3)}
-    shapes |= {"conv5": (256, 384, 3, 3), "fc6": (4096, 9216), "fc7": (4096, 4096)}
+    shapes |= {"conv5": (256, 384, 3, 3)}
     layers: Layers = {}
     for name, shape in shapes.items():
-        weight = torch.zeros(shape)
-        if name.startswith("conv"):
-            weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator)
+        weight = torch.empty(shape)
+        weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator)
         layers[name] = weight, torch.empty(shape[0]).uniform_(-0.1, 0.1, generator=generator)
     write_caffemodel(path := tmp_path / "ZF.v2.caffemodel", layers, first_form=False)
     pixels = torch.randint(0, 256, (1, 3, 75, 110), generator=generator, dtype=torch.uint8)
@@ -176,29 +197,9 @@ def test_faster_rcnn_on_caffes_zf_sees_what_caffe_sees(tmp_path: Path, capsys) -
         if number <= 2:
             x = x / (1 + 5e-5 * F.avg_pool2d(x**2, 3, 1, 1)) ** 0.75
             x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
-    source = {"name": "zfnet", "weights": str(path)}  # Caffe's own files are BGR where nothing else is said
-    mean, std = [value / 255 for value in reversed(FASTER_MEAN)], [1 / 255] * 3
-    keys = {"mean": mean, "std": std, "pool_size": 6, "freeze_stages": 0}
-    detector = detkit.create_model("faster_rcnn", backbone=source, classes=("a",), **keys).eval()
-    assert "14 of 14 tensors" in capsys.readouterr().err
-    (seen,) = detector.maps(pixels, torch.tensor([[75, 110]]))
+    backbone = create_backbone(BackboneConfig("zfnet", str(path)))
+    seen = backbone(pixels - torch.tensor(FASTER_MEAN[::-1]).view(3, 1, 1))["conv5"]
     torch.testing.assert_close(seen.double(), x, rtol=1e-4, atol=1e-4 * float(x.std()))
-
-
-def test_fully_connected_layers_by_caffes_names_become_the_reduced_ones() -> None:
-    state = {"fc6.weight": torch.arange(4096.0).unsqueeze(1).expand(4096, 25088), "fc6.bias": torch.arange(4096.0)}
-    state |= {"fc7.weight": torch.arange(4096.0).expand(4096, 4096), "fc7.bias": torch.arange(4096.0)}
-    ours = create_backbone(BackboneConfig("vgg16_reduced")).convert(state)
-    assert ours["fc6.weight"].shape == (1024, 512, 3, 3)
-    assert ours["fc6.weight"][:, 0, 0, 0].tolist() == ours["fc6.bias"].tolist() == list(range(0, 4096, 4))
-    assert ours["fc7.weight"][0, :, 0, 0].tolist() == list(range(0, 4096, 4))
-
-
-def test_layers_alone_without_fc6_and_fc7_are_said(layers: Layers, tmp_path: Path, capsys) -> None:
-    torch.save(stored(numbered(""), layers), tmp_path / "w.pth")
-    create_backbone(BackboneConfig("vgg16_reduced", str(tmp_path / "w.pth"), "bgr"))
-    assert "26 of 30 tensors" in (line := capsys.readouterr().err)
-    assert "left as initialised: fc6.weight, fc6.bias, fc7.weight, fc7.bias" in line
 
 
 def test_only_files_of_unknown_order_are_turned(tmp_path: Path) -> None:
