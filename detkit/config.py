@@ -64,6 +64,13 @@ class BackboneConfig:
     """One of `detkit backbones`."""
     weights: str | None = None
     """`imagenet`, the path of a checkpoint, or null for random ones."""
+    channels: str | None = None
+    """Order of the colours that a file's first layer reads: `rgb`, or `bgr` as in weights from Caffe, whose first layer
+    is turned round; null: `bgr` for a `.caffemodel`, else `rgb`. `model.mean` and `model.std` are RGB in any case."""
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            one_of("model.backbone.channels", self.channels, ("rgb", "bgr"))
 
 
 @dataclass

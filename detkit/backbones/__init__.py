@@ -43,7 +43,7 @@ def create_backbone(config: BackboneConfig, *, tail: bool = False) -> Backbone:
     """
     backbone = build(config.name)
     if config.weights is not None:
-        load_weights(backbone, config.weights)
+        load_weights(backbone, config.weights, config.channels)
     if not tail:
         backbone.drop_tail()
     return backbone

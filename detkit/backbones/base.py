@@ -82,6 +82,12 @@ class Backbone(nn.Module):
         return state
 
 
+def rename_layers(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """Return tensors with their layers, what stands before the last dot, renamed by `names`; others stay."""
+    parts = ((*key.rpartition("."), tensor) for key, tensor in state.items())
+    return {f"{names.get(layer, layer)}{dot}{part}": tensor for layer, dot, part, tensor in parts}
+
+
 def initialise(network: nn.Module, slope: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Draw the weights of convolutions and fully connected layers as He et al. (2015) do; biases are 0.
 

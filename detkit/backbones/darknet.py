@@ -1,8 +1,9 @@
 """The networks of YOLOv1 (Redmon et al., CVPR 2016, section 2.1), as the authors' program darknet has them.
 
 The paper's 24 convolutions are 20 that are pretrained on ImageNet, here, and 4 that the detection head adds; Fast
-YOLO's 9 are 7 and 2. Unlike in the paper, every convolution has batch norm, as in the configurations that darknet has
-had since 2016 and in the weights that it publishes.
+YOLO's 9 are 7 and 2. In the paper no convolution has batch norm, as in `darknet_yolov1_plain` and
+`darknet_yolov1_tiny_plain`; in the configurations that darknet has had since 2016 all have, as in `darknet_yolov1` and
+`darknet_yolov1_tiny`. Each reads the files of its own kind.
 """
 
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ class Darknet(SequentialBackbone):
     darknet = True
     layers: nn.Sequential
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Stages, batch_norm: bool = True) -> None:
         layers, ends, info = nn.Sequential(), [], []
         inputs, stride, centre, region_centre = 3, 1, 0.5, 0.5
         for number, convolutions in enumerate(stages):
@@ -74,7 +75,7 @@ class Darknet(SequentialBackbone):
                 centre += stride / 2  # the middle of two cells; padded odd kernels keep it
                 stride *= 2
             for outputs, kernel, step in convolutions:
-                stage.append(convolution(inputs, outputs, kernel, step))
+                stage.append(convolution(inputs, outputs, kernel, step, batch_norm))
                 inputs, stride = outputs, stride * step
             layers.append(stage)
             if stride >= 4:
@@ -92,5 +93,6 @@ class Darknet(SequentialBackbone):
         return nn.Sequential(*stages[len(self.layers) :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-BACKBONES.register("darknet_yolov1")(partial(Darknet, YOLOV1))
-BACKBONES.register("darknet_yolov1_tiny")(partial(Darknet, YOLOV1_TINY))
+for _name, _stages in (("darknet_yolov1", YOLOV1), ("darknet_yolov1_tiny", YOLOV1_TINY)):
+    BACKBONES.register(_name)(partial(Darknet, _stages))
+    BACKBONES.register(f"{_name}_plain")(partial(Darknet, _stages, False))

@@ -26,9 +26,10 @@ def _layer(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 class Darknet19(SequentialBackbone):
     """The first 18 convolutions. Features: conv8 (stride 8), conv13 (16), conv18 (32).
 
-    The 19th gives the scores of ImageNet's classes, and is left out.
+    The 19th gives the scores of ImageNet's classes, and is left out, as in darknet's `darknet19_448.conv.23`.
     """
 
+    darknet = True
     info = (FeatureInfo("conv8", 256, 8), FeatureInfo("conv13", 512, 16), FeatureInfo("conv18", 1024, 32))
     region = "conv13"
     first_cell_centre = 8.0

@@ -54,6 +54,23 @@ def read_weights(path: str | Path, network: nn.Module, *, exact: bool = True) ->
     return state
 
 
+def is_other_kind(path: str | Path, network: nn.Module) -> bool:
+    """Whether a file has batch norm where the network's convolutions have none, or none where they have it.
+
+    A file has it where the numbers that would be the variances of the first two convolutions are not negative. False
+    where it is too short for the network without batch norm: then it is another network's.
+    """
+    numbers, _ = _open(Path(path))
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    if len(numbers) < sum(layer.out_channels + layer.weight.numel() for layer in convolutions):
+        return False
+    start, normed = 0, True
+    for layer in convolutions[:2]:
+        normed &= bool((numbers[start + 3 * layer.out_channels : start + 4 * layer.out_channels] >= 0).all())
+        start += 4 * layer.out_channels + layer.weight.numel()
+    return normed != any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+
+
 def _open(path: Path) -> tuple[np.ndarray, bool]:
     """Return the numbers, which stay on the disk until they are used, and whether connected layers are transposed."""
     if not path.is_file():

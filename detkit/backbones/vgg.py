@@ -1,4 +1,8 @@
-"""VGG (Simonyan and Zisserman, 2015): as region detectors use it, and as SSD does."""
+"""VGG (Simonyan and Zisserman, 2015): as region detectors use it, and as SSD does.
+
+Where the side of a map is odd, pools keep its last row and column, as in Caffe: 600 x 800 pixels become 38 x 50 cells.
+So the maps are torchvision's where sides are multiples of 16, and have a row or column more for some other sides.
+"""
 
 from functools import partial
 from typing import Any
@@ -6,15 +10,23 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision import models
 
-from detkit.backbones.base import Backbone, FeatureInfo
+from detkit.backbones.base import Backbone, FeatureInfo, rename_layers
 from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
+from detkit.backbones.vgg_files import REDUCED, torchvision_keys
 
 # torchvision's `features` of VGG16 up to and with the last ReLU in front of a pool
-POOL3, CONV4_3, POOL5 = 16, 23, 30
+CONV4_3, POOL5 = 23, 30
 STARTS = 0, 5, 10, 17, 24  # behind each pool
 # fc6 sees 7x7 of 512 channels, fc7 1x1 of 4096; every 4th unit and every 3rd pixel are kept
 KEEP_UNITS, KEEP_PIXELS = 4, 3
+
+
+def round_up(features: nn.Module) -> None:
+    """Let pools keep a last odd row and column, as Caffe's do and torchvision's do not: 75 x 75 -> 38 x 38."""
+    for layer in features.modules():
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
 
 
 class VGG(ClassicBackbone):
@@ -29,6 +41,7 @@ class VGG(ClassicBackbone):
     def __init__(self, name: str) -> None:
         body: Any = models.get_model(name, weights=None)
         pools = [number for number, layer in enumerate(body.features) if isinstance(layer, nn.MaxPool2d)]
+        round_up(body.features)
         last = sum(isinstance(layer, nn.Conv2d) for layer in body.features[pools[3] : pools[4]])
         starts = (0, *(pool + 1 for pool in pools[:-1]))
         super().__init__(body.features[: pools[4]], body.classifier[:6], pools[2:], starts)
@@ -38,6 +51,9 @@ class VGG(ClassicBackbone):
         self.region = names[-1]
         if not any(isinstance(layer, nn.BatchNorm2d) for layer in self.features):
             self.l2norm_features = tuple(names[:-1])
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().convert(torchvision_keys(state, self.features))
 
 
 for _depth in (11, 13, 16, 19):
@@ -63,8 +79,7 @@ class ReducedVGG16(Backbone):
         features = models.vgg16(weights=None).features
         assert isinstance(features, nn.Sequential)
         self.features = features[:POOL5]
-        # 75 x 75 -> 38 x 38, as Caffe rounds
-        self.features[POOL3] = nn.MaxPool2d(2, 2, ceil_mode=True)
+        round_up(self.features)
         self.pool5 = nn.MaxPool2d(3, 1, 1)
         self.fc6 = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
         self.fc7 = nn.Conv2d(1024, 1024, 1)
@@ -93,7 +108,7 @@ class ReducedVGG16(Backbone):
         return {"conv4_3": conv4_3, "fc7": self.fc7(x).relu_()}
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = dict(state)
+        state = rename_layers(torchvision_keys(state, self.features), REDUCED)
         layers = {"classifier.0": ("fc6", (-1, 512, 7, 7)), "classifier.3": ("fc7", (-1, 4096, 1, 1))}
         for theirs, (ours, shape) in layers.items():
             weight, bias = state.pop(f"{theirs}.weight", None), state.pop(f"{theirs}.bias", None)

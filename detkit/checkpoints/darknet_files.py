@@ -1,8 +1,8 @@
 """YOLOv1 in the files of the authors' program darknet: NAME.cfg, the network, and NAME.weights beside it.
 
-Read are cfgs of the kind of darknet's yolov1.cfg and yolov1-tiny.cfg: the layers of a darknet backbone, convolutions,
-perhaps a locally connected layer and a dropout, connected layers, and the detection layer. What they say about training
-is not taken over.
+Read are cfgs of the kind of yolov1.cfg, yolov1-tiny.cfg and the first ones without batch norm: the layers of a darknet
+backbone, convolutions, perhaps a locally connected layer and a dropout, connected layers, the first of which may be
+linear, and the detection layer. What they say about training is not taken over.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from detkit.models.yolov1 import LOCAL_KERNEL, YOLOv1Config
 BACKBONES: dict[str, Stages] = {"darknet_yolov1": YOLOV1, "darknet_yolov1_tiny": YOLOV1_TINY}
 POOL = {"size": "2", "stride": "2"}
 # a cfg's words for what detkit's layers always are; what a section leaves out is darknet's default
-CONVOLUTION = {"batch_normalize": "1", "pad": "1", "activation": "leaky"}
+CONVOLUTION = {"pad": "1", "activation": "leaky"}
 LOCAL = {"size": str(LOCAL_KERNEL), "stride": "1", "pad": "1", "activation": "leaky"}
 DETECTION = {"coords": "4", "softmax": "0", "sqrt": "1", "rescore": "1", "object_scale": "1", "class_scale": "1"}
 DEFAULTS = {
@@ -101,18 +101,23 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
     if sizes[0] != sizes[1] or not sizes[0].isdecimal() or sizes[2] != "3":
         raise UserError(f"{net.origin}: height={sizes[0]}, width={sizes[1]}, channels={sizes[2]}; read are RGB squares")
     layers.append(Section("end", {}, source))
-    name = _take_backbone(layers)
+    # all convolutions have batch norm, or none has
+    norm = "1" if layers[0].name == "convolutional" and layers[0].number("batch_normalize") else "0"
+    name = _take_backbone(layers, norm)
     convolutions = []
     while layers[0].name == "convolutional":
-        convolutions.append(list(_convolution(layers.pop(0))))
+        convolutions.append(list(_convolution(layers.pop(0), norm)))
     local = 0
     if layers[0].name == "local":
         layers[0].expect(LOCAL, ["filters"])
         local = layers.pop(0).integer("filters")
     head = list(takewhile(lambda layer: layer.name in ("connected", "dropout"), layers))
-    units, dropout = [], 0.0
+    units, dropout, bottleneck = [], 0.0, 0
     for number, layer in enumerate(head, 1):
-        if layer.name == "connected":
+        if layer.name == "connected" and 1 == number < len(head) and layer.options.get("activation") == "linear":
+            layer.expect({}, ["output", "activation"])
+            bottleneck = layer.integer("output")
+        elif layer.name == "connected":
             layer.expect({"activation": "linear" if number == len(head) else "leaky"}, ["output"])
             units.append(layer.integer("output"))
         else:
@@ -132,10 +137,11 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config, int]:
             f"{head[-1].origin}: output={units[-1]}, but [detection] needs {outputs}: side * side * (num * 5 + classes)"
         )
     config = YOLOv1Config(
-        backbone=BackboneConfig(name),
+        backbone=BackboneConfig(name if norm == "1" else f"{name}_plain"),
         size=int(sizes[0]),
         convolutions=convolutions,
         local=local,
+        bottleneck=bottleneck,
         hidden=units[:-1],
         dropout=dropout,
         grid=grid,
@@ -162,13 +168,13 @@ def _sections(text: str, source: str) -> list[Section]:
     return sections
 
 
-def _convolution(section: Section) -> tuple[int, int, int]:
-    """Channels, kernel and stride of a [convolutional]."""
-    section.expect(CONVOLUTION, ["filters", "size", "stride"])
+def _convolution(section: Section, norm: str) -> tuple[int, int, int]:
+    """Channels, kernel and stride of a [convolutional]; norm: its batch_normalize."""
+    section.expect({"batch_normalize": norm, **CONVOLUTION}, ["filters", "size", "stride"])
     return section.integer("filters"), section.integer("size"), section.integer("stride")
 
 
-def _take_backbone(layers: list[Section]) -> str:
+def _take_backbone(layers: list[Section], norm: str) -> str:
     """Remove the layers of a darknet backbone from the front of `layers`; return its name."""
     furthest = 0
     for name, stages in BACKBONES.items():
@@ -179,7 +185,7 @@ def _take_backbone(layers: list[Section]) -> str:
                 break
             if layer is None:
                 section.expect(POOL)
-            elif _convolution(section) != layer:
+            elif _convolution(section, norm) != layer:
                 break
         else:
             if len(layers) > len(expected):

@@ -301,9 +301,9 @@ def by_box(x: Tensor, columns: int) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier's uniform weights, over the mean of fan in and fan out where Caffe's has fan in, and zero biases."""
+    """Xavier's uniform weights over fan in, as Caffe has them, and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -23,7 +23,7 @@ from detkit.models.dense import DenseConfig, DenseDetector
 from detkit.models.parts import ExportPart
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
-from detkit.models.ssd import extra_layer, initialise
+from detkit.models.ssd import extra_layer
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 # the added layers of torchvision's ssd300, as `model.extras` of detkit's SSD
@@ -70,7 +70,10 @@ class Pyramid(nn.Module):
         for spec in EXTRAS[: MAPS - len(used)]:
             self.extras.append(extra_layer(self.out_channels[-1], spec, batch_norm=False))
             self.out_channels.append(spec[1])
-        initialise(self.extras)
+        for layer in self.extras.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         features = self.backbone(x)

@@ -8,7 +8,8 @@ Where the paper and the authors' program darknet differ or say nothing, and what
   where in darknet it is background.
 - Outputs are linear, so scores may be a little more than 1; a negative confidence or class score counts as 0, lest the
   product of two be a detection.
-- Every convolution has batch norm (darknet's configurations since 2016), which the paper's network had not.
+- Convolutions have batch norm where the backbone has: not in the paper's network (`darknet_yolov1_plain`), but in
+  darknet's configurations since 2016 (`darknet_yolov1`).
 """
 
 import math
@@ -58,8 +59,10 @@ class YOLOv1Config(DenseConfig):
     """`fc`: fully connected layers; `conv`: a 1x1 convolution."""
     local: int = within("[0, 100000]", 0)
     """Channels of a locally connected 3x3 layer in front of the fully connected ones; 0: none."""
+    bottleneck: int = within("[0, 100000]", 0)
+    """Units of a fully connected layer without rectifier in front of the others, as in Fast YOLO; 0: none."""
     hidden: list[int] = within("[1, 100000]", [4096])
-    """Units of the fully connected layers but the last."""
+    """Units of the fully connected layers with rectifier, in front of the last."""
     dropout: float = within("[0, 1)", 0.5)
     """Before the last fully connected layer."""
     grid: int | None = within("[1, 1000]", None)
@@ -102,14 +105,22 @@ class FullyConnectedHead(nn.Sequential):
             channels = config.local
         self.append(nn.Flatten())
         inputs = channels * side * side
+        if config.bottleneck:
+            self.append(connected(inputs, config.bottleneck, slope=1))
+            inputs = config.bottleneck
         for units in config.hidden:
-            layer = nn.Linear(inputs, units)
-            nn.init.kaiming_normal_(layer.weight, SLOPE)
-            nn.init.zeros_(layer.bias)
-            self.extend((layer, nn.LeakyReLU(SLOPE, inplace=True)))
+            self.extend((connected(inputs, units, SLOPE), nn.LeakyReLU(SLOPE, inplace=True)))
             inputs = units
         self.append(nn.Dropout(config.dropout))
         self.last = nn.Linear(inputs, outputs)
+
+
+def connected(inputs: int, outputs: int, slope: float) -> nn.Linear:
+    """A fully connected layer before a rectifier of this slope."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.kaiming_normal_(layer.weight, slope)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 @MODELS.register("yolov1")

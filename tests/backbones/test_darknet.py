@@ -116,6 +116,44 @@ def test_a_backbone_takes_the_first_layers_of_a_longer_file(tmp_path: Path, caps
         create_backbone(BackboneConfig(TINY, str(tmp_path / "none.weights")))
 
 
+def test_files_with_and_without_batch_norm_fit_the_backbone_of_their_kind(tmp_path: Path) -> None:
+    """Alone or followed by the layers of a whole classifier, which are more than what batch norm adds."""
+    plain = f"{TINY}_plain"
+    for kind, other in ((TINY, plain), (plain, TINY)):
+        network, path = create_backbone(BackboneConfig(kind)), tmp_path / f"{kind}.conv.weights"
+        write_weights(path, network)
+        for behind in (0, 1_025_000):
+            path.write_bytes(path.read_bytes() + bytes(4 * behind))
+            copy = create_backbone(BackboneConfig(kind, str(path)))
+            for key, value in network.state_dict().items():
+                assert torch.equal(copy.state_dict()[key], value)
+            with pytest.raises(UserError, match="has batch norm where the backbone has none, or the reverse"):
+                create_backbone(BackboneConfig(other, str(path)))
+
+
+def test_yolos_backbone_has_as_many_numbers_as_the_authors_files() -> None:
+    """extraction.conv.weights: 22,403,136 without batch norm, as in the paper, and 22,430,400 with it."""
+    for name, count in (("darknet_yolov1", 22_430_400), ("darknet_yolov1_plain", 22_403_136)):
+        with torch.device("meta"):
+            state = create_backbone(BackboneConfig(name)).state_dict()
+        assert sum(tensor.numel() for key, tensor in state.items() if "num_batches" not in key) == count
+
+
+def test_darknet19_reads_what_darknet_cut_off_behind_23_layers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its pretrained file holds 18 convolutions and 5 pools, and is called `darknet19_448.conv.23`."""
+    network, path = create_backbone(BackboneConfig("darknet19")), tmp_path / "darknet19_448.conv.23"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())):
+            tensor.uniform_(0.1, 1)
+    write_weights(path, network)
+    assert path.stat().st_size == 20 + 79_327_104
+    copy = create_backbone(BackboneConfig("darknet19", str(path)))
+    assert "90 of 90 tensors" in capsys.readouterr().err
+    for key, value in network.state_dict().items():
+        assert torch.equal(copy.state_dict()[key], value)
+
+
 def test_the_papers_layers() -> None:
     convolutions = [
         (layer.out_channels, layer.kernel_size[0], layer.stride[0])

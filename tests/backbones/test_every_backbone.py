@@ -205,6 +205,15 @@ def test_without_its_tail_a_network_keeps_nothing_of_it(name):
 PUBLISHED = [name for name in NAMES if name != "vgg16_reduced" and name in models.list_models()]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("vgg")])
+def test_vggs_pools_round_up_as_caffes(name):
+    """Of 600 x 800 pixels the authors' Faster R-CNN has 38 x 50 cells, of 300 x 300 SSD's conv4_3 has 38 x 38."""
+    backbone = skeleton(name)
+    assert [shape[2:] for shape in shapes(backbone, 600, 800).values()][-1] == (38, 50)
+    conv4_3 = [shape[2:] for shape in shapes(backbone, 300, 300).values()][-2]
+    assert conv4_3 == (38, 38)
+
+
 def test_imagenet_names_are_torchvisions():
     assert {name for name in NAMES if skeleton(name).imagenet} == {*PUBLISHED, "vgg16_reduced"}
     for name in PUBLISHED:

@@ -1,6 +1,7 @@
 """Whole detectors in darknet's files: cfg and weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,33 @@ def test_a_cfg_says_the_config() -> None:
     assert parse_cfg(tiny_cfg(), "tiny.cfg") == (CONFIG, 2)
 
 
+def plain_cfg() -> str:
+    """As yolo-tiny.cfg was in November 2015: no batch norm, and a linear layer in front of the connected ones."""
+    old = "[local]\nsize=3\nstride=1\npad=1\nfilters=6\nactivation=leaky\n\n"
+    new = "[connected]\noutput=7\nactivation=linear\n\n[connected]\noutput=5\nactivation=leaky\n\n"
+    return tiny_cfg().replace("batch_normalize=1\n", "").replace(old, new)
+
+
+PLAIN = replace(CONFIG, backbone=BackboneConfig("darknet_yolov1_tiny_plain"), local=0, bottleneck=7, hidden=[5])
+
+
+@torch.no_grad()
+def test_the_first_fast_yolos_files_are_read(tmp_path: Path) -> None:
+    assert parse_cfg(plain_cfg(), "plain.cfg") == (PLAIN, 2)
+    ours = build_detector(PLAIN, CLASSES).eval()
+    kinds = [(type(layer).__name__, getattr(layer, "out_features", None)) for layer in ours.head]
+    assert kinds == [
+        *(("Flatten", None), ("Linear", 7), ("Linear", 5), ("LeakyReLU", None), ("Dropout", None), ("Linear", 48)),
+    ]
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in ours.modules())
+    write_weights(tmp_path / "a.weights", ours)
+    (tmp_path / "a.cfg").write_text(plain_cfg())
+    (tmp_path / "a.names").write_text("cat\ndog\n")
+    images = images_of(random_image(128, 128))
+    read = detkit.load(tmp_path / "a.weights", device="cpu")
+    torch.testing.assert_close(read.predict(images).scores, ours.predict(images).scores)
+
+
 @torch.no_grad()
 def test_files_written_are_the_detector_read(tmp_path: Path) -> None:
     ours, path = detector(), tmp_path / "mine.weights"
@@ -111,7 +139,11 @@ def test_twenty_classes_without_names_are_vocs(tmp_path: Path) -> None:
     [
         ("[net]", "[nat]", "a.cfg: a darknet cfg begins with [net]"),
         ("height=128", "height=64", "line 1: height=64, width=128, channels=3; read are RGB squares"),
-        ("batch_normalize=1", "batch_normalize=0", "[convolutional] with batch_normalize=0; only batch_normalize=1"),
+        (
+            "batch_normalize=1\nsize=3\nstride=1\npad=1\nfilters=64",
+            "batch_normalize=0\nsize=3\nstride=1\npad=1\nfilters=64",
+            "[convolutional] with batch_normalize=0; only batch_normalize=1 is read",
+        ),
         ("filters=64", "filters=65", "with which no backbone goes on"),
         ("activation=linear", "activation=relu", "[connected] with activation=relu; only activation=linear is read"),
         ("output= 48", "output= 47", "output=47, but [detection] needs 48: side * side * (num * 5 + classes)"),

@@ -2,10 +2,12 @@
 
 import random
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -251,9 +253,9 @@ def slow_crop(draw: np.random.Generator, size: float, box: np.ndarray) -> tuple[
     for least in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9):
         for _ in range(50):
             scale = draw.uniform(0.3, 1)
-            ratio = draw.uniform(max(0.5, scale**2), min(2, scale**-2))
+            ratio = min(max(draw.uniform(0.5, 2), scale**2), scale**-2)
             w, h = scale * np.sqrt(ratio), scale / np.sqrt(ratio)
-            x, y = draw.uniform(0, 1 - w), draw.uniform(0, 1 - h)
+            x, y = draw.random() * (1 - w), draw.random() * (1 - h)
             window = (x * size, y * size, (x + w) * size, (y + h) * size)
             if slow_iou(window, box) >= least:
                 pool.append(window)
@@ -276,6 +278,40 @@ def test_iou_crop_draws_as_the_reference_does():
         assert measure(ours) == pytest.approx(measure(theirs), abs=0.05)
     shape = (ours[:, 2] - ours[:, 0]) / (ours[:, 3] - ours[:, 1])
     assert 0.47 < shape.min() < shape.max() < 2.12
+
+
+def test_ratios_of_crops_are_clamped_to_the_image_as_the_authors_do():
+    """With scale s of U(.3, 1) and ratio r of U(.5, 2), r > 1/s^2 has full width, .1634 of all, r < s^2 full height."""
+    crop = with_state(ssd.IoUCrop(), 0)
+    windows = np.concatenate([crop._windows((301, 403)) for _ in range(800)])
+    width, height = (windows[:, 2:] - windows[:, :2]).T
+    assert np.mean(width == 403) == pytest.approx((3 - 2 * 2**0.5) / 1.05, abs=0.008)
+    assert np.mean(height == 301) == pytest.approx((2**0.5 / 6 - 1 / 6) / 1.05, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["yolov1", "yolov1_fast", "yolov1_vgg16", "yolov1_resnet50"])
+def test_yolos_jitter_is_darknets(name):
+    """Each side moves by U(-.2, .2) of the image, in or out, by itself; padding repeats the border."""
+    text = (Path(__file__).parents[2] / f"configs/voc/{name}.yaml").read_text()
+    jitter = chain.Chain(yaml.safe_load(text)["data"]["augment"][:1], SPEC)
+    height, width, count = 60, 100, 400
+    image = np.stack([*np.mgrid[:height, :width], np.zeros((height, width))], -1).astype(np.uint8)
+    box, moves = np.array([(40.0, 24.0, 60.0, 36.0)]) / (width, height, width, height), []
+    for seed in range(count):
+        out, boxes, _ = jitter(image, box, (0, seed), 1)
+        size = out.shape[1], out.shape[0]
+        x0, y0, x1, y1 = boxes[0] * (*size, *size)
+        np.testing.assert_allclose((x1 - x0, y1 - y0), (20, 12), atol=1e-6)  # in pixels nothing is stretched
+        left, top = round(x0 - 40), round(y0 - 24)
+        rows, columns = np.arange(size[1]) - top, np.arange(size[0]) - left
+        np.testing.assert_array_equal(out, image[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)])
+        moves.append((left / width, top / height, (size[0] - left) / width - 1, (size[1] - top) / height - 1))
+    moves = np.array(moves)
+    assert np.abs(moves).max() <= 0.21
+    np.testing.assert_allclose(moves.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(moves.std(0), 0.4 / 12**0.5, atol=0.015)
+    between = np.corrcoef(moves.T) - np.eye(4)
+    assert np.abs(between).max() < 0.2
 
 
 def test_iou_crop_keeps_objects_by_their_centre():

@@ -15,7 +15,7 @@ from detkit.experiment import load_config
 from detkit.models import build_detector, postprocess
 from detkit.models.ssd import SSD, L2Norm, SSDConfig, SSDHead, published_extras, published_sizes, published_steps
 from detkit.ops import default_boxes
-from detkit.structures import Targets
+from detkit.structures import InputSpec, Targets
 from tests.builders import SSD300, SSD512, images_of, random_image, tiny_ssd_config
 from tests.matching import assert_same_detections
 
@@ -160,8 +160,25 @@ def test_one_image_and_the_norm_of_a_lite_head_do_not_go_together():
         detector(images, none)
 
 
+@pytest.mark.parametrize("name", ["ssd300_mobilenet_v2", "ssd300_resnet50"])
+def test_ssd300_on_other_networks_has_six_maps(name):
+    config = load_config(CONFIGS / f"voc/{name}.yaml", ["model.backbone.weights=null"])
+    detector = build_detector(config.model, tuple("ab"))
+    assert detector.sides == [38, 19, 10, 5, 3, 1]
+    assert len(detector.anchors) == 8732
+
+
+def test_the_published_recipes_read_caffes_weights_in_caffes_scale():
+    for name in ("ssd300_vgg16", "ssd512_vgg16"):
+        config = load_config(CONFIGS / f"voc/{name}.yaml").model
+        assert config.backbone.channels == "bgr"
+        spec = InputSpec((300, 300), config.mean, config.std)
+        assert [round(mean * spec.divisor, 3) for mean in spec.mean] == [123, 117, 104]
+        assert [round(std * spec.divisor, 5) for std in spec.std] == [1, 1, 1]
+
+
 def test_new_layers_begin_with_xaviers_weights_and_no_bias():
-    """As in the authors' code: uniform up to sqrt(6 / (inputs + outputs)) of a kernel."""
+    """As in Caffe: uniform up to sqrt(3 / inputs) of a kernel."""
     torch.manual_seed(0)
     detector = build_detector(tiny_ssd_config(), ("a", "b"))
     new = {
@@ -174,7 +191,7 @@ def test_new_layers_begin_with_xaviers_weights_and_no_bias():
     for name, layer in new.items():
         assert layer.bias is not None
         assert not layer.bias.any(), name
-        bound = (6 / (layer.weight[0].numel() + layer.weight[:, 0].numel())) ** 0.5
+        bound = (3 / layer.weight[0].numel()) ** 0.5
         assert 0.95 * bound < layer.weight.abs().max() <= bound, name
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05), name
 

@@ -51,6 +51,28 @@ def test_the_papers_network_has_its_layers_and_its_7_x_7_x_30_numbers() -> None:
     assert detector.head[1].in_features == 7 * 7 * 1024
 
 
+def test_the_published_recipes_have_no_batch_norm_and_no_cap() -> None:
+    for name in ("yolov1", "yolov1_fast"):
+        config = load_config(CONFIGS / f"voc/{name}.yaml", ["model.backbone.weights=null"])
+        detector = build(replace(config.model, hidden=[8]), tuple(map(str, range(20))))
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in detector.modules())
+        linear = [layer.out_features for layer in detector.head.modules() if isinstance(layer, nn.Linear)]
+        assert linear == [*([256] if name == "yolov1_fast" else []), 8, 1470]
+        if name == "yolov1_fast":  # linear, as in yolo-tiny.cfg of November 2015
+            assert [type(layer) for layer in detector.head][1:3] == [nn.Linear, nn.Linear]
+        assert config.detect.top_k >= 98
+        assert config.detect.detections_per_image >= 98 * 20
+
+
+@pytest.mark.parametrize(("name", "grid"), [("yolov1_vgg16", 7), ("yolov1_resnet50", 14)])
+def test_yolo_on_other_networks(name: str, grid: int) -> None:
+    config = load_config(CONFIGS / f"voc/{name}.yaml", ["model.backbone.weights=null"])
+    detector = build(replace(config.model, hidden=[8]), tuple(map(str, range(20))))
+    assert detector.grid == grid
+    assert config.detect.top_k >= 2 * grid**2
+    assert config.detect.detections_per_image >= 20 * 2 * grid**2
+
+
 def test_the_recipes_are_the_papers() -> None:
     for name, layers in (("yolov1", 24), ("yolov1_fast", 9)):
         config = load_config(CONFIGS / f"voc/{name}.yaml", ["model.backbone.weights=null"])

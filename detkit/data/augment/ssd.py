@@ -11,6 +11,7 @@ from albumentations.core.type_definitions import Targets
 from detkit.structures import InputSpec
 
 TRIALS = 50  # SSD, batch_sampler: max_trials
+FULL = 1e-6  # of a pixel
 INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 Size = tuple[int, int]
@@ -199,11 +200,12 @@ class IoUCrop(A.DualTransform):
         height, width = size
         uniform = self.random_generator.random((4, TRIALS))
         scale = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform[0]
-        # neither side may be longer than the image's
-        lowest, highest = np.maximum(self.ratio[0], scale**2), np.minimum(self.ratio[1], scale**-2)
-        root = np.sqrt(lowest + (highest - lowest) * uniform[1])
-        w = np.maximum(scale * root * width, 1).astype(np.int64).clip(1, width)
-        h = np.maximum(scale / root * height, 1).astype(np.int64).clip(1, height)
+        # No side may be longer than the image's: such a ratio is clamped, as in the authors' code, so that of every six
+        # windows one is as wide as the image. FULL makes up for what rounding takes from it.
+        ratio = self.ratio[0] + (self.ratio[1] - self.ratio[0]) * uniform[1]
+        root = np.sqrt(ratio.clip(scale**2, scale**-2))
+        w = (scale * root * width + FULL).astype(np.int64).clip(1, width)
+        h = (scale / root * height + FULL).astype(np.int64).clip(1, height)
         x, y = (uniform[2] * (width - w + 1)).astype(np.int64), (uniform[3] * (height - h + 1)).astype(np.int64)
         return np.stack([x, y, x + w, y + h], 1)
 
