@@ -16,7 +16,7 @@ import torch
 from detkit.backbones import create_backbone
 from detkit.config import within
 from detkit.models.base import SGD, Paper, Stage, StageRun
-from detkit.models.region import PooledConfig, RegionDetector
+from detkit.models.region import PooledConfig, RegionDetector, cell_offsets
 from detkit.models.region_features import MapFeatures, PyramidFeatures, RoIPooling
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
@@ -89,12 +89,12 @@ class FastRCNN(RegionDetector):
         # 2.1, 2.2: the last pooling layer of an ImageNet network becomes RoI pooling, its classifier two layers
         self.backbone = create_backbone(c.backbone, tail=True)
         tail = self.take_tail(c.pool_size)
-        conv5 = self.backbone.info[-1]
+        conv5, (offset, _) = self.backbone.info[-1], cell_offsets(c, self.backbone)
         if c.scales:  # 2.4 and 3: scale invariance by an image pyramid
-            pooling = RoIPooling(c.pool, c.pool_size, conv5.stride)
+            pooling = RoIPooling(c.pool, c.pool_size, conv5.stride, offset)
             self.features = PyramidFeatures(conv5, pooling, c.scales, c.longest, random_scale=True)
         else:
-            self.features = MapFeatures([conv5], c.pool, c.pool_size)
+            self.features = MapFeatures([conv5], c.pool, c.pool_size, offset=offset)
         self.head = RegionHead(tail, conv5.channels, c.pool_size, len(classes))
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 

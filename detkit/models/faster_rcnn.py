@@ -25,7 +25,7 @@ from detkit.errors import UserError
 from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail
 from detkit.models.parts import ExportPart, coder_facts
-from detkit.models.region import PooledConfig, RegionDetector, stored_proposals
+from detkit.models.region import PooledConfig, RegionDetector, cell_offsets, stored_proposals
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import RegionHead
 from detkit.models.registry import MODELS
@@ -119,21 +119,24 @@ class FasterRCNN(RegionDetector):
             maps = self.choose_maps([self.backbone.region], "features")
             tail = self.take_tail(c.pool_size)
             self.neck = None
+            offset, anchor_offset = cell_offsets(c, self.backbone)
         else:
             used = self.choose_maps(c.features, "features", min_stride=4)
             self.backbone.truncate(used[-1].name)
             tail = fpn_tail(c.channels, c.pool_size, self.backbone.width, c.head_convs)
             self.neck = FPN(used, c.channels, c.neck_norm)
             maps = self.neck.info
+            # as published: coarser maps are upsampled, so that no cell has one middle
+            offset = anchor_offset = 0.0
         self.map_info = maps
 
         # 3.1 region proposal network
-        self.rpn = RPN(maps, c)
+        self.rpn = RPN(maps, c, anchor_offset)
 
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
         pooled = maps if self.neck is None else maps[:-1]
         self.pooled_maps = len(pooled)
-        self.features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale)
+        self.features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale, offset)
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes), c.beta)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones import Backbone
 from detkit.backbones.describe import count_flops
 from detkit.config import BackboneConfig, Section, one_of, within
 from detkit.errors import UserError
@@ -63,12 +64,29 @@ class PooledConfig(RegionConfig):
     """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
     pool_size: int = within("[1, 100]", 7)
     """Cells a side of a pooled region."""
+    geometry: str = "backbone"
+    """Where the cells of the map are, for the pooling and for anchors: where the `backbone` has them, or as `published`
+    for all networks alike: for RoI pooling around multiples of the stride, which is 7.5 pixels off in VGG16, for
+    RoIAlign and anchors half a cell further, which is 7.5 pixels off in ZF and ResNet. Above a neck as published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
         one_of("model.pool", self.pool, POOLS)
+        one_of("model.geometry", self.geometry, ("backbone", "published"))
+
+
+def cell_offsets(config: PooledConfig, backbone: Backbone) -> tuple[float, float]:
+    """Return how far a single map's cells lie right of and below where they are published to be.
+
+    In pixels, of the pooling and of anchors; 0 where the config says `published`.
+    """
+    if config.geometry == "published":
+        return 0.0, 0.0
+    half = backbone.info[-1].stride / 2
+    pooled = {"pool": 0.5, "align": half, "align_v1": 0.0}[config.pool]
+    return backbone.first_cell_centre - pooled, backbone.first_cell_centre - half
 
 
 @dataclass(frozen=True)

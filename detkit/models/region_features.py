@@ -46,12 +46,14 @@ class ImageNetwork(Protocol):
 class RoIPooling:
     """RoI pooling (Fast R-CNN, section 2.1) or RoIAlign of one map to size x size cells.
 
-    kind: `pool`, `align`, or `align_v1`, as RoIAlign was first published: half a cell off.
+    kind: `pool`, `align`, or `align_v1`, as RoIAlign was first published: half a cell off. offset: how many pixels the
+    map's cells lie right of and below where these take them to be.
     """
 
     kind: str
     size: int
     stride: float
+    offset: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,13 +62,15 @@ class RoIPooling:
 
     def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, size, size), 0 where not valid (B, R)."""
+        boxes = boxes - self.offset
         if self.kind == "pool":
             return roi_pool(x, boxes, self.size, self.stride, valid)
         return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align", valid=valid)
 
     def facts(self) -> dict[str, Any]:
         """Return what describes the pooling in the metadata of an exported network."""
-        return {"kind": self.kind, "size": self.size, "strides": [self.stride]}
+        moved = {"offset": self.offset} if self.offset else {}
+        return {"kind": self.kind, "size": self.size, "strides": [self.stride], **moved}
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,14 @@ class MapFeatures(RegionFeatures):
 
     maps: finest first. Of several, each region is pooled from one, by its size (FPN, equation 1): regions of
     `canonical_scale` pixels a side from the map of stride 16, those half as large from that of stride 8, and so on.
+    offset: of the cells of a single map, see RoIPooling.
     """
 
-    def __init__(self, maps: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0) -> None:
+    def __init__(
+        self, maps: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0, offset: float = 0.0
+    ) -> None:
         self.strides = [info.stride for info in maps]
-        self.pooling, self.canonical_scale = RoIPooling(kind, size, self.strides[0]), canonical_scale
+        self.pooling, self.canonical_scale = RoIPooling(kind, size, self.strides[0], offset), canonical_scale
         self.shape = (maps[0].channels, size, size)
 
     def prepare(self, images: Images, network: ImageNetwork) -> list[Tensor]:

@@ -84,10 +84,11 @@ class RPNOutput(NamedTuple):
 class RPN(nn.Module):
     """A 3x3 convolution, then for each anchor of a cell one logit (object or not) and four deltas (section 3.1).
 
-    One network serves all maps of a pyramid. Weights are drawn from N(0, .01).
+    One network serves all maps of a pyramid. Weights are drawn from N(0, .01). offset: how many pixels the cells lie
+    right of and below where `py_faster_rcnn` has its anchors.
     """
 
-    def __init__(self, maps: Sequence[FeatureInfo], config: RPNConfig) -> None:
+    def __init__(self, maps: Sequence[FeatureInfo], config: RPNConfig, offset: float = 0.0) -> None:
         super().__init__()
         self.config = config
         width, anchors = config.rpn_width, len(config.ratios) * len(config.scales)
@@ -102,7 +103,8 @@ class RPN(nn.Module):
         self.strides = [info.stride for info in maps]
         for number, stride in enumerate(self.strides):
             cell = ANCHORS_OF_CELL[config.anchors](stride, config.ratios, config.scales)
-            self.register_buffer(f"cell{number}", cell, persistent=False)
+            moved = cell + offset if config.anchors == "py_faster_rcnn" else cell
+            self.register_buffer(f"cell{number}", moved, persistent=False)
 
     def forward(self, maps: list[Tensor]) -> RPNOutput:
         logits, deltas = [], []
