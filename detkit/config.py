@@ -96,8 +96,8 @@ class DataConfig(Section):
     proposals: list[str] = field(default_factory=list)
     """Stores as `detkit proposals` writes them, for detectors that classify given regions; an image's are those of the
     first store that has it."""
-    proposal_count: int = within("[0, inf)", 0)
-    """The best so many proposals of each image, padded where it has fewer; 0: all, padded to the most in a batch."""
+    proposal_count: int | None = within("[1, inf)", None)
+    """The best so many proposals of each image, padded where it has fewer; null: all, padded to the most in a batch."""
 
 
 @dataclass

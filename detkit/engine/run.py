@@ -96,7 +96,7 @@ class Run:
         if workers is not None:
             recipe = replace(recipe, workers=workers)
         if stage.store is not None:
-            data = replace(data, proposals=[str(self.folder / stage.store)], proposal_count=0)
+            data = replace(data, proposals=[str(self.folder / stage.store)], proposal_count=None)
         rank, world = distributed.rank(), distributed.world_size()
         return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
 

@@ -133,7 +133,7 @@ def _frames(video: Video) -> Iterator[np.ndarray]:
 def proposal_method(config: Config) -> Method:
     """How regions are proposed on images that no store knows: as many as in training."""
     method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
-    return lambda image: method(image)[: config.data.proposal_count or None]
+    return lambda image: method(image)[: config.data.proposal_count]
 
 
 def _prepare(source: ImageArray | Path, transform: Transform, propose: Method | None) -> _Prepared | UserError:

@@ -209,7 +209,7 @@ class RegionDetector(Detector):
     ) -> Predictions:
         """Scores and boxes of every class for each proposal. watch: is called with the features of each chunk."""
         scores, boxes = [], []
-        # chunks, since what a region needs on its way may be large: of R-CNN's, a whole network's maps
+        # chunks, since there may be many regions, and what one needs on its way large: of R-CNN's a whole network's maps
         for regions in self.chunks(proposals.boxes):
             pooled = self.features.pool(prepared, regions)
             if watch is not None:
@@ -224,8 +224,7 @@ class RegionDetector(Detector):
 
     def chunks(self, boxes: Tensor) -> tuple[Tensor, ...]:
         """Cut regions (B, R, 4) into as many as fit in memory at once."""
-        size = self.features.chunk_size(len(boxes))
-        return (boxes,) if size is None else boxes.split(size, 1)
+        return boxes.split(self.features.chunk_size(len(boxes)), 1)
 
     def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
         """Return the features (B, R, D) float32 of boxes (B, R, 4), before or after the tail."""

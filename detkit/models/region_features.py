@@ -29,6 +29,7 @@ from detkit.ops import (
 from detkit.structures import Images, InputSpec
 
 POOLS = ("pool", "align", "align_v1")
+CHUNK_BYTES = 512 << 20  # of regions' features that are computed at once, however many regions an image has
 REFERENCE_LEVEL = 4  # FPN, equation 1: regions of `canonical_scale` pixels belong to the level of stride 16
 
 
@@ -111,9 +112,9 @@ class RegionFeatures:
         """Regions (B, R, 4) in pixels of the images -> (B, R, *shape)."""
         raise NotImplementedError(f"{type(self).__name__}.pool")
 
-    def chunk_size(self, images: int) -> int | None:
-        """Return how many regions of each of so many images fit in memory at once; None: all."""
-        return None
+    def chunk_size(self, images: int) -> int:
+        """Return how many regions of each of so many images are pooled at once."""
+        return max(1, CHUNK_BYTES // (4 * math.prod(self.shape)) // max(1, images))
 
     def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
         """Return the sizes at which the whole image passes the backbone."""
@@ -224,9 +225,10 @@ class PyramidFeatures(RegionFeatures):
         ]
         return torch.stack(pooled).sum(0)
 
-    def chunk_size(self, images: int) -> int | None:
+    def chunk_size(self, images: int) -> int:
         # spp_pool takes some times the memory of its result
-        return max(1, 4096 // max(1, images)) if isinstance(self.pooling, SpatialPyramidPooling) else None
+        spatial = isinstance(self.pooling, SpatialPyramidPooling)
+        return max(1, 4096 // max(1, images)) if spatial else super().chunk_size(images)
 
     def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
         longest = 10_000 if math.isinf(self.longest) else round(self.longest)
@@ -278,7 +280,7 @@ class CropFeatures(RegionFeatures):
         images, _ = prepared
         return crop_warp(images.pixels, boxes, self.side, self.context, self.mean, images.sizes)
 
-    def chunk_size(self, images: int) -> int | None:
+    def chunk_size(self, images: int) -> int:
         return max(1, crops_per_chunk(self.side, self.chunk_bytes) // max(1, images))
 
     def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
