@@ -74,8 +74,11 @@ class StageRun(Protocol):
         """
         ...
 
-    def regions(self) -> Iterator[tuple[Targets, Proposals]]:
-        """Yield the objects and stored proposals of the training images, in pixels of the images."""
+    def regions(self, store: str | None = None) -> Iterator[tuple[Targets, Proposals]]:
+        """Yield the objects and stored proposals of the training images, in pixels of the images.
+
+        store: of the run's folder; by default those of the config.
+        """
         ...
 
     def propose(self, detector: "Detector", store: str) -> None:

@@ -110,6 +110,12 @@ class SampledRegions:
         return torch.where(positive.unsqueeze(-1), coder.encode(self.gt_boxes, self.boxes), 0)
 
 
+def with_objects(proposals: Proposals, targets: Targets) -> Proposals:
+    """Return the proposals, and behind them the objects themselves but for those that are not trained on."""
+    boxes = torch.cat((proposals.boxes, targets.boxes), 1)
+    return Proposals(boxes, torch.cat((proposals.valid, targets.valid & ~targets.ignore), 1))
+
+
 @torch.no_grad()
 def sample_regions(proposals: Proposals, targets: Targets, classes: int, config: RegionConfig) -> SampledRegions:
     """Sample regions for training (Fast R-CNN, section 2.3).
@@ -117,19 +123,16 @@ def sample_regions(proposals: Proposals, targets: Targets, classes: int, config:
     `config.batch_size_per_image` of each image, at most `config.positive_fraction` of them positive. The objects
     themselves are among the regions that are sampled from.
     """
-    used = targets.valid & ~targets.ignore
-    regions = torch.cat((proposals.boxes, targets.boxes), 1)
-    valid = torch.cat((proposals.valid, used), 1)
-    low, high = config.bg_iou
+    regions, (low, high) = with_objects(proposals, targets), config.bg_iou
     objects = (targets.boxes, targets.valid, targets.ignore)
-    match = match_regions(*objects, regions, valid, config.fg_iou, (low, high))
+    match = match_regions(*objects, regions.boxes, regions.valid, config.fg_iou, (low, high))
     positive, negative = match.index >= 0, match.index == BACKGROUND
     index, sampled = sample(positive, negative, config.batch_size_per_image, config.positive_fraction)
     matched_gt_index = match.index.gather(1, index)
     matched = matched_gt_index.clamp(min=0)
     labels = targets.labels.gather(1, matched) if targets.labels.shape[1] else matched
     labels = torch.where(sampled & (matched_gt_index >= 0), labels, classes)
-    boxes, gt_boxes = gather_boxes(regions, index), gather_boxes(targets.boxes, matched)
+    boxes, gt_boxes = gather_boxes(regions.boxes, index), gather_boxes(targets.boxes, matched)
     return SampledRegions(boxes, labels, gt_boxes, matched_gt_index, sampled)
 
 
