@@ -98,6 +98,7 @@ class Run:
         workers: by default those of the config.
         """
         recipe, data = self.config.train, self.data_of(stage.store)
+        recipe = replace(recipe, batch=recipe.batch // stage.iterations_factor)
         if workers is not None:
             recipe = replace(recipe, workers=workers)
         rank, world = distributed.rank(), distributed.world_size()

@@ -95,7 +95,8 @@ class StageRun(Protocol):
 class Stage(Protocol):
     """A stage of a detector's training, such as gradient descent, or fitting SVMs on frozen features.
 
-    iterations_factor: its steps of gradient descent, and their milestones, in units of `train.iterations`; 0 for none.
+    iterations_factor: its steps of gradient descent, and their milestones, in units of `train.iterations`, each of so
+    many times fewer images than `train.batch`; 0 for none.
     """
 
     @property
