@@ -194,6 +194,8 @@ class DetectConfig(Section):
     proposals: str = "fast"
     """Mode of selective search on images that are in no store, for detectors that classify given regions: `single`,
     `fast` or `quality`."""
+    proposal_side: int | None = within("[1, inf)", 500)
+    """Of these images: most pixels of the longer side of the copy that selective search sees; null: as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

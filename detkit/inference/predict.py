@@ -132,7 +132,8 @@ def _frames(video: Video) -> Iterator[np.ndarray]:
 
 def proposal_method(config: Config) -> Method:
     """How regions are proposed on images that no store knows: as many as in training."""
-    method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
+    settings = {"mode": config.detect.proposals, "seed": 0, "max_side": config.detect.proposal_side}
+    method = find_method("selective_search", settings)
     return lambda image: method(image)[: config.data.proposal_count]
 
 

@@ -212,7 +212,7 @@ class RegionDetector(Detector):
     ) -> Predictions:
         """Scores and boxes of every class for each proposal. watch: is called with the features of each chunk."""
         scores, boxes = [], []
-        # chunks, since there may be many regions, and what one needs on its way large: of R-CNN's a whole network's maps
+        # chunks: there may be many regions, and what one needs on its way is large, of R-CNN's a whole network's maps
         for regions in self.chunks(proposals.boxes):
             pooled = self.features.pool(prepared, regions)
             if watch is not None:
@@ -346,7 +346,7 @@ class RegionDetector(Detector):
     def trace_proposals(self, images: Images, prepared: Any, targets: Targets | None) -> tuple[Proposals, list[Step]]:
         """Return the regions that are classified, and the steps that led to them."""
         proposals = self.propose(images, prepared)
-        return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]])]
+        return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]], self.takes_proposals)]
 
     def sample_step(self, proposals: Proposals, targets: Targets) -> SampleStep:
         """The regions of one image that training would learn from."""

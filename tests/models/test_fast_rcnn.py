@@ -133,6 +133,15 @@ def test_statistics_of_one_region_and_of_some_that_are_equal() -> None:
     assert detector.head.delta_std.tolist() == [[1] * 4] * 2
 
 
+def test_statistics_of_nothing() -> None:
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    proposals = Proposals(torch.tensor([[[2.0, 1, 41, 43]]] * 2), torch.ones(2, 1, dtype=torch.bool))
+    detector.stages()[0].run(detector, Regions((Targets(torch.zeros(2, 0, 4), none, none.bool()), proposals)))
+    assert not detector.head.delta_mean.any()
+    assert detector.head.delta_std.tolist() == [[1] * 4] * 2
+
+
 def test_statistics_leave_out_ignored_objects() -> None:
     images, targets = batch_with_proposals(80)
     assert images.proposals is not None

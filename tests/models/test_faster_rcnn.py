@@ -328,8 +328,8 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         "rpn_shared": {"rpn"},
         "fast_rcnn_shared": {"head"},
     }
-    # what a step begins with: ImageNet's backbone in step 2, a new RPN in step 3, step 2's head in step 4; statistics of
-    # its proposals in both steps of Fast R-CNN
+    # what a step begins with: ImageNet's backbone in step 2, a new RPN in step 3, step 2's head in step 4; both of Fast
+    # R-CNN with statistics of their own proposals
     statistics = [{name: steps[0][f"head.{name}"] for name in ("delta_mean", "delta_std")} for steps in seen.values()]
     assert changed(*statistics[:2]) == changed(*statistics[2:]) == {"delta_mean", "delta_std"}
     assert not changed(*statistics[1:3])
