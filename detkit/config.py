@@ -120,7 +120,9 @@ class TrainConfig(Section):
     momentum: float = within("[0, 1)", 0.9)
     """Of SGD; AdamW's first beta."""
     weight_decay: float = within("[0, inf)", 5e-4)
-    """Of weights; biases and norms have none."""
+    """Of weights; norms have none."""
+    bias_decay: float = within("[0, inf)", 0.0)
+    """Weight decay of biases. Faster R-CNN's are decayed as weights are, those of the other Caffe recipes are not."""
     bias_lr: float = within("[0, inf)", 1.0)
     """Factor on the learning rate of biases."""
     backbone_lr: float = within("[0, inf)", 1.0)
