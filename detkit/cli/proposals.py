@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-side",
         type=whole(1),
         metavar="N",
-        help="of selective search: larger images are searched in a copy whose longer side has N pixels, as `detect` does "
-        "with 500 (default: as they are, as the published boxes of VOC)",
+        help="of selective search: larger images are searched in a copy whose longer side has N pixels, as `detect` "
+        "does with 500 (default: as they are, as for the published boxes of VOC)",
     )
     make.add_argument("--checkpoint", metavar="FILE", help="of a Faster R-CNN, whose proposals to store")
     make.add_argument(
