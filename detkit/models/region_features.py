@@ -63,7 +63,7 @@ class RoIPooling:
 
     def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, size, size), 0 where not valid (B, R)."""
-        boxes = boxes - self.offset
+        boxes = torch.cat((boxes[..., :-4], boxes[..., -4:] - self.offset), -1)
         if self.kind == "pool":
             return roi_pool(x, boxes, self.size, self.stride, valid)
         return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align", valid=valid)
