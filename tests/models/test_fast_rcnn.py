@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -219,9 +220,17 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
     assert metrics["checkpoint"] == "run/best.pt"
     assert set(metrics["AP"]) == set(TOYS)
     assert metrics["mAP"] == pytest.approx(sum(metrics["AP"].values()) / len(TOYS))
-    image_files = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
-    assert cli.main(["detect", "run/best.pt", str(image_files), "--score", "0.01", "--out", "found", "--json"]) in (
-        0,
-        None,
-    )
+    sides: set[int | None] = set()
+
+    def search(image: np.ndarray, mode: str, seed: int, max_side: int | None) -> np.ndarray:
+        sides.add(max_side)
+        return few_regions(image, mode, seed)
+
+    monkeypatch.setattr("detkit.proposals.selective_search.selective_search", search)
+    arguments = ["detect", "run/best.pt", str(tmp_path / "toys/JPEGImages/test*.jpg"), "--score", "0.01", "--json"]
+    for options, side in (([], 500), (["--max-side", "300"], 300)):
+        sides.clear()
+        assert cli.main([*arguments, *options, "--out", "found"]) in (0, None)
+        assert sides == {side}
+        assert f"; selective search (fast) in at most {side} pixels" in capsys.readouterr().out
     check_file(tmp_path / "found" / "detections.json", "run/best.pt", score=0.01)
