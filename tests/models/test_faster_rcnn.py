@@ -354,7 +354,7 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         assert_statistics(stored, found, f"{number}")
 
     whole = checkpoint.load(Path("whole/best.pt"))["model"]
-    for stage in ("fast_rcnn", "fast_rcnn_shared"):
+    for stage in ("fast_rcnn", "rpn_shared", "fast_rcnn_shared"):
 
         def cut(self: FasterRCNN, begun: str, stage: str = stage) -> None:
             begin_stage(self, begun)
