@@ -103,8 +103,8 @@ class DataConfig(Section):
     proposals: list[str] = field(default_factory=list)
     """Stores as `detkit proposals` writes them, for detectors that classify given regions; an image's are those of the
     first store that has it."""
-    proposal_count: int = within("[0, inf)", 0)
-    """The best so many proposals of each image, padded where it has fewer; 0: all, padded to the most in a batch."""
+    proposal_count: int | None = within("[1, inf)", None)
+    """The best so many proposals of each image, padded where it has fewer; null: all, padded to the most in a batch."""
 
 
 @dataclass
@@ -127,7 +127,9 @@ class TrainConfig(Section):
     momentum: float = within("[0, 1)", 0.9)
     """Of SGD; AdamW's first beta."""
     weight_decay: float = within("[0, inf)", 5e-4)
-    """Of weights; biases and norms have none."""
+    """Of weights; norms have none."""
+    bias_decay: float = within("[0, inf)", 0.0)
+    """Weight decay of biases. Faster R-CNN's are decayed as weights are, those of the other Caffe recipes are not."""
     bias_lr: float = within("[0, inf)", 1.0)
     """Factor on the learning rate of biases."""
     backbone_lr: float = within("[0, inf)", 1.0)
@@ -201,6 +203,8 @@ class DetectConfig(Section):
     proposals: str = "fast"
     """Mode of selective search on images that are in no store, for detectors that classify given regions: `single`,
     `fast` or `quality`."""
+    proposal_side: int | None = within("[1, inf)", 500)
+    """Of these images: most pixels of the longer side of the copy that selective search sees; null: as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

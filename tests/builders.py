@@ -130,7 +130,7 @@ def images_of(pixels: Tensor) -> Images:
     return Images(pixels, sizes, sizes, tuple(map(str, range(len(pixels)))))
 
 
-def few_regions(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
+def few_regions(image: np.ndarray, mode: str = "single", seed: int = 0, max_side: int | None = None) -> np.ndarray:
     """Stands for selective search, whose compilation takes seconds: (30, 4) boxes of 15 pixels a side."""
     height, width = image.shape[:2]
     low = np.random.default_rng(seed).random((30, 2)) * (width - 16, height - 16)

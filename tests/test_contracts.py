@@ -215,6 +215,26 @@ def test_cpu_is_cuda(model: str, backbone: str) -> None:
         torch.testing.assert_close(one, other.cpu(), rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
+@pytest.mark.parametrize("fpn", [False, True])
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_targets_without_a_single_column(name: str, fpn: bool) -> None:
+    """(B, 0) objects are as good as (B, 1) of padding: nothing to find, and nothing to explain."""
+    if fpn and name != "faster_rcnn":
+        pytest.skip("has no neck")
+    torch.manual_seed(0)
+    detector = zoo.build(name, **({"neck": "fpn", "channels": 8, "scales": [2.0]} if fpn else {})).train()
+    images = zoo.sample_images(detector)
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    losses = detector(images, Targets(torch.zeros(2, 0, 4), none, none.bool()))
+    assert all(loss.isfinite() for loss in losses.values())
+    boxes = [losses[key] for key in ("box", "rpn_box", "centre", "side") if key in losses]
+    assert sum(boxes) == 0
+    sum(losses.values()).backward()
+    one, nothing = images.part(slice(0, 1)), Targets(torch.zeros(1, 0, 4), none[:1], none[:1].bool())
+    with torch.inference_mode():
+        assert detector.eval().trace(one, nothing).predictions.scores.isfinite().any()
+
+
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_the_network_is_compiled_and_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []

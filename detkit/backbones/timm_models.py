@@ -16,6 +16,7 @@ class Timm(Backbone):
     """Features c1 (stride 2) to c5 (stride 32), those that the network has, the deepest of each stride.
 
     timm does not tell where their cells lie: `first_cell_centre` is that of networks like ResNet, whatever this one is.
+    `model.geometry=published` leaves it out of RoIAlign and anchors.
     """
 
     def __init__(self, name: str) -> None:

@@ -86,6 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", default=None, help="look at each image mirrored, too")
     parser.add_argument("--scales", type=_factors, metavar="F,F", help="look at these factors of the usual size")
+    parser.add_argument(
+        "--max-side",
+        type=whole(1),
+        metavar="N",
+        help="of detectors that classify given regions: selective search sees larger images in a copy whose longer "
+        "side has N pixels (default: the config's, 500)",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=whole(1), default=8, help="images at once (default %(default)s)")
     explain.add_arguments(parser)
@@ -164,7 +171,10 @@ def run(arguments: argparse.Namespace) -> int:
     detector, config = load_detector(arguments.checkpoint, device)
     to_device(detector, device, config.train.channels_last)
     score, class_scores = arguments.score
+    if arguments.max_side is not None and not detector.takes_proposals:
+        raise UserError(f"--max-side {arguments.max_side}: {config.model.name} needs no selective search")
     changes = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
+    changes["proposal_side"] = arguments.max_side
     changes = {key: value for key, value in changes.items() if value is not None}
     config = replace(config, detect=replace(config.detect, score_threshold=score, **changes))
     thresholds = score_thresholds(detector, score, arguments.classes, class_scores)
@@ -296,6 +306,9 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
     views = ", mirrored too" * settings.flip
     if settings.scales != [1.0]:
         views += f", at scales {', '.join(f'{scale:g}' for scale in settings.scales)}"
+    if detector.takes_proposals:
+        side = "" if settings.proposal_side is None else f" in at most {settings.proposal_side} pixels"
+        views += f"; selective search ({settings.proposals}){side}"
     return (
         f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
         f"at most {settings.detections_per_image} an image{views}; {device}"

@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--method", help="selective_search (default), or rpn, which --checkpoint means")
     make.add_argument("--mode", help="of selective search: single, fast or quality (default: fast)")
+    make.add_argument(
+        "--max-side",
+        type=whole(1),
+        metavar="N",
+        help="of selective search: larger images are searched in a copy whose longer side has N pixels, as `detect` "
+        "does with 500 (default: as they are, as for the published boxes of VOC)",
+    )
     make.add_argument("--checkpoint", metavar="FILE", help="of a Faster R-CNN, whose proposals to store")
     make.add_argument(
         "--count",
@@ -117,9 +124,12 @@ def _make_by_search(arguments: argparse.Namespace) -> "ProposalStore":
     dataset = _dataset_to_make(arguments, config)
     method, mode = arguments.method or "selective_search", arguments.mode or "fast"
     out, workers = _out(arguments, dataset, method, mode), arguments.workers or os.cpu_count() or 1
+    parameters = {"mode": mode, "seed": 0}
+    if arguments.max_side is not None:
+        parameters["max_side"] = arguments.max_side
     with Progress(unit="images") as bars:
         show = partial(bars.update, "proposals")
-        return make_store(out, dataset, method, {"mode": mode, "seed": 0}, workers=workers, progress=show)
+        return make_store(out, dataset, method, parameters, workers=workers, progress=show)
 
 
 def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
@@ -133,6 +143,8 @@ def _make_by_rpn(arguments: argparse.Namespace) -> "ProposalStore":
         raise UserError(f"--checkpoint means --method rpn, not {arguments.method}")
     if arguments.mode is not None:
         raise UserError(f"--mode {arguments.mode} is one of selective search; leave it or --checkpoint out")
+    if arguments.max_side is not None:
+        raise UserError(f"--max-side {arguments.max_side} is of selective search; leave it or --checkpoint out")
     if arguments.count is not None and arguments.count < 1:
         raise UserError(f"--count {arguments.count}: at least one region an image")
     overrides = arguments.overrides if arguments.config is None else []

@@ -261,4 +261,4 @@ def open_proposals(dataset: DetectionDataset, data_config: DataConfig) -> Stored
     """
     if not data_config.proposals:
         return None
-    return StoredProposals(data_config.proposals, dataset, data_config.proposal_count or None)
+    return StoredProposals(data_config.proposals, dataset, data_config.proposal_count)

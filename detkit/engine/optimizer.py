@@ -14,7 +14,8 @@ def build_optimizer(detector: Detector, config: TrainConfig) -> Optimizer:
     """Return SGD or AdamW over the trainable parameters.
 
     Each group carries `scale`, its factor on the learning rate: biases have `bias_lr` (2 in the Caffe recipes),
-    those of the pretrained network (`backbone_parameters`) also `backbone_lr`. Biases and norms have no weight decay.
+    those of the pretrained network (`backbone_parameters`) also `backbone_lr`. Biases have the weight decay
+    `bias_decay`, norms none.
     """
     inside = {id(parameter) for parameter in detector.backbone_parameters()}
     groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
@@ -24,7 +25,7 @@ def build_optimizer(detector: Detector, config: TrainConfig) -> Optimizer:
         {
             "params": parameters,
             "scale": (config.backbone_lr if backbone else 1.0) * (config.bias_lr if kind == "bias" else 1.0),
-            "weight_decay": config.weight_decay if kind == "weight" else 0.0,
+            "weight_decay": {"weight": config.weight_decay, "bias": config.bias_decay, "norm": 0.0}[kind],
         }
         for (backbone, kind), parameters in sorted(groups.items())
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detkit.checkpoints import checkpoint
-from detkit.config import Config
+from detkit.config import Config, DataConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import train_loader
 from detkit.engine.environment import environment
@@ -85,6 +85,11 @@ class Run:
             truncate(self.folder / "log.jsonl", self.logged)
             self.logged = None
 
+    def data_of(self, store: str | None) -> DataConfig:
+        """Return the config's data, with all proposals of a store of this folder where one is named."""
+        data = self.config.data
+        return data if store is None else replace(data, proposals=[str(self.folder / store)], proposal_count=None)
+
     def batches(
         self, stage: SGD, spec: InputSpec, start: int, stop: int, workers: int | None = None
     ) -> Iterable[Batch]:
@@ -92,11 +97,10 @@ class Run:
 
         workers: by default those of the config.
         """
-        recipe, data = self.config.train, self.config.data
+        recipe, data = self.config.train, self.data_of(stage.store)
+        recipe = replace(recipe, batch=recipe.batch // stage.iterations_factor)
         if workers is not None:
             recipe = replace(recipe, workers=workers)
-        if stage.store is not None:
-            data = replace(data, proposals=[str(self.folder / stage.store)], proposal_count=0)
         rank, world = distributed.rank(), distributed.world_size()
         return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
 

@@ -1,6 +1,6 @@
 """A training session: config, folder, data, detector, stages, and the test at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from detkit.engine.stage_context import StageContext
 from detkit.engine.train import step_seed
 from detkit.errors import UserError
 from detkit.experiment import load_config
-from detkit.models import MODELS, Detector, build_detector
+from detkit.models import MODELS, Detector, Stage, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
 
@@ -36,7 +36,6 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
     with ExitStack() as stack:
         stack.callback(distributed.finish)
         stack.enter_context(distributed.peers())
-        check_batch(settings.train)
         if folder is None:
             check_folder(out)
         else:
@@ -57,6 +56,7 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         if resumed is None and settings.train.weights is not None:
             with distributed.main_first():  # it may have to be fetched
                 checkpoint.start_from(detector, settings.train.weights)
+        check_batch(settings.train, detector.stages())
         detector.check(data.truth(settings.data.difficult))
         if folder is None:
             folder = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
@@ -138,11 +138,11 @@ def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
         open_proposals(dataset, settings.data)
 
 
-def check_batch(recipe: TrainConfig) -> None:
+def check_batch(recipe: TrainConfig, stages: Sequence[Stage]) -> None:
     """Raise UserError where a batch cannot be shared out equally."""
-    pieces = distributed.world_size() * recipe.accumulate
+    parts = max(1, *(stage.iterations_factor for stage in stages))
+    pieces = distributed.world_size() * recipe.accumulate * parts
     if recipe.batch % pieces:
-        raise UserError(
-            f"train.batch: {recipe.batch} is not a multiple of {pieces} "
-            f"({distributed.world_size()} processes x train.accumulate {recipe.accumulate})"
-        )
+        what = f"{distributed.world_size()} processes x train.accumulate {recipe.accumulate}"
+        what += f" x {parts} steps of a stage" if parts > 1 else ""
+        raise UserError(f"train.batch: {recipe.batch} is not a multiple of {pieces} ({what})")

@@ -67,9 +67,9 @@ class StageContext(Run):
                 if signal:
                     raise Stopped(signal, f"image {done} of {count} ({text})", self.folder)
 
-    def regions(self, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
+    def regions(self, store: str | None = None, images: int = 64) -> Iterator[tuple[Targets, Proposals]]:
         """images: so many at once."""
-        stored = open_proposals(self.train, self.config.data)
+        stored = open_proposals(self.train, self.data_of(store))
         assert stored is not None, "check_proposals comes first"
         for first in range(0, len(self.train), images):
             indices = range(first, min(first + images, len(self.train)))

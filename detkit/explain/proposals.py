@@ -12,15 +12,17 @@ WINNERS = 4  # proposals whose suppression has a panel of its own
 
 @draw.register
 def draw_proposals(step: ProposalStep, explanation: Explanation) -> list[Section]:
-    """All regions over the image, which `explain` has made from it: stores of proposals are not read."""
+    """All regions over the image. Those that are given `explain` has made from it: stores of proposals are not read."""
     canvas = Canvas(explanation.image, light=DARK)
     count = len(step.boxes)
     alpha = min(1.0, max(0.25, 60 / max(count, 1)))
     canvas.boxes(explanation.in_image(step.boxes), [PROPOSAL] * count, [alpha] * count)
-    text = (
-        f"{plural(count, 'region', 'regions')} of selective search (mode {explanation.settings.proposals}), made for "
-        "this image now, that may hold an object, whatever its class."
-    )
+    settings, given = explanation.settings, ""
+    if step.given:
+        large = settings.proposal_side is not None and max(explanation.image.shape) > settings.proposal_side
+        copy = f", in a copy of {settings.proposal_side} pixels" if large else ""
+        given = f" of selective search (mode {settings.proposals}{copy}), made for this image now,"
+    text = f"{plural(count, 'region', 'regions')}{given} that may hold an object, whatever its class."
     legend = [Key(PROPOSAL, "solid", "proposal")]
     return [Section("proposals", "Proposals", text, [Panel(canvas.drawing())], legend)]
 

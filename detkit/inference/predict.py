@@ -132,8 +132,9 @@ def _frames(video: Video) -> Iterator[np.ndarray]:
 
 def proposal_method(config: Config) -> Method:
     """How regions are proposed on images that no store knows: as many as in training."""
-    method = find_method("selective_search", {"mode": config.detect.proposals, "seed": 0})
-    return lambda image: method(image)[: config.data.proposal_count or None]
+    settings = {"mode": config.detect.proposals, "seed": 0, "max_side": config.detect.proposal_side}
+    method = find_method("selective_search", settings)
+    return lambda image: method(image)[: config.data.proposal_count]
 
 
 def _prepare(source: ImageArray | Path, transform: Transform, propose: Method | None) -> _Prepared | UserError:

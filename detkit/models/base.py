@@ -74,8 +74,11 @@ class StageRun(Protocol):
         """
         ...
 
-    def regions(self) -> Iterator[tuple[Targets, Proposals]]:
-        """Yield the objects and stored proposals of the training images, in pixels of the images."""
+    def regions(self, store: str | None = None) -> Iterator[tuple[Targets, Proposals]]:
+        """Yield the objects and stored proposals of the training images, in pixels of the images.
+
+        store: of the run's folder; by default those of the config.
+        """
         ...
 
     def propose(self, detector: "Detector", store: str) -> None:
@@ -92,7 +95,8 @@ class StageRun(Protocol):
 class Stage(Protocol):
     """A stage of a detector's training, such as gradient descent, or fitting SVMs on frozen features.
 
-    iterations_factor: its steps of gradient descent, and their milestones, in units of `train.iterations`; 0 for none.
+    iterations_factor: its steps of gradient descent, and their milestones, in units of `train.iterations`, each of so
+    many times fewer images than `train.batch`; 0 for none.
     """
 
     @property

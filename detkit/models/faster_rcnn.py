@@ -2,11 +2,13 @@
 
 Where the paper and its Python code differ, and what detkit does:
 - Training is the approximate joint one (section 3.2, and the code's end2end), where proposals are constants; with
-  `model.training: alternating` it is the paper's 4-step one. The RPN's steps are then twice as long as `train` says, as
-  published: 80,000 iterations to Fast R-CNN's 40,000, their milestones alike.
+  `model.training: alternating` it is the paper's 4-step one. The RPN's steps are then twice as long as `train` says, of
+  half as many images, as published: 80,000 iterations of 1 to Fast R-CNN's 40,000 of 2, their milestones alike. Step 4
+  goes on with step 2's head, as in the authors' MATLAB code, where their Python code draws the two siblings anew.
 - The RPN has one logit an anchor, not two (the paper's note in section 3.1: logistic regression).
 - Both of its losses are divided by the number of sampled anchors (code), not balanced by lambda = 10 (paper).
-- Deltas of the second stage are scaled by .1, .1, .2, .2 (code), not by statistics of the data (Fast R-CNN).
+- Deltas of the second stage are scaled by .1, .1, .2, .2 in joint training (code), by the statistics of each class
+  (Fast R-CNN) in the four steps.
 - Difficult objects are not trained on, as in the code (`data.difficult: false`), but anchors and regions that overlap
   them alone are left out of the loss, where in the code they are background.
 - Boxes are continuous: no "+ 1".
@@ -25,9 +27,9 @@ from detkit.errors import UserError
 from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail
 from detkit.models.parts import ExportPart, coder_facts
-from detkit.models.region import PooledConfig, RegionDetector, stored_proposals
+from detkit.models.region import PooledConfig, RegionDetector, cell_offsets, stored_proposals
 from detkit.models.region_features import MapFeatures
-from detkit.models.region_head import RegionHead
+from detkit.models.region_head import DeltaStatistics, RegionHead
 from detkit.models.registry import MODELS
 from detkit.models.rpn import CODER as RPN_CODER
 from detkit.models.rpn import RPN, RPNConfig
@@ -87,9 +89,11 @@ STORES = ("proposals/step1.npz", "proposals/step3.npz")
 ALTERNATING: tuple[Stage, ...] = (
     SGD("rpn", iterations_factor=2, can_evaluate=False),  # step 1
     Propose("propose", STORES[0]),
+    DeltaStatistics("delta_statistics", store=STORES[0]),
     SGD("fast_rcnn", can_evaluate=False, store=STORES[0]),  # step 2
     SGD("rpn_shared", iterations_factor=2, can_evaluate=False),  # step 3
     Propose("propose_shared", STORES[1]),
+    DeltaStatistics("delta_statistics_shared", store=STORES[1]),
     SGD("fast_rcnn_shared", store=STORES[1]),  # step 4
 )
 # what begins anew, as at the start of training: until step 3 the two networks share nothing
@@ -119,21 +123,24 @@ class FasterRCNN(RegionDetector):
             maps = self.choose_maps([self.backbone.region], "features")
             tail = self.take_tail(c.pool_size)
             self.neck = None
+            offset, anchor_offset = cell_offsets(c, self.backbone)
         else:
             used = self.choose_maps(c.features, "features", min_stride=4)
             self.backbone.truncate(used[-1].name)
             tail = fpn_tail(c.channels, c.pool_size, self.backbone.width, c.head_convs)
             self.neck = FPN(used, c.channels, c.neck_norm)
             maps = self.neck.info
+            # as published: coarser maps are upsampled, so that no cell has one middle
+            offset = anchor_offset = 0.0
         self.map_info = maps
 
         # 3.1 region proposal network
-        self.rpn = RPN(maps, c)
+        self.rpn = RPN(maps, c, anchor_offset)
 
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
         pooled = maps if self.neck is None else maps[:-1]
         self.pooled_maps = len(pooled)
-        self.features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale)
+        self.features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale, offset)
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes), c.beta)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
 

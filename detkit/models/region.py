@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones import Backbone
 from detkit.backbones.describe import count_flops
 from detkit.config import BackboneConfig, Section, one_of, within
 from detkit.errors import UserError
@@ -63,12 +64,29 @@ class PooledConfig(RegionConfig):
     """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
     pool_size: int = within("[1, 100]", 7)
     """Cells a side of a pooled region."""
+    geometry: str = "backbone"
+    """Where the cells of the map are, for the pooling and for anchors: where the `backbone` has them, or as `published`
+    for all networks alike: for RoI pooling around multiples of the stride, which is 7.5 pixels off in VGG16, for
+    RoIAlign and anchors half a cell further, which is 7.5 pixels off in ZF and ResNet. Above a neck as published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
         one_of("model.pool", self.pool, POOLS)
+        one_of("model.geometry", self.geometry, ("backbone", "published"))
+
+
+def cell_offsets(config: PooledConfig, backbone: Backbone) -> tuple[float, float]:
+    """Return how far a single map's cells lie right of and below where they are published to be.
+
+    In pixels, of the pooling and of anchors; 0 where the config says `published`.
+    """
+    if config.geometry == "published":
+        return 0.0, 0.0
+    half = backbone.info[-1].stride / 2
+    pooled = {"pool": 0.5, "align": half, "align_v1": 0.0}[config.pool]
+    return backbone.first_cell_centre - pooled, backbone.first_cell_centre - half
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,12 @@ class SampledRegions:
         return torch.where(positive.unsqueeze(-1), coder.encode(self.gt_boxes, self.boxes), 0)
 
 
+def with_objects(proposals: Proposals, targets: Targets) -> Proposals:
+    """Return the proposals, and behind them the objects themselves but for those that are not trained on."""
+    boxes = torch.cat((proposals.boxes, targets.boxes), 1)
+    return Proposals(boxes, torch.cat((proposals.valid, targets.valid & ~targets.ignore), 1))
+
+
 @torch.no_grad()
 def sample_regions(proposals: Proposals, targets: Targets, classes: int, config: RegionConfig) -> SampledRegions:
     """Sample regions for training (Fast R-CNN, section 2.3).
@@ -99,19 +123,16 @@ def sample_regions(proposals: Proposals, targets: Targets, classes: int, config:
     `config.batch_size_per_image` of each image, at most `config.positive_fraction` of them positive. The objects
     themselves are among the regions that are sampled from.
     """
-    used = targets.valid & ~targets.ignore
-    regions = torch.cat((proposals.boxes, targets.boxes), 1)
-    valid = torch.cat((proposals.valid, used), 1)
-    low, high = config.bg_iou
+    regions, (low, high) = with_objects(proposals, targets), config.bg_iou
     objects = (targets.boxes, targets.valid, targets.ignore)
-    match = match_regions(*objects, regions, valid, config.fg_iou, (low, high))
+    match = match_regions(*objects, regions.boxes, regions.valid, config.fg_iou, (low, high))
     positive, negative = match.index >= 0, match.index == BACKGROUND
     index, sampled = sample(positive, negative, config.batch_size_per_image, config.positive_fraction)
     matched_gt_index = match.index.gather(1, index)
     matched = matched_gt_index.clamp(min=0)
     labels = targets.labels.gather(1, matched) if targets.labels.shape[1] else matched
     labels = torch.where(sampled & (matched_gt_index >= 0), labels, classes)
-    boxes, gt_boxes = gather_boxes(regions, index), gather_boxes(targets.boxes, matched)
+    boxes, gt_boxes = gather_boxes(regions.boxes, index), gather_boxes(targets.boxes, matched)
     return SampledRegions(boxes, labels, gt_boxes, matched_gt_index, sampled)
 
 
@@ -190,7 +211,7 @@ class RegionDetector(Detector):
     ) -> Predictions:
         """Scores and boxes of every class for each proposal. watch: is called with the features of each chunk."""
         scores, boxes = [], []
-        # chunks, since what a region needs on its way may be large: of R-CNN's, a whole network's maps
+        # chunks: there may be many regions, and what one needs on its way is large, of R-CNN's a whole network's maps
         for regions in self.chunks(proposals.boxes):
             pooled = self.features.pool(prepared, regions)
             if watch is not None:
@@ -205,8 +226,7 @@ class RegionDetector(Detector):
 
     def chunks(self, boxes: Tensor) -> tuple[Tensor, ...]:
         """Cut regions (B, R, 4) into as many as fit in memory at once."""
-        size = self.features.chunk_size(len(boxes))
-        return (boxes,) if size is None else boxes.split(size, 1)
+        return boxes.split(self.features.chunk_size(len(boxes)), 1)
 
     def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
         """Return the features (B, R, D) float32 of boxes (B, R, 4), before or after the tail."""
@@ -305,7 +325,7 @@ class RegionDetector(Detector):
     def trace_proposals(self, images: Images, prepared: Any, targets: Targets | None) -> tuple[Proposals, list[Step]]:
         """Return the regions that are classified, and the steps that led to them."""
         proposals = self.propose(images, prepared)
-        return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]])]
+        return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]], self.takes_proposals)]
 
     def sample_step(self, proposals: Proposals, targets: Targets) -> SampleStep:
         """The regions of one image that training would learn from."""

@@ -29,6 +29,7 @@ from detkit.ops import (
 from detkit.structures import Images, InputSpec
 
 POOLS = ("pool", "align", "align_v1")
+CHUNK_BYTES = 512 << 20  # of regions' features that are computed at once, however many regions an image has
 REFERENCE_LEVEL = 4  # FPN, equation 1: regions of `canonical_scale` pixels belong to the level of stride 16
 
 
@@ -46,12 +47,14 @@ class ImageNetwork(Protocol):
 class RoIPooling:
     """RoI pooling (Fast R-CNN, section 2.1) or RoIAlign of one map to size x size cells.
 
-    kind: `pool`, `align`, or `align_v1`, as RoIAlign was first published: half a cell off.
+    kind: `pool`, `align`, or `align_v1`, as RoIAlign was first published: half a cell off. offset: how many pixels the
+    map's cells lie right of and below where these take them to be.
     """
 
     kind: str
     size: int
     stride: float
+    offset: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,13 +63,15 @@ class RoIPooling:
 
     def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, size, size), 0 where not valid (B, R)."""
+        boxes = torch.cat((boxes[..., :-4], boxes[..., -4:] - self.offset), -1)
         if self.kind == "pool":
             return roi_pool(x, boxes, self.size, self.stride, valid)
         return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align", valid=valid)
 
     def facts(self) -> dict[str, Any]:
         """Return what describes the pooling in the metadata of an exported network."""
-        return {"kind": self.kind, "size": self.size, "strides": [self.stride]}
+        moved = {"offset": self.offset} if self.offset else {}
+        return {"kind": self.kind, "size": self.size, "strides": [self.stride], **moved}
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,9 @@ class RegionFeatures:
         """Regions (B, R, 4) in pixels of the images -> (B, R, *shape)."""
         raise NotImplementedError(f"{type(self).__name__}.pool")
 
-    def chunk_size(self, images: int) -> int | None:
-        """Return how many regions of each of so many images fit in memory at once; None: all."""
-        return None
+    def chunk_size(self, images: int) -> int:
+        """Return how many regions of each of so many images are pooled at once."""
+        return max(1, CHUNK_BYTES // (4 * math.prod(self.shape)) // max(1, images))
 
     def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
         """Return the sizes at which the whole image passes the backbone."""
@@ -139,11 +144,14 @@ class MapFeatures(RegionFeatures):
 
     maps: finest first. Of several, each region is pooled from one, by its size (FPN, equation 1): regions of
     `canonical_scale` pixels a side from the map of stride 16, those half as large from that of stride 8, and so on.
+    offset: of the cells of a single map, see RoIPooling.
     """
 
-    def __init__(self, maps: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0) -> None:
+    def __init__(
+        self, maps: Sequence[FeatureInfo], kind: str, size: int, canonical_scale: float = 224.0, offset: float = 0.0
+    ) -> None:
         self.strides = [info.stride for info in maps]
-        self.pooling, self.canonical_scale = RoIPooling(kind, size, self.strides[0]), canonical_scale
+        self.pooling, self.canonical_scale = RoIPooling(kind, size, self.strides[0], offset), canonical_scale
         self.shape = (maps[0].channels, size, size)
 
     def prepare(self, images: Images, network: ImageNetwork) -> list[Tensor]:
@@ -217,9 +225,10 @@ class PyramidFeatures(RegionFeatures):
         ]
         return torch.stack(pooled).sum(0)
 
-    def chunk_size(self, images: int) -> int | None:
+    def chunk_size(self, images: int) -> int:
         # spp_pool takes some times the memory of its result
-        return max(1, 4096 // max(1, images)) if isinstance(self.pooling, SpatialPyramidPooling) else None
+        spatial = isinstance(self.pooling, SpatialPyramidPooling)
+        return max(1, 4096 // max(1, images)) if spatial else super().chunk_size(images)
 
     def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:
         longest = 10_000 if math.isinf(self.longest) else round(self.longest)
@@ -271,7 +280,7 @@ class CropFeatures(RegionFeatures):
         images, _ = prepared
         return crop_warp(images.pixels, boxes, self.side, self.context, self.mean, images.sizes)
 
-    def chunk_size(self, images: int) -> int | None:
+    def chunk_size(self, images: int) -> int:
         return max(1, crops_per_chunk(self.side, self.chunk_bytes) // max(1, images))
 
     def input_sizes(self, height: int, width: int, spec: InputSpec) -> list[tuple[int, int]]:

@@ -1,12 +1,15 @@
 """The head of Fast and Faster R-CNN: scores and deltas of each region (Fast R-CNN, section 2.1)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from detkit.models.base import StageRun
 from detkit.models.parts import Function
-from detkit.models.region import SampledRegions
+from detkit.models.region import RegionDetector, SampledRegions, with_objects
 from detkit.models.shape_checks import tail_width
-from detkit.ops import BoxCoder, region_loss
+from detkit.ops import BoxCoder, match_regions, region_loss
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # one over the deltas' standard deviations .1, .1, .2, .2 of py-faster-rcnn
 
@@ -73,3 +76,37 @@ class RegionHead(nn.Module):
         """(R, C, size, size) -> logits (R, classes + 1), and deltas (R, classes, 4), no longer normalised."""
         logits, deltas = self(pooled.unsqueeze(0))
         return logits[0], deltas[0] * self.delta_std + self.delta_mean
+
+
+@dataclass(frozen=True)
+class DeltaStatistics:
+    """A stage before SGD: mean and standard deviation of each class's deltas over the training regions.
+
+    (Fast R-CNN, section 2.3: targets of zero mean and unit variance; the code takes proposals and objects of IoU >=
+    `fg_iou`.) store: of the run's folder, the proposals; by default those of the config.
+    """
+
+    name: str = "delta_statistics"
+    iterations_factor: int = 0
+    store: str | None = None
+
+    def run(self, detector: RegionDetector, run: StageRun) -> None:
+        """Set the buffers of the region head; a class of less than two regions keeps mean 0 and deviation 1."""
+        run.restore(detector)
+        head: RegionHead = detector.head
+        sums = torch.zeros(3, head.classes, 4, dtype=torch.float64)
+        for targets, proposals in run.regions(self.store):
+            objects, regions = (targets.boxes, targets.valid, targets.ignore), with_objects(proposals, targets)
+            match = match_regions(*objects, regions.boxes, regions.valid, detector.config.fg_iou)
+            image, region = (match.index >= 0).nonzero(as_tuple=True)
+            matched = match.index[image, region]
+            deltas = head.coder.encode(targets.boxes[image, matched], regions.boxes[image, region]).double()
+            label = targets.labels[image, matched]
+            for row, values in enumerate((torch.ones_like(deltas), deltas, deltas.square())):
+                sums[row].index_add_(0, label, values)
+        count, total, squares = sums
+        mean = total / count.clamp(min=1)
+        std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+        known = count >= 2
+        head.delta_mean.copy_(torch.where(known, mean, 0))
+        head.delta_std.copy_(torch.where(known & (std > 0), std, 1))

@@ -57,8 +57,8 @@ class RPNConfig(Section):
     """Of these, most that are positive."""
     rpn_nms_iou: float = within("[0, 1]", 0.7)
     """IoU above which the worse of two proposals goes."""
-    pre_nms_top_n: int = within("[1, inf)", 12000)
-    """Training: best candidates of each map that NMS looks at."""
+    pre_nms_top_n: int | None = within("[1, inf)", 12000)
+    """Training: best candidates of each map that NMS looks at; null: all, as published for alternating training."""
     post_nms_top_n: int = within("[1, inf)", 2000)
     """Training: proposals of an image."""
     test_pre_nms_top_n: int = within("[1, inf)", 6000)
@@ -84,10 +84,11 @@ class RPNOutput(NamedTuple):
 class RPN(nn.Module):
     """A 3x3 convolution, then for each anchor of a cell one logit (object or not) and four deltas (section 3.1).
 
-    One network serves all maps of a pyramid. Weights are drawn from N(0, .01).
+    One network serves all maps of a pyramid. Weights are drawn from N(0, .01). offset: how many pixels the cells lie
+    right of and below where `py_faster_rcnn` has its anchors.
     """
 
-    def __init__(self, maps: Sequence[FeatureInfo], config: RPNConfig) -> None:
+    def __init__(self, maps: Sequence[FeatureInfo], config: RPNConfig, offset: float = 0.0) -> None:
         super().__init__()
         self.config = config
         width, anchors = config.rpn_width, len(config.ratios) * len(config.scales)
@@ -102,7 +103,8 @@ class RPN(nn.Module):
         self.strides = [info.stride for info in maps]
         for number, stride in enumerate(self.strides):
             cell = ANCHORS_OF_CELL[config.anchors](stride, config.ratios, config.scales)
-            self.register_buffer(f"cell{number}", cell, persistent=False)
+            moved = cell + offset if config.anchors == "py_faster_rcnn" else cell
+            self.register_buffer(f"cell{number}", moved, persistent=False)
 
     def forward(self, maps: list[Tensor]) -> RPNOutput:
         logits, deltas = [], []
@@ -154,8 +156,8 @@ class RPN(nn.Module):
 
     # proposals
 
-    def top_n(self, training: bool) -> tuple[int, int]:
-        """Return pre_nms_top_n and post_nms_top_n."""
+    def top_n(self, training: bool) -> tuple[int | None, int]:
+        """Return pre_nms_top_n, None for all, and post_nms_top_n."""
         c = self.config
         return (c.pre_nms_top_n, c.post_nms_top_n) if training else (c.test_pre_nms_top_n, c.test_post_nms_top_n)
 
@@ -166,23 +168,25 @@ class RPN(nn.Module):
         return {**limits, "nms_iou": self.config.rpn_nms_iou, "min_size": self.config.min_size}
 
     @torch.no_grad()
-    def candidates(self, output: RPNOutput, images: Images, pre_nms_top_n: int) -> tuple[Tensor, ...]:
-        """3.3: the best `pre_nms_top_n` boxes of each map.
+    def candidates(self, output: RPNOutput, images: Images, pre_nms_top_n: int | None) -> tuple[Tensor, ...]:
+        """3.3: the best `pre_nms_top_n` boxes of each map, or all; of a single map, of those that are large enough.
 
         Returns boxes (B, K, 4), clipped; their logits (B, K); levels (B, K), the number of the map that each is from;
         and (B, K) bool, which of them are large enough.
         """
-        boxes, scores, levels = [], [], []
+        # in pixels of the input (code)
+        min_size = (self.config.min_size * (images.sizes / images.original).amin(1)).view(-1, 1, 1)
+        parts = []
         for level, (logits, deltas, anchors) in enumerate(zip(*output)):  # over maps
-            score, index = logits.float().topk(min(pre_nms_top_n, logits.shape[1]), dim=1)
-            delta = gather_boxes(deltas.float(), index)
-            boxes.append(clip(CODER.decode(delta, anchors[index]), images.sizes))
-            scores.append(score)
-            levels.append(torch.full_like(index, level))
-        box = torch.cat(boxes, 1)
-        min_size = self.config.min_size * (images.sizes / images.original).amin(1)  # in pixels of the input (code)
-        large = ((box[..., 2:] - box[..., :2]) >= min_size.view(-1, 1, 1)).all(-1)
-        return box, torch.cat(scores, 1), torch.cat(levels, 1), large
+            score, deltas = logits.float(), deltas.float()
+            if len(output.logits) == 1:  # the authors' code drops small boxes first, that of FPN last
+                score = score.where(is_large(clip(CODER.decode(deltas, anchors), images.sizes), min_size), -torch.inf)
+            count = logits.shape[1] if pre_nms_top_n is None else min(pre_nms_top_n, logits.shape[1])
+            score, index = score.topk(count, dim=1)
+            boxes = clip(CODER.decode(gather_boxes(deltas, index), anchors[index]), images.sizes)
+            parts.append((boxes, score, torch.full_like(index, level)))
+        boxes, scores, levels = (torch.cat(part, 1) for part in zip(*parts))
+        return boxes, scores, levels, is_large(boxes, min_size)
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, images: Images, training: bool) -> Proposals:
@@ -193,7 +197,7 @@ class RPN(nn.Module):
         """
         pre_nms_top_n, post_nms_top_n = self.top_n(training)
         boxes, logits, levels, large = self.candidates(output, images, pre_nms_top_n)
-        limits = {"top_k": pre_nms_top_n, "max_out": post_nms_top_n}
+        limits = {"top_k": pre_nms_top_n or boxes.shape[1], "max_out": post_nms_top_n}
         index = nms(boxes, logits, levels, iou=self.config.rpn_nms_iou, **limits, valid=large)
         return Proposals(boxes, large, logits.sigmoid()).take(index)
 
@@ -210,7 +214,7 @@ class RPN(nn.Module):
         pre_nms_top_n, post_nms_top_n = self.top_n(training)
         *found, large = (part[0] for part in self.candidates(output, images, pre_nms_top_n))
         boxes, logits, levels = (part[large] for part in found)
-        limits = (self.config.rpn_nms_iou, pre_nms_top_n, post_nms_top_n)
+        limits = (self.config.rpn_nms_iou, pre_nms_top_n or len(large), post_nms_top_n)
         return [*trace, ProposalNMSStep(boxes, logits, levels, *limits)]
 
     def sample_step(self, anchors: Tensor, sizes: Tensor, targets: Targets) -> SampleStep:
@@ -227,3 +231,8 @@ class RPN(nn.Module):
             "{positive} that fit an object, the rest background. Anchors in between are left out.",
             legend=("anchor of", "background"),
         )
+
+
+def is_large(boxes: Tensor, min_size: Tensor) -> Tensor:
+    """Return (B, K) bool, whether both sides of boxes (B, K, 4) are at least `min_size` (B, 1, 1)."""
+    return (boxes[..., 2:] - boxes[..., :2] >= min_size).all(-1)

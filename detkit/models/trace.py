@@ -123,9 +123,10 @@ class ProposalNMSStep(Step):
 
 @dataclass(frozen=True)
 class ProposalStep(Step):
-    """Proposals that came with the image. boxes: (R, 4)."""
+    """Proposals. boxes: (R, 4). given: whether they came with the image, and are not the detector's own."""
 
     boxes: Tensor
+    given: bool
 
 
 @dataclass(frozen=True)

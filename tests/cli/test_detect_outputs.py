@@ -174,6 +174,7 @@ def test_soft_nms_and_views(weights: str, image_files: Path, capsys: pytest.Capt
         (["--score", "1.5"], "score 1.5 is not between 0 and 1"),
         (["--score", ".5,ace=-1"], "score -1 of class ace is not between 0 and 1"),
         (["--scales", "1,2"], "scale 2 is above 1"),
+        (["--max-side", "300"], "--max-side 300: ssd needs no selective search"),
         (["--scales", "0"], "detect.scales: 0.0 is not in [0.1, 10]"),
         (["--crops", "text"], "--crops text: text is a file"),
         (["--crops", "."], "--crops .: sources are in it"),

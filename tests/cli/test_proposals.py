@@ -36,7 +36,8 @@ def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put boxes that any image has in the place of selective search."""
 
-    def search(image: np.ndarray, mode: str = "single", seed: int = 0) -> np.ndarray:
+    def search(image: np.ndarray, mode: str = "single", seed: int = 0, max_side: int | None = None) -> np.ndarray:
+        assert max_side in (None, 500)
         assert image.shape == (40, 60, 3)
         return np.array([[0, 0, 60, 40], [0, 0, 10, 10]][: {"single": 1, "fast": 2}[mode]], np.float32)
 
@@ -72,9 +73,12 @@ def test_make_from_a_folder(root, capsys):
     store = open_store(out)
     assert store.ids == ("1", "2", "3")
     assert store.boxes("3").tolist() == [[0, 0, 60, 40], [0, 0, 10, 10]]
-    assert "holds selective_search(mode=fast, seed=0), not selective_search(mode=single, seed=0)" in failure(
-        capsys, "make", *options, "--mode", "single", "--out", str(out)
-    )
+    for other, recipe in (
+        (["--mode", "single"], "selective_search(mode=single, seed=0)"),
+        (["--max-side", "500"], "selective_search(max_side=500, mode=fast, seed=0)"),
+    ):
+        expected = f"holds selective_search(mode=fast, seed=0), not {recipe}"
+        assert expected in failure(capsys, "make", *options, *other, "--out", str(out))
 
 
 def test_one_process_makes_a_store(root, capsys):
@@ -159,6 +163,7 @@ def test_refusals_of_rpn(root, tmp_path, capsys):
             "--checkpoint means --method rpn, not selective_se",
         ),
         (["--checkpoint", "ssd.pt", "--mode", "fast"], "--mode fast is one of selective search"),
+        (["--checkpoint", "ssd.pt", "--max-side", "500"], "--max-side 500 is of selective search"),
         (["--checkpoint", "ssd.pt", "--count", "0"], "--count 0: at least one region an image"),
         (["--count", "3"], "--count 3 goes with --checkpoint"),
         (["data.test=[x]"], "'data.test=[x]' changes a config, and there is none"),

@@ -218,5 +218,5 @@ def test_refusals(small_root, tmp_path):
     store_of(small_root, tmp_path / "a.npz")
     with pytest.raises(UserError, match="BBoxSafeRandomCrop would take proposals for objects"):
         stream(small_root, 0, 1, augment=["BBoxSafeRandomCrop"], proposals=[str(tmp_path / "a.npz")])
-    with pytest.raises(UserError, match=r"data\.proposal_count: -1 is not in \[0, inf\)"):
-        DataConfig(root="x", proposal_count=-1)
+    with pytest.raises(UserError, match=r"data\.proposal_count: 0 is not in \[1, inf\)"):
+        DataConfig(root="x", proposal_count=0)

@@ -78,7 +78,8 @@ def build_optimizer(detector: Detector, recipe: TrainConfig) -> tuple[torch.opti
     groups, factors = [], []
     for name, parameter in detector.named_parameters():
         norm, bias = name.startswith("backbone.1."), name.endswith(".bias")  # backbone.1 is the batch norm
-        groups.append({"params": [parameter], "weight_decay": 0.0 if norm or bias else recipe.weight_decay})
+        decay = 0.0 if norm else recipe.bias_decay if bias else recipe.weight_decay
+        groups.append({"params": [parameter], "weight_decay": decay})
         factor = recipe.backbone_lr if name.startswith("backbone.") else 1.0
         factors.append(factor * (recipe.bias_lr if bias and not norm else 1.0))
     if recipe.optimizer == "adamw":

@@ -45,10 +45,11 @@ def test_warmup_longer_than_the_run() -> None:
     assert [learning_rate(config, at) for at in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_groups_of_the_caffe_recipe() -> None:
+@pytest.mark.parametrize("bias_decay", [0.0, 0.2])
+def test_groups_of_the_caffe_recipe(bias_decay: float) -> None:
     detector = Toy(ToyConfig(norm=True), ("a", "b"))
     detector.out.weight.requires_grad_(False)
-    config = TrainConfig(iterations=1, lr=0.1, bias_lr=2, backbone_lr=0.5, weight_decay=0.3)
+    config = TrainConfig(iterations=1, lr=0.1, bias_lr=2, backbone_lr=0.5, weight_decay=0.3, bias_decay=bias_decay)
     optimizer = build_optimizer(detector, config)
     set_rate(optimizer, 0.1)
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
@@ -59,12 +60,12 @@ def test_groups_of_the_caffe_recipe() -> None:
     }
     assert found == {
         "backbone.0.weight": (0.05, 0.3),
-        "backbone.0.bias": (0.1, 0.0),
+        "backbone.0.bias": (0.1, bias_decay),
         "backbone.1.weight": (0.05, 0.0),
         "backbone.1.bias": (0.05, 0.0),
         "head.0.weight": (0.1, 0.3),
-        "head.0.bias": (0.2, 0.0),
-        "out.bias": (0.2, 0.0),
+        "head.0.bias": (0.2, bias_decay),
+        "out.bias": (0.2, bias_decay),
     }
 
 

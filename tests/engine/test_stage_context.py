@@ -50,7 +50,7 @@ def test_a_stage_trains_on_all_proposals_of_its_own_store(
     run.batches(SGD(store=store), InputSpec((32, 32)), 3, 9, workers=1)
     (((dataset, spec, data, recipe), keys),) = calls
     assert (dataset, spec) == (run.train, InputSpec((32, 32)))
-    expected = (["other.npz"], 7) if store is None else ([str(run.folder / store)], 0)
+    expected = (["other.npz"], 7) if store is None else ([str(run.folder / store)], None)
     assert (data.proposals, data.proposal_count) == expected
     assert (recipe.workers, recipe.batch) == (1, run.config.train.batch)
     assert keys == {"start": 3, "stop": 9, "rank": 0, "world": 1}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkit.errors import UserError
 from detkit.explain import Canvas, Explanation, Panel, Section, draw, draw_sections, explain
-from detkit.explain.proposals import proposal_suppression
+from detkit.explain.proposals import draw_proposals, proposal_suppression
 from detkit.explain.regions import shown_regions
 from detkit.models.dense import DenseDetector
 from detkit.models.trace import (
@@ -214,9 +214,19 @@ def test_a_step_that_nothing_draws_is_one_line() -> None:
 
 
 def test_proposals_are_drawn_as_they_came() -> None:
-    _, explanation = explained("fast_rcnn")
+    detector, explanation = explained("fast_rcnn")
     step = step_of(explanation, ProposalStep)
     np.testing.assert_array_equal(step.boxes, step_of(explanation, RegressionStep).regions[: len(step.boxes)])
     section = next(section for section in draw_sections(explanation) if section.name == "proposals")
     # no store is read: `explain` makes them, in the mode that the config names
     assert section.text.startswith(f"{len(step.boxes)} regions of selective search (mode single), made for this image")
+
+    settings = replace(detector.experiment.detect, proposal_side=90)
+    (section,) = draw_proposals(step, replace(explanation, settings=settings))
+    assert "of selective search (mode single, in a copy of 90 pixels), made for this image now" in section.text
+
+
+def test_proposals_of_a_detectors_own_are_not_said_to_be_of_selective_search() -> None:
+    _, explanation = explained("fast_rcnn")
+    (section,) = draw_proposals(ProposalStep(torch.tensor([[1.0, 2, 30, 40]]), given=False), explanation)
+    assert section.text == "1 region that may hold an object, whatever its class."

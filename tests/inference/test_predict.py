@@ -207,9 +207,8 @@ def test_detect_may_turn_off_what_the_checkpoint_turns_on(detector: Detector, co
         detector.experiment = None
 
 
-@pytest.mark.parametrize("count", [0, 2, 9])
-def test_as_many_regions_are_proposed_as_in_training(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 stands for all."""
+@pytest.mark.parametrize("count", [None, 2, 9])
+def test_as_many_regions_are_proposed_as_in_training(count: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     proposed = np.arange(20, dtype=np.float32).reshape(5, 4)
     parameters = []
 
@@ -218,10 +217,10 @@ def test_as_many_regions_are_proposed_as_in_training(count: int, monkeypatch: py
         return lambda image: proposed + image.shape[0]
 
     monkeypatch.setattr(predict, "find_method", find)
-    settings = DetectConfig(proposals="single")
+    settings = DetectConfig(proposals="single", proposal_side=300)
     method = proposal_method(Config(detect=settings, data=DataConfig(root="", proposal_count=count)))
-    np.testing.assert_array_equal(method(sample_image(7, 9)), proposed[: count or None] + 7)
-    assert parameters == [("selective_search", {"mode": "single", "seed": 0})]
+    np.testing.assert_array_equal(method(sample_image(7, 9)), proposed[:count] + 7)
+    assert parameters == [("selective_search", {"mode": "single", "seed": 0, "max_side": 300})]
 
 
 def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,7 +95,8 @@ class Regions:
     def restore(self, detector: FastRCNN) -> dict[str, Any]:
         return {}
 
-    def regions(self) -> Iterator[tuple[Targets, Proposals]]:
+    def regions(self, store: str | None) -> Iterator[tuple[Targets, Proposals]]:
+        assert store is None
         return iter(self.batches)
 
 
@@ -107,7 +109,7 @@ def test_statistics_are_those_of_a_loop() -> None:
     assert isinstance(stage, DeltaStatistics)
     stage.run(detector, Regions((targets, images.proposals), (targets, images.proposals)))
     deltas: dict[int, list[torch.Tensor]] = {0: [], 1: []}
-    for box in images.proposals.boxes[0]:
+    for box in (*images.proposals.boxes[0], *targets.boxes[0]):
         overlap = box_iou(targets.boxes[0], box[None])[:, 0]
         if overlap.max() >= 0.8:
             label = int(overlap.argmax())
@@ -120,16 +122,24 @@ def test_statistics_are_those_of_a_loop() -> None:
     assert detector.head.delta_std[2].tolist() == [1] * 4
 
 
-@pytest.mark.parametrize("count", [2, 3, 7])
-def test_statistics_of_one_proposal_and_of_some_that_are_equal(count: int) -> None:
-    """There is no deviation to divide by."""
+def test_statistics_of_one_region_and_of_some_that_are_equal() -> None:
+    """There is no deviation to divide by: an object without proposals, and two with one each that is alike."""
     detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
     assert isinstance(detector, FastRCNN)
-    targets = objects_of([[0.0, 0, 40, 40], [50.0, 0, 80, 40]])
-    boxes = torch.tensor([[[2.0, 1, 41, 43], *[[51.3, 1.7, 82.9, 43.1]] * count]])
-    detector.stages()[0].run(detector, Regions((targets, Proposals(boxes, torch.ones(1, count + 1, dtype=torch.bool)))))
-    expected = CODER.encode(targets.boxes[0, 1], boxes[0, 1])
-    torch.testing.assert_close(detector.head.delta_mean, torch.stack((torch.zeros(4), expected)))
+    targets = objects_of([[0.0, 0, 40, 40]], [[50.0, 0, 80, 40], [50.0, 0, 80, 40]])
+    targets = replace(targets, labels=torch.tensor([[0, -1], [1, 1]]))
+    boxes = torch.tensor([[[90.0, 90, 95, 95]] * 2, [[50.0, 0, 80, 40]] * 2])
+    detector.stages()[0].run(detector, Regions((targets, Proposals(boxes, torch.ones(2, 2, dtype=torch.bool)))))
+    assert not detector.head.delta_mean.any()
+    assert detector.head.delta_std.tolist() == [[1] * 4] * 2
+
+
+def test_statistics_of_nothing() -> None:
+    detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    proposals = Proposals(torch.tensor([[[2.0, 1, 41, 43]]] * 2), torch.ones(2, 1, dtype=torch.bool))
+    detector.stages()[0].run(detector, Regions((Targets(torch.zeros(2, 0, 4), none, none.bool()), proposals)))
+    assert not detector.head.delta_mean.any()
     assert detector.head.delta_std.tolist() == [[1] * 4] * 2
 
 
@@ -137,7 +147,7 @@ def test_statistics_leave_out_ignored_objects() -> None:
     images, targets = batch_with_proposals(80)
     assert images.proposals is not None
     ignore = torch.tensor([[False, True], [False, False]])
-    # as if it were not there; its proposals overlap the other object by less than they need to be that one's
+    # as if it were not there, itself included; its proposals overlap the other object too little to be that one's
     alone = Targets.pad([(targets.boxes[row, :1], targets.labels[row, :1], ignore[row, :1]) for row in range(2)])
     heads = []
     for objects in (replace(targets, ignore=ignore), alone):
@@ -210,9 +220,17 @@ def test_from_proposals_to_detections(tmp_path: Path, capsys: pytest.CaptureFixt
     assert metrics["checkpoint"] == "run/best.pt"
     assert set(metrics["AP"]) == set(TOYS)
     assert metrics["mAP"] == pytest.approx(sum(metrics["AP"].values()) / len(TOYS))
-    image_files = tmp_path / "toys" / "JPEGImages" / "test*.jpg"
-    assert cli.main(["detect", "run/best.pt", str(image_files), "--score", "0.01", "--out", "found", "--json"]) in (
-        0,
-        None,
-    )
+    sides: set[int | None] = set()
+
+    def search(image: np.ndarray, mode: str, seed: int, max_side: int | None) -> np.ndarray:
+        sides.add(max_side)
+        return few_regions(image, mode, seed)
+
+    monkeypatch.setattr("detkit.proposals.selective_search.selective_search", search)
+    arguments = ["detect", "run/best.pt", str(tmp_path / "toys/JPEGImages/test*.jpg"), "--score", "0.01", "--json"]
+    for options, side in (([], 500), (["--max-side", "300"], 300)):
+        sides.clear()
+        assert cli.main([*arguments, *options, "--out", "found"]) in (0, None)
+        assert sides == {side}
+        assert f"; selective search (fast) in at most {side} pixels" in capsys.readouterr().out
     check_file(tmp_path / "found" / "detections.json", "run/best.pt", score=0.01)

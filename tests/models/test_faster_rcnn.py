@@ -13,14 +13,16 @@ from torchvision.ops import roi_align
 from detkit import cli
 from detkit.backbones import FeatureInfo
 from detkit.checkpoints import checkpoint
-from detkit.config import BackboneConfig, DetectConfig
-from detkit.data.proposal_store import open_store
+from detkit.config import BackboneConfig, DataConfig, DetectConfig
+from detkit.data.opening import open_dataset
+from detkit.data.proposal_store import ProposalStore, open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
 from detkit.models.faster_rcnn import FasterRCNN, pad_to
 from detkit.models.region import sample_regions
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import CODER
+from detkit.ops import box_iou
 from detkit.structures import Images, Proposals, Targets
 from tests.builders import images_of, objects_of, random_image, tiny_faster_rcnn_config
 from tests.toys.toy import draw_toys
@@ -260,7 +262,7 @@ model:
   channels: 16
   scales: [2.0]
   rpn_width: 16
-  pre_nms_top_n: 60
+  pre_nms_top_n: null
   post_nms_top_n: 20
   batch_size_per_image: 8
   min_size: 2.0
@@ -270,16 +272,40 @@ evaluate: {batch: 4}
 """
 
 
+def assert_statistics(store: ProposalStore, found: dict[str, Tensor], where: str) -> None:
+    """Compare the statistics of a head with a loop over the boxes of a store at 64 pixels, objects included."""
+    dataset = open_dataset(DataConfig(root="toys", train=["train"]), "train")
+    deltas: dict[int, list[Tensor]] = {}
+    for i, name in enumerate(dataset.ids):
+        annotations = dataset.record(i).annotations
+        gt_boxes = torch.from_numpy(annotations.boxes)[~torch.from_numpy(annotations.difficult)]
+        labels = annotations.labels[~annotations.difficult]
+        for box in (*torch.from_numpy(store.boxes(name)), *gt_boxes):
+            overlap = box_iou(gt_boxes, box[None])[:, 0]
+            if len(labels) and overlap.max() >= 0.5:
+                best = int(overlap.argmax())
+                deltas.setdefault(int(labels[best]), []).append(CODER.encode(gt_boxes[best], box).double())
+    assert set(deltas) == {0, 1}
+    for label, values in deltas.items():
+        rows = torch.stack(values)
+        torch.testing.assert_close(found["delta_mean"][label].double(), rows.mean(0), atol=1e-5, rtol=1e-5, msg=where)
+        torch.testing.assert_close(
+            found["delta_std"][label].double(), rows.std(0, False), atol=1e-4, rtol=1e-4, msg=where
+        )
+
+
 def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step learns its own part and leaves the others; interrupted in any, it ends with the same weights."""
     monkeypatch.chdir(tmp_path)
     draw_toys(tmp_path / "toys")
     (tmp_path / "config.yaml").write_text(ALTERNATING)
     seen: dict[str, list[dict[str, Tensor]]] = {}
+    batches: dict[str, set[int]] = {}
     losses, begin_stage = FasterRCNN.losses, FasterRCNN.begin_stage
 
     def watch(self: FasterRCNN, images: Images, targets: Targets) -> dict[str, Tensor]:
         seen.setdefault(self.stage, []).append({name: value.clone() for name, value in self.state_dict().items()})
+        batches.setdefault(self.stage, set()).add(len(images))
         return losses(self, images, targets)
 
     monkeypatch.setattr(FasterRCNN, "losses", watch)
@@ -290,6 +316,7 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         "rpn_shared": 6,
         "fast_rcnn_shared": 3,
     }
+    assert batches == {"rpn": {2}, "fast_rcnn": {4}, "rpn_shared": {2}, "fast_rcnn_shared": {4}}
 
     def changed(first: dict[str, Tensor], last: dict[str, Tensor]) -> set[str]:
         return {name.split(".")[0] for name, value in first.items() if not torch.equal(value, last[name])}
@@ -301,7 +328,14 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         "rpn_shared": {"rpn"},
         "fast_rcnn_shared": {"head"},
     }
-    # what a step begins with: ImageNet's backbone in step 2, a new RPN in step 3, step 2's head in step 4
+    # what a step begins with: ImageNet's backbone in step 2, a new RPN in step 3, step 2's head in step 4; both of Fast
+    # R-CNN with statistics of their own proposals
+    statistics = [{name: steps[0][f"head.{name}"] for name in ("delta_mean", "delta_std")} for steps in seen.values()]
+    assert changed(*statistics[:2]) == changed(*statistics[2:]) == {"delta_mean", "delta_std"}
+    assert not changed(*statistics[1:3])
+    for states in seen.values():
+        for state in states:
+            del state["head.delta_mean"], state["head.delta_std"]
     assert changed(seen["rpn"][-1], seen["fast_rcnn"][0]) == {"backbone", "neck", "rpn"}
     assert changed(seen["fast_rcnn"][-1], seen["rpn_shared"][0]) == {"backbone", "neck", "head", "rpn"}
     assert changed(seen["rpn_shared"][0], seen["fast_rcnn_shared"][0]) == {"rpn"}
@@ -313,10 +347,14 @@ def test_alternating_training_step_by_step(tmp_path: Path, monkeypatch: pytest.M
         {"objectness"},
         {"classification"},
     ]
-    assert open_store(tmp_path / "whole/proposals/step3.npz").counts.max() == 20
+    for number, (store, found) in enumerate((("step1", statistics[1]), ("step3", statistics[3]))):
+        stored = open_store(tmp_path / f"whole/proposals/{store}.npz")
+        assert stored.counts.max() == 20
+        assert stored.manifest.parameters["pre_nms_top_n"] is None
+        assert_statistics(stored, found, f"{number}")
 
     whole = checkpoint.load(Path("whole/best.pt"))["model"]
-    for stage in ("fast_rcnn", "fast_rcnn_shared"):
+    for stage in ("fast_rcnn", "rpn_shared", "fast_rcnn_shared"):
 
         def cut(self: FasterRCNN, begun: str, stage: str = stage) -> None:
             begin_stage(self, begun)
@@ -367,6 +405,7 @@ def test_what_each_step_of_alternating_training_leaves_as_it_is(neck: str) -> No
     [
         ("rpn", ()),
         ("propose", ()),
+        ("delta_statistics", ()),
         ("fast_rcnn", ("backbone.", "neck.")),
         ("rpn_shared", ("rpn.",)),
         ("fast_rcnn_shared", ()),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detkit.backbones import FeatureInfo
-from detkit.models import build_detector
+from detkit.models import build_detector, region_features
 from detkit.models.rcnn import RCNN
 from detkit.models.region import SampledRegions, sample_regions
 from detkit.models.region_features import MapFeatures, PyramidFeatures, SpatialPyramidPooling
@@ -47,6 +47,23 @@ def test_chunks_bound_the_regions_of_all_images_together(monkeypatch: pytest.Mon
     with torch.inference_mode():
         detector.predict_regions(prepared, images.proposals, lambda pooled: shapes.append(tuple(pooled.shape[:2])))
     assert shapes == [(2, 15), (2, 15), (2, 10)]
+
+
+@pytest.mark.parametrize("name", ["fast_rcnn", "fast_rcnn scales", "faster_rcnn"])
+def test_pooled_regions_are_bounded_and_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many an image has: 20 regions of one map at once, of both images."""
+    keys = {"scales": [64, 96]} if name.endswith("scales") else {}
+    detector: Any = zoo.build(name.split()[0], **keys).eval()
+    images, _ = batch_with_proposals()
+    prepared = detector.features.prepare(images, detector)
+    with torch.inference_mode():
+        expected = detector.predict_regions(prepared, images.proposals)
+        monkeypatch.setattr(region_features, "CHUNK_BYTES", 20 * 96 * 4 * 4 * 4)
+        shapes: list[tuple[int, ...]] = []
+        found = detector.predict_regions(prepared, images.proposals, lambda pooled: shapes.append(tuple(pooled.shape)))
+    assert shapes == [(2, 10, 96, 4, 4)] * 4
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.boxes, expected.boxes)
 
 
 def test_the_regions_of_a_spatial_pyramid_are_bounded() -> None:

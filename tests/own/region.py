@@ -9,7 +9,7 @@ from torch import Tensor
 from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.models import MODELS, RegionDetector
-from detkit.models.region import PooledConfig
+from detkit.models.region import PooledConfig, cell_offsets
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import RegionHead
 from detkit.ops import clip
@@ -36,7 +36,8 @@ class Windows(RegionDetector):
         self.backbone = create_backbone(config.backbone, tail=True)
         tail = self.take_tail(config.pool_size)
         last = self.backbone.info[-1]
-        self.features = MapFeatures([last], config.pool, config.pool_size)
+        offset, _ = cell_offsets(config, self.backbone)
+        self.features = MapFeatures([last], config.pool, config.pool_size, offset=offset)
         self.head = RegionHead(tail, last.channels, config.pool_size, len(classes))
         self.freeze_layers(config.freeze_stages, config.freeze_norms)
 

@@ -159,3 +159,10 @@ def test_windows_cover_each_image_of_a_batch() -> None:
         for x, y in ((0.5, 0.5), (width - 0.5, height - 0.5), (width / 2, 0.5)):
             inside = (boxes[:, 0] <= x) & (boxes[:, 2] >= x) & (boxes[:, 1] <= y) & (boxes[:, 3] >= y)
             assert inside.any()
+
+
+@pytest.mark.parametrize(("geometry", "offset"), [("backbone", 15), ("published", 0)])
+def test_regions_are_pooled_where_the_cells_lie(geometry: str, offset: float) -> None:
+    keys = {"backbone": {"name": "alexnet", "weights": None}, "pool_size": 6, "geometry": geometry}
+    with torch.device("meta"):
+        assert detkit.create_model("windows", classes=["a"], **keys).features.pooling.offset == offset

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,19 @@ def test_properties(height: int, width: int, kind: str, mode: str, smallest: int
     check(boxes, height, width, smallest)
     assert np.array_equal(selective_search(image, mode, seed, smallest), boxes)
     assert np.array_equal(selective_search(image, mode, seed, smallest, max_boxes=3), boxes[:3])
+
+
+@pytest.mark.parametrize(("height", "width", "copy"), [(150, 120, (60, 48)), (33, 101, (20, 60)), (60, 20, (60, 20))])
+def test_large_images_are_searched_in_a_copy(height: int, width: int, copy: tuple[int, int]) -> None:
+    """Boxes are scaled back, each side by its own factor, and the smallest are measured in the copy."""
+    image = sample_image(height, width)
+    boxes = selective_search(image, "fast", seed=1, min_size=5, max_boxes=30, max_side=60)
+    small = cv2.resize(image, copy[::-1], interpolation=cv2.INTER_AREA)
+    expected = selective_search(small, "fast", seed=1, min_size=5, max_boxes=30)
+    assert len(boxes) == len(expected) > 5
+    np.testing.assert_allclose(boxes, expected * np.tile([width / copy[1], height / copy[0]], 2), rtol=1e-6)
+    assert (boxes <= (width, height, width, height)).all()
+    assert [0, 0, width, height] in boxes.tolist()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (2, 900)])
@@ -140,6 +154,7 @@ def test_strided_images() -> None:
         ({"mode": "fats"}, "'fats'; did you mean 'fast'"),
         ({"min_size": 0}, "min_size is 0, expected at least 1"),
         ({"max_boxes": 0}, "max_boxes is 0, expected at least 1"),
+        ({"max_side": 0}, "max_side is 0, expected at least 1"),
     ],
 )
 def test_says_what_is_wrong(keys: dict, words: str) -> None:

@@ -18,6 +18,7 @@ from detkit.config import TrainConfig
 from detkit.engine.session import check_batch
 from detkit.errors import UserError
 from detkit.inference.evaluate import join
+from detkit.models import SGD
 from detkit.structures import DetectionSet
 from tests.toys.fixtures import Train
 
@@ -112,9 +113,13 @@ def test_a_kill_leaves_nothing_running_and_a_run_to_go_on_with(
 
 def test_a_batch_that_cannot_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detkit.runtime.distributed.world_size", lambda: 2)
-    check_batch(TrainConfig(iterations=1, batch=12, accumulate=3))
+    plain, longer = [SGD()], [SGD(), SGD("rpn", iterations_factor=2)]
+    for batch, stages in ((6, plain), (12, longer)):
+        check_batch(TrainConfig(iterations=1, batch=batch, accumulate=3), stages)
     with pytest.raises(UserError, match=r"train.batch: 9 is not a multiple of 6 \(2 processes x train.accumulate 3\)"):
-        check_batch(TrainConfig(iterations=1, batch=9, accumulate=3))
+        check_batch(TrainConfig(iterations=1, batch=9, accumulate=3), plain)
+    with pytest.raises(UserError, match=r"train.batch: 6 is not a multiple of 12 \(2 .* 3 x 2 steps of a stage\)"):
+        check_batch(TrainConfig(iterations=1, batch=6, accumulate=3), longer)
 
 
 def shares(ids: tuple[str, ...], parts: list[list[int]]) -> list[DetectionSet]:
