@@ -1,7 +1,7 @@
 """Checkpoints: plain tensors and data, written completely or not at all, read with `weights_only=True` and verified.
 
 A checkpoint is a dict with
-    format       "detkit 2"
+    format       "detkit 3"
     model        the state dict that inference uses (the average's where EMA is on)
     config       the resolved config, as plain dicts
     classes      names, in the order of the labels

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detkit.errors import UserError
 
-FORMAT = "detkit 2"
+FORMAT = "detkit 3"
 KEYS = ("model", "config", "classes", "iteration", "metrics")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import detkit
 from detkit.backbones import Backbone, create_backbone
 from detkit.backbones.caffe_file import read_caffemodel
+from detkit.checkpoints.content import FORMAT
 from detkit.config import BackboneConfig
 from detkit.errors import UserError
 
@@ -204,7 +205,7 @@ def test_zf_on_caffes_file_sees_what_caffe_sees(tmp_path: Path) -> None:
 
 def test_only_files_of_unknown_order_are_turned(tmp_path: Path) -> None:
     backbone: Backbone = create_backbone(BackboneConfig("tiny"))
-    torch.save({"format": "detkit 2", "model": backbone.state_dict()}, tmp_path / "best.pt")
+    torch.save({"format": FORMAT, "model": backbone.state_dict()}, tmp_path / "best.pt")
     for weights in ("imagenet", str(tmp_path / "best.pt"), str(tmp_path / "a.weights"), str(tmp_path / "a.conv.23")):
         with pytest.raises(
             UserError, match=r"model\.backbone\.channels: bgr, but .* reads RGB; take rgb, and the model\.mean"
