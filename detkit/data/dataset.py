@@ -319,7 +319,7 @@ def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations
     _refuse_problems(source)
     objects, image = index.objects_of(rows)
     boxes = index.objects.boxes[objects]
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     objects, image = objects[has_area], image[has_area]
     annotations = index.objects.take(objects)
 
@@ -339,9 +339,9 @@ def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations
     if outside.any():
         i, where = first(outside)
         raise UserError(f"{where}: the box of this {classes[labels[i]]} lies outside the image")
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     counts = np.bincount(image[has_area], minlength=len(rows))
-    return replace(annotations, boxes=boxes, labels=labels).take(has_area).with_areas(), counts
+    return replace(annotations, boxes=boxes, labels=labels).take(np.flatnonzero(has_area)).with_areas(), counts
 
 
 def _refuse_problems(source: Source) -> None:
