@@ -70,7 +70,7 @@ class SPPNet(SVMDetector):
         # 4.1: each region pooled from the map of the scale that suits its size
         centre, shrink = self.backbone.first_cell_centre, SHRINK * conv5.stride
         pooling = SpatialPyramidPooling(tuple(c.pyramid), conv5.stride, centre, shrink)
-        self.features = PyramidFeatures(conv5, pooling, c.scales)
+        self.features = PyramidFeatures(conv5, pooling, c.scales, random_scales=True)
         # 4.1: fc6 and fc7 on the pyramid's vector
         channels, bins = self.features.shape
         tail = fully_connected(channels * bins, self.backbone.width, DROPOUT)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from detkit.config import DataConfig
 from detkit.data.opening import open_dataset
@@ -12,7 +13,7 @@ from detkit.engine import stage_context
 from detkit.engine.stage_context import StageContext
 from detkit.experiment import load_config
 from detkit.models import SGD, build_detector
-from detkit.structures import InputSpec
+from detkit.structures import Images, InputSpec, Targets
 
 
 @pytest.fixture
@@ -22,20 +23,29 @@ def run(config: Path, tmp_path: Path) -> StageContext:
     return StageContext(settings, tmp_path, torch.device("cpu"), dataset, None, None)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("done", [0, 2, 5])
-def test_a_pass_goes_on_after_what_is_done(run: StageContext, done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_goes_on_after_what_is_done(
+    run: StageContext, done: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It saves how many of all the images are done."""
     monkeypatch.setattr(stage_context, "SAVE_EVERY", -1.0)  # after each batch
+    run.config.train.workers = workers
     detector, saved = build_detector(run.config.model, run.train.classes).train(), []
     indices = [5, 3, 0, 8, 1]
     seen = []
-    for images, targets in run.dataset_pass(detector, indices, "work", done=done, save=saved.append):
+
+    def extract(images: Images, targets: Targets) -> tuple[Tensor]:
         assert not detector.training
+        assert not torch.is_grad_enabled()
         for row, name in enumerate(images.ids):
-            annotations = run.train.record(run.train.ids.index(name)).annotations
-            assert targets.labels[row][targets.valid[row]].tolist() == annotations.labels.tolist()
-        seen += images.ids
-    assert seen == [run.train.ids[index] for index in indices[done:]]
+            index = run.train.ids.index(name)
+            assert targets.labels[row][targets.valid[row]].tolist() == run.train.record(index).annotations.labels.tolist()
+        return (torch.tensor([run.train.ids.index(name) for name in images.ids]),)
+
+    for (numbers,) in run.dataset_pass(detector, extract, indices, "work", done=done, save=saved.append):
+        seen += numbers.tolist()
+    assert seen == indices[done:]
     assert saved == {0: [2, 4, 5], 2: [4, 5], 5: []}[done]
 
 
