@@ -14,7 +14,7 @@ from detkit.config import Config
 from detkit.errors import UserError
 from detkit.models.parts import ExportPart
 from detkit.models.trace import Trace
-from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets, TruthSet
+from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets
 
 
 class Paper(NamedTuple):
@@ -258,9 +258,6 @@ class Detector(nn.Module):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the pretrained network, whose rate `train.backbone_lr` changes."""
         return self.backbone.parameters()
-
-    def check(self, truth: TruthSet) -> None:
-        """Raise UserError where these objects of the training split cannot train it."""
 
     def stages(self) -> Sequence[Stage]:
         """Return the training stages in order."""

@@ -9,7 +9,12 @@ Where the paper and its code differ, and what detkit does:
 - ImageNet weights trained with the pyramid in place are not published for these backbones: fc6 and fc7 start anew.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig, within
@@ -19,7 +24,8 @@ from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.svm_detector import SVMDetector, SVMDetectorConfig, SVMHead
-from detkit.structures import InputSpec
+from detkit.ops import nms_dense
+from detkit.structures import InputSpec, Predictions, Proposals
 
 DROPOUT = 0.5  # after fc6 and fc7
 SHRINK = 6.5 / 16  # strides that a cell's middle may lie outside a region (the code's offset)
@@ -41,6 +47,9 @@ class SPPNetConfig(SVMDetectorConfig):
     """IoU [low, high) of the regions that are background."""
     batch_size_per_image: int = within("[1, inf)", 64)
     """Regions of an image that fine-tuning samples."""
+    region_nms_iou: float = within("[0, 1]", 0.3)
+    """IoU above which the worse of two regions of a class is suppressed before boxes are regressed, in testing; 1: none
+    is."""
     ridge: float = within("(0, inf)", 4000.0)
     """Lambda of the box regression."""
     ridge_match_iou: float = within("(0, 1]", 0.5)
@@ -77,3 +86,17 @@ class SPPNet(SVMDetector):
         self.head = SVMHead(tail, self.features.shape, len(classes), c.scoring)
         if c.frozen:
             self.freeze_layers(len(self.backbone.layer_groups()), True)
+
+    def predict_regions(
+        self, prepared: Any, proposals: Proposals, watch: Callable[[Tensor], None] | None = None
+    ) -> Predictions:
+        """Suppressed regions have a score of -inf: the best of the others, moved, go through NMS once more (code)."""
+        predictions = super().predict_regions(prepared, proposals, watch)
+        scores = predictions.scores
+        regions, classes = scores.shape[1:]
+        limits = {"top_k": regions, "max_out": regions * classes}
+        index, label = nms_dense(proposals.boxes, scores, iou=self.config.region_nms_iou, **limits)
+        # what pads writes to a column that is dropped
+        flat = torch.where(label >= 0, index * classes + label, regions * classes)
+        kept = torch.zeros(len(flat), regions * classes + 1, dtype=torch.bool, device=flat.device).scatter_(1, flat, True)
+        return replace(predictions, scores=scores.masked_fill(~kept[:, :-1].view(scores.shape), -torch.inf))

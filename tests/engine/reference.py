@@ -80,6 +80,7 @@ def build_optimizer(detector: Detector, recipe: TrainConfig) -> tuple[torch.opti
         norm, bias = name.startswith("backbone.1."), name.endswith(".bias")  # backbone.1 is the batch norm
         groups.append({"params": [parameter], "weight_decay": 0.0 if norm or bias else recipe.weight_decay})
         factor = recipe.backbone_lr if name.startswith("backbone.") else 1.0
+        factor *= recipe.class_lr if name.startswith("out.") else 1.0
         factors.append(factor * (recipe.bias_lr if bias and not norm else 1.0))
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True), factors

@@ -47,8 +47,8 @@ def test_warmup_longer_than_the_run() -> None:
 
 def test_groups_of_the_caffe_recipe() -> None:
     detector = Toy(ToyConfig(norm=True), ("a", "b"))
-    detector.out.weight.requires_grad_(False)
-    config = TrainConfig(iterations=1, lr=0.1, bias_lr=2, backbone_lr=0.5, weight_decay=0.3)
+    detector.head[0].weight.requires_grad_(False)
+    config = TrainConfig(iterations=1, lr=0.1, bias_lr=2, backbone_lr=0.5, class_lr=10, weight_decay=0.3)
     optimizer = build_optimizer(detector, config)
     set_rate(optimizer, 0.1)
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
@@ -62,9 +62,9 @@ def test_groups_of_the_caffe_recipe() -> None:
         "backbone.0.bias": (0.1, 0.0),
         "backbone.1.weight": (0.05, 0.0),
         "backbone.1.bias": (0.05, 0.0),
-        "head.0.weight": (0.1, 0.3),
         "head.0.bias": (0.2, 0.0),
-        "out.bias": (0.2, 0.0),
+        "out.weight": (1.0, 0.3),
+        "out.bias": (2.0, 0.0),
     }
 
 

@@ -18,7 +18,6 @@ from detkit.models import build_detector
 from detkit.models.rcnn import RCNN, RCNNConfig
 from detkit.models.region_features import adaptive_pool
 from detkit.ops import crop_warp
-from detkit.structures import TruthSet
 from tests.builders import batch_with_proposals, few_regions
 from tests.models.checks import check_file, check_unfitted
 from tests.toys.toy import draw_toys
@@ -82,21 +81,6 @@ def test_regions_at_once_are_bounded() -> None:
         assert count is not None
         assert count * images * 3 * 227 * 227 * 4 <= 32 << 20
     assert detector.features.chunk_size(10_000) == 1
-
-
-def truth(labels: list[int], ignore: list[bool]) -> TruthSet:
-    count = len(labels)
-    return TruthSet(
-        torch.zeros(count, 4), torch.tensor(labels), torch.tensor(ignore), torch.zeros(count).long(), ("x",), ("a", "b")
-    )
-
-
-def test_every_class_needs_an_object() -> None:
-    detector = build_detector(config(), ("a", "b"))
-    detector.check(truth([0, 1], [False, False]))
-    with pytest.raises(UserError, match=r"data\.train: no object of class b to fit an SVM to"):
-        detector.check(truth([0, 1], [False, True]))
-    build_detector(config(scoring="softmax"), ("a", "b")).check(truth([0], [False]))
 
 
 @pytest.mark.parametrize(
