@@ -46,16 +46,21 @@ def check_stage(training: dict[str, Any], images: int, layout: Mapping[str, Tens
     if not done and not layout.keys() & training.keys():
         return
     lengths: dict[str, int] = {}
-    for name, (dtype, shape, low, high) in layout.items():
+    for name, spec in layout.items():
         value = training.get(name)
-        found = value.shape if isinstance(value, Tensor) else ()
-        for length, number in zip(shape, found):  # the first tensor tells a length that has a name
-            lengths.setdefault(str(length), number if isinstance(length, str) else length)
-        expected = tuple(lengths.get(str(length), 0) for length in shape)
-        fits = isinstance(value, Tensor) and value.dtype == dtype and value.shape == expected
-        if not fits or (value.numel() and not low <= float(value.min()) <= float(value.max()) <= high):
-            kind, sides = str(dtype).removeprefix("torch."), ", ".join(map(str, shape))
-            refuse(path, f"{KEY}.{name}", f"{kind} numbers of shape ({sides}) from {low:g} to {high:g}")
+        if not isinstance(value, Tensor) or not _fits(value, spec, lengths):
+            kind, sides = str(spec.dtype).removeprefix("torch."), ", ".join(map(str, spec.shape))
+            refuse(path, f"{KEY}.{name}", f"{kind} numbers of shape ({sides}) from {spec.low:g} to {spec.high:g}")
+
+
+def _fits(value: Tensor, spec: TensorSpec, lengths: dict[str, int]) -> bool:
+    """Whether a tensor is as `spec` says; lengths: those with a name, which the first tensor that has it tells."""
+    if value.dtype != spec.dtype or value.ndim != len(spec.shape):
+        return False
+    for length, number in zip(spec.shape, value.shape):
+        if number != (lengths.setdefault(length, number) if isinstance(length, str) else length):
+            return False
+    return value.numel() == 0 or (float(value.min()) >= spec.low and float(value.max()) <= spec.high)
 
 
 def check_losses(losses: Any, most: int, path: str | Path) -> None:

@@ -140,8 +140,8 @@ def check_frozen(detector: Detector, model: Any) -> None:
     if frozen:
         keys = [f"model.{key}={free}" for key, free in FREE.items() if getattr(model, key, False)]
         raise UserError(
-            f"model.backbone.weights: null, but layers of {backbone.name} are frozen, and would stay random; name weights "
-            f"(imagenet, or a file), or train all layers: {' '.join(keys)}"
+            f"model.backbone.weights: null, but layers of {backbone.name} are frozen and would stay random; "
+            f"name weights, or train all layers: {' '.join(keys)}"
         )
 
 

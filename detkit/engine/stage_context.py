@@ -92,9 +92,9 @@ class StageContext(Run):
         if distributed.world_size() == 1:
             yield number, results
             return
-        for number, parts in distributed.gather((number, tuple(part.cpu() for part in results))):
-            if number:
-                yield number, tuple(part.to(self.device) for part in parts)
+        for count, parts in distributed.gather((number, tuple(part.cpu() for part in results))):
+            if count:
+                yield count, tuple(part.to(self.device) for part in parts)
 
     def on_main(self, make: Callable[[], Any]) -> Any:
         return distributed.on_main(make)

@@ -35,7 +35,10 @@ class Flops(NamedTuple):
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor of a stage's state must be: its lengths, a name for one that others share; the ends of its values."""
+    """What a tensor of a stage's state must be.
+
+    shape: its lengths, a name for one that several tensors share. low, high: between which its values are.
+    """
 
     dtype: torch.dtype
     shape: tuple[int | str, ...]

@@ -1,4 +1,4 @@
-"""What the box regression learns from: features on disk, a file a class, since VOC2007 has tens of gigabytes of them."""
+"""What the box regression learns from: features on disk, a file a class. VOC2007 has tens of gigabytes of them."""
 
 import os
 import shutil

@@ -72,6 +72,7 @@ class SPPNet(SVMDetector):
     def __init__(self, config: SPPNetConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes, InputSpec(mean=config.mean, std=config.std, resize="none"))
         c = self.config = config
+        self.region_nms_iou = c.region_nms_iou
         self.backbone = create_backbone(c.backbone)
         self.backbone.truncate(self.backbone.region)
         conv5 = self.backbone.info[-1]
@@ -95,8 +96,10 @@ class SPPNet(SVMDetector):
         scores = predictions.scores
         regions, classes = scores.shape[1:]
         limits = {"top_k": regions, "max_out": regions * classes}
-        index, label = nms_dense(proposals.boxes, scores, iou=self.config.region_nms_iou, **limits)
+        index, label = nms_dense(proposals.boxes, scores, iou=self.region_nms_iou, **limits)
         # what pads writes to a column that is dropped
         flat = torch.where(label >= 0, index * classes + label, regions * classes)
-        kept = torch.zeros(len(flat), regions * classes + 1, dtype=torch.bool, device=flat.device).scatter_(1, flat, True)
+        kept = torch.zeros(len(flat), regions * classes + 1, dtype=torch.bool, device=flat.device).scatter_(
+            1, flat, True
+        )
         return replace(predictions, scores=scores.masked_fill(~kept[:, :-1].view(scores.shape), -torch.inf))

@@ -110,8 +110,8 @@ def spp_pool(
 
 
 def spp_windows(boxes: Tensor, stride: float = 16, centre: float = 20.5, shrink: float = 6.5) -> Tensor:
-    """Return the first and last cells (..., 4) float64, xyxy, that `spp_pool` pools of boxes (..., 4), on a map that has
-    no end at the right and below."""
+    """Return the first and last cells (..., 4) float64, xyxy, that `spp_pool` pools of boxes (..., 4), on a map without
+    end at the right and below."""
     low, high = boxes.double().split(2, -1)
     low = ((low + 0.5 - centre + shrink) / stride + 0.5).floor()
     high = ((high - 0.5 - centre - shrink) / stride - 0.5).ceil()

@@ -40,13 +40,35 @@ def test_a_pass_goes_on_after_what_is_done(
         assert not torch.is_grad_enabled()
         for row, name in enumerate(images.ids):
             index = run.train.ids.index(name)
-            assert targets.labels[row][targets.valid[row]].tolist() == run.train.record(index).annotations.labels.tolist()
+            assert (
+                targets.labels[row][targets.valid[row]].tolist() == run.train.record(index).annotations.labels.tolist()
+            )
         return (torch.tensor([run.train.ids.index(name) for name in images.ids]),)
 
     for (numbers,) in run.dataset_pass(detector, extract, indices, "work", done=done, save=saved.append):
         seen += numbers.tolist()
     assert seen == indices[done:]
     assert saved == {0: [2, 4, 5], 2: [4, 5], 5: []}[done]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, [5, 3, 1]), (1, [0, 8])])
+def test_processes_share_a_pass(
+    run: StageContext, rank: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each extracts of every other batch, and all take part in every exchange, with or without a batch."""
+    sent: list[tuple[int, tuple[Tensor, ...]]] = []
+    monkeypatch.setattr(stage_context.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(stage_context.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(stage_context.distributed, "gather", lambda value: sent.append(value) or [value])
+    monkeypatch.setattr(stage_context.distributed, "all_reduce_max", lambda number: number)
+    detector = build_detector(run.config.model, run.train.classes)
+
+    def extract(images: Images, _: Targets) -> tuple[Tensor]:
+        return (torch.tensor([run.train.ids.index(name) for name in images.ids]),)
+
+    results = list(run.dataset_pass(detector, extract, [5, 3, 0, 8, 1], "work", save=lambda _: None))
+    assert torch.cat([numbers for (numbers,) in results]).tolist() == expected
+    assert [number for number, _ in sent] == [[2, 1], [2, 0]][rank]
 
 
 @pytest.mark.parametrize("store", [None, "rpn.npz"])

@@ -135,7 +135,9 @@ def test_regions_of_one_window_are_alike(scales: list[int]) -> None:
     found = detector.features.distinct(boxes, images.sizes, valid)
     for i in range(2):
         rows = [row for row in range(40) if valid[i, row]]
-        alike = [any(torch.equal(features[i, row], features[i, other]) for other in rows if other < row) for row in rows]
+        alike = [
+            any(torch.equal(features[i, row], features[i, other]) for other in rows if other < row) for row in rows
+        ]
         assert found[i].nonzero().flatten().tolist() == [row for row, again in zip(rows, alike) if not again]
         assert 5 < sum(alike) < 20
 

@@ -65,7 +65,9 @@ class Run:
     def conclude(self, detector: Any) -> None:
         self.concluded += 1
 
-    def dataset_pass(self, detector: Any, extract: Any, rows: Any, text: str, done: int = 0, save: Any = None) -> Iterator:
+    def dataset_pass(
+        self, detector: Any, extract: Any, rows: Any, text: str, done: int = 0, save: Any = None
+    ) -> Iterator:
         self.passes[text] = list(rows)
         return (extract(*batch) for batch in self.batches)
 

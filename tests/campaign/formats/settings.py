@@ -34,7 +34,19 @@ ODD_KEYS = (
     *("x", "", ".", "model..x", "[", "a.b.c.d", "train.[0]", "data.augment.0", "data.augment[0]", "data.train[5]"),
     *("model.min_sizes[0]", "model.min_sizes.7", "__class__", "train.__init__", "_content"),
 )
-RATES = ("lr", "momentum", "weight_decay", "warmup_lr", "clip", "ema", "seed", "bias_lr", "backbone_lr", "class_lr", "gamma")
+RATES = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "warmup_lr",
+    "clip",
+    "ema",
+    "seed",
+    "bias_lr",
+    "backbone_lr",
+    "class_lr",
+    "gamma",
+)
 LARGEST = 2**63 - 1
 
 
