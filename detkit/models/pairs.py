@@ -1,4 +1,4 @@
-"""What the box regression learns from: features on disk, a file a class. VOC2007 has tens of gigabytes of them."""
+"""What the box regression learns from: pairs on disk, a file a class. VOC2007 has tens of gigabytes of them."""
 
 import os
 import shutil
@@ -13,59 +13,52 @@ from torch import Tensor
 
 from detkit.errors import UserError
 
+DELTAS = 4  # numbers of a row that follow its features
+
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Features (N, D) float32 in a file, of which slices of rows are read."""
+    """The features (N, D) float32 of a file of pairs, of which slices of rows are read."""
 
     path: Path
     shape: tuple[int, int]
 
     def __getitem__(self, rows: slice) -> Tensor:
         first, last, _ = rows.indices(self.shape[0])
-        count = (last - first) * self.shape[1]
-        values = np.fromfile(self.path, np.float32, count, offset=first * self.shape[1] * 4)
-        return torch.from_numpy(values).view(last - first, self.shape[1])
+        width = self.shape[1] + DELTAS
+        values = np.fromfile(self.path, np.float32, (last - first) * width, offset=first * width * 4)
+        return torch.from_numpy(values).view(last - first, width)[:, :-DELTAS]
 
 
 class Pairs:
-    """Features of proposals on disk, and the deltas (N, 4) to their objects and these' labels (N,), in memory.
+    """Features of regions and the deltas to their objects, class by class in a folder.
 
-    What was added since `flush` is dropped where a run goes on from what it then saved.
+    counts: (K,) int64, of each class. What was added since `flush` is dropped where a run goes on from its counts.
     """
 
-    def __init__(self, folder: Path, dim: int, classes: int, deltas: Tensor, labels: Tensor) -> None:
-        """deltas, labels: of the pairs that are there, as `joined` returned them; none for new ones.
-
-        UserError where the folder has fewer.
-        """
-        self.folder, self.dim, self.classes = folder, dim, classes
-        self.deltas, self.labels = [deltas], [labels]
-        counts = torch.bincount(labels, minlength=classes).tolist()
-        for path, count in zip(self._paths(), counts):
-            if count and (not path.is_file() or path.stat().st_size < count * dim * 4):
-                raise UserError(f"{path}: has fewer than the {count} regions that last.pt counts; start a new run")
+    def __init__(self, folder: Path, dim: int, counts: Tensor) -> None:
+        """dim: of the features. counts: of what is there, 0 for new ones; UserError where the folder has less."""
+        self.folder, self.dim, self.counts = folder, dim, counts.clone()
+        sizes = [count * (dim + DELTAS) * 4 for count in counts.tolist()]
+        for path, size in zip(self._paths(), sizes):
+            if size and (not path.is_file() or path.stat().st_size < size):
+                raise UserError(f"{path}: has fewer regions than last.pt counts; start a new run")
         with self._errors():
             folder.mkdir(exist_ok=True)
-            for path, count in zip(self._paths(), counts):
+            for path, size in zip(self._paths(), sizes):
                 path.touch()
-                os.truncate(path, count * dim * 4)
+                os.truncate(path, size)
 
     def add(self, features: Tensor, deltas: Tensor, labels: Tensor) -> None:
         """Add features (n, D), deltas (n, 4) and labels (n,); host sync."""
-        features, deltas, labels = features.float().cpu(), deltas.cpu(), labels.cpu()
-        self.deltas.append(deltas)
-        self.labels.append(labels)
-        paths = list(self._paths())
+        rows, labels = torch.cat((features, deltas), 1).float().cpu(), labels.cpu()
+        added = torch.bincount(labels, minlength=len(self.counts))
         with self._errors():
-            for label in labels.unique().tolist():
-                with paths[label].open("ab") as file:
-                    file.write(features[labels == label].numpy().data)
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Return all deltas (N, 4) and labels (N,)."""
-        self.deltas, self.labels = [torch.cat(self.deltas)], [torch.cat(self.labels)]
-        return self.deltas[0], self.labels[0]
+            for path, label in zip(self._paths(), range(len(added))):
+                if added[label]:
+                    with path.open("ab") as file:
+                        file.write(rows[labels == label].numpy().data)
+        self.counts += added
 
     def flush(self) -> None:
         """Make what was added outlast a crash of the machine."""
@@ -75,16 +68,18 @@ class Pairs:
                     os.fsync(file.fileno())
 
     def of_class(self, label: int) -> tuple[FeatureFile, Tensor]:
-        """Return features and deltas of a class."""
-        deltas, labels = self.joined()
-        deltas = deltas[labels == label]
-        return FeatureFile(self.folder / str(label), (len(deltas), self.dim)), deltas
+        """Return features (N, D), still on disk, and deltas (N, 4) of a class."""
+        path, count = self.folder / str(label), int(self.counts[label])
+        if not count:
+            return FeatureFile(path, (0, self.dim)), torch.zeros(0, DELTAS)
+        rows = np.memmap(path, np.float32, "r", shape=(count, self.dim + DELTAS))
+        return FeatureFile(path, (count, self.dim)), torch.from_numpy(rows[:, -DELTAS:].copy())
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> Iterator[Path]:
-        return (self.folder / str(label) for label in range(self.classes))
+        return (self.folder / str(label) for label in range(len(self.counts)))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -3,9 +3,11 @@
 Where the paper and its code differ, and what detkit does:
 - A region is pooled at the scale where its area is closest to 224 x 224 (paper); the code's rule differs a little.
 - The largest of the five scales is 1200, and the fourth 864 (paper; code: 874).
-- Windows for fine-tuning come from all images of a step, `number` each, where the code draws them from all images.
+- Windows for fine-tuning come from all images of a step, 64 each, where the code draws them from all images. Each is
+  pooled at a random scale (code).
+- The SVMs take one of several negatives that are the same cells of the map (code).
+- Testing is NMS of the regions of a class, its best 100, regression, NMS once more (code).
 - The snapshot that is tested is the last one; the code takes the one of least error on VOC07's test split.
-- Difficult objects are not trained on, by `data.difficult: false`; the code keeps them.
 - ImageNet weights trained with the pyramid in place are not published for these backbones: fc6 and fc7 start anew.
 """
 

@@ -217,16 +217,12 @@ class BoxRegression:
         """Fit `detector.head.regressor`; an interrupted pass over the images goes on where it was."""
         config, head, classes = detector.config, detector.head, len(detector.classes)
         rows = spread(run.train_count(), config.fit_images)
-        layout = {
-            "scale": SCALE,
-            "deltas": TensorSpec(torch.float32, ("pairs", 4)),
-            "labels": TensorSpec(torch.int64, ("pairs",), 0, classes - 1),
-        }
+        layout = {"scale": SCALE, "counts": TensorSpec(torch.int64, (classes,), 0)}
         state = run.restore(detector, len(rows), layout)
         pairs: Pairs | None = None
         if run.writes:
-            deltas, labels = state.get("deltas", torch.zeros(0, 4)), state.get("labels", torch.zeros(0).long())
-            pairs = Pairs(run.folder / "pairs", head.regressor.in_features, classes, deltas, labels)
+            counts = state.get("counts", torch.zeros(classes, dtype=torch.int64))
+            pairs = Pairs(run.folder / "pairs", head.regressor.in_features, counts)
         run.begin()
         scale: Tensor | None = state.get("scale")
 
@@ -235,8 +231,7 @@ class BoxRegression:
                 run.save_last(detector, {"done": 0})
                 return
             pairs.flush()
-            deltas, labels = pairs.joined()
-            run.save_last(detector, {"done": done, "scale": scale, "deltas": deltas, "labels": labels})
+            run.save_last(detector, {"done": done, "scale": scale, "counts": pairs.counts})
 
         def matched(images: Images, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
             boxes, valid = regions(images, targets)
@@ -268,7 +263,7 @@ class BoxRegression:
         head.regressor.bias.copy_(offset.flatten())
         head.regression_fitted.fill_(True)
         if pairs is not None:
-            run.say(f"regression: {len(pairs.joined()[1])} regions, of {len(rows)} images")
+            run.say(f"regression: {int(pairs.counts.sum())} regions, of {len(rows)} images")
         run.conclude(detector)
         if pairs is not None:
             pairs.remove()

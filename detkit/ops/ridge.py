@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-CHUNK = 256 << 20  # bytes of features that fit_ridge reads at once
+CHUNK = 64 << 20  # bytes of features that fit_ridge reads at once
 
 
 class Rows(Protocol):
@@ -49,8 +49,9 @@ def fit_ridge(features: Rows, targets: Tensor, ridge: float = 1000.0, scale: flo
         """Yield which rows, their features with the column of ones, and their targets less the mean."""
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
-            x = features[rows].to(targets)
-            yield rows, torch.cat((x * scale, x.new_ones(len(x), 1)), 1), targets[rows] - mean
+            x = targets.new_ones(rows.stop - first, dim + 1)
+            torch.mul(features[rows].to(targets), scale, out=x[:, :-1])
+            yield rows, x, targets[rows] - mean
 
     if count <= dim:
         x, y = targets.new_empty(count, dim + 1), targets - mean

@@ -24,8 +24,8 @@ def test_random_layers_are_frozen_only_with_weights(
     Path("recipe.yaml").write_text(RECIPE.format(root=toys))
     assert run_command("train", ["recipe.yaml", "--out", "random"]) == 2
     expected = (
-        "error: model.backbone.weights: null, but layers of tiny are frozen and would stay random; name weights, or train "
-        "all layers: model.freeze_stages=0\n"
+        "error: model.backbone.weights: null, but layers of tiny are frozen and would stay random; "
+        "name weights, or train all layers: model.freeze_stages=0\n"
     )
     assert capsys.readouterr().err == expected
     assert not Path("random").exists()

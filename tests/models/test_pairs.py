@@ -11,7 +11,7 @@ from torch import Tensor
 from detkit.errors import UserError
 from detkit.models.pairs import Pairs
 
-NONE = torch.zeros(0, 4), torch.zeros(0).long()
+NONE = torch.zeros(3).long()
 
 
 def some(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,7 +23,7 @@ def some(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def check(pairs: Pairs, *expected: tuple[Tensor, Tensor, Tensor]) -> None:
     """Of each class all rows are there, in order, and slices of them."""
     features, deltas, labels = (torch.cat(part) for part in zip(*expected))
-    assert torch.equal(pairs.joined()[1], labels)
+    assert torch.equal(pairs.counts, torch.bincount(labels))
     for label in range(3):
         file, found = pairs.of_class(label)
         rows = features[labels == label]
@@ -35,7 +35,7 @@ def check(pairs: Pairs, *expected: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def test_what_was_added_is_read_back(tmp_path: Path) -> None:
-    pairs = Pairs(tmp_path / "pairs", 5, 3, *NONE)
+    pairs = Pairs(tmp_path / "pairs", 5, NONE)
     batches = [some(20, 0), some(0, 1), some(31, 2)]
     for batch in batches:
         pairs.add(*batch)
@@ -46,14 +46,14 @@ def test_what_was_added_is_read_back(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_from_what_it_saved(tmp_path: Path) -> None:
     """What was added after it is dropped, also where nothing was saved."""
-    pairs = Pairs(tmp_path / "pairs", 5, 3, *NONE)
+    pairs = Pairs(tmp_path / "pairs", 5, NONE)
     pairs.add(*some(9, 5))
-    pairs = Pairs(tmp_path / "pairs", 5, 3, *NONE)
+    pairs = Pairs(tmp_path / "pairs", 5, NONE)
     pairs.add(*some(20, 0))
     pairs.flush()
-    saved = pairs.joined()
+    saved = pairs.counts.clone()
     pairs.add(*some(15, 1))
-    pairs = Pairs(tmp_path / "pairs", 5, 3, *saved)
+    pairs = Pairs(tmp_path / "pairs", 5, saved)
     pairs.add(*some(15, 2))
     check(pairs, some(20, 0), some(15, 2))
 
@@ -61,22 +61,20 @@ def test_a_run_goes_on_from_what_it_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["short", "missing"])
 def test_features_that_are_gone_are_refused(fault: str, tmp_path: Path) -> None:
     """And nothing else is cut before."""
-    pairs = Pairs(tmp_path, 5, 3, *NONE)
+    pairs = Pairs(tmp_path, 5, NONE)
     pairs.add(*some(30, 0))
-    deltas, labels = (part[:20] for part in pairs.joined())
+    counts = torch.tensor([1, 2, 3])
     path = tmp_path / "2"
     content = path.read_bytes()
-    path.unlink() if fault == "missing" else path.write_bytes(content[: int((labels == 2).sum()) * 20 - 1])
+    path.unlink() if fault == "missing" else path.write_bytes(content[: 3 * 9 * 4 - 1])
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(
-        UserError, match=rf"^{path}: has fewer than the \d+ regions that last.pt counts; start a new run$"
-    ):
-        Pairs(tmp_path, 5, 3, deltas, labels)
+    with pytest.raises(UserError, match=rf"^{path}: has fewer regions than last.pt counts; start a new run$"):
+        Pairs(tmp_path, 5, counts)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = Pairs(tmp_path, 5, 3, *NONE)
+    pairs = Pairs(tmp_path, 5, NONE)
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -159,9 +159,9 @@ def test_an_interrupted_pass_goes_on(
     assert f"SIGTERM: {cut}/last.pt saved after image" in capsys.readouterr().err
     saved = checkpoint.load(Path(cut) / "last.pt")["training"]
     assert (saved["stage"], saved["done"]) == (stage, done)
-    # features before the tail, 384 float32, are on disk beside last.pt
+    # features before the tail, 384 float32, and 4 deltas are on disk beside last.pt
     on_disk = sum(path.stat().st_size for path in Path(cut).glob("pairs/*"))
-    assert on_disk == 4 * 384 * len(saved["labels"] if (stage, done) == ("box_regression", 12) else ())
+    assert on_disk == 4 * 388 * (int(saved["counts"].sum()) if (stage, done) == ("box_regression", 12) else 0)
     assert cli.main(["train", "--resume", cut]) in (0, None)
     whole, resumed = (checkpoint.load(Path(name) / "best.pt")["model"] for name in ("whole", cut))
     for name, value in whole.items():
@@ -218,8 +218,8 @@ SHAPED = [
     (15, {"offset": torch.zeros(())}, "offset is not float32 numbers of shape (2) from -inf to inf"),
     (15, {"new": torch.tensor([0, -1])}, "new is not int64 numbers of shape (2) from 0 to inf"),
     (15, {"scale": torch.zeros(())}, "scale is not float32 numbers of shape () from 1e-30 to inf"),
-    (27, {"labels": torch.tensor([2])}, "labels is not int64 numbers of shape (pairs) from 0 to 1"),
-    (27, {"deltas": torch.zeros(1, 3)}, "deltas is not float32 numbers of shape (pairs, 4) from -inf to inf"),
+    (27, {"counts": torch.tensor([2, -1])}, "counts is not int64 numbers of shape (2) from 0 to inf"),
+    (27, {"counts": torch.tensor([2])}, "counts is not int64 numbers of shape (2) from 0 to inf"),
     (27, {"scale": None}, "scale is not float32 numbers of shape () from 1e-30 to inf"),
 ]
 
@@ -228,12 +228,10 @@ SHAPED = [
 def test_a_stages_state_is_looked_at(
     call: int, change: dict, message: str, stopped: Callable[[int], Path], capsys: pytest.CaptureFixture
 ) -> None:
-    """Each fault is one line, and nothing has changed. `labels` of one number make the deltas' count the wrong one."""
+    """Each fault is one line, and nothing has changed."""
     run = stopped(call)
     content = torch.load(run / "last.pt", weights_only=True)
     content["training"] |= change
-    if "labels" in change:
-        content["training"]["deltas"] = torch.zeros(1, 4)
     torch.save(content, run / "last.pt")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
