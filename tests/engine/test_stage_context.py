@@ -1,6 +1,7 @@
 """What the engine hands to a stage: the images that are left to do, the batches of its proposals."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ def test_a_pass_goes_on_after_what_is_done(
     """It saves how many of all the images are done."""
     monkeypatch.setattr(stage_context, "SAVE_EVERY", -1.0)  # after each batch
     run.config.train.workers = workers
+    loaders: list[Any] = []
+    made = stage_context.dataset_pass_loader
+    monkeypatch.setattr(stage_context, "dataset_pass_loader", lambda *a, **k: loaders.append(k) or made(*a, **k))
     detector, saved = build_detector(run.config.model, run.train.classes).train(), []
     indices = [5, 3, 0, 8, 1]
     seen = []
@@ -48,6 +52,7 @@ def test_a_pass_goes_on_after_what_is_done(
     for (numbers,) in run.dataset_pass(detector, extract, indices, "work", done=done, save=saved.append):
         seen += numbers.tolist()
     assert seen == indices[done:]
+    assert [keys["workers"] for keys in loaders] == [workers]
     assert saved == {0: [2, 4, 5], 2: [4, 5], 5: []}[done]
 
 

@@ -130,6 +130,23 @@ def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out(tmp_path: P
     assert run.concluded == 1
 
 
+def test_of_windows_that_are_alike_one_is_a_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The windows that mining sees are those that the region features tell apart."""
+    detector, data = Linear(), batches(2)
+    expected, seen = [], []
+
+    def distinct(boxes: Tensor, sizes: Tensor, valid: Tensor) -> Tensor:
+        kept = valid & (torch.arange(boxes.shape[1]) % 3 > 0)
+        expected.append(detector.extract_features(data[0][0], boxes, tail=True)[kept])
+        return kept
+
+    monkeypatch.setattr(detector.features, "distinct", distinct)
+    add = HardNegatives.add
+    monkeypatch.setattr(HardNegatives, "add", lambda miner, x, negative: seen.append(x) or add(miner, x, negative))
+    SVMs().run(detector, Run(data, tmp_path))  # pyright: ignore[reportArgumentType]
+    assert torch.equal(torch.cat(seen), torch.cat(expected))
+
+
 @pytest.mark.parametrize(("fit_images", "rows"), [(0, list(range(12))), (4, [0, 3, 6, 9])])
 def test_the_images_that_a_stage_is_fitted_to(
     fit_images: int, rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,11 +53,11 @@ def test_ridge_of_nothing_and_wrong_arguments() -> None:
         ops.fit_ridge(torch.rand(7, 5), torch.rand(6, 4))
 
 
-@pytest.mark.parametrize("count", [400, 120])
-def test_ridge_in_float32_is_good_to_rounding(count: int) -> None:
-    """Without the second solve the error would be twenty times as large."""
+@pytest.mark.parametrize(("count", "error"), [(400, 2e-6), (160, 3e-6)])
+def test_ridge_in_float32_is_good_to_rounding(count: int, error: float) -> None:
+    """Without the second solve it would be twenty times as large, or four."""
     features, _ = problem(count, 200, 4)
     targets = torch.randn(count, 4)
     expected, _ = by_scikit(features, targets, 1.0)
     weight, _ = ops.fit_ridge(features, targets, 1.0)
-    assert (weight.double() - expected).abs().max() < 2e-6 * expected.abs().max()
+    assert (weight.double() - expected).abs().max() < error * expected.abs().max()
