@@ -180,7 +180,7 @@ class ImagePyramid(NamedTuple):
 
     maps: list[tuple[Tensor, Tensor]]
     sizes: Tensor
-    any_scale: bool
+    any_scale: bool = False
 
 
 class PyramidFeatures(RegionFeatures):

@@ -22,6 +22,7 @@ from detkit.backbones import create_backbone, fully_connected
 from detkit.config import BackboneConfig, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
+from detkit.models.parts import ExportPart
 from detkit.models.region_features import PyramidFeatures, SpatialPyramidPooling
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
@@ -89,6 +90,11 @@ class SPPNet(SVMDetector):
         self.head = SVMHead(tail, self.features.shape, len(classes), c.scoring)
         if c.frozen:
             self.freeze_layers(len(self.backbone.layer_groups()), True)
+
+    def export_parts(self) -> dict[str, ExportPart]:
+        parts = super().export_parts()
+        parts["-head"].facts["region_nms_iou"] = self.region_nms_iou
+        return parts
 
     def predict_regions(
         self, prepared: Any, proposals: Proposals, watch: Callable[[Tensor], None] | None = None
