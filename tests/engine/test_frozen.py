@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from detkit.cli import run_command
 from detkit.engine.session import check_frozen
 from detkit.errors import UserError
+from detkit.experiment import load_config
+from detkit.models import build_detector
 from tests import zoo
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = """
 model: {{name: faster_rcnn, backbone: {{name: tiny}}, size: [64, 64], freeze_stages: 2, pool_size: 2}}
 data: {{root: {root}, train: [train], val: [], test: []}}
@@ -40,6 +44,14 @@ def test_sppnet_names_its_own_key() -> None:
         check_frozen(detector, detector.config)
     free = zoo.build("sppnet")
     check_frozen(free, free.config)
+
+
+def test_the_recipe_without_weights_is_refused() -> None:
+    config = load_config(CONFIGS / "voc" / "sppnet_zf.yaml", ["data.root=somewhere"])
+    with torch.device("meta"):
+        detector = build_detector(config.model, ("a",))
+    with pytest.raises(UserError, match=r"^model\.backbone\.weights: null, but layers of zfnet are frozen"):
+        check_frozen(detector, config.model)
 
 
 def test_frozen_batch_norms_alone_are_no_fault() -> None:
