@@ -3,6 +3,7 @@ negatives (section 2.3, appendix B), and the bounding-box regression (appendix C
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -254,11 +255,13 @@ class BoxRegression:
                 pairs.add(*found)
         factor = float(scale)  # host sync: once, beside features that are on disk
 
-        def fit() -> list[tuple[Tensor, Tensor]]:
+        def fit(label: int) -> tuple[Tensor, Tensor]:
             assert pairs is not None, "the process that writes has them"
-            return [fit_ridge(*pairs.of_class(label), config.ridge, factor) for label in range(classes)]
+            return fit_ridge(*pairs.of_class(label), config.ridge, factor)
 
-        weight, offset = (torch.stack(part) for part in zip(*run.on_main(fit)))
+        # class by class: each takes minutes of VGG16's features, and other processes wait only so long for one another
+        fitted = [run.on_main(partial(fit, label)) for label in range(classes)]
+        weight, offset = (torch.stack(part) for part in zip(*fitted))
         head.regressor.weight.copy_(weight.flatten(0, 1))
         head.regressor.bias.copy_(offset.flatten())
         head.regression_fitted.fill_(True)
