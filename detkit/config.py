@@ -135,6 +135,8 @@ class TrainConfig(Section):
     backbone_lr: float = within("[0, inf)", 1.0)
     """Factor on the learning rate of the pretrained backbone, the layers of a region head that come from it
     included."""
+    class_lr: float = within("[0, inf)", 1.0)
+    """Factor on the learning rate of the layers that depend on the classes, such as the classifier of a region head."""
     schedule: str = "cosine"
     """`steps` or `cosine`."""
     milestones: list[int] = within("[0, inf)", [])

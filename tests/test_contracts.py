@@ -28,7 +28,11 @@ MISFITS = {
     ("torchvision_ssd", "inception_v3"): "model.size: 300 pixels a side are too few for InceptionV3; 336 are enough",
 }
 # detectors that cannot predict without values, and what these are needed for
-NEEDS_VALUES = {"faster_rcnn": "what NMS leaves of its proposals", "torchvision_ssd": "default boxes on the CPU"}
+NEEDS_VALUES = {
+    "faster_rcnn": "what NMS leaves of its proposals",
+    "sppnet": "what NMS leaves of its regions",
+    "torchvision_ssd": "default boxes on the CPU",
+}
 FITTING = [pair for pair in EVERY if pair not in MISFITS]
 
 

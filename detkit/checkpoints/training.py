@@ -1,5 +1,6 @@
 """What last.pt must hold beside the weights, so that training goes on from it: each fault is one line."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from detkit.checkpoints.content import is_count, is_number, is_plain_tensor, refuse
 from detkit.errors import UserError
+from detkit.models.base import TensorSpec
 from detkit.verified import nonfinite
 
 KEY = "training"
@@ -38,6 +40,31 @@ def check_training(content: dict[str, Any], path: str | Path) -> None:
     if not isinstance(data, dict) or not all(isinstance(data.get(split, 0), dict | None) for split in ("train", "val")):
         refuse(path, f"{KEY}.run.data", "the fingerprints of train and val")
     _check_values(training, path, KEY)
+
+
+def check_stage(training: dict[str, Any], images: int, layout: Mapping[str, TensorSpec], path: str | Path) -> None:
+    """Raise UserError unless a stage that is no gradient descent can go on from what it saved, see StageRun.restore."""
+    done = training.get("done", 0)
+    if not is_count(done) or done > images:
+        refuse(path, f"{KEY}.done", f"a number of images up to {images}")
+    if not done and not layout.keys() & training.keys():
+        return
+    lengths: dict[str, int] = {}
+    for name, spec in layout.items():
+        value = training.get(name)
+        if not isinstance(value, Tensor) or not _fits(value, spec, lengths):
+            kind, sides = str(spec.dtype).removeprefix("torch."), ", ".join(map(str, spec.shape))
+            refuse(path, f"{KEY}.{name}", f"{kind} numbers of shape ({sides}) from {spec.low:g} to {spec.high:g}")
+
+
+def _fits(value: Tensor, spec: TensorSpec, lengths: dict[str, int]) -> bool:
+    """Whether a tensor is as `spec` says; lengths: those with a name, which the first tensor that has it tells."""
+    if value.dtype != spec.dtype or value.ndim != len(spec.shape):
+        return False
+    for length, number in zip(spec.shape, value.shape):
+        if number != (lengths.setdefault(length, number) if isinstance(length, str) else length):
+            return False
+    return value.numel() == 0 or (float(value.min()) >= spec.low and float(value.max()) <= spec.high)
 
 
 def check_losses(losses: Any, most: int, path: str | Path) -> None:

@@ -14,20 +14,23 @@ def build_optimizer(detector: Detector, config: TrainConfig) -> Optimizer:
     """Return SGD or AdamW over the trainable parameters.
 
     Each group carries `scale`, its factor on the learning rate: biases have `bias_lr` (2 in the Caffe recipes),
-    those of the pretrained network (`backbone_parameters`) also `backbone_lr`. Biases have the weight decay
-    `bias_decay`, norms none.
+    those of the pretrained network (`backbone_parameters`) also `backbone_lr`, those that depend on the classes
+    (`class_layers`) `class_lr` (10 in R-CNN's). Biases have the weight decay `bias_decay`, norms none.
     """
     inside = {id(parameter) for parameter in detector.backbone_parameters()}
-    groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
-    for _, kind, parameter in kinds(detector):
-        groups.setdefault((id(parameter) in inside, kind), []).append(parameter)
+    groups: dict[tuple[bool, bool, str], list[nn.Parameter]] = {}
+    for name, kind, parameter in kinds(detector):
+        by_class = config.class_lr != 1 and name.startswith(detector.class_layers)
+        groups.setdefault((id(parameter) in inside, by_class, kind), []).append(parameter)
     options = [
         {
             "params": parameters,
-            "scale": (config.backbone_lr if backbone else 1.0) * (config.bias_lr if kind == "bias" else 1.0),
+            "scale": (config.backbone_lr if backbone else 1.0)
+            * (config.class_lr if by_class else 1.0)
+            * (config.bias_lr if kind == "bias" else 1.0),
             "weight_decay": {"weight": config.weight_decay, "bias": config.bias_decay, "norm": 0.0}[kind],
         }
-        for (backbone, kind), parameters in sorted(groups.items())
+        for (backbone, by_class, kind), parameters in sorted(groups.items())
     ]
     if config.optimizer == "adamw":
         return AdamW(options, lr=config.lr, betas=(config.momentum, 0.999), fused=True)

@@ -3,7 +3,7 @@
 config.yaml  env.txt  log.jsonl  last.pt (all that a resume needs)  best.pt (all that inference needs)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from detkit.checkpoints import checkpoint
+from detkit.checkpoints.training import check_stage
 from detkit.config import Config, DataConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import train_loader
@@ -20,6 +21,7 @@ from detkit.experiment import save_config
 from detkit.files import read_text, write_file
 from detkit.inference.evaluate import evaluate
 from detkit.models import SGD, Detector
+from detkit.models.base import TensorSpec
 from detkit.runtime import distributed
 from detkit.runtime.screen import say
 from detkit.structures import Images, InputSpec, Targets
@@ -125,11 +127,15 @@ class Run:
             self.best, self.metrics, self.logged = training["best"], resumed["metrics"], training["run"]["log"]
         return resumed
 
-    def restore(self, detector: Detector) -> dict[str, Any]:
-        """Give the detector the weights for inference in last.pt; return what the stage saved, or {}."""
+    def restore(
+        self, detector: Detector, images: int = 0, layout: Mapping[str, TensorSpec] | None = None
+    ) -> dict[str, Any]:
+        """Give the detector the weights for inference in last.pt; return what the stage saved, or {}, see StageRun."""
         resumed = self.take_resumed()
         if resumed is None:
             return {}
+        if layout is not None:
+            check_stage(resumed["training"], images, layout, self.last)
         checkpoint.load_weights(detector, resumed["model"], self.last)
         return resumed["training"]
 

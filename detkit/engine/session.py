@@ -23,6 +23,8 @@ from detkit.models import MODELS, Detector, Stage, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
 
+FREE = {"frozen": "false", "freeze_stages": "0"}  # keys that freeze layers, and at which value they do not
+
 
 def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
     """Train by the config file `config`, or go on in the folder `resume`; return the run's folder.
@@ -56,8 +58,9 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
         if resumed is None and settings.train.weights is not None:
             with distributed.main_first():  # it may have to be fetched
                 checkpoint.start_from(detector, settings.train.weights)
+        elif resumed is None:
+            check_frozen(detector, settings.model)
         check_batch(settings.train, detector.stages())
-        detector.check(data.truth(settings.data.difficult))
         if folder is None:
             folder = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
             distributed.on_main(lambda: stack.enter_context(begin_anew(folder, out)))
@@ -125,6 +128,21 @@ def check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
     if dataset.truth(use_difficult).ignore.all():
         what = "crowds, boxes without area" + ("" if use_difficult else ", difficult ones: data.difficult=false")
         raise UserError(f"{dataset.name}: no object to train on in {len(dataset)} images ({what} are not counted)")
+
+
+def check_frozen(detector: Detector, model: Any) -> None:
+    """Raise UserError where layers of the backbone are random, and stay so."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or backbone.weights is not None:
+        return
+    # batch norms that are frozen as they begin do nothing
+    frozen = [p for p in detector.backbone.parameters() if p.ndim > 1 and not p.requires_grad]
+    if frozen:
+        keys = [f"model.{key}={free}" for key, free in FREE.items() if getattr(model, key, False)]
+        raise UserError(
+            f"model.backbone.weights: null, but layers of {backbone.name} are frozen and would stay random; "
+            f"name weights, or train all layers: {' '.join(keys)}"
+        )
 
 
 def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:

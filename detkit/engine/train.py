@@ -86,7 +86,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
 
             log.step(before + done)
             if logging:
-                images = done * recipe.batch
+                images = done * (recipe.batch // stage.iterations_factor)
                 seen = f"{images:,} images, epoch {images / len(run.train):.2f}"
                 log.losses(before + done, *meter.summary(), rate, seen)
             if evaluating:

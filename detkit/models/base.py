@@ -1,8 +1,9 @@
 """What a detector is, and what its training consists of."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from detkit.config import Config
 from detkit.errors import UserError
 from detkit.models.parts import ExportPart
 from detkit.models.trace import Trace
-from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets, TruthSet
+from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets
 
 
 class Paper(NamedTuple):
@@ -33,16 +34,33 @@ class Flops(NamedTuple):
     region: int | None = None
 
 
+class TensorSpec(NamedTuple):
+    """What a tensor of a stage's state must be.
+
+    shape: its lengths, a name for one that several tensors share. low, high: between which its values are.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+
 class StageRun(Protocol):
     """The training run as a stage sees it; `engine/stage_context.py` implements it.
 
-    config: the whole experiment. device: where the stage computes.
+    config: the whole experiment. device: where the stage computes. folder: of the run, where a stage may keep files
+    until it concludes. writes: whether this process is the one that writes them.
     """
 
     @property
     def config(self) -> Config: ...
     @property
     def device(self) -> torch.device: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def writes(self) -> bool: ...
 
     def train_count(self) -> int:
         """Return how many training images there are."""
@@ -51,8 +69,14 @@ class StageRun(Protocol):
     def begin(self) -> None:
         """Note in the run's folder that this stage works from here on: a resume that fails has changed nothing."""
 
-    def restore(self, detector: "Detector") -> dict[str, Any]:
-        """Give the detector the weights of an interrupted stage; return what the stage had saved, or {}."""
+    def restore(
+        self, detector: "Detector", images: int = 0, layout: Mapping[str, TensorSpec] | None = None
+    ) -> dict[str, Any]:
+        """Give the detector the weights of an interrupted stage; return what the stage had saved, or {}.
+
+        images, layout: of a stage that passes over so many images and saves `done` of them, and tensors. UserError
+        unless these are all there, as they must be, or none of them at a `done` of 0.
+        """
         ...
 
     def save_last(self, detector: "Detector", state: dict[str, Any]) -> None:
@@ -65,13 +89,25 @@ class StageRun(Protocol):
         """Train by gradient descent."""
 
     def dataset_pass(
-        self, detector: "Detector", indices: Sequence[int], text: str, *, done: int = 0, save: Callable[[int], None]
-    ) -> Iterator[tuple[Images, Targets]]:
-        """Yield the training images `indices` but for the first `done`, without augmentation and on the device.
+        self,
+        detector: "Detector",
+        extract: Callable[[Images, Targets], tuple[Tensor, ...]],
+        indices: Sequence[int],
+        text: str,
+        *,
+        done: int = 0,
+        save: Callable[[int], None],
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what `extract` computes, without gradients, of the training images `indices` but for the first `done`.
 
-        text: what the progress is called. save: called with the number of images done, now and then and before the
-        stage is interrupted.
+        A batch at a time, in order, without augmentation and on the device. Processes share the work: each extracts of
+        some batches, and gets the results of all. text: what the progress is called. save: called with the number of
+        images done, now and then and before the stage is interrupted.
         """
+        ...
+
+    def on_main(self, make: Callable[[], Any]) -> Any:
+        """Let the process that writes alone call `make`; return its result in every process."""
         ...
 
     def regions(self, store: str | None = None) -> Iterator[tuple[Targets, Proposals]]:
@@ -83,10 +119,6 @@ class StageRun(Protocol):
 
     def propose(self, detector: "Detector", store: str) -> None:
         """Write the detector's proposals on the training images to a store in the run's folder."""
-
-    def inference(self) -> AbstractContextManager[None]:
-        """Compute without gradients, in the number format of the network."""
-        ...
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -254,9 +286,6 @@ class Detector(nn.Module):
         for layer in self._frozen_norms:
             layer.eval()
         return self
-
-    def check(self, truth: TruthSet) -> None:
-        """Raise UserError where these objects of the training split cannot train it."""
 
     def stages(self) -> Sequence[Stage]:
         """Return the training stages in order."""

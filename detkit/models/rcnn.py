@@ -7,7 +7,8 @@ Where the paper and its code differ, and what detkit does:
 - Hard negatives are mined in one pass over the images (code and section 2.3); the SVMs of all classes that have enough
   new ones are fitted in one go.
 - The regression's targets are whitened in the code, which changes no result, see `ops.fit_ridge`.
-- Boxes are continuous: no "+ 1". They are regressed before NMS, as in the code.
+- Boxes are continuous: no "+ 1". The best 100 of a class are regressed before NMS, as in the code.
+- Objects' own boxes are among the regions that SVMs and regression see (code).
 """
 
 from dataclasses import dataclass, field

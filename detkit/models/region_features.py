@@ -24,6 +24,7 @@ from detkit.ops import (
     roi_pool,
     short_side_scale,
     spp_pool,
+    spp_windows,
     sppnet_scale,
 )
 from detkit.structures import Images, InputSpec
@@ -61,12 +62,12 @@ class RoIPooling:
         """Of what a channel of a region becomes."""
         return (self.size, self.size)
 
-    def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, size, size), 0 where not valid (B, R)."""
+    def __call__(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """(B, C, H, W), boxes (B, R, 4), or (K, 5), in pixels of the input -> (B, R, C, size, size), or (K, ...)."""
         boxes = torch.cat((boxes[..., :-4], boxes[..., -4:] - self.offset), -1)
         if self.kind == "pool":
-            return roi_pool(x, boxes, self.size, self.stride, valid)
-        return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align", valid=valid)
+            return roi_pool(x, boxes, self.size, self.stride)
+        return roi_align(x, boxes, self.size, self.stride, aligned=self.kind == "align")
 
     def facts(self) -> dict[str, Any]:
         """Return what describes the pooling in the metadata of an exported network."""
@@ -87,9 +88,13 @@ class SpatialPyramidPooling:
     def shape(self) -> tuple[int, ...]:
         return (sum(level**2 for level in self.levels),)
 
-    def __call__(self, x: Tensor, boxes: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), boxes (B, R, 4) in pixels of the input -> (B, R, C, bins), 0 where not valid (B, R)."""
-        return spp_pool(x, boxes, self.levels, self.stride, self.centre, self.shrink, valid)
+    def __call__(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """(B, C, H, W), boxes (B, R, 4), or (K, 5), in pixels of the input -> (B, R, C, bins), or (K, C, bins)."""
+        return spp_pool(x, boxes, self.levels, self.stride, self.centre, self.shrink)
+
+    def windows(self, boxes: Tensor) -> Tensor:
+        """Return the cells (..., 4) that boxes (..., 4) are pooled from."""
+        return spp_windows(boxes, self.stride, self.centre, self.shrink)
 
     def facts(self) -> dict[str, Any]:
         return {"pyramid": list(self.levels), "stride": self.stride, "centre": self.centre}
@@ -123,6 +128,10 @@ class RegionFeatures:
     def facts(self) -> dict[str, Any]:
         """Return how regions are pooled, for the metadata of an exported network."""
         raise NotImplementedError(f"{type(self).__name__}.facts")
+
+    def distinct(self, boxes: Tensor, sizes: Tensor, valid: Tensor) -> Tensor:
+        """Return which of the valid regions (B, R) of images of `sizes` (B, 2) are the first with their features."""
+        return valid
 
     def squares(self, means: Tensor) -> list[Tensor]:
         """Means over channels (R, ...) -> the levels of pooling, (R, n, n) each, for people to see."""
@@ -174,10 +183,12 @@ class MapFeatures(RegionFeatures):
 
 
 class ImagePyramid(NamedTuple):
-    """maps: of each scale its map (B, C, h, w), and its factor for each image, (B,); sizes: (B, 2) of the images."""
+    """maps: of each scale its map (B, C, h, w), and its factor for each image, (B,); sizes: (B, 2) of the images;
+    any_scale: whether regions are pooled at random scales, and not at that which suits each."""
 
     maps: list[tuple[Tensor, Tensor]]
     sizes: Tensor
+    any_scale: bool = False
 
 
 class PyramidFeatures(RegionFeatures):
@@ -185,7 +196,8 @@ class PyramidFeatures(RegionFeatures):
 
     Images become several sizes, and each region is pooled where its area is closest to 224 x 224 pixels. pooling: of
     one map. scales: short sides, pixels; longest: most pixels of the long side. random_scale: whether training draws
-    one scale for each image (Fast R-CNN, section 2.4).
+    one scale for each image (Fast R-CNN, section 2.4). random_scales: whether it draws one for each region (SPPNet's
+    code).
     """
 
     def __init__(
@@ -195,8 +207,10 @@ class PyramidFeatures(RegionFeatures):
         scales: Sequence[int],
         longest: float = float("inf"),
         random_scale: bool = False,
+        random_scales: bool = False,
     ) -> None:
-        self.pooling, self.longest, self.random_scale = pooling, longest, random_scale
+        self.pooling, self.longest = pooling, longest
+        self.random_scale, self.random_scales = random_scale, random_scales
         self.scales = tuple(scales)
         self.shape = (map_info.channels, *pooling.shape)
 
@@ -211,19 +225,39 @@ class PyramidFeatures(RegionFeatures):
         for short in scales:  # no batch: the levels of a pyramid differ in size
             factor = short_side_scale(sizes, short, self.longest)
             maps.append((network.backbone_maps(rescale(pixels, sizes, factor))[0], factor))
-        return ImagePyramid(maps, sizes)
+        return ImagePyramid(maps, sizes, self.random_scales and network.training)
 
     def pool(self, prepared: ImagePyramid, boxes: Tensor) -> Tensor:
         if len(prepared.maps) == 1:
             x, factor = prepared.maps[0]
             return self.pooling(x, boxes * factor.view(-1, 1, 1))
-        level = sppnet_scale(boxes, prepared.sizes, self.scales)
-        # 0 where a region is of another level
-        pooled = [
-            self.pooling(x, boxes * factor.view(-1, 1, 1), level == number)
-            for number, (x, factor) in enumerate(prepared.maps)
-        ]
-        return torch.stack(pooled).sum(0)
+        if prepared.any_scale:
+            level = torch.randint(len(prepared.maps), boxes.shape[:2], device=boxes.device)
+        else:
+            level = sppnet_scale(boxes, prepared.sizes, self.scales)
+        dtype = torch.promote_types(prepared.maps[0][0].dtype, torch.float32)
+        pooled = boxes.new_zeros(*boxes.shape[:2], *self.shape, dtype=dtype)
+        for number, (x, factor) in enumerate(prepared.maps):
+            # A host sync a scale: pooling all regions at all scales would need none, but costs as many times the work.
+            image, row = (level == number).nonzero(as_tuple=True)
+            rois = torch.cat((image.unsqueeze(1), boxes[image, row] * factor[image].unsqueeze(1)), 1)
+            pooled[image, row] = self.pooling(x, rois)
+        return pooled
+
+    def distinct(self, boxes: Tensor, sizes: Tensor, valid: Tensor) -> Tensor:
+        if not isinstance(self.pooling, SpatialPyramidPooling):
+            return valid
+        level = sppnet_scale(boxes, sizes, self.scales)
+        short = torch.tensor(self.scales, dtype=torch.float32, device=boxes.device)[level]
+        factor = short_side_scale(sizes, short.T, self.longest).T  # (B, R): of each region's scale
+        windows = self.pooling.windows(boxes * factor.unsqueeze(-1))
+        image = torch.arange(len(boxes), device=boxes.device).unsqueeze(1).expand_as(level)
+        keys = torch.cat((torch.stack((image, level), -1), windows), -1)[valid].long()
+        # of each group of equal keys the first row (host sync: a pass over the images has many)
+        _, group = keys.unique(dim=0, return_inverse=True)
+        row = torch.arange(len(keys), device=keys.device)
+        first = row.new_full((len(keys),), len(keys)).scatter_reduce(0, group, row, "amin")
+        return valid.masked_scatter(valid, first[group] == row)
 
     def chunk_size(self, images: int) -> int:
         # spp_pool takes some times the memory of its result

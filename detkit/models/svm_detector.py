@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import one_of, within
-from detkit.errors import UserError
 from detkit.models.base import SGD, Stage
 from detkit.models.region import RegionConfig, RegionDetector, SampledRegions
 from detkit.models.shape_checks import tail_width
 from detkit.models.svm_stages import BoxRegression, SVMs
 from detkit.ops import BoxCoder, softmax_loss
-from detkit.structures import TruthSet
 
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # R-CNN, appendix C: equations 6 to 9
 
@@ -122,14 +120,3 @@ class SVMDetector(RegionDetector):
         if self.config.regression:
             stages.append(BoxRegression())
         return stages
-
-    def check(self, truth: TruthSet) -> None:
-        """Every class needs objects to learn its SVM from."""
-        # host sync: once, before training
-        count = torch.bincount(truth.labels[~truth.ignore], minlength=len(self.classes)).tolist()
-        missing = [name for name, objects in zip(self.classes, count) if objects == 0]
-        if missing and self.config.scoring == "svm":
-            raise UserError(
-                f"data.train: no object of class {', '.join(missing)} to fit an SVM to; leave it out of data.classes, "
-                "or use model.scoring=softmax"
-            )

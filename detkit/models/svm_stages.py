@@ -1,14 +1,16 @@
 """What R-CNN fits to the features of a trained network (and the authors' code): support vector machines with hard
 negatives (section 2.3, appendix B), and the bounding-box regression (appendix C)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detkit.models.base import StageRun
+from detkit.models.base import StageRun, TensorSpec
+from detkit.models.pairs import Pairs
 from detkit.models.region import RegionDetector, stored_proposals
 from detkit.ops import box_iou, feature_scale, fit_ridge, fit_svm, gather_boxes, match_regions
 from detkit.structures import Images, Targets
@@ -16,6 +18,8 @@ from detkit.structures import Images, Targets
 HARD = -1.0001  # margin from which on a negative is hard
 EASY = -1.2  # margin below which it is dropped again
 RETRAIN = 2000  # new negatives of a class after which its SVM is fitted again
+NEVER = -1e6  # margin of a class that has no objects to learn from
+SCALE = TensorSpec(torch.float32, (), 1e-30)  # of the features, in a stage's state
 SCALE_IMAGES = 200  # of those seen, that the features' mean norm is taken from
 
 
@@ -32,32 +36,40 @@ class SVMs:
 
     def run(self, detector: RegionDetector, run: StageRun) -> None:
         """Fit `detector.head.svm`; an interrupted pass over the images goes on where it was."""
-        config, state = detector.config, run.restore(detector)
-        run.begin()
+        config, head, classes = detector.config, detector.head, len(detector.classes)
         rows = spread(run.train_count(), config.fit_images)
+        layout = HardNegatives.layout(head.svm.in_features, classes)
+        state = run.restore(detector, len(rows), layout)
+        run.begin()
         miner: HardNegatives | None = None
 
         def save(done: int) -> None:
-            miner_state = None if miner is None else miner.state()
-            run.save_last(detector, {"done": 0 if miner is None else done, "miner": miner_state})
+            run.save_last(detector, {"done": 0} if miner is None else {"done": done, **miner.state()})
 
-        if state.get("miner"):
-            miner = HardNegatives(config, **{name: tensor.to(run.device) for name, tensor in state["miner"].items()})
+        def negatives(images: Images, targets: Targets) -> tuple[Tensor, Tensor]:
+            boxes, valid = regions(images, targets)
+            features = detector.extract_features(images, boxes, tail=True)
+            negative = overlap_by_class(boxes, targets, classes) < config.svm_negative_iou
+            used = valid & detector.features.distinct(boxes, images.sizes, valid)
+            return features[used], negative[used]
+
+        if "weight" in state:
+            miner = HardNegatives(config, **{name: state[name].to(run.device) for name in layout})
         else:
             scale = measure_scale(detector, run, rows, save, tail=True)
             features, labels = positives(detector, run, rows, save)
-            miner = HardNegatives.begin(config, scale, features * scale, labels, len(detector.classes))
-        for images, targets in run.dataset_pass(detector, rows, "hard negatives", done=state.get("done", 0), save=save):
-            boxes, valid = regions(images, targets)
-            with run.inference():
-                features = detector.extract_features(images, boxes, tail=True)
-            negative = overlap_by_class(boxes, targets, len(detector.classes)) < config.svm_negative_iou
-            miner.add(features[valid], negative[valid])
+            miner = HardNegatives.begin(config, scale, features * scale, labels, classes)
+        learnt = (miner.labels > 0).any(0)
+        passed = run.dataset_pass(detector, negatives, rows, "hard negatives", done=state.get("done", 0), save=save)
+        for features, negative in passed:
+            miner.add(features, negative & learnt)
         miner.fit(torch.ones_like(miner.new, dtype=torch.bool))
         run.say(f"SVMs: {len(miner.labels)} windows, of {len(rows)} images")
-        head = detector.head
+        missing = [name for name, has_objects in zip(detector.classes, learnt.tolist()) if not has_objects]
+        if missing:
+            run.say(f"note: no object of class {', '.join(missing)} to fit an SVM to: it is never detected")
         head.svm.weight.copy_(miner.weight * miner.scale)  # the scale of the features goes into the weights
-        head.svm.bias.copy_(miner.offset)
+        head.svm.bias.copy_(torch.where(learnt, miner.offset, NEVER))
         head.svm_fitted.fill_(True)
         run.conclude(detector)
 
@@ -87,6 +99,18 @@ class HardNegatives:
         weight = positives.new_zeros(classes, positives.shape[1])
         new = torch.zeros(classes, dtype=torch.int64, device=weight.device)
         return cls(config, positives, one_hot, weight, weight.new_zeros(classes), new, scale)
+
+    @staticmethod
+    def layout(dim: int, classes: int) -> dict[str, TensorSpec]:
+        """Return what `state` is, for features (N, dim) and so many classes."""
+        return {
+            "features": TensorSpec(torch.float32, ("windows", dim)),
+            "labels": TensorSpec(torch.int8, ("windows", classes), -1, 1),
+            "weight": TensorSpec(torch.float32, (classes, dim)),
+            "offset": TensorSpec(torch.float32, (classes,)),
+            "new": TensorSpec(torch.int64, (classes,), 0),
+            "scale": SCALE,
+        }
 
     def join(self) -> None:
         """Put the added windows beside the others: not as they come, which would copy all of them each time."""
@@ -154,12 +178,12 @@ def positives(
     detector: RegionDetector, run: StageRun, rows: list[int], save: Callable[[int], None]
 ) -> tuple[Tensor, Tensor]:
     """Return the features (P, D) of all objects that are trained on, and their labels (P,)."""
-    features, labels = [], []
-    for images, targets in run.dataset_pass(detector, rows, "positives", save=save):
+
+    def objects(images: Images, targets: Targets) -> tuple[Tensor, Tensor]:
         used = targets.valid & ~targets.ignore
-        with run.inference():
-            features.append(detector.extract_features(images, targets.boxes, tail=True)[used])
-        labels.append(targets.labels[used])
+        return detector.extract_features(images, targets.boxes, tail=True)[used], targets.labels[used]
+
+    features, labels = zip(*run.dataset_pass(detector, objects, rows, "positives", save=save))
     return torch.cat(features), torch.cat(labels)
 
 
@@ -167,23 +191,24 @@ def measure_scale(
     detector: RegionDetector, run: StageRun, rows: list[int], save: Callable[[int], None], *, tail: bool
 ) -> Tensor:
     """Return the factor for features before or after the tail (see `feature_scale`), of some images' regions."""
-    norms = []
-    rows = [rows[number] for number in spread(len(rows), SCALE_IMAGES)]
-    for images, targets in run.dataset_pass(detector, rows, "norm of features", save=save):
+
+    def norms(images: Images, targets: Targets) -> tuple[Tensor]:
         boxes, valid = regions(images, targets)
-        with run.inference():
-            features = detector.extract_features(images, boxes, tail=tail)
-        norms.append(torch.linalg.vector_norm(features[valid], dim=1))
+        features = detector.extract_features(images, boxes, tail=tail)
+        return (torch.linalg.vector_norm(features[valid], dim=1),)
+
+    rows = [rows[number] for number in spread(len(rows), SCALE_IMAGES)]
+    (found,) = zip(*run.dataset_pass(detector, norms, rows, "norm of features", save=save))
     # feature_scale reads norms only, and those of single numbers are the numbers
-    return feature_scale(torch.cat(norms).unsqueeze(1))
+    return feature_scale(torch.cat(found).unsqueeze(1))
 
 
 @dataclass(frozen=True)
 class BoxRegression:
-    """A stage: for each class a ridge regression from a proposal's features before the tail to its object's deltas.
+    """A stage: for each class a ridge regression from a region's features before the tail to its object's deltas.
 
-    (Appendix C.) Of the proposals of at least IoU `ridge_match_iou` with their object; lambda, `ridge`, is for features
-    of mean norm 20.
+    (Appendix C.) Of the regions, objects' own boxes among them, of at least IoU `ridge_match_iou` with their object;
+    lambda, `ridge`, is for features of mean norm 20.
     """
 
     name: str = "box_regression"
@@ -191,38 +216,57 @@ class BoxRegression:
 
     def run(self, detector: RegionDetector, run: StageRun) -> None:
         """Fit `detector.head.regressor`; an interrupted pass over the images goes on where it was."""
-        config, head, state = detector.config, detector.head, run.restore(detector)
-        run.begin()
+        config, head, classes = detector.config, detector.head, len(detector.classes)
         rows = spread(run.train_count(), config.fit_images)
-        pairs: list[Sequence[Tensor]] = [state["pairs"]] if state.get("pairs") else []
+        layout = {"scale": SCALE, "counts": TensorSpec(torch.int64, (classes,), 0)}
+        state = run.restore(detector, len(rows), layout)
+        pairs: Pairs | None = None
+        if run.writes:
+            counts = state.get("counts", torch.zeros(classes, dtype=torch.int64))
+            pairs = Pairs(run.folder / "pairs", head.regressor.in_features, counts)
+        run.begin()
         scale: Tensor | None = state.get("scale")
 
         def save(done: int) -> None:
-            gathered = [torch.cat(part) for part in zip(*pairs)]
-            run.save_last(detector, {"done": 0 if scale is None else done, "scale": scale, "pairs": gathered})
+            if scale is None or pairs is None:
+                run.save_last(detector, {"done": 0})
+                return
+            pairs.flush()
+            run.save_last(detector, {"done": done, "scale": scale, "counts": pairs.counts})
 
-        if scale is None:
-            scale = measure_scale(detector, run, rows, save, tail=False)
-        for images, targets in run.dataset_pass(detector, rows, "regression", done=state.get("done", 0), save=save):
-            proposals = stored_proposals(images)
+        def matched(images: Images, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+            boxes, valid = regions(images, targets)
             objects = (targets.boxes, targets.valid, targets.ignore)
-            match = match_regions(*objects, proposals.boxes, proposals.valid, config.ridge_match_iou)
+            match = match_regions(*objects, boxes, valid, config.ridge_match_iou)
             positive = match.index >= 0
             # positives first, cut to the most in an image (host sync): the others need no features
             count = max(1, int(positive.sum(1).max()))
             order = positive.int().argsort(dim=1, descending=True, stable=True)[:, :count]
-            boxes, positive = gather_boxes(proposals.boxes, order), positive.gather(1, order)
-            matched = match.index.gather(1, order).clamp(min=0)
-            with run.inference():
-                features = detector.extract_features(images, boxes, tail=False)
-            deltas = head.coder.encode(gather_boxes(targets.boxes, matched), boxes)
-            # in main memory (host sync, an image batch): VOC07 has gigabytes of them
-            pairs.append([x[positive].cpu() for x in (features, deltas, targets.labels.gather(1, matched))])
-        features, deltas, labels = (torch.cat(part) for part in zip(*pairs))
-        scale = scale.cpu()  # host sync: once, beside features that are there
-        weight, offset = fit_ridge(features * scale, deltas, labels, len(detector.classes), config.ridge)
-        run.say(f"regression: {len(labels)} proposals, of {len(rows)} images")
-        head.regressor.weight.copy_((weight * scale).flatten(0, 1))
+            boxes, positive = gather_boxes(boxes, order), positive.gather(1, order)
+            index = match.index.gather(1, order).clamp(min=0)
+            features = detector.extract_features(images, boxes, tail=False)
+            deltas = head.coder.encode(gather_boxes(targets.boxes, index), boxes)
+            return features[positive], deltas[positive], targets.labels.gather(1, index)[positive]
+
+        if scale is None:
+            scale = measure_scale(detector, run, rows, save, tail=False)
+        for found in run.dataset_pass(detector, matched, rows, "regression", done=state.get("done", 0), save=save):
+            if pairs is not None:
+                pairs.add(*found)
+        factor = float(scale)  # host sync: once, beside features that are on disk
+
+        def fit(label: int) -> tuple[Tensor, Tensor]:
+            assert pairs is not None, "the process that writes has them"
+            return fit_ridge(*pairs.of_class(label), config.ridge, factor)
+
+        # class by class: each takes minutes of VGG16's features, and other processes wait only so long for one another
+        fitted = [run.on_main(partial(fit, label)) for label in range(classes)]
+        weight, offset = (torch.stack(part) for part in zip(*fitted))
+        head.regressor.weight.copy_(weight.flatten(0, 1))
         head.regressor.bias.copy_(offset.flatten())
         head.regression_fitted.fill_(True)
+        if pairs is not None:
+            run.say(f"regression: {int(pairs.counts.sum())} regions, of {len(rows)} images")
         run.conclude(detector)
+        if pairs is not None:
+            pairs.remove()

@@ -27,7 +27,7 @@ from detkit.ops.losses import (
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.ridge import fit_ridge
-from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool
+from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool, spp_windows
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
 from detkit.ops.soft_nms import soft_nms_dense
@@ -81,6 +81,7 @@ __all__ = [
     "soft_nms_dense",
     "softmax_loss",
     "spp_pool",
+    "spp_windows",
     "sppnet_scale",
     "torchvision_anchors",
     "truncated_svd",

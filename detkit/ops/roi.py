@@ -1,9 +1,9 @@
 """Features of regions, pooled from a feature map to a fixed size.
 
 Boxes are (B, R, 4) xyxy in input pixels, float32 and finite; the features of image b are features[b]. A padded row is
-an ordinary box whose output the caller ignores, or with `valid` (B, R) bool one whose output and gradients are 0
-whatever its numbers. R and B may be 0. The arithmetic is float32 (float64 for float64 features) whatever autocast is
-on. Gradients reach the features, never the boxes: proposals are constants.
+an ordinary box whose output the caller ignores. Or boxes are (K, 5), with the number of the image in front: then the
+result is (K, C, ...). R, B and K may be 0. The arithmetic is float32 (float64 for float64 features) whatever autocast
+is on. Gradients reach the features, never the boxes: proposals are constants.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from detkit.ops.boxes import as_float
 FINEST_LEVEL = 6
 
 
-def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float, valid: Tensor | None = None) -> Tensor:
+def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
     """Return (B, R, C, size, size), the maximum over each bin of each box (Fast R-CNN, section 2.1).
 
     features: (B, C, H, W), one cell each `stride` pixels. A box covers the cells round(x1 / stride) to
@@ -28,7 +28,7 @@ def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float, valid: T
     in Caffe and in torchvision's kernel alike (torch.round takes halves to the even number).
     """
     features = as_float(features)
-    return _per_image(_kernels().roi_pool(features, _rois(features, boxes, valid), size, 1 / stride), boxes, valid)
+    return _per_image(_kernels().roi_pool(features, _rois(features, boxes), size, 1 / stride), boxes)
 
 
 def roi_align(
@@ -38,7 +38,6 @@ def roi_align(
     stride: float,
     sampling: int = 2,
     aligned: bool = True,
-    valid: Tensor | None = None,
 ) -> Tensor:
     """Return (B, R, C, size, size), the mean of bilinear samples in each bin of each box (Mask R-CNN, section 3).
 
@@ -47,8 +46,8 @@ def roi_align(
     and boxes count as at least one cell wide and high.
     """
     features = as_float(features)
-    rois = _rois(features, boxes, valid)
-    return _per_image(_kernels().roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes, valid)
+    rois = _rois(features, boxes)
+    return _per_image(_kernels().roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes)
 
 
 def pyramid_pool(
@@ -66,7 +65,7 @@ def pyramid_pool(
     with 2 samples and `aligned`, else as `roi_pool`.
     """
     features = [as_float(x) for x in maps]
-    rois, level = _rois(features[0], boxes, None), level.flatten()
+    rois, level = _rois(features[0], boxes), level.flatten()
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], size, size)
     kernels = _kernels()
     pool = partial(kernels.roi_align, sampling_ratio=2, aligned=aligned) if align else kernels.roi_pool
@@ -74,7 +73,7 @@ def pyramid_pool(
         # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
         rows = (level == number).nonzero().squeeze(1)
         pooled = pooled.index_copy(0, rows, pool(x, rois[rows], size, 1 / stride))
-    return _per_image(pooled, boxes, None)
+    return _per_image(pooled, boxes)
 
 
 def spp_pool(
@@ -84,7 +83,6 @@ def spp_pool(
     stride: float = 16,
     centre: float = 20.5,
     shrink: float = 6.5,
-    valid: Tensor | None = None,
 ) -> Tensor:
     """Return (B, R, C, sum(level ** 2)), the maxima over a pyramid of bins (SPPNet, section 4.1, and its code).
 
@@ -103,18 +101,23 @@ def spp_pool(
         raise ValueError(f"spp_pool: levels must be from 1 to {FINEST_LEVEL}, got {tuple(levels)}")
     features = as_float(features)
     rows, columns = features.shape[-2:]
+    rois = _rois(features, boxes)
+    cells = features.new_tensor([columns, rows] * 2, dtype=torch.float64) - 1
+    windows = spp_windows(boxes[..., -4:], stride, centre, shrink).minimum(cells)
+    rois = torch.cat((rois[:, :1], windows.view(-1, 4).to(rois)), 1)
+    pooled = torch.cat([_kernels().roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
+    return _per_image(pooled, boxes)
+
+
+def spp_windows(boxes: Tensor, stride: float = 16, centre: float = 20.5, shrink: float = 6.5) -> Tensor:
+    """Return the first and last cells (..., 4) float64, xyxy, that `spp_pool` pools of boxes (..., 4), on a map without
+    end at the right and below."""
     low, high = boxes.double().split(2, -1)
-    # Beyond these limits nothing changes, and integers have room for them.
-    cells = features.new_tensor([columns, rows], dtype=torch.float64) - 1
     low = ((low + 0.5 - centre + shrink) / stride + 0.5).floor()
     high = ((high - 0.5 - centre - shrink) / stride - 0.5).ceil()
     between = ((low + high) / 2).floor()
     crossed = low > high
-    low, high = torch.where(crossed, between, low), torch.where(crossed, between, high)
-    windows = torch.cat((low, high), -1).clamp(min=0).minimum(torch.cat((cells, cells)))
-    rois = _rois(features, windows, valid)
-    pooled = torch.cat([_kernels().roi_pool(features, rois, level, 1.0).flatten(2) for level in levels], -1)
-    return _per_image(pooled, boxes, valid)
+    return torch.cat((torch.where(crossed, between, low), torch.where(crossed, between, high)), -1).clamp(min=0)
 
 
 def _kernels() -> Any:
@@ -123,20 +126,17 @@ def _kernels() -> Any:
     return torchvision.ops
 
 
-def _rois(features: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
-    """Boxes (B, R, 4) as the kernels take them, (B * R, 5) with the image in front, without a host sync."""
+def _rois(features: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes (B, R, 4) or (K, 5) as the kernels take them, (K, 5) with the image in front, without a host sync."""
+    boxes = boxes.detach().to(features.dtype)
+    if boxes.ndim == 2 and boxes.shape[1] == 5:
+        return boxes
     if boxes.ndim != 3 or boxes.shape[-1] != 4 or len(boxes) != len(features):
         raise ValueError(f"expected boxes ({len(features)}, R, 4), one row of boxes an image, got {tuple(boxes.shape)}")
-    boxes = boxes.detach().to(features.dtype)
-    if valid is not None:
-        boxes = torch.where(valid.unsqueeze(-1), boxes, 0)  # what pads may be NaN, which the kernels do not expect
     image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype).view(-1, 1, 1)
     return torch.cat((image.expand(*boxes.shape[:2], 1), boxes), -1).view(-1, 5)
 
 
-def _per_image(pooled: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
-    """(B * R, ...) -> (B, R, ...), 0 where not valid."""
-    pooled = pooled.view(*boxes.shape[:2], *pooled.shape[1:])
-    if valid is None:
-        return pooled
-    return torch.where(valid.view(*valid.shape, *[1] * (pooled.ndim - 2)), pooled, 0)
+def _per_image(pooled: Tensor, boxes: Tensor) -> Tensor:
+    """(B * R, ...) -> (B, R, ...); (K, ...) as it is."""
+    return pooled if boxes.ndim == 2 else pooled.view(*boxes.shape[:2], *pooled.shape[1:])

@@ -1,5 +1,10 @@
 """The loader of stages that are no gradient descent: every row that is asked for, unaugmented."""
 
+import multiprocessing
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +61,36 @@ def test_proposals_are_those_of_each_row(dataset, tmp_path):
     seen = [images.proposals.boxes for images, _ in batches if images.proposals is not None]
     widths = torch.cat(seen)[:, 0, 2]  # 60 pixels of the image are 32 of the input
     torch.testing.assert_close(widths, torch.tensor([3.2 * (row + 1) for row in ROWS]))
+
+
+def test_workers_that_leave_after_a_sigterm_do_not_disturb_a_long_batch(dataset, monkeypatch):
+    """A scheduler sends it to all processes, and the main one may be busy for longer than they wait."""
+    monkeypatch.setattr(loader, "GRACE", 1)
+    batches = iter(loader.dataset_pass_loader(dataset, SPEC, DataConfig(root="x"), ROWS, batch=1, workers=2))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+    while any(worker.is_alive() for worker in workers):
+        time.sleep(0.05)  # where torch would raise of a worker that a signal has killed
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+@pytest.mark.parametrize(("world", "batch"), [(2, 1), (2, 2), (3, 2), (4, 2)])
+def test_processes_take_turns(dataset, world, batch):
+    shares = [
+        [
+            images.ids
+            for images, _ in loader.dataset_pass_loader(
+                dataset, SPEC, DataConfig(root="x"), ROWS, batch=batch, rank=rank, world=world
+            )
+        ]
+        for rank in range(world)
+    ]
+    whole = [
+        images.ids for images, _ in loader.dataset_pass_loader(dataset, SPEC, DataConfig(root="x"), ROWS, batch=batch)
+    ]
+    assert [shares[number % world][number // world] for number in range(len(whole))] == whole
+    assert sum(map(len, shares)) == len(whole)

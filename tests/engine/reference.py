@@ -81,6 +81,7 @@ def build_optimizer(detector: Detector, recipe: TrainConfig) -> tuple[torch.opti
         decay = 0.0 if norm else recipe.bias_decay if bias else recipe.weight_decay
         groups.append({"params": [parameter], "weight_decay": decay})
         factor = recipe.backbone_lr if name.startswith("backbone.") else 1.0
+        factor *= recipe.class_lr if name.startswith("out.") else 1.0
         factors.append(factor * (recipe.bias_lr if bias and not norm else 1.0))
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True), factors

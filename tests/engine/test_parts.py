@@ -1,6 +1,7 @@
 """Learning rate, parameter groups, average, devices."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detkit.config import BackboneConfig, TrainConfig
 from detkit.engine.ema import ModelEMA
 from detkit.engine.optimizer import build_optimizer, kinds, learning_rate, set_rate
 from detkit.errors import UserError
+from detkit.experiment import load_config
 from detkit.models import build_detector
 from detkit.models.ssd import SSDConfig
 from detkit.models.torchvision_ssd import TorchvisionSSDConfig
@@ -17,6 +19,8 @@ from detkit.runtime.device import autocast, choose_device, images_to_device, res
 from detkit.runtime.memory import tune
 from detkit.structures import Images
 from tests.toys.toy import Toy, ToyConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_steps() -> None:
@@ -48,8 +52,9 @@ def test_warmup_longer_than_the_run() -> None:
 @pytest.mark.parametrize("bias_decay", [0.0, 0.2])
 def test_groups_of_the_caffe_recipe(bias_decay: float) -> None:
     detector = Toy(ToyConfig(norm=True), ("a", "b"))
-    detector.out.weight.requires_grad_(False)
-    config = TrainConfig(iterations=1, lr=0.1, bias_lr=2, backbone_lr=0.5, weight_decay=0.3, bias_decay=bias_decay)
+    detector.head[0].weight.requires_grad_(False)
+    rates = {"bias_lr": 2, "backbone_lr": 0.5, "class_lr": 10}
+    config = TrainConfig(iterations=1, lr=0.1, weight_decay=0.3, bias_decay=bias_decay, **rates)
     optimizer = build_optimizer(detector, config)
     set_rate(optimizer, 0.1)
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
@@ -63,10 +68,29 @@ def test_groups_of_the_caffe_recipe(bias_decay: float) -> None:
         "backbone.0.bias": (0.1, bias_decay),
         "backbone.1.weight": (0.05, 0.0),
         "backbone.1.bias": (0.05, 0.0),
-        "head.0.weight": (0.1, 0.3),
         "head.0.bias": (0.2, bias_decay),
-        "out.bias": (0.2, bias_decay),
+        "out.weight": (1.0, 0.3),
+        "out.bias": (2.0, bias_decay),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier"),
+    [("rcnn_alexnet", (10, 20)), ("rcnn_vgg16", (10, 20)), ("sppnet_alexnet", (1, 2)), ("sppnet_vgg16", (1, 2))],
+)
+def test_the_published_recipes_of_the_svm_line(name: str, classifier: tuple[int, int]) -> None:
+    """Biases learn twice as fast, R-CNN's new classifier ten times; difficult objects are kept, as all regions are."""
+    config = load_config(CONFIGS / "voc" / f"{name}.yaml", ["data.root=somewhere", "model.backbone.weights=null"])
+    with torch.device("meta"):
+        detector = build_detector(config.model, ("a", "b"))
+    names = {id(parameter): name for name, parameter in detector.named_parameters()}
+    groups = build_optimizer(detector, config.train).param_groups
+    factors = {names[id(parameter)]: group["scale"] for group in groups for parameter in group["params"]}
+    assert (factors.pop("head.classifier.weight"), factors.pop("head.classifier.bias")) == classifier
+    assert len(factors) >= 4
+    assert all(factor == (2 if name.endswith("bias") else 1) for name, factor in factors.items())
+    assert config.data.difficult
+    assert config.data.proposal_count is None
 
 
 def test_every_parameter_of_ssd_is_in_one_group() -> None:

@@ -19,7 +19,10 @@ SHORT = ("data.val=[]", "data.test=[]", "model.norm=true", "train.iterations=6")
     "changes",
     [
         ("train.clip=0.5",),
-        ("train.bias_lr=2", "train.backbone_lr=0.5", "train.weight_decay=0.1", "train.bias_decay=0.2"),
+        (
+            *("train.bias_lr=2", "train.backbone_lr=0.5", "train.class_lr=3"),
+            *("train.weight_decay=0.1", "train.bias_decay=0.2"),
+        ),
         ("train.ema=0.3",),
         ("train.amp=bf16", "train.channels_last=false"),
         ("train.amp=fp16", "train.clip=0.5", "train.ema=0.9"),

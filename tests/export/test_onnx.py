@@ -186,6 +186,8 @@ def test_sppnet(tmp_path: Path) -> None:
     images = zoo.sample_images(detector, 2)
     assert images.proposals is not None
     files = exported(detector, tmp_path)
+    assert files["-head"].metadata["region_nms_iou"] == 0.3
+    detector.region_nms_iou = 1.0  # it is no part of the files
     x = files["-map"](pixels=images.pixels.float(), sizes=images.sizes)["map"]
     pooled = detector.features.pool(ImagePyramid([(x, torch.ones(2))], images.sizes), images.proposals.boxes)
     outputs = files["-head"](pooled=pooled.flatten(0, 1))

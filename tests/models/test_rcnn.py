@@ -1,7 +1,9 @@
 """R-CNN: the crops' way through the network, chunks, and the stages from proposals to detections."""
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +20,9 @@ from detkit.models import build_detector
 from detkit.models.rcnn import RCNN, RCNNConfig
 from detkit.models.region_features import adaptive_pool
 from detkit.ops import crop_warp
-from detkit.structures import TruthSet
 from tests.builders import batch_with_proposals, few_regions
 from tests.models.checks import check_file, check_unfitted
+from tests.runtime.test_distributed import torchrun
 from tests.toys.toy import draw_toys
 
 
@@ -84,21 +86,6 @@ def test_regions_at_once_are_bounded() -> None:
     assert detector.features.chunk_size(10_000) == 1
 
 
-def truth(labels: list[int], ignore: list[bool]) -> TruthSet:
-    count = len(labels)
-    return TruthSet(
-        torch.zeros(count, 4), torch.tensor(labels), torch.tensor(ignore), torch.zeros(count).long(), ("x",), ("a", "b")
-    )
-
-
-def test_every_class_needs_an_object() -> None:
-    detector = build_detector(config(), ("a", "b"))
-    detector.check(truth([0, 1], [False, False]))
-    with pytest.raises(UserError, match=r"data\.train: no object of class b to fit an SVM to"):
-        detector.check(truth([0, 1], [False, True]))
-    build_detector(config(scoring="softmax"), ("a", "b")).check(truth([0], [False]))
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -118,11 +105,11 @@ def test_values_are_checked(keys: dict, message: str) -> None:
 RECIPE = """
 model: {name: rcnn, backbone: {name: tiny}, crop: 16, context: 2, pool_size: 2, batch_size_per_image: 4}
 data:
-  root: toys
+  root: ROOT/toys
   train: [train]
   val: [val]
   test: [test]
-  proposals: [train.npz, val.npz, test.npz]
+  proposals: [ROOT/train.npz, ROOT/val.npz, ROOT/test.npz]
   augment: [HorizontalFlip]
 train: {iterations: 3, batch: 4, workers: 0, ema: 0.5}
 detect: {score_threshold: -2.0}
@@ -135,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of toys, their proposals and a recipe."""
     root = tmp_path_factory.mktemp("rcnn")
     draw_toys(root / "toys")
-    (root / "rcnn.yaml").write_text(RECIPE)
+    (root / "rcnn.yaml").write_text(RECIPE.replace("ROOT", str(root)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr("detkit.proposals.selective_search.selective_search", few_regions)
@@ -172,12 +159,87 @@ def test_an_interrupted_pass_goes_on(
     assert f"SIGTERM: {cut}/last.pt saved after image" in capsys.readouterr().err
     saved = checkpoint.load(Path(cut) / "last.pt")["training"]
     assert (saved["stage"], saved["done"]) == (stage, done)
+    # features before the tail, 384 float32, and 4 deltas are on disk beside last.pt
+    on_disk = sum(path.stat().st_size for path in Path(cut).glob("pairs/*"))
+    assert on_disk == 4 * 388 * (int(saved["counts"].sum()) if (stage, done) == ("box_regression", 12) else 0)
     assert cli.main(["train", "--resume", cut]) in (0, None)
     whole, resumed = (checkpoint.load(Path(name) / "best.pt")["model"] for name in ("whole", cut))
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
     assert bool(whole["head.svm_fitted"])
     assert bool(whole["head.regression_fitted"])
+
+
+@pytest.fixture
+def stopped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """Return a copy of a run that was stopped in the pass that a call of `extract_features` belongs to."""
+
+    def stop(call: int) -> Path:
+        run = folder / f"stopped{call}"
+        if not run.exists():
+            extract, calls = RCNN.extract_features, iter(range(1, 99))
+
+            def interrupt(self: RCNN, *arguments, **options):
+                if next(calls) == call:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return extract(self, *arguments, **options)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(RCNN, "extract_features", interrupt)
+                assert cli.main(["train", str(folder / "rcnn.yaml"), "--out", str(run)]) == 128 + signal.SIGTERM
+        return Path(shutil.copytree(run, tmp_path / "run"))
+
+    return stop
+
+
+def test_two_processes_fit_what_one_does(stopped: Callable[[int], Path], tmp_path: Path) -> None:
+    """They share the images of each pass; from where one of them was stopped, to the same bits."""
+    one = stopped(3)
+    two = Path(shutil.copytree(one, tmp_path / "two"))
+    assert cli.main(["train", "--resume", str(one)]) in (0, None)
+    process = torchrun("--resume", two)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    expected, found = (checkpoint.load(run / "best.pt")["model"] for run in (one, two))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert bool(found["head.regression_fitted"])
+    assert not (two / "pairs").exists()
+
+
+SHAPED = [
+    (15, {"done": 25}, "done is not a number of images up to 24"),
+    (15, {"done": "12"}, "done is not a number of images up to 24"),
+    (15, {"weight": None}, "weight is not float32 numbers of shape (2, 256) from -inf to inf"),
+    (15, {"weight": torch.zeros(3, 256)}, "weight is not float32 numbers of shape (2, 256) from -inf to inf"),
+    (15, {"weight": torch.zeros(2, 256).double()}, "weight is not float32 numbers of shape (2, 256) from -inf to inf"),
+    (15, {"features": torch.zeros(9, 256)}, "labels is not int8 numbers of shape (windows, 2) from -1 to 1"),
+    (15, {"features": torch.zeros(9, 255)}, "features is not float32 numbers of shape (windows, 256) from -inf to inf"),
+    (15, {"offset": torch.zeros(())}, "offset is not float32 numbers of shape (2) from -inf to inf"),
+    (15, {"new": torch.tensor([0, -1])}, "new is not int64 numbers of shape (2) from 0 to inf"),
+    (15, {"scale": torch.zeros(())}, "scale is not float32 numbers of shape () from 1e-30 to inf"),
+    (27, {"counts": torch.tensor([2, -1])}, "counts is not int64 numbers of shape (2) from 0 to inf"),
+    (27, {"counts": torch.tensor([2])}, "counts is not int64 numbers of shape (2) from 0 to inf"),
+    (27, {"scale": None}, "scale is not float32 numbers of shape () from 1e-30 to inf"),
+]
+
+
+@pytest.mark.parametrize(("call", "change", "message"), SHAPED)
+def test_a_stages_state_is_looked_at(
+    call: int, change: dict, message: str, stopped: Callable[[int], Path], capsys: pytest.CaptureFixture
+) -> None:
+    """Each fault is one line, and nothing has changed."""
+    run = stopped(call)
+    content = torch.load(run / "last.pt", weights_only=True)
+    content["training"] |= change
+    torch.save(content, run / "last.pt")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert cli.run_command("train", ["--resume", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run / 'last.pt'}: damaged checkpoint: training.{message}")
+    assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_what_is_trained_detects(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

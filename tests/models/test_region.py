@@ -71,9 +71,9 @@ def test_the_regions_of_a_spatial_pyramid_are_bounded() -> None:
     assert [features.chunk_size(images) for images in (1, 8, 10_000)] == [4096, 512, 1]
 
 
-@pytest.mark.parametrize("name", ["fast_rcnn", "rcnn", "sppnet"])
-def test_padding_among_the_proposals_is_detected_as_nothing_and_not_traced(name: str) -> None:
-    detector = zoo.build(name).eval()
+@pytest.mark.parametrize(("name", "keys"), [("fast_rcnn", {}), ("rcnn", {}), ("sppnet", {"region_nms_iou": 1.0})])
+def test_padding_among_the_proposals_is_detected_as_nothing_and_not_traced(name: str, keys: dict[str, Any]) -> None:
+    detector = zoo.build(name, **keys).eval()
     images = zoo.sample_images(detector).part(slice(1, 2))
     assert images.proposals is not None
     assert images.proposals.valid[0].tolist() == [True] * 11 + [False]

@@ -1,8 +1,8 @@
 """SVMs with hard negatives, and box regression: the stages of R-CNN and SPPNet."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
+from detkit.models.region_features import RegionFeatures
 from detkit.models.svm_detector import CODER, SVMDetectorConfig, SVMHead
 from detkit.models.svm_stages import BoxRegression, HardNegatives, SVMs, overlap_by_class, regions, spread
 from detkit.ops import box_iou, fit_svm
@@ -33,6 +34,7 @@ class Linear:
         self.classes = tuple("abc")
         self.mix = torch.randn(4, DIM)
         self.head = SVMHead(nn.Flatten(), (DIM,), CLASSES, "svm")
+        self.features = RegionFeatures()
 
     def extract_features(self, images: Images, boxes: Tensor, *, tail: bool) -> Tensor:
         return torch.sin(boxes @ self.mix / 20) + (0.5 if tail else 0.2)
@@ -42,12 +44,13 @@ class Run:
     """What a stage asks of a run, over batches in memory."""
 
     device = torch.device("cpu")
+    writes = True
 
-    def __init__(self, batches: list[tuple[Images, Targets]]) -> None:
-        self.batches, self.concluded = batches, 0
+    def __init__(self, batches: list[tuple[Images, Targets]], folder: Path) -> None:
+        self.batches, self.folder, self.concluded = batches, folder, 0
         self.passes: dict[str, list[int]] = {}  # the images of each pass, by what its progress is called
 
-    def restore(self, detector: Any) -> dict[str, Any]:
+    def restore(self, detector: Any, images: int, layout: Any) -> dict[str, Any]:
         return {}
 
     def train_count(self) -> int:
@@ -56,15 +59,17 @@ class Run:
     def begin(self) -> None: ...
     def say(self, text: str) -> None: ...
     def save_last(self, detector: Any, state: dict[str, Any]) -> None: ...
-    def inference(self) -> Any:
-        return nullcontext()
+    def on_main(self, make: Callable[[], Any]) -> Any:
+        return make()
 
     def conclude(self, detector: Any) -> None:
         self.concluded += 1
 
-    def dataset_pass(self, detector: Any, rows: Any, text: str, done: int = 0, save: Any = None) -> Iterator:
+    def dataset_pass(
+        self, detector: Any, extract: Any, rows: Any, text: str, done: int = 0, save: Any = None
+    ) -> Iterator:
         self.passes[text] = list(rows)
-        return iter(self.batches)
+        return (extract(*batch) for batch in self.batches)
 
 
 def batches(count: int = 6, seed: int = 0) -> list[tuple[Images, Targets]]:
@@ -105,29 +110,50 @@ def rows_of(images: Images, targets: Targets) -> Iterator[tuple[list[float], lis
             yield box, free, [int(label == k) for k in range(CLASSES)]
 
 
-def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out() -> None:
+def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out(tmp_path: Path) -> None:
     """Few regions in one batch: all negatives are hard, so that the SVMs are those of a plain fit."""
     detector, data = Linear(), batches(1)
-    run = Run(data)
+    run = Run(data, tmp_path)
     SVMs().run(detector, run)  # pyright: ignore[reportArgumentType]
     table = [row for images, targets in data for row in rows_of(images, targets)]
     features = detector.extract_features(data[0][0], torch.tensor([box for box, _, _ in table]), tail=True)
     scaled = features * (20 / features.norm(dim=1).mean())
     labels = torch.tensor([[1 if p else -1 if f else 0 for f, p in zip(free, own)] for _, free, own in table])
     weight, bias = fit_svm(scaled, labels, **SVM, tolerance=1e-6)
-    expected = scaled @ weight.T + bias
-    torch.testing.assert_close(detector.head.svm(features), expected, atol=0.02, rtol=0.02)
+    found, expected = detector.head.svm(features), scaled @ weight.T + bias
+    learnt = (labels > 0).any(0)
+    torch.testing.assert_close(found[:, learnt], expected[:, learnt], atol=0.02, rtol=0.02)
+    # a class without objects is never detected
+    assert learnt.tolist() == [False, False, True]
+    assert (found[:, ~learnt] < -1e5).all()
     assert bool(detector.head.svm_fitted)
     assert run.concluded == 1
 
 
+def test_of_windows_that_are_alike_one_is_a_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The windows that mining sees are those that the region features tell apart."""
+    detector, data = Linear(), batches(2)
+    expected, seen = [], []
+
+    def distinct(boxes: Tensor, sizes: Tensor, valid: Tensor) -> Tensor:
+        kept = valid & (torch.arange(boxes.shape[1]) % 3 > 0)
+        expected.append(detector.extract_features(data[0][0], boxes, tail=True)[kept])
+        return kept
+
+    monkeypatch.setattr(detector.features, "distinct", distinct)
+    add = HardNegatives.add
+    monkeypatch.setattr(HardNegatives, "add", lambda miner, x, negative: seen.append(x) or add(miner, x, negative))
+    SVMs().run(detector, Run(data, tmp_path))  # pyright: ignore[reportArgumentType]
+    assert torch.equal(torch.cat(seen), torch.cat(expected))
+
+
 @pytest.mark.parametrize(("fit_images", "rows"), [(0, list(range(12))), (4, [0, 3, 6, 9])])
 def test_the_images_that_a_stage_is_fitted_to(
-    fit_images: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+    fit_images: int, rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evenly spread; the features' norm is taken from a few of them."""
     monkeypatch.setattr("detkit.models.svm_stages.SCALE_IMAGES", 3)
-    detector, run = Linear(fit_images=fit_images), Run(batches())
+    detector, run = Linear(fit_images=fit_images), Run(batches(), tmp_path)
     few = [rows[len(rows) * i // 3] for i in range(3)]
     SVMs().run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.passes == {"norm of features": few, "positives": rows, "hard negatives": rows}
@@ -216,9 +242,9 @@ def test_spread(count: int, images: int, expected: list[int]) -> None:
     assert spread(1000, 3) == [0, 333, 666]
 
 
-def test_regression_is_sklearns_ridge() -> None:
+def test_regression_is_sklearns_ridge(tmp_path: Path) -> None:
     detector, data = Linear(), batches()
-    run = Run(data)
+    run = Run(data, tmp_path)
     BoxRegression().run(detector, run)  # pyright: ignore[reportArgumentType]
     assert run.concluded == 1
     assert bool(detector.head.regression_fitted)
@@ -230,10 +256,8 @@ def test_regression_is_sklearns_ridge() -> None:
         for i in range(2):
             used = [n for n in range(3) if targets.labels[i, n] >= 0 and not targets.ignore[i, n]]
             ignored = [n for n in range(3) if targets.labels[i, n] >= 0 and targets.ignore[i, n]]
-            every += [targets.boxes[i, n] for n in used]
-            for box, valid in zip(images.proposals.boxes[i], images.proposals.valid[i]):
-                if not valid:
-                    continue
+            given = images.proposals.boxes[i][images.proposals.valid[i]]
+            for box in (*targets.boxes[i, used], *given):  # the objects' own boxes are among the regions
                 every.append(box)
                 overlap = iou_matrix(box[None], targets.boxes[i, used])[0]
                 best = int(overlap.argmax())

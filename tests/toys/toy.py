@@ -36,6 +36,7 @@ class Toy(Detector):
     """Two strided convolutions and an SSD head on one map. Attributes of the class let tests disturb it."""
 
     config_type = ToyConfig
+    class_layers = ("out.",)
     anchors: Tensor
     calls = 0
     signal_at: tuple[int, int] | None = None  # (call, signal) of `losses`

@@ -35,17 +35,8 @@ ODD_KEYS = (
     *("model.min_sizes[0]", "model.min_sizes.7", "__class__", "train.__init__", "_content"),
 )
 RATES = (
-    "lr",
-    "momentum",
-    "weight_decay",
-    "bias_decay",
-    "warmup_lr",
-    "clip",
-    "ema",
-    "seed",
-    "bias_lr",
-    "backbone_lr",
-    "gamma",
+    *("lr", "momentum", "weight_decay", "bias_decay", "warmup_lr", "clip", "ema", "seed", "gamma"),
+    *("bias_lr", "backbone_lr", "class_lr"),
 )
 LARGEST = 2**63 - 1
 
