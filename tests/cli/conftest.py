@@ -22,8 +22,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = Config(
         tiny_ssd_config(), DataConfig(root=""), TrainConfig(iterations=1), DetectConfig(detections_per_image=15)
     )
+    detector = build_detector(config.model, CLASSES)
+    for layer in detector.head.classifiers:
+        torch.nn.init.normal_(layer.weight, std=0.08)  # spread the scores, as training does
     path = tmp_path_factory.mktemp("run") / "best.pt"
-    checkpoint.save(path, build_detector(config.model, CLASSES), config)
+    checkpoint.save(path, detector, config)
     return str(path)
 
 
