@@ -1,4 +1,4 @@
-"""Checkpoints, the folder of a run, and darknet's files."""
+"""Checkpoints, the folder of a run, and files of darknet's and Caffe's."""
 
 import json
 import shutil
@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 import torch
 
+from detkit.backbones.caffe_file import read_caffemodel
 from detkit.checkpoints import checkpoint
 from detkit.experiment import load_config
 from detkit.models import build_detector
+from tests.caffe import write_caffemodel
 from tests.campaign.children import REPOSITORY
 from tests.campaign.commands import Broken, run
 from tests.campaign.formats.base import Files, Format, read_file, same
@@ -247,6 +249,30 @@ def read_darknet() -> None:
     run("detect", "yolo.weights", IMAGE, "--out", "out")
 
 
+# Caffe's
+
+
+def prepare_caffe() -> list[bytes]:
+    """Two layers, in both forms of the format."""
+    layers = {"conv1_1": (torch.rand(4, 3, 3, 3), torch.rand(4)), "fc6": (torch.rand(5, 36), torch.rand(5))}
+    for first_form in (False, True):
+        write_caffemodel(Path(f"{first_form}.caffemodel"), layers, first_form)
+    return [read_file(f"{first_form}.caffemodel") for first_form in (False, True)]
+
+
+def draw_caffe(random: Random, seeds: list[bytes]) -> Files:
+    """Damage one of them: the values of its numbers have no check."""
+    seed = random.choice(seeds)
+    return {"False.caffemodel": (flip_bit if random.random() < 0.3 else damage)(random, seed)}
+
+
+def read_caffe() -> None:
+    """Read its layers, as a backbone does: no command can with a network as small as this one."""
+    for name, tensor in read_caffemodel(Path("False.caffemodel")).items():
+        if tensor.dtype != torch.float32 or not name.endswith((".weight", ".bias")):
+            raise Broken(f"{name}: {tensor.dtype} accepted")
+
+
 WEIGHTS_FORMATS = (
     Format("pt", prepare_checkpoint, draw_checkpoint, read_checkpoint, 1000, 30),
     Format("pt_archive", prepare_checkpoint, draw_archive, read_contents, 500, 10),
@@ -255,4 +281,5 @@ WEIGHTS_FORMATS = (
     Format("log", prepare_run, draw_log, read_run, 150, 5),
     Format("run_config", prepare_run, draw_saved_config, read_run, 150, 4),
     Format("darknet", prepare_darknet, draw_darknet, read_darknet, 500, 10),
+    Format("caffe", prepare_caffe, draw_caffe, read_caffe, 2000, 50),
 )
