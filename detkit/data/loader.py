@@ -25,6 +25,7 @@ from detkit.data.dataset import DetectionDataset
 from detkit.data.proposal_store import StoredProposals
 from detkit.data.transforms import Transform, build_test, build_train
 from detkit.errors import UserError
+from detkit.runtime.signals import held_back, let_through
 from detkit.structures import Images, InputSpec, Targets
 
 # Seconds that a worker outlives SIGTERM: the main process, which may have got it too, finishes its step and saves. It
@@ -159,7 +160,9 @@ class _Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        with held_back():
+            batches = iter(self._loader)  # starts the workers
+        for batch in batches:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
             images, targets = batch
@@ -174,6 +177,7 @@ def _init_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    let_through()
 
 
 def train_loader(

@@ -1,9 +1,31 @@
 """SIGTERM and Ctrl-C finish the step instead of tearing it apart."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let both signals wait for the end of this, and in a process that it starts until that calls `let_through`.
+
+    Else a process that gets one before it has handlers of its own would die of it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        let_through()
+
+
+def let_through() -> None:
+    """Let both signals come, those too that were held back."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 class Stopped(Exception):
@@ -23,7 +45,7 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
