@@ -118,7 +118,7 @@ def load_weights(backbone: Backbone, weights: str, channels: str | None = None) 
     unused = [key for key in state if key not in expected and not key.endswith(UNIMPORTANT)]
     line = f"backbone weights: {len(counted) - len(left)} of {len(counted)} tensors from {source}"
     line += f"; left as initialised: {_first(left)}" if left else ""
-    line += "; first layer turned from BGR to RGB" if bgr else ""
+    line += "; first layer turned from BGR to RGB (model.mean and model.std: see docs/weights.md)" if bgr else ""
     line += f"; in the file but not used: {_first(unused)}" if unused else ""
     print(shown(line), file=sys.stderr)
 
