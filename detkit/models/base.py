@@ -268,12 +268,18 @@ class Detector(nn.Module):
         return self.backbone.parameters()
 
     def freeze_layers(self, stages: int, norms: bool) -> None:
-        """Freeze the first `stages` layer groups of the backbone, and all batch norms so far where `norms` says so."""
+        """Freeze the first `stages` layer groups of the backbone, and all batch norms so far where `norms` says so.
+
+        UserError where it has fewer.
+        """
         self._frozen_norms = []
         if norms:
             self.freeze(*norm_layers(self))
         if stages:  # which not every backbone has
-            self.freeze(*self.backbone.layer_groups()[:stages])
+            groups = self.backbone.layer_groups()
+            if stages > len(groups):
+                raise UserError(f"model.freeze_stages: {stages}, but the backbone has {len(groups)} layer groups")
+            self.freeze(*groups[:stages])
 
     def freeze(self, *modules: nn.Module) -> None:
         """Freeze modules, their batch norms' statistics included."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import BackboneConfig
+from detkit.errors import UserError
 from detkit.models import DenseDetector, build_detector
 from detkit.models.ssd import SSDConfig
 from detkit.models.yolov1 import YOLOv1Config
@@ -141,3 +142,9 @@ def test_frozen_layers_stay_as_they_are_and_keep_nothing_for_a_gradient(name: st
     assert {key for key, value in detector.named_parameters() if value.requires_grad} == {
         key for key, _ in detector.named_parameters()
     } - frozen
+
+
+@pytest.mark.parametrize("name", ["ssd", "fast_rcnn"])
+def test_more_layer_groups_than_there_are_cannot_be_frozen(name):
+    with pytest.raises(UserError, match=r"model\.freeze_stages: 99, but the backbone has \d layer groups"):
+        zoo.build(name, freeze_stages=99)
