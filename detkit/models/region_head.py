@@ -98,7 +98,7 @@ class DeltaStatistics:
         for targets, proposals in run.regions(self.store):
             objects, regions = (targets.boxes, targets.valid, targets.ignore), with_objects(proposals, targets)
             match = match_regions(*objects, regions.boxes, regions.valid, detector.config.fg_iou)
-            image, region = (match.index >= 0).nonzero(as_tuple=True)
+            image, region = (match.index >= 0).nonzero(as_tuple=True)  # on the host, where stores are read
             matched = match.index[image, region]
             deltas = head.coder.encode(targets.boxes[image, matched], regions.boxes[image, region]).double()
             label = targets.labels[image, matched]

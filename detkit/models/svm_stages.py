@@ -59,17 +59,18 @@ class SVMs:
             scale = measure_scale(detector, run, rows, save, tail=True)
             features, labels = positives(detector, run, rows, save)
             miner = HardNegatives.begin(config, scale, features * scale, labels, classes)
-        learnt = (miner.labels > 0).any(0)
+        has_objects = (miner.labels > 0).any(0)
         passed = run.dataset_pass(detector, negatives, rows, "hard negatives", done=state.get("done", 0), save=save)
         for features, negative in passed:
-            miner.add(features, negative & learnt)
+            miner.add(features, negative & has_objects)
         miner.fit(torch.ones_like(miner.new, dtype=torch.bool))
         run.say(f"SVMs: {len(miner.labels)} windows, of {len(rows)} images")
-        missing = [name for name, has_objects in zip(detector.classes, learnt.tolist()) if not has_objects]
+        # host sync: once, after the pass
+        missing = [name for name, known in zip(detector.classes, has_objects.tolist()) if not known]
         if missing:
             run.say(f"note: no object of class {', '.join(missing)} to fit an SVM to: it is never detected")
         head.svm.weight.copy_(miner.weight * miner.scale)  # the scale of the features goes into the weights
-        head.svm.bias.copy_(torch.where(learnt, miner.offset, NEVER))
+        head.svm.bias.copy_(torch.where(has_objects, miner.offset, NEVER))
         head.svm_fitted.fill_(True)
         run.conclude(detector)
 
