@@ -1,6 +1,5 @@
 """torchvision's detectors in detkit's own: at equal weights they find, lose and learn the same."""
 
-import os
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +44,7 @@ from detkit.ops import box_iou
 from detkit.structures import Targets
 from tests.builders import images_of, random_image
 from tests.matching import assert_same_detections
+from tests.real_data import DATA
 
 HEIGHT, WIDTH = 192, 240  # the first a multiple of 32, the second not
 
@@ -173,10 +173,9 @@ def test_detections_equal_torchvision(pair, seed):
 
 def real_photos() -> list[Path]:
     """An image that comes with matplotlib, and two of VOC's where they are at hand."""
-    data = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
     with get_sample_data("grace_hopper.jpg") as file:
         own = Path(file.name)
-    others = [data / "voc2012_sample" / "JPEGImages" / f"{name}.jpg" for name in ("2007_000033", "2007_000039")]
+    others = [DATA / "voc2012_sample" / "JPEGImages" / f"{name}.jpg" for name in ("2007_000033", "2007_000039")]
     return [own, *(random_image for random_image in others if random_image.exists())]
 
 

@@ -1,7 +1,6 @@
 """detkit evaluate: what it prints and writes, and the official figures."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -27,8 +26,8 @@ from tests.builders import tiny_ssd_config
 from tests.data.roots import make_root, xml
 from tests.evaluation import reference
 from tests.evaluation.sets import detection_set, truth_set
+from tests.real_data import DATA, needs
 
-DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 IDS, CLASSES = ("1", "2", "3"), ("cat", "dog", "owl")
 ROWS = [
     ("1", "cat", 0.9, (0.0, 0.0, 20.0, 20.0)),
@@ -274,7 +273,7 @@ def test_help_is_quick(capsys: pytest.CaptureFixture[str]):
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
-needs_voc07 = pytest.mark.skipif(not (DATA / "voc07_test.tar.xz").is_file(), reason=f"no voc07_test.tar.xz in {DATA}")
+needs_voc07 = needs("voc07_test.tar.xz")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +16,8 @@ from detkit.evaluation.coco import COCOResult
 from detkit.evaluation.pycoco import pycocotools_eval
 from detkit.structures import DetectionSet, TruthSet
 from tests.evaluation.sets import detection_set, truth_set
+from tests.real_data import DATA, needs
 
-DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 BOX = (0.0, 0.0, 10.0, 10.0)
 FAR = (50.0, 50.0, 60.0, 60.0)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
@@ -280,7 +278,7 @@ def test_order_between_classes_and_images_means_nothing(seed: int):
         torch.testing.assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.skipif(not (DATA / "bccd").is_dir(), reason=f"no bccd in {DATA}")
+@needs("bccd")
 def test_equals_pycocotools_on_blood_cells():
     """Real objects, of crowded images; each found by three shifted copies, and some by other classes."""
     truth = VOCDataset([(DATA / "bccd", "test")]).truth()

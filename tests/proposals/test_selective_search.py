@@ -1,7 +1,5 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,8 +18,8 @@ from detkit.proposals.regions import describe, texture_codes
 from detkit.proposals.segmentation import segment, smooth, sorted_edges
 from detkit.proposals.selective_search import MODES, hierarchies, selective_search
 from tests.proposals.sample_images import noise, sample_image
+from tests.real_data import DATA, needs
 
-DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 IMAGES = DATA / "voc2012_sample"
 
 
@@ -173,7 +171,7 @@ def test_importing_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.skipif(not IMAGES.is_dir(), reason="no images")
+@needs("voc2012_sample")
 def test_images() -> None:
     """The objects of 12 real images are found about as well as the paper has it (table 3: .98 recall, .80 MABO)."""
     image_files = VOCDataset([(IMAGES, "all")])

@@ -1,9 +1,7 @@
 """Strategies one by one: boxes and MABO of each colour space and k, as in table 3 of the IJCV paper."""
 
-import os
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +13,8 @@ from detkit.evaluation.recall import ProposalRecall, proposal_recall
 from detkit.proposals.colours import COLOURS
 from detkit.proposals.selective_search import MODES, Mode, hierarchies, selective_search
 from detkit.structures import TruthSet
+from tests.real_data import DATA
 
-DATA = Path(os.environ.get("DETKIT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 IMAGES = DATA / "voc2012_sample"
 KS = (50, 100, 150, 300)
 DRAWN, REAL = 40, 20
