@@ -1,6 +1,6 @@
 """detkit: the classic line of object detectors on shared backbones.
 
-    detector = detkit.load("runs/shapes-1/best.pt")
+    detector = detkit.load("voc")  # or a checkpoint: "runs/ssd-1/best.pt"
     for detections in detector.detect("images/"):
         boxes, scores, labels = detections.image(0)
 
@@ -25,6 +25,7 @@ _MODULES = ("evaluation", "ops")
 def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
+    `voc`, a small SSD that knows PASCAL VOC's 20 classes, is part of detkit.
     `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, trained on COCO, are fetched on
     first use; a file of such weights stands for a checkpoint, too.
     darknet's yolov1.weights, or another YOLOv1 of that program, stands for a checkpoint where its cfg lies beside it.

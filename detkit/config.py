@@ -114,8 +114,8 @@ class TrainConfig(Section):
     section: ClassVar[str] = "train"
 
     weights: str | None = None
-    """The detector that training starts from: a checkpoint or `torchvision/NAME`; null: none. Where its classes are
-    others, the layers that tell classes apart are left out."""
+    """The detector that training starts from: a checkpoint, `voc` or `torchvision/NAME`; null: none. Where its classes
+    are others, the layers that tell classes apart are left out."""
     iterations: int = within("[1, inf)", MISSING)
     """Optimiser steps."""
     batch: int = within("[1, 100000]", 32)

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
+from detkit.checkpoints.bundled import BUNDLED, find_bundled
 from detkit.checkpoints.content import FORMAT, check_content
 from detkit.checkpoints.darknet_files import load_darknet
 from detkit.checkpoints.torchvision_files import download, from_state, is_state
 from detkit.config import Config
-from detkit.errors import UserError
+from detkit.errors import UserError, did_you_mean
 from detkit.experiment import from_plain, to_plain
 from detkit.files import write_file
 from detkit.models import Detector, build_detector
@@ -53,7 +55,8 @@ def save(
 
 
 def write(path: str | Path, content: dict[str, Any]) -> None:
-    """`torch.save` with errors in one line, complete or not at all."""
+    """`torch.save` with errors in one line, complete or not at all; tensors as those of a CPU, which all can read."""
+    content = tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), content)
     # through memory, since torch.save to a path turns a full disk into a RuntimeError about zip offsets
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -63,9 +66,11 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint onto `device`; UserError, naming the file, for anything that is none.
 
-    One of torchvision's trained detectors stands for a checkpoint, too: by name, as `torchvision/ssd300_vgg16`, or as a
-    file of its weights, see checkpoints/torchvision_files.py.
+    Other trained detectors stand for a checkpoint, too: detkit's own by name, as `voc`, see checkpoints/bundled.py;
+    torchvision's by name, as `torchvision/ssd300_vgg16`, or as a file of their weights, see
+    checkpoints/torchvision_files.py.
     """
+    path = find_bundled(path) or path
     if str(path).startswith("torchvision/") and not Path(path).exists():
         content = download(str(path))
     elif is_state(content := _read(Path(path), device)) and "format" not in content:
@@ -77,7 +82,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
 
 def _read(path: Path, device: torch.device | str) -> Any:
     if not path.exists():
-        raise UserError(f"no checkpoint {path}")
+        is_name = path.parent == Path() and not path.suffix
+        raise UserError(f"no checkpoint {path}{did_you_mean(str(path), BUNDLED) if is_name else ''}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; a checkpoint is a file such as {path / 'best.pt'}")
     return read_torch(path, "a detkit checkpoint", device)

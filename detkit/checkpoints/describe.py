@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from detkit.backbones.describe import count_parameters
 from detkit.backbones.weights import Source, torchvision_source
+from detkit.checkpoints.bundled import BUNDLED, FOLDER
 from detkit.checkpoints.torchvision_files import NETWORKS, PREFIX
 from detkit.models.base import Paper
 from detkit.models.registry import MODELS
@@ -25,7 +26,7 @@ class ModelSummary:
     come from: `stored`, `own` (computed by the detector), None for dense ones. backbone: of the paper; None where there
     is no default, and so neither parameters nor flops. input: how it takes images. flops: operations of one image of
     500x375 (additions and multiplications each), but for those of each region, region_flops; None where they are not
-    known. weights: published detectors, as `detkit.load` takes them.
+    known. weights: trained detectors, as `detkit.load` takes them.
     """
 
     name: str
@@ -66,9 +67,12 @@ def describe_model(name: str) -> ModelSummary:
 
 
 def published_weights(name: str) -> tuple[Source, ...]:
-    """Return the published detectors of a model that `detkit.load` reads."""
+    """Return the trained detectors of a model that `detkit.load` reads: detkit's own and published ones."""
     known = [(key, network) for key, network in NETWORKS.items() if network.model().name == name]
-    sources = [torchvision_source(network.weights)._replace(name=PREFIX + key) for key, network in known]
+    sources = [
+        Source(key, "detkit", True, str(FOLDER / f"{key}.pt")) for key, model in BUNDLED.items() if model == name
+    ]
+    sources += [torchvision_source(network.weights)._replace(name=PREFIX + key) for key, network in known]
     if name == DARKNET_MODEL:
         sources.append(Source("darknet's yolov1.weights", "a file of darknet, its .cfg beside it", False))
     return tuple(sources)

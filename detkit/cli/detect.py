@@ -28,6 +28,7 @@ DESCRIPTION = (
     "Run a trained detector. Writes each image with its detections drawn, under the same name, and each video as MP4."
 )
 EPILOG = """examples:
+  detkit detect voc image.jpg
   detkit detect runs/cards-1/best.pt image.jpg
   detkit detect runs/cards-1/best.pt images/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
   detkit detect runs/cards-1/best.pt images/ --classes ace,king --score 0.5,king=0.8 --crops cut
@@ -35,6 +36,7 @@ EPILOG = """examples:
   detkit detect runs/cards-1/best.pt 0 --show     (camera 0, until Ctrl-C, or q in its window)
   detkit detect torchvision/ssd300_vgg16 image.jpg
 
+voc is part of detkit: a small SSD that knows PASCAL VOC's 20 classes (docs/voc.md).
 torchvision/ssd300_vgg16, torchvision/fasterrcnn_resnet50_fpn and torchvision/fasterrcnn_resnet50_fpn_v2 know COCO's 80
 classes and are fetched on first use; a file of such weights stands for a checkpoint, too.
 
@@ -64,7 +66,7 @@ FORMATS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run, or torchvision/NAME")
+    parser.add_argument("checkpoint", help="best.pt or last.pt of a run, voc, or torchvision/NAME")
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
     parser.add_argument(
         "--score",

@@ -21,6 +21,7 @@ DESCRIPTION = "Average precision of every class. With --out, DIR then holds metr
 EPILOG = """examples:
   detkit evaluate runs/shapes-1/best.pt
   detkit evaluate runs/voc/best.pt --metric voc --out runs/voc/test evaluate.batch=32 train.device=cuda
+  detkit evaluate voc data.root=data/VOCdevkit/VOC2007
   detkit evaluate torchvision/ssd300_vgg16 data.root=data/coco
   detkit evaluate --detections runs/voc/test/detections.json --dataset data/VOCdevkit/VOC2007
   detkit evaluate --detections results/ --dataset data/VOCdevkit/VOC2007 --classes cat,dog
@@ -49,7 +50,7 @@ class Scored(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, or torchvision/NAME")
+    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, voc, or torchvision/NAME")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
     parser.add_argument("--dataset", metavar="ROOT", help="with --detections: a data set (VOC, COCO or YOLO)")
@@ -228,6 +229,7 @@ def _write_report(out: Path, scored: Scored) -> None:
 
     start = time.perf_counter()
     result, detections, truth, dataset, protocol, _ = scored
-    records = read_log(Path(protocol["checkpoint"]).parent / "log.jsonl") if "checkpoint" in protocol else []
+    checkpoint = Path(protocol.get("checkpoint", ""))
+    records = read_log(checkpoint.parent / "log.jsonl") if checkpoint.is_file() else []
     path = write_report(out, result, detections, truth, dataset, protocol=protocol, records=records)
     say(f"written to {path}, errors.json beside, in {time.perf_counter() - start:.1f} s")

@@ -16,11 +16,11 @@ from detkit.evaluation.coco import COCOResult
 from detkit.evaluation.pycoco import pycocotools_eval
 from detkit.structures import DetectionSet, TruthSet
 from tests.evaluation.sets import detection_set, truth_set
+from tests.pretend import DEVICES, using
 from tests.real_data import DATA, needs
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 FAR = (50.0, 50.0, 60.0, 60.0)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
 
 def summary_of(rows, objects, area: list[float] | None = None) -> dict[str, float]:
@@ -257,7 +257,7 @@ def random_sets(random: np.random.Generator) -> tuple[DetectionSet, TruthSet]:
 @example(seed=0, pairs=1)
 def test_equals_pycocotools(device: str, seed: int, pairs: int):
     found, truth = random_sets(np.random.default_rng(seed))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, using(device):
         patch.setattr(flat, "PAIRS", pairs)
         result = coco_ap(found.to(device), truth.to(device))
     assert result.precision.device.type == device

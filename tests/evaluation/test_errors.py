@@ -17,8 +17,8 @@ from detkit.evaluation.errors import KINDS, ORACLES, STATES, analyse_errors
 from detkit.structures import DetectionSet, TruthSet
 from tests.evaluation.reference import area
 from tests.evaluation.sets import detection_set, random_sets, truth_set
+from tests.pretend import DEVICES, using
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
 
 
@@ -209,7 +209,7 @@ def test_equals_the_paper_as_slow_loops(device: str, metric: str, seed: int, pai
     found, truth = random_sets(random)
     # no ties, which the metrics break in ways of their own
     found = replace(found, scores=torch.from_numpy(random.permutation(len(found.labels))).float())
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, using(device):
         patch.setattr(flat, "PAIRS", pairs)
         errors = analyse_errors(found.to(device), truth.to(device), metric)
     count = len(found.labels)

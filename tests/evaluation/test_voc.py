@@ -13,10 +13,10 @@ from detkit.errors import UserError
 from detkit.evaluation import flat, voc_ap
 from tests.evaluation.reference import voc_ap_loops
 from tests.evaluation.sets import detection_set, random_sets, truth_set
+from tests.pretend import DEVICES, using
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 FAR = (50.0, 50.0, 60.0, 60.0)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
 
 def ap_of(rows, objects, name="cat", **options) -> float:
@@ -196,7 +196,7 @@ def test_unknown_names_and_settings():
 )
 def test_equals_the_kit_as_slow_loops(device: str, metric: str, seed: int, iou: float, pairs: int):
     found, truth = random_sets(np.random.default_rng(seed))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, using(device):
         patch.setattr(flat, "PAIRS", pairs)
         result = voc_ap(found.to(device), truth.to(device), iou=iou, metric=metric)
     expected = voc_ap_loops(found, truth, iou, metric)

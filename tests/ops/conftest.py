@@ -1,14 +1,14 @@
 """Devices that the ops are tested on."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from tests.pretend import DEVICES, using
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    with using(request.param):
+        yield torch.device(request.param)
