@@ -15,10 +15,13 @@ from detkit.ops.boxes import (
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_per_chunk
 from detkit.ops.losses import (
+    anchor_classes,
+    focal_loss,
     hard_negative_mask,
     hard_negatives,
     multibox_loss,
     region_loss,
+    retinanet_loss,
     rpn_loss,
     smooth_l1,
     softmax_loss,
@@ -41,6 +44,7 @@ __all__ = [
     "BoxCoder",
     "Cells",
     "Match",
+    "anchor_classes",
     "area",
     "assign_cells",
     "box_iou",
@@ -54,6 +58,7 @@ __all__ = [
     "fit_ridge",
     "fit_svm",
     "flip",
+    "focal_loss",
     "gather_boxes",
     "grid_anchors",
     "hard_negative_mask",
@@ -70,6 +75,7 @@ __all__ = [
     "region_loss",
     "rescale",
     "responsible_boxes",
+    "retinanet_loss",
     "roi_align",
     "roi_pool",
     "rpn_anchors",

@@ -18,7 +18,8 @@ from detkit.data.opening import open_dataset
 from detkit.data.proposal_store import ProposalStore, open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.faster_rcnn import FasterRCNN, pad_to
+from detkit.models.faster_rcnn import FasterRCNN
+from detkit.models.fpn import pad_to
 from detkit.models.region import sample_regions
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import CODER
