@@ -25,8 +25,9 @@ _MODULES = ("evaluation", "ops")
 def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
-    `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, trained on COCO, are fetched on
-    first use; a file of such weights stands for a checkpoint, too.
+    `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, and
+    `torchvision/retinanet_resnet50_fpn`, trained on COCO, are fetched on first use; a file of such weights stands for a
+    checkpoint, too.
     darknet's yolov1.weights, or another YOLOv1 of that program, stands for a checkpoint where its cfg lies beside it.
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """

@@ -37,6 +37,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "test_pre_nms_top_n": 200,
         "test_post_nms_top_n": 60,
     },
+    "retinanet": {
+        "size": [SHORT, LONG],
+        "freeze_stages": 0,
+        "freeze_norms": False,
+        "channels": 48,
+        "convs": 1,
+        "size_divisor": 32,
+        "scales": [2.0, 2.8],
+    },
     "yolov1": {"size": 128, "feature": "c4", "convolutions": [[96, 3, 1]], "head": "conv"},
     "ssd": {
         "size": 128,

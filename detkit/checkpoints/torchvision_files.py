@@ -5,8 +5,9 @@ differs is converted:
 - Classes: torchvision's 91 columns for COCO hold 10 names of no class, which are left out, and background comes first,
   where detkit has it last. RetinaNet's has a column too, which nothing was trained to, and which is left out.
 - SSD: torchvision clips default boxes to the image. The regressors' weights make up for that.
-- Faster R-CNN, RetinaNet: batch norms that were trained frozen divide by sqrt(var), where torch's divide by sqrt(var + eps). The
-  norms' weights make up for that. Files whose norms count no batches are taken for such ones, as the published file is.
+- Faster R-CNN, RetinaNet: batch norms that were trained frozen divide by sqrt(var), where torch's divide by
+  sqrt(var + eps). The norms' weights make up for that. Files whose norms count no batches are taken for such ones, as
+  the published files are.
 """
 
 import re

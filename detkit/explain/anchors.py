@@ -108,7 +108,7 @@ def draw_focal(step: FocalStep, explanation: Explanation) -> list[Section]:
     (positive, hard), (focal_positive, focal_hard) = shares
     text = (
         f"All {len(left)} anchors are learned, and nearly all are background that the network knows already. The focal "
-        f"loss multiplies an anchor's cross-entropy by (1 - p)^{step.gamma:g}, p being the probability of what is right. "
+        f"loss multiplies an anchor's cross-entropy by (1 - p)^{step.gamma:g}; p is the probability of what is right. "
         f"Of this image's cross-entropy the {plural(int(step.positive.sum()), 'anchor', 'anchors')} of objects have "
         f"{positive:.0%}, and the hardest hundredth of the background has {hard:.0%}; of its focal loss they have "
         f"{focal_positive:.0%} and {focal_hard:.0%}. Drawn is what each cell's least known anchor keeps of its "

@@ -21,9 +21,7 @@ class FPN(nn.Module):
     convolutions of stride 2, on the backbone's coarsest map or on the pyramid's.
     """
 
-    def __init__(
-        self, info: Sequence[FeatureInfo], channels: int, norm: bool = False, coarser: str = "pool"
-    ) -> None:
+    def __init__(self, info: Sequence[FeatureInfo], channels: int, norm: bool = False, coarser: str = "pool") -> None:
         super().__init__()
         self.names = [feature.name for feature in info]
         inputs = [feature.channels for feature in info]

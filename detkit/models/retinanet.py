@@ -14,7 +14,7 @@ Where the paper, the authors' program Detectron and torchvision differ, and what
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn

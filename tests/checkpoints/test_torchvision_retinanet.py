@@ -16,7 +16,7 @@ from detkit.checkpoints import checkpoint
 from detkit.checkpoints.torchvision_files import RETINANET_DETECT, from_state, retinanet_config
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.retinanet import RetinaNet, RetinaNetOutput
+from detkit.models.retinanet import RetinaNet, RetinaNetConfig, RetinaNetOutput
 from detkit.structures import Targets
 from tests.builders import images_of, random_image
 from tests.checkpoints.test_torchvision_files import converted, near, spread, their_maps
@@ -103,7 +103,8 @@ def test_losses_and_gradients_equal_torchvision(pair: tuple[nn.Module, RetinaNet
     boxes = torch.tensor([[[20.0, 30, 100, 120], [5, 5, 15, 17]], [[100, 50, 230, 180], [0] * 4], [[0] * 4, [0] * 4]])
     targets = Targets(boxes, torch.tensor([[1, 0], [4, -1], [-1, -1]]), torch.zeros(3, 2, dtype=torch.bool))
     objects = [
-        {"boxes": box[real], "labels": label[real] + 1} for box, label, real in zip(boxes, targets.labels, targets.valid)
+        {"boxes": box[real], "labels": label[real] + 1}
+        for box, label, real in zip(boxes, targets.labels, targets.valid)
     ]
     expected = theirs(list(pixels / 255), objects)
     found = ours.losses(images_of(pixels), targets)
@@ -122,7 +123,9 @@ def test_losses_and_gradients_equal_torchvision(pair: tuple[nn.Module, RetinaNet
     state = theirs.state_dict() | {name: parameter.grad for name, parameter in theirs.named_parameters()}
     gradients = from_state(state, "gradients")["model"]
     trained = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
-    assert {"backbone.layer2.0.conv1.weight", "neck.pyramid.extra_blocks.p7.weight", "regressor.last.bias"} < set(trained)
+    assert {"backbone.layer2.0.conv1.weight", "neck.pyramid.extra_blocks.p7.weight", "regressor.last.bias"} < set(
+        trained
+    )
     for name, gradient in trained.items():
         assert gradient is not None
         assert (gradient - gradients[name]).norm() <= 1e-3 * gradients[name].norm(), name
@@ -140,10 +143,13 @@ def test_as_many_parameters_and_operations_as_torchvision() -> None:
         assert flops == count_flops(lambda: theirs.head(list(theirs.backbone(pixels).values()))) > 1e10
     # the published network has 91 columns, 11 of them of no class, and frozen norms, which count as no parameters
     published = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["num_params"]
+    classes = tuple(f"class{number}" for number in range(80))
     with torch.device("meta"):
-        ours = build_detector(retinanet_config(), tuple(f"class{number}" for number in range(80)))
+        ours, of_paper = build_detector(retinanet_config(), classes), build_detector(RetinaNetConfig(), classes)
     norms = sum(count_parameters(layer) for layer in ours.modules() if isinstance(layer, nn.BatchNorm2d))
     assert count_parameters(ours) == published - 11 * 9 * (256 * 9 + 1) + norms
+    # what detectron2's tests say of its own
+    assert count_parameters(of_paper) == 37_915_572 + norms
 
 
 def test_columns_of_no_class_are_left_out_and_older_files_have_other_names() -> None:
@@ -172,6 +178,6 @@ def test_columns_of_no_class_are_left_out_and_older_files_have_other_names() -> 
 
 def test_another_network_of_torchvisions_is_one_line() -> None:
     state = retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=6).state_dict()
-    with pytest.raises(UserError, match="v2.pth: checkpoint of another architecture") as error:
+    with pytest.raises(UserError, match=r"v2\.pth: checkpoint of another architecture") as error:
         checkpoint.build(from_state(state, "v2.pth"), "v2.pth", [])
     assert "\n" not in str(error.value)
