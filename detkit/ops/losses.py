@@ -16,12 +16,15 @@ def world_mean(value: Tensor, min_total: float = 0.0) -> Tensor:
     As a loss's divisor it makes gradients averaged over processes equal those of one process with all images.
     """
     total = value.detach().float()
-    world_size = 1
-    if dist.is_available() and dist.is_initialized():
+    if (processes := world_size()) > 1:
         total = total.clone()
         dist.all_reduce(total)
-        world_size = dist.get_world_size()
-    return total.clamp(min=min_total) / world_size
+    return total.clamp(min=min_total) / processes
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
