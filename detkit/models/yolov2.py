@@ -2,7 +2,7 @@
 
 Where the paper and the authors' program darknet differ or say nothing, and what detkit does:
 - The finer map passes through a 1x1 convolution to 64 channels before its cells become channels, and darknet's layer
-  for that mixes far cells, not adjacent ones (darknet); `model.adjacent` has the paper's.
+  for that mixes far cells, not adjacent ones (darknet); the paper's are `model.passthrough: null`, `adjacent: true`.
 - The loss is that of darknet's region layer, of which the paper says nothing: see ops/yolov2.py.
 - Boxes without an object learn their anchors for the first 12,800 images (darknet).
 - Of two objects at a place, one of them at random is the place's, drawn anew at every visit (darknet: the last one of a
@@ -57,9 +57,9 @@ class YOLOv2Config(DenseConfig):
     """Whether a 2x2 max pool of stride 1 follows it, as in Tiny YOLO."""
     convolutions: list[list[int]] = field(default_factory=lambda: [[1024, 3, 1], [1024, 3, 1]])
     """That follow, each [channels, kernel, 1]."""
-    passthrough: int = within("[0, 100000]", 64)
+    passthrough: int | None = within("[0, 100000]", 64)
     """Channels that the map of twice the side is reduced to before it joins, where the backbone gives one, a multiple
-    of 4; 0: it does not."""
+    of 4; null: it joins as it is, as in the paper; 0: it does not."""
     adjacent: bool = False
     """Whether each 2x2 adjacent cells of it become one, as in the paper, or cells as in darknet, and its weights."""
     joined: list[list[int]] = field(default_factory=lambda: [[1024, 3, 1]])
@@ -91,7 +91,7 @@ class YOLOv2Config(DenseConfig):
             raise UserError(f"model.anchors: {self.anchors} is not a list of [width, height]")
         if self.train_sizes and (len(self.train_sizes) != 2 or self.train_sizes[0] > self.train_sizes[1]):
             raise UserError(f"model.train_sizes: {self.train_sizes} is not [least, largest]")
-        if self.passthrough % 4:
+        if self.passthrough is not None and self.passthrough % 4:
             raise UserError(f"model.passthrough: {self.passthrough} is not a multiple of 4")
 
 
@@ -129,14 +129,15 @@ class YOLOv2(DenseDetector):
         finer = [info for info in backbone.info if info.stride * 2 == last.stride]
         self.features = [info.name for info in (*finer[-1:], last)]
         sides = self.dry_run()
-        if not c.passthrough or len(sides) == 1 or sides[0] != 2 * sides[1]:
+        if c.passthrough == 0 or len(sides) == 1 or sides[0] != 2 * sides[1]:
             finer, self.features = [], self.features[-1:]
         batch_norm = has_batch_norm(backbone) if c.batch_norm is None else c.batch_norm
         self.convolutions, channels = self.layers(c.convolutions, last.channels, batch_norm)
         self.reduce = nn.Sequential()
         if finer:
-            self.reduce = convolution(finer[-1].channels, c.passthrough, 1, 1, batch_norm)
-            channels += 4 * c.passthrough
+            reduced = [] if c.passthrough is None else [[c.passthrough, 1, 1]]
+            self.reduce, joining = self.layers(reduced, finer[-1].channels, batch_norm)
+            channels += 4 * joining
         self.joined, channels = self.layers(c.joined, channels, batch_norm)
         self.stride = last.stride
         self.single_cell_norm = batch_norm and self.dry_run()[-1] == 1
