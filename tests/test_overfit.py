@@ -47,6 +47,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "scales": [2.0, 2.8],
     },
     "yolov1": {"size": 128, "feature": "c4", "convolutions": [[96, 3, 1]], "head": "conv"},
+    "yolov2": {
+        "size": 128,
+        "train_sizes": [112, 144],
+        "feature": "c4",
+        "convolutions": [[64, 3, 1]],
+        "passthrough": 16,
+        "joined": [[64, 3, 1]],
+        "anchors": [[1.6, 1.5], [2.8, 2.8], [4.4, 4.4]],
+        "prior_images": 160,
+    },
     "ssd": {
         "size": 128,
         "extras": [[64, 128, 3, 2, 1]],

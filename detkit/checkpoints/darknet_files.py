@@ -225,7 +225,7 @@ def _parse_yolov2(layers: list[Section], size: int) -> tuple[YOLOv2Config, int]:
         coord=region.number("coord_scale"),
         object=region.number("object_scale"),
         noobj=region.number("noobject_scale"),
-        classes=region.number("class_scale"),
+        class_weight=region.number("class_scale"),
         ignore_iou=region.number("thresh"),
     )
     return config, classes

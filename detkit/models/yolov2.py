@@ -74,8 +74,8 @@ class YOLOv2Config(DenseConfig):
     """Weight of the objectness of places with an object, object_scale."""
     noobj: float = within("[0, inf)", 1.0)
     """Weight of the objectness of places without, noobject_scale."""
-    classes: float = within("[0, inf)", 1.0)
-    """Weight of the classes, class_scale."""
+    class_weight: float = within("[0, inf)", 1.0)
+    """Weight of the cross-entropy of the classes, class_scale."""
     ignore_iou: float = within("[0, 1]", 0.6)
     """IoU of a predicted box with an object above which its objectness is not pushed to 0, thresh."""
     prior_images: int = within("[0, inf)", 12800)
@@ -219,7 +219,7 @@ class YOLOv2(DenseDetector):
         if self.training:
             self.seen += len(raw.raw) * world_size()
         objects = (targets.boxes / self.scale(raw), targets.labels)
-        weights = {"coord": c.coord, "positive": c.object, "negative": c.noobj, "classes": c.classes}
+        weights = {"coord": c.coord, "positive": c.object, "negative": c.noobj, "classes": c.class_weight}
         places = (raw.raw, self.boxes(raw), assignment, *objects, self.anchors, *raw.sides)
         return yolov2_loss(*places, **weights, ignore_iou=c.ignore_iou, prior=prior)
 

@@ -16,7 +16,7 @@ def iou_kmeans(sides: Tensor, count: int, seed: int = 0) -> tuple[Tensor, float]
     sides = sides.double()
     different = sides.unique(dim=0)
     if len(different) < count:
-        raise ValueError(f"iou_kmeans: {len(different)} different shapes are too few for {count} centroids")
+        raise ValueError(f"{len(different)} different shapes are too few for {count} centroids")
     random = torch.Generator().manual_seed(seed)
     best, best_iou = different[:count], -1.0
     for _ in range(RUNS):

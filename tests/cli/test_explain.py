@@ -24,6 +24,7 @@ REGIONS = ["proposals", "regions", "pooled", "regression", *LAST]
 SECTIONS = {
     "ssd": ["default-boxes", "matching", "maps", *LAST],
     "retinanet": ["anchors", "matching", "focal", "maps", *LAST],
+    "yolov2": ["anchors", "matching", "maps", *LAST],
     "yolov1": ["class-map", "boxes", "responsible", *LAST],
     "faster_rcnn": ["anchors", "anchor-matching", "objectness", *REGIONS],
     "fast_rcnn": REGIONS,

@@ -84,7 +84,11 @@ def padded(*sides: tuple[int, int]) -> Images:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys"), [("ssd", {}), ("yolov1", {}), ("yolov1", {"local": 8, "boxes": 3}), ("yolov1", {"head": "conv"})]
+    ("name", "keys"),
+    [
+        *(("ssd", {}), ("yolov1", {}), ("yolov1", {"local": 8, "boxes": 3}), ("yolov1", {"head": "conv"})),
+        *(("yolov2", {}), ("yolov2", {"adjacent": True})),
+    ],
 )
 def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
     detector = trained(name, **keys)

@@ -50,6 +50,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "ssd": [AnchorStep, MapStep],
     "torchvision_ssd": [],
     "yolov1": [GridStep],
+    "yolov2": [AnchorStep, MapStep],
 }
 
 
@@ -331,7 +332,7 @@ def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) 
 
 
 def test_dense_parts_give_the_predictions() -> None:
-    for name in ("retinanet", "ssd", "yolov1"):
+    for name in ("retinanet", "ssd", "yolov1", "yolov2"):
         detector = build(name)
         images = zoo.sample_images(detector)
         (part,) = detector.export_parts().values()
