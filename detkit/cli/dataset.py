@@ -305,9 +305,10 @@ def _show(arguments: argparse.Namespace) -> None:
         dataset = open_root(arguments.root, [split], arguments.format)
     else:
         dataset = open_dataset(config.data, split)
-    spec = _spec(arguments, config, dataset.classes)
+    training = config is not None and split == "train"
+    spec = _spec(arguments, config, dataset.classes, training)
     start, stop = arguments.start, arguments.start + arguments.images
-    if config is not None and split == "train":
+    if config is not None and training:
         how, recipe = "augmented for training", replace(config.train, workers=0, batch=1, accumulate=1)
         batches = loader.train_loader(dataset, spec, config.data, recipe, start=start, stop=stop)
     else:
@@ -348,7 +349,9 @@ def _split(arguments: argparse.Namespace) -> None:
     say(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
 
 
-def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...]) -> "InputSpec":
+def _spec(
+    arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...], training: bool
+) -> "InputSpec":
     from detkit.structures import InputSpec
 
     if arguments.size is not None or config is None:
@@ -359,4 +362,5 @@ def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple
     from detkit.models import build_detector
 
     config.model.backbone.weights = None  # only its input is looked at
-    return build_detector(config.model, classes).input
+    detector = build_detector(config.model, classes)
+    return detector.train_input if training else detector.input
