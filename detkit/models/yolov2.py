@@ -240,4 +240,5 @@ class YOLOv2(DenseDetector):
         still = torch.zeros(1, raw.raw.shape[1], 4, device=scale.device)  # in the middle of its cell, as the anchor is
         boxes = decode_places(still, self.anchors, *raw.sides)[0] * scale
         across, down = scale[:2].tolist()
-        return AnchorStep([boxes], [MapShape(*raw.sides, down, across)], "anchors", "their shapes are those of data")
+        note = "their shapes are those that k-means found among the objects of a data set"
+        return AnchorStep([boxes], [MapShape(*raw.sides, down, across)], "anchors", note)
