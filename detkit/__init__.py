@@ -26,9 +26,11 @@ def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
     `voc`, a small SSD that knows PASCAL VOC's 20 classes, is part of detkit.
-    `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, trained on COCO, are fetched on
-    first use; a file of such weights stands for a checkpoint, too.
-    darknet's yolov1.weights, or another YOLOv1 of that program, stands for a checkpoint where its cfg lies beside it.
+    `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, and
+    `torchvision/retinanet_resnet50_fpn`, trained on COCO, are fetched on first use; a file of such weights stands for a
+    checkpoint, too.
+    darknet's yolov1.weights, yolov2.weights and others of their kinds stand for checkpoints where their cfgs lie beside
+    them.
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """
     from detkit.checkpoints.checkpoint import load_detector

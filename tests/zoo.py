@@ -15,7 +15,7 @@ from detkit.structures import Images, Proposals, Targets
 from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
-MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "sppnet", "ssd", "torchvision_ssd", "yolov1")
+MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "sppnet", "ssd", "torchvision_ssd", "yolov1", "yolov2")
 REGION = {"batch_size_per_image": 16}
 POOLED = {**REGION, "size": [96, 160], "freeze_stages": 0, "freeze_norms": False, "pool_size": 4}
 KEYS: dict[str, dict[str, Any]] = {
@@ -31,9 +31,26 @@ KEYS: dict[str, dict[str, Any]] = {
         "test_post_nms_top_n": 12,
     },
     "rcnn": {"batch_size_per_image": 8, "crop": 96, "context": 8, "pool_size": 4},
+    "retinanet": {
+        "size": [96, 160],
+        "freeze_stages": 0,
+        "freeze_norms": False,
+        "channels": 16,
+        "convs": 1,
+        "size_divisor": 32,
+        "pre_nms_top_n": 100_000,
+    },
     "sppnet": {"batch_size_per_image": 8, "scales": [96], "pyramid": [2, 1], "frozen": False},
     "ssd": {"size": 96},
     "torchvision_ssd": {"size": 300},
+    "yolov2": {
+        "size": 96,
+        "train_sizes": [],
+        "convolutions": [[16, 3, 1]],
+        "passthrough": 8,
+        "joined": [[16, 3, 1]],
+        "anchors": [[1.0, 1.5], [2.0, 1.2]],
+    },
     "yolov1": {"size": 96, "convolutions": [[16, 3, 1]], "hidden": [16]},
 }
 POOLING = tuple(name for name in MODELS if "pool_size" in KEYS[name])

@@ -15,7 +15,7 @@ from detkit.models.registry import MODELS
 
 CLASSES = tuple(f"class{number}" for number in range(20))  # as many as PASCAL VOC has
 IMAGE_SIZE = (375, 500)  # height and width of most of its images
-DARKNET_MODEL = "yolov1"  # the detector that darknet's files hold
+DARKNET_MODELS = ("yolov1", "yolov2")  # the detectors that darknet's files hold
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,9 @@ def describe_model(name: str) -> ModelSummary:
 def published_weights(name: str) -> tuple[Source, ...]:
     """Return the trained detectors of a model that `detkit.load` reads: detkit's own and published ones."""
     known = [(key, network) for key, network in NETWORKS.items() if network.model().name == name]
-    sources = [
-        Source(key, "detkit", True, str(FOLDER / f"{key}.pt")) for key, model in BUNDLED.items() if model == name
-    ]
+    own = [key for key, model in BUNDLED.items() if model == name]
+    sources = [Source(key, "detkit", True, str(FOLDER / f"{key}.pt")) for key in own]
     sources += [torchvision_source(network.weights)._replace(name=PREFIX + key) for key, network in known]
-    if name == DARKNET_MODEL:
-        sources.append(Source("darknet's yolov1.weights", "a file of darknet, its .cfg beside it", False))
+    if name in DARKNET_MODELS:
+        sources.append(Source(f"darknet's {name}.weights", "a file of darknet, its .cfg beside it", False))
     return tuple(sources)

@@ -1,11 +1,13 @@
-"""torchvision's trained detectors in detkit's SSD and Faster R-CNN: their configs, classes and weights.
+"""torchvision's trained detectors in detkit's SSD, Faster R-CNN and RetinaNet: their configs, classes and weights.
 
-Known are `ssd300_vgg16`, `fasterrcnn_resnet50_fpn` and `fasterrcnn_resnet50_fpn_v2`. What differs is converted:
+Known are `ssd300_vgg16`, `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2` and `retinanet_resnet50_fpn`. What
+differs is converted:
 - Classes: torchvision's 91 columns for COCO hold 10 names of no class, which are left out, and background comes first,
-  where detkit has it last.
+  where detkit has it last. RetinaNet's has a column too, which nothing was trained to, and which is left out.
 - SSD: torchvision clips default boxes to the image. The regressors' weights make up for that.
-- Faster R-CNN: batch norms that were trained frozen divide by sqrt(var), where torch's divide by sqrt(var + eps). The
-  norms' weights make up for that. Files whose norms count no batches are taken for such ones, as the published file is.
+- Faster R-CNN, RetinaNet: batch norms that were trained frozen divide by sqrt(var), where torch's divide by
+  sqrt(var + eps). The norms' weights make up for that. Files whose norms count no batches are taken for such ones, as
+  the published files are.
 """
 
 import re
@@ -22,6 +24,7 @@ from detkit.config import BackboneConfig, Config, DataConfig, DetectConfig, Eval
 from detkit.errors import UserError, did_you_mean
 from detkit.experiment import to_plain
 from detkit.models.faster_rcnn import FasterRCNNConfig
+from detkit.models.retinanet import RetinaNetConfig
 from detkit.models.ssd import CODER, SSDConfig
 from detkit.ops import default_boxes
 
@@ -42,9 +45,9 @@ SSD_KEYS = {
     "head.classification_head.module_list.": "head.classifiers.",
     "head.regression_head.module_list.": "head.regressors.",
 }
+PYRAMID_KEYS = {"backbone.body.": "backbone.", "backbone.fpn.": "neck.pyramid."}
 FASTER_RCNN_KEYS = {
-    "backbone.body.": "backbone.",
-    "backbone.fpn.": "neck.pyramid.",
+    **PYRAMID_KEYS,
     "rpn.head.conv.0.0.": "rpn.conv.",
     "rpn.head.conv.1.0.": "rpn.deeper.0.",
     "rpn.head.conv.": "rpn.conv.",  # in older files
@@ -58,13 +61,23 @@ FASTER_RCNN_KEYS = {
     "roi_heads.box_predictor.cls_score.": "head.classifier.",
     "roi_heads.box_predictor.bbox_pred.": "head.regressor.",
 }
+RETINANET_ANCHORS = 9
+RETINANET_HEADS = ("classification_head", "classifier"), ("regression_head", "regressor")
+RETINANET_KEYS = {
+    **PYRAMID_KEYS,
+    **{f"head.{theirs}.conv.{i}.0.": f"{ours}.convs.{i}." for theirs, ours in RETINANET_HEADS for i in range(4)},
+    # in older files
+    **{f"head.{theirs}.conv.{2 * i}.": f"{ours}.convs.{i}." for theirs, ours in RETINANET_HEADS for i in range(4)},
+    "head.classification_head.cls_logits.": "classifier.last.",
+    "head.regression_head.bbox_reg.": "regressor.last.",
+}
 
 
 class Network(NamedTuple):
     """A detector of torchvision's.
 
     weights: torchvision's name of the trained ones. marks: keys that no other network of torchvision's has together.
-    predictor: key of the classifier's biases. boxes: how many rows of it a class has, for SSD. detect: torchvision's
+    predictor: key of the classifier's biases. boxes: how many rows of it a class has, at a place. detect: torchvision's
     own settings. convert: see `_convert_ssd`.
     """
 
@@ -169,6 +182,11 @@ def faster_rcnn_v2_config() -> FasterRCNNConfig:
     return replace(faster_rcnn_config(), neck_norm=True, head_convs=4, rpn_convs=2)
 
 
+def retinanet_config() -> RetinaNetConfig:
+    """Return the config of `retinanet_resnet50_fpn`."""
+    return RetinaNetConfig(p6="p5", size_divisor=32, anchors="torchvision", beta=0.0)
+
+
 def _renamed(key: str, names: dict[str, str]) -> str:
     return next((ours + key.removeprefix(theirs) for theirs, ours in names.items() if key.startswith(theirs)), key)
 
@@ -209,9 +227,24 @@ def _convert_faster_rcnn(state: dict[str, Tensor], kept: list[int]) -> dict[str,
             tensor = tensor[[*kept, 0]]
         elif name.startswith("head.regressor."):
             tensor = tensor.unflatten(0, (-1, 4))[kept].flatten(0, 1)
-        # older files have one level less
-        converted[re.sub(r"^(neck\.pyramid\.\w+\.\d+)\.(weight|bias)$", r"\1.0.\2", name)] = tensor
+        converted[name] = tensor
     converted["head.delta_mean"], converted["head.delta_std"] = torch.zeros(len(kept), 4), torch.ones(len(kept), 4)
+    return _pyramid_converted(converted)
+
+
+def _convert_retinanet(state: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]:
+    """Return torchvision's tensors as detkit has them; `kept`: the columns of the classes."""
+    converted = {_renamed(key, RETINANET_KEYS): tensor for key, tensor in state.items()}
+    for name in ("classifier.last.weight", "classifier.last.bias"):
+        converted[name] = converted[name].unflatten(0, (RETINANET_ANCHORS, -1))[:, kept].flatten(0, 1)
+    return _pyramid_converted(converted)
+
+
+def _pyramid_converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by detkit's names with those of a backbone with a pyramid as detkit has them."""
+    # older files have one level less
+    older = re.compile(r"^(neck\.pyramid\.\w+\.\d+)\.(weight|bias)$")
+    converted = {older.sub(r"\1.0.\2", name): tensor for name, tensor in state.items()}
     for norm in [key.removesuffix("running_var") for key in converted if key.endswith(".running_var")]:
         if norm + COUNTER not in converted:
             # frozen, without eps; a variance of 0 could not have been divided by
@@ -224,6 +257,8 @@ def _convert_faster_rcnn(state: dict[str, Tensor], kept: list[int]) -> dict[str,
 
 SSD_DETECT = DetectConfig(score_threshold=0.01, top_k=400, nms_iou=0.45, detections_per_image=200)
 RCNN_DETECT = DetectConfig(score_threshold=0.05, top_k=1000, nms_iou=0.5, detections_per_image=100)
+# top_k: of the five maps, 1000 each
+RETINANET_DETECT = DetectConfig(score_threshold=0.05, top_k=5000, nms_iou=0.5, detections_per_image=300)
 SSD_BIAS, RCNN_BIAS = "head.classification_head.module_list.0.bias", "roi_heads.box_predictor.cls_score.bias"
 NETWORKS = {
     "ssd300_vgg16": Network(
@@ -252,5 +287,14 @@ NETWORKS = {
         faster_rcnn_v2_config,
         RCNN_DETECT,
         _convert_faster_rcnn,
+    ),
+    "retinanet_resnet50_fpn": Network(
+        "RetinaNet_ResNet50_FPN_Weights.COCO_V1",
+        ("backbone.body.layer4.2.conv3.weight", "head.regression_head.bbox_reg.weight"),
+        "head.classification_head.cls_logits.bias",
+        RETINANET_ANCHORS,
+        retinanet_config,
+        RETINANET_DETECT,
+        _convert_retinanet,
     ),
 }

@@ -1,4 +1,4 @@
-"""detkit dataset: fetch, check, show, count, convert and split data sets."""
+"""detkit dataset: fetch, check, show, count, convert and split data sets, and find anchors for them."""
 
 import argparse
 from collections.abc import Iterable
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from detkit.data.dataset import DetectionDataset
     from detkit.structures import InputSpec
 
-DESCRIPTION = "Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout."
+DESCRIPTION = (
+    "Fetch, check, show, count, convert and split data sets in VOC, COCO or YOLO layout, and find anchors for them."
+)
 EPILOG = """examples:
   detkit dataset fetch voc07
   detkit dataset check --root data/mine
   detkit dataset stats --root data/VOCdevkit --split VOC2007/trainval --split VOC2012/trainval
   detkit dataset show configs/shapes/ssd.yaml --out shapes.jpg
+  detkit dataset anchors --root data/mine --split train
   detkit dataset convert data/mine --to yolo --out data/mine_yolo
   detkit dataset split data/mine --train .8 --val .1 --test .1
 
@@ -41,7 +44,9 @@ MAX_LISTED = 200  # problems printed one by one; the table counts them all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="fetch|check|show|stats|convert|split")
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="fetch|check|show|stats|anchors|convert|split"
+    )
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "check": "name each broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
         "show": "write an image of what the loader feeds the network",
         "stats": "count images, objects and sizes of each class",
+        "anchors": "find the shapes that the objects' are most like, by k-means with IoU, as YOLOv2's anchors",
     }
     for name, text in about.items():
         action = add(name, text)
@@ -76,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--split", action="append", metavar="SPLIT", help="SPLIT or SUBFOLDER/SPLIT of --root; repeatable"
             )
+
+        if name == "anchors":
+            action.add_argument("--count", type=whole(), default=5, metavar="N", help="how many (default: 5)")
+            text = "side of the stretched input (default: 416)"
+            action.add_argument("--size", type=whole(most=SIDE), default=416, metavar="PIXELS", help=text)
+            text = "side of a cell, whose multiples anchors are (default: 32)"
+            action.add_argument("--stride", type=whole(most=SIDE), default=32, metavar="PIXELS", help=text)
 
     convert = add("convert", "write a data set in another format")
     convert.add_argument("source", metavar="ROOT", help="the folder of a data set")
@@ -117,8 +130,8 @@ def _add_format(parser: argparse.ArgumentParser, option: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int | None:
     """Do what was asked; 1 where `check` finds problems."""
-    actions = {"fetch": _fetch, "check": _check, "show": _show, "stats": _stats, "convert": _convert, "split": _split}
-    return actions[arguments.action](arguments)
+    actions = {"fetch": _fetch, "check": _check, "show": _show, "stats": _stats, "anchors": _anchors}
+    return {**actions, "convert": _convert, "split": _split}[arguments.action](arguments)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -145,8 +158,13 @@ def _config(arguments: argparse.Namespace) -> "Config | None":
     return None
 
 
-def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[str] | None, str]:
-    """Return the (root, split) pairs that were asked for, and class list and format of the config."""
+def _sources(
+    arguments: argparse.Namespace, uses: tuple[str, ...] = ("train", "val", "test")
+) -> tuple[list[tuple[Path, str]], list[str] | None, str]:
+    """Return the (root, split) pairs that were asked for, and class list and format of the config.
+
+    uses: of a config's splits, which of them.
+    """
     from detkit.data.dataset import parse_splits
     from detkit.data.formats import find_splits
     from detkit.data.opening import split_names
@@ -156,7 +174,7 @@ def _sources(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str]], lis
         if arguments.split:
             raise UserError("--split goes with --root; with a config, name splits as data.train=[...] data.test=[...]")
         data = config.data
-        splits = dict.fromkeys(name for use in ("train", "val", "test") for name in split_names(data, use))
+        splits = dict.fromkeys(name for use in uses for name in split_names(data, use))
         return parse_splits(data.root, list(splits)), data.classes, "voc" if data.format == "shapes" else data.format
     splits = arguments.split or find_splits(arguments.root, arguments.format)
     return parse_splits(arguments.root, splits), None, arguments.format
@@ -201,6 +219,28 @@ def _stats(arguments: argparse.Namespace) -> None:
     for dataset in opened:
         _print_stats(console, dataset)
     _print_notes(notes_on(opened))
+
+
+def _anchors(arguments: argparse.Namespace) -> None:
+    """Cluster the shapes of the objects that a detector would learn."""
+    import torch
+
+    from detkit.data.formats import open_sources
+    from detkit.ops import iou_kmeans
+
+    dataset = open_sources(*_sources(arguments, ("train",)))
+    truth = dataset.truth()
+    sides = (truth.boxes[:, 2:] - truth.boxes[:, :2]) / torch.from_numpy(dataset.sizes)[truth.image]
+    sides = sides[(sides > 0).all(1) & ~truth.ignore] * arguments.size / arguments.stride
+    try:
+        anchors, mean_iou = iou_kmeans(sides, arguments.count)
+    except ValueError as error:
+        raise UserError(f"--count {arguments.count}: {dataset.name}: {error}") from None
+    say("model.anchors=" + str([[round(side, 4) for side in anchor] for anchor in anchors.tolist()]).replace(" ", ""))
+    say(
+        f"{dataset.name}: {len(sides)} objects, whose IoU with the most similar of these is {mean_iou:.3f} on average; "
+        f"in cells of {arguments.stride} pixels, at {arguments.size}x{arguments.size}"
+    )
 
 
 def _print_notes(notes: Iterable[str]) -> None:
@@ -265,9 +305,10 @@ def _show(arguments: argparse.Namespace) -> None:
         dataset = open_root(arguments.root, [split], arguments.format)
     else:
         dataset = open_dataset(config.data, split)
-    spec = _spec(arguments, config, dataset.classes)
+    training = config is not None and split == "train"
+    spec = _spec(arguments, config, dataset.classes, training)
     start, stop = arguments.start, arguments.start + arguments.images
-    if config is not None and split == "train":
+    if config is not None and training:
         how, recipe = "augmented for training", replace(config.train, workers=0, batch=1, accumulate=1)
         batches = loader.train_loader(dataset, spec, config.data, recipe, start=start, stop=stop)
     else:
@@ -308,7 +349,9 @@ def _split(arguments: argparse.Namespace) -> None:
     say(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
 
 
-def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...]) -> "InputSpec":
+def _spec(
+    arguments: argparse.Namespace, config: "Config | None", classes: tuple[str, ...], training: bool
+) -> "InputSpec":
     from detkit.structures import InputSpec
 
     if arguments.size is not None or config is None:
@@ -319,4 +362,5 @@ def _spec(arguments: argparse.Namespace, config: "Config | None", classes: tuple
     from detkit.models import build_detector
 
     config.model.backbone.weights = None  # only its input is looked at
-    return build_detector(config.model, classes).input
+    detector = build_detector(config.model, classes)
+    return detector.train_input if training else detector.input

@@ -25,7 +25,8 @@ EPILOG = """examples:
   detkit evaluate runs/fast_rcnn-1/best-svd.pt
   detkit export runs/ssd-1/best.pt --half ssd.pt
 
-ONNX: float32, for any batch. SSD, YOLOv1: uint8 images of the detector's size -> boxes and scores, before NMS.
+ONNX: float32, for any batch. SSD, YOLOv1, YOLOv2: uint8 images of the detector's size -> boxes and scores, before
+NMS. RetinaNet: the same of images of any size.
 Faster R-CNN: images of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
 -> FILE-head.onnx: logits and deltas. Fast R-CNN and SPPNet: FILE-map.onnx and FILE-head.onnx; R-CNN: warped regions ->
 scores and deltas. Proposals, pooling and NMS lie between and behind. The files' metadata have the classes, mean and std

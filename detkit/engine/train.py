@@ -42,7 +42,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last, recipe.iterations) if (resumed := run.take_resumed()) else 0
     # an augmentation that cannot be is refused here, before anything is written
-    batches = run.batches(stage, detector.input, start, recipe.iterations)
+    batches = run.batches(stage, detector.train_input, start, recipe.iterations)
     run.begin()
     if not resumed:
         run.save_last(state.averaged, state.dump(0), before)  # a run can be resumed from its first second
@@ -73,7 +73,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
             if logging or saving or meter.instant:
                 bad = meter.read()
                 if distributed.all_reduce_max(bad is not None):
-                    stop_nonfinite(run, stage, detector.input, bad)
+                    stop_nonfinite(run, stage, detector.train_input, bad)
 
             if recipe.clip is not None:
                 scaler.unscale_(optimizer)

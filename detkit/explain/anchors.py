@@ -1,11 +1,12 @@
 """Anchors, whatever they are called, and the maps that they lie on (SSD, figure 1; Faster R-CNN, figure 3)."""
 
 import numpy as np
+import torch
 
 from detkit.explain.canvas import DARK, HEAT, Canvas, Key, Panel, Section, panel_side
 from detkit.explain.drawing import class_legend, detection_name, draw, map_extent, map_title, plural
 from detkit.explain.explanation import Explanation
-from detkit.models.trace import AnchorStep, MapStep, ObjectnessStep
+from detkit.models.trace import AnchorStep, FocalStep, MapStep, ObjectnessStep
 from detkit.viz.draw import colour
 
 # of anchors: each twice as large as the one before
@@ -84,3 +85,33 @@ def draw_objectness(step: ObjectnessStep, explanation: Explanation) -> list[Sect
         panels.append(Panel(canvas.drawing(), f"{map_title(index, shape)}, best {best.max():.2f}"))
     text = "How likely each cell's best anchor holds an object, of whatever class: from 0, clear, to 1, orange."
     return [Section("objectness", "Objectness", text, panels, [Key(HEAT, "fill", "object, says the best anchor")])]
+
+
+@draw.register
+def draw_focal(step: FocalStep, explanation: Explanation) -> list[Section]:
+    """What the focal loss leaves of each cell's cross-entropy, as heat over the image (Focal loss, figure 4)."""
+    panels = []
+    left = torch.where(step.entropy > 0, step.focal / step.entropy, 0)
+    whole = step.focal.sum()
+    for index, shape in enumerate(step.maps):
+        canvas = Canvas(explanation.image, panel_side(len(step.maps)), DARK)
+        of_map = step.level == index
+        cells = left[of_map].unflatten(0, (shape.rows, shape.columns, -1)).amax(-1)
+        canvas.tint(cells.cpu().numpy(), map_extent(explanation, shape), HEAT)
+        share = float(step.focal[of_map].sum() / whole)
+        panels.append(Panel(canvas.drawing(), f"{map_title(index, shape)}, {share:.0%} of the focal loss"))
+    shares = []
+    for loss in (step.entropy, step.focal):
+        negatives = loss[~step.positive].sort(descending=True).values
+        hardest = negatives[: max(1, len(negatives) // 100)].sum()
+        shares.append((float(loss[step.positive].sum() / loss.sum()), float(hardest / loss.sum())))
+    (positive, hard), (focal_positive, focal_hard) = shares
+    text = (
+        f"All {len(left)} anchors are learned, and nearly all are background that the network knows already. The focal "
+        f"loss multiplies an anchor's cross-entropy by (1 - p)^{step.gamma:g}; p is the probability of what is right. "
+        f"Of this image's cross-entropy the {plural(int(step.positive.sum()), 'anchor', 'anchors')} of objects have "
+        f"{positive:.0%}, and the hardest hundredth of the background has {hard:.0%}; of its focal loss they have "
+        f"{focal_positive:.0%} and {focal_hard:.0%}. Drawn is what each cell's least known anchor keeps of its "
+        "cross-entropy: from nothing, clear, to all, orange."
+    )
+    return [Section("focal", "Focal weights (training)", text, panels, [Key(HEAT, "fill", "still to be learned")])]

@@ -47,10 +47,10 @@ class Written:
 def export_onnx(path: str | Path, out: str | Path) -> list[Written]:
     """Write the networks of a checkpoint's detector as ONNX, in float32; return the files.
 
-    SSD, YOLOv1: `out`, with boxes and scores before NMS. R-CNN: `out`, for crops. Faster R-CNN: OUT-rpn.onnx and
-    OUT-head.onnx; Fast R-CNN and SPPNet: OUT-map.onnx and OUT-head.onnx. Batches, numbers of regions, and where
-    detectors keep images' aspect ratio height and width too, are free. Each file's metadata say in JSON what its inputs
-    and outputs are, the classes, and the InputSpec, whose mean and std are applied inside.
+    SSD, YOLO, RetinaNet: `out`, with boxes and scores before NMS. R-CNN: `out`, for crops. Faster R-CNN:
+    OUT-rpn.onnx and OUT-head.onnx; Fast R-CNN and SPPNet: OUT-map.onnx and OUT-head.onnx. Batches, numbers of regions,
+    and where detectors keep images' aspect ratio height and width too, are free. Each file's metadata say in JSON what
+    its inputs and outputs are, the classes, and the InputSpec, whose mean and std are applied inside.
     All files are written or none. Raises UserError, in one line: no checkpoint, a detector that can't be exported,
     missing packages, a file that exists already or that would be too large.
     """

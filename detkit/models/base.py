@@ -212,6 +212,11 @@ class Detector(nn.Module):
                 raise UserError(f"model.{key}: {kind} gives the maps {', '.join(known)}, not {name!r}")
         return [known[name] for name in names]
 
+    @property
+    def train_input(self) -> InputSpec:
+        """How images must arrive in training; by default as `input` says."""
+        return self.input
+
     # network, losses, decoding
 
     def normalise(self, pixels: Tensor, sizes: Tensor | None = None) -> Tensor:

@@ -10,9 +10,9 @@ from detkit.backbones.describe import count_flops
 from detkit.config import Section, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.parts import ExportPart, Function, stretched_images
+from detkit.models.parts import ExportPart, Function, resized_images, stretched_images
 from detkit.models.shape_checks import output_of
-from detkit.models.trace import AnchorStep, MapStep, SampleStep, Trace
+from detkit.models.trace import AnchorStep, MapStep, SampleStep, Step, Trace
 from detkit.ops import Match
 from detkit.structures import Images, Predictions, Targets
 
@@ -56,6 +56,10 @@ class DenseDetector(Detector):
         """Raw outputs -> boxes in pixels of the input, and scores."""
         raise NotImplementedError(f"{type(self).__name__}.decode")
 
+    def select(self, raw: Any) -> tuple[Any, Tensor | None]:
+        """Return the raw outputs that are worth decoding, and (B, K) which places' they are; by default all, None."""
+        return raw, None
+
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         self.check_batch(len(images))
         assignment = self.assign(None, targets) if self.assigns_before_network else None
@@ -65,7 +69,8 @@ class DenseDetector(Detector):
         return self.loss(raw, assignment, targets)
 
     def predict(self, images: Images) -> Predictions:
-        return self.decode(self.network(self.normalise(images.pixels, images.sizes)))
+        selected, _ = self.select(self.network(self.normalise(images.pixels, images.sizes)))
+        return self.decode(selected)
 
     def compile_network(self) -> None:
         self.network = torch.compile(self.network)
@@ -108,14 +113,18 @@ class DenseDetector(Detector):
             "boxes": "(batch, boxes, 4) float32, x1, y1, x2, y2 in pixels of the input, neither clipped nor suppressed",
             "scores": f"(batch, boxes, {len(self.classes)}) float32, of each class",
         }
-        return {"": ExportPart(Function(self, self.boxes_and_scores), stretched_images(self.input), outputs)}
+        inputs = stretched_images(self.input) if self.input.resize == "stretch" else resized_images(self.input)
+        return {"": ExportPart(Function(self, self.boxes_and_scores), inputs, outputs)}
 
-    def boxes_and_scores(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 pixels (B, 3, H, W) -> boxes and scores before NMS: what is exported."""
-        predictions = self.decode(self.network(self.normalise(pixels)))
+    def boxes_and_scores(self, pixels: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W), 0 to 255 -> boxes and scores of all places, before NMS: what is exported.
+
+        sizes: (B, 2) of images that are padded.
+        """
+        predictions = self.decode(self.network(self.normalise(pixels, sizes)))
         return predictions.boxes, predictions.scores
 
-    def anchor_step(self) -> AnchorStep | None:
+    def anchor_step(self, raw: Any) -> AnchorStep | None:
         """Return the boxes that predictions are made for, in their order; None where there are no such boxes."""
         return None
 
@@ -124,7 +133,7 @@ class DenseDetector(Detector):
 
         level: (A,) the map of each box. By default those that `assign` matches, where it gives a Match.
         """
-        match, anchors = self.assign(raw, targets), self.anchor_step()
+        match, anchors = self.assign(raw, targets), self.anchor_step(raw)
         if anchors is None or not isinstance(match, Match):
             return None
         positive = match.index[0] >= 0
@@ -141,14 +150,20 @@ class DenseDetector(Detector):
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
         raw = self.network(self.normalise(images.pixels, images.sizes))
-        anchors = self.anchor_step()
+        anchors = self.anchor_step(raw)
         if anchors is None:
             return Trace(self.decode(raw), [])
         maps = enumerate(anchors.boxes)
         level = torch.cat([torch.full((len(boxes),), number, device=boxes.device) for number, boxes in maps])
-        sample = None if targets is None else self.sample_step(raw, targets, level)
-        learned = [] if sample is None else [sample]
-        return Trace(self.decode(raw), [anchors, *learned, MapStep(level, anchors.maps)])
+        learned = [] if targets is None else self.learned_steps(raw, targets, level)
+        selected, index = self.select(raw)
+        predicted = level if index is None else level[index[0]]
+        return Trace(self.decode(selected), [anchors, *learned, MapStep(predicted, anchors.maps)])
+
+    def learned_steps(self, raw: Any, targets: Targets, level: Tensor) -> list[Step]:
+        """Return what training would learn, see `sample_step`."""
+        sample = self.sample_step(raw, targets, level)
+        return [] if sample is None else [sample]
 
 
 def has_batch_norm(module: nn.Module) -> bool:

@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.backbones import create_backbone
 from detkit.config import one_of, within
 from detkit.errors import UserError
 from detkit.models.base import SGD, Paper, Stage, StageRun
-from detkit.models.fpn import FPN, fpn_tail
+from detkit.models.fpn import FPN, fpn_tail, pad_to
 from detkit.models.parts import ExportPart, coder_facts
 from detkit.models.region import PooledConfig, RegionDetector, cell_offsets, stored_proposals
 from detkit.models.region_features import MapFeatures
@@ -232,12 +231,3 @@ class FasterRCNN(RegionDetector):
         output = self.rpn(prepared)
         steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
         return self.rpn.propose(output, images, self.many_proposals), steps
-
-
-def pad_to(pixels: Tensor, multiple: int) -> Tensor:
-    """Pad (B, C, H, W) with 0 at the right and bottom to sides that are a multiple of `multiple`."""
-    if multiple == 1:
-        return pixels
-    # whether or not there is anything to pad: an exported network has sides that are not known beforehand
-    down, right = (-side % multiple for side in pixels.shape[-2:])
-    return F.pad(pixels, (0, right, 0, down))

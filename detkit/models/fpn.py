@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detkit.backbones import FeatureInfo, fully_connected
 
@@ -13,23 +14,40 @@ MAX_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, narrowe
 
 
 class FPN(nn.Module):
-    """Feature pyramid (Lin et al., CVPR 2017): torchvision's, over the maps of strides 4 to 32, and one of stride 64.
+    """Feature pyramid (Lin et al., CVPR 2017): torchvision's, and one or two maps that are coarser.
 
-    info: the maps p2, p3, ... that it gives, all with `channels`. norm: batch norm behind each convolution.
+    info: the maps p2, p3, ... that it gives, all with `channels`. norm: batch norm behind each convolution. coarser:
+    `pool` takes every second cell of the coarsest map, which the RPN reads; `c5` and `p5` are RetinaNet's two
+    convolutions of stride 2, on the backbone's coarsest map or on the pyramid's.
     """
 
-    def __init__(self, info: Sequence[FeatureInfo], channels: int, norm: bool = False) -> None:
+    def __init__(self, info: Sequence[FeatureInfo], channels: int, norm: bool = False, coarser: str = "pool") -> None:
         super().__init__()
         self.names = [feature.name for feature in info]
         inputs = [feature.channels for feature in info]
         norm_layer = nn.BatchNorm2d if norm else None
-        self.pyramid = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool(), norm_layer)
-        strides = [*(feature.stride for feature in info), info[-1].stride * 2]
+        last = info[-1].stride
+        if coarser == "pool":
+            block, added = LastLevelMaxPool(), [last * 2]
+        else:
+            block, added = LastLevelP6P7(inputs[-1] if coarser == "c5" else channels, channels), [last * 2, last * 4]
+            block.use_P5 = coarser == "p5"  # torchvision goes by the channels, which may be as many
+        self.pyramid = FeaturePyramidNetwork(inputs, channels, block, norm_layer)
+        strides = [*(feature.stride for feature in info), *added]
         self.info = tuple(FeatureInfo(f"p{stride.bit_length() - 1}", channels, stride) for stride in strides)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         maps = self.pyramid({name: features[name] for name in self.names})
         return dict(zip((feature.name for feature in self.info), cast("dict[str, Tensor]", maps).values()))
+
+
+def pad_to(pixels: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) with 0 at the right and bottom to sides that are a multiple of `multiple`."""
+    if multiple == 1:
+        return pixels
+    # whether or not there is anything to pad: an exported network has sides that are not known beforehand
+    down, right = (-side % multiple for side in pixels.shape[-2:])
+    return F.pad(pixels, (0, right, 0, down))
 
 
 def fpn_tail(channels: int, pool_size: int, width: int, convs: int = 0) -> nn.Sequential:

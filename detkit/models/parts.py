@@ -61,7 +61,9 @@ def resized_images(spec: InputSpec) -> dict[str, PartInput]:
     """Return the inputs of a network that takes images of any size, padded to one, and their sizes."""
     # where the detector, and so whoever runs the file, rescales images, values are no whole numbers
     dtype, kind = (torch.uint8, "uint8") if spec.resize == "shortest" else (torch.float32, "float32")
-    shapes = (2, *spec.fit(300, 400)), (1, *spec.fit(400, 300))
+    # a map of a single cell would be one in the file, whatever the image: large enough that RetinaNet's P7 has more
+    height, width = (max(sides) for sides in zip(spec.fit(300, 400), (300, 400)))
+    shapes = (2, height, width), (1, width, height)
     example, probe = (_pixels(*shape).to(dtype) for shape in shapes)
     sizes = [torch.tensor([sides] * batch) for batch, *sides in shapes]
     sizes[1] -= torch.tensor([0, 5])  # a padded image, too

@@ -10,25 +10,22 @@ from torch import Tensor, nn
 
 from detkit.backbones import FeatureInfo
 from detkit.config import Section, one_of, within
-from detkit.models.trace import AnchorStep, MapShape, ObjectnessStep, ProposalNMSStep, SampleStep, Step
+from detkit.models.map_anchors import ANCHORS_OF_CELL, MapAnchors, sides_of
+from detkit.models.trace import AnchorStep, ObjectnessStep, ProposalNMSStep, SampleStep, Step
 from detkit.ops import (
     BACKGROUND,
     BoxCoder,
     Match,
     clip,
     gather_boxes,
-    grid_anchors,
     match_rpn,
     nms,
-    rpn_anchors,
     rpn_loss,
     sample,
-    torchvision_anchors,
 )
 from detkit.structures import Images, Proposals, Targets
 
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))  # section 3.1.2, equation 2: deltas are not scaled
-ANCHORS_OF_CELL = {"py_faster_rcnn": rpn_anchors, "torchvision": torchvision_anchors}
 
 
 @dataclass
@@ -100,11 +97,7 @@ class RPN(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        self.strides = [info.stride for info in maps]
-        for number, stride in enumerate(self.strides):
-            cell = ANCHORS_OF_CELL[config.anchors](stride, config.ratios, config.scales)
-            moved = cell + offset if config.anchors == "py_faster_rcnn" else cell
-            self.register_buffer(f"cell{number}", moved, persistent=False)
+        self.anchors = MapAnchors(config.anchors, maps, config.ratios, [config.scales] * len(maps), offset)
 
     def forward(self, maps: list[Tensor]) -> RPNOutput:
         logits, deltas = [], []
@@ -114,21 +107,7 @@ class RPN(nn.Module):
                 x = layer(x).relu_()
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
-        return RPNOutput(logits, deltas, self.anchors(maps))
-
-    def anchors(self, maps: list[Tensor]) -> list[Tensor]:
-        """3.1.1: the anchors (A, 4) of each map, in pixels of the input."""
-        cells = [self.get_buffer(f"cell{number}") for number in range(len(maps))]
-        steps = self.steps(maps)
-        return [grid_anchors(x.shape[-2], x.shape[-1], step, cell) for x, step, cell in zip(maps, steps, cells)]
-
-    def steps(self, maps: list[Tensor]) -> list[int | tuple[int, int]]:
-        """Return the pixels between the cells of each map."""
-        if self.config.anchors != "torchvision":
-            return list(self.strides)
-        # torchvision shares the input out among a map's cells, which on the coarsest map is less than its stride
-        height, width = (side * self.strides[0] for side in maps[0].shape[-2:])
-        return [(height // x.shape[-2], width // x.shape[-1]) for x in maps]
+        return RPNOutput(logits, deltas, self.anchors(sides_of(maps)))
 
     # training
 
@@ -205,8 +184,7 @@ class RPN(nn.Module):
         self, maps: list[Tensor], output: RPNOutput, images: Images, targets: Targets | None, training: bool
     ) -> list[Step]:
         """Return what the RPN did with one image."""
-        steps = [step if isinstance(step, tuple) else (step, step) for step in self.steps(maps)]
-        shapes = [MapShape(x.shape[-2], x.shape[-1], *step) for x, step in zip(maps, steps)]
+        shapes = self.anchors.shapes(sides_of(maps))
         trace: list[Step] = [AnchorStep(output.anchors, shapes, "anchors", "they may be larger than the image")]
         if targets is not None:
             trace.append(self.sample_step(torch.cat(output.anchors), images.sizes, targets))

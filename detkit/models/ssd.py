@@ -9,6 +9,7 @@ Where the paper and its Caffe code differ, and what detkit does:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -269,7 +270,7 @@ class SSD(DenseDetector):
         scores = logits.float().softmax(-1)[..., :-1]
         return Predictions(CODER.decode(deltas.float(), self.anchors), scores)
 
-    def anchor_step(self) -> AnchorStep:
+    def anchor_step(self, raw: Any) -> AnchorStep:
         size = self.input.size[0]
         maps = [MapShape(side, side, size / side, size / side) for side in self.sides]
         counts = [side**2 * boxes for side, boxes in zip(self.sides, self.boxes_per_cell)]

@@ -77,6 +77,22 @@ class MapStep(Step):
 
 
 @dataclass(frozen=True)
+class FocalStep(Step):
+    """How much the focal loss heeds each anchor in training.
+
+    entropy, focal: (A,) the loss of each anchor, of all its classes, with gamma 0 and with `gamma`; 0 where the anchor
+    is left out. positive: (A,) bool, whether it has an object. level: (A,) the map of each, cell by cell.
+    """
+
+    entropy: Tensor
+    focal: Tensor
+    positive: Tensor
+    level: Tensor
+    maps: list[MapShape]
+    gamma: float
+
+
+@dataclass(frozen=True)
 class GridStep(Step):
     """Predictions of a grid's cells. boxes: (S * S, K, 4); confidence: (S * S, K); classes: (S * S, C)."""
 

@@ -14,15 +14,20 @@ from detkit.ops.boxes import (
 )
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_per_chunk
+from detkit.ops.kmeans import iou_kmeans
 from detkit.ops.losses import (
+    anchor_classes,
+    focal_loss,
     hard_negative_mask,
     hard_negatives,
     multibox_loss,
     region_loss,
+    retinanet_loss,
     rpn_loss,
     smooth_l1,
     softmax_loss,
     world_mean,
+    world_size,
 )
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
@@ -34,6 +39,7 @@ from detkit.ops.soft_nms import soft_nms_dense
 from detkit.ops.svd import truncated_svd
 from detkit.ops.svm import feature_scale, fit_svm
 from detkit.ops.yolo import Cells, assign_cells, decode_cells, responsible_boxes, yolo_loss
+from detkit.ops.yolov2 import assign_places, decode_places, reorg, yolov2_loss
 
 __all__ = [
     "BACKGROUND",
@@ -41,23 +47,28 @@ __all__ = [
     "BoxCoder",
     "Cells",
     "Match",
+    "anchor_classes",
     "area",
     "assign_cells",
+    "assign_places",
     "box_iou",
     "clip",
     "crop_warp",
     "crops_per_chunk",
     "cxcywh_to_xyxy",
     "decode_cells",
+    "decode_places",
     "default_boxes",
     "feature_scale",
     "fit_ridge",
     "fit_svm",
     "flip",
+    "focal_loss",
     "gather_boxes",
     "grid_anchors",
     "hard_negative_mask",
     "hard_negatives",
+    "iou_kmeans",
     "match_regions",
     "match_rpn",
     "match_ssd",
@@ -68,8 +79,10 @@ __all__ = [
     "paired_iou",
     "pyramid_pool",
     "region_loss",
+    "reorg",
     "rescale",
     "responsible_boxes",
+    "retinanet_loss",
     "roi_align",
     "roi_pool",
     "rpn_anchors",
@@ -86,6 +99,8 @@ __all__ = [
     "torchvision_anchors",
     "truncated_svd",
     "world_mean",
+    "world_size",
     "xyxy_to_cxcywh",
     "yolo_loss",
+    "yolov2_loss",
 ]

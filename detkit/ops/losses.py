@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detkit.ops.boxes import gather_boxes
 from detkit.ops.coders import BoxCoder
-from detkit.ops.matching import BACKGROUND, Match
+from detkit.ops.matching import BACKGROUND, IGNORED, Match
 
 
 def world_mean(value: Tensor, min_total: float = 0.0) -> Tensor:
@@ -16,12 +16,15 @@ def world_mean(value: Tensor, min_total: float = 0.0) -> Tensor:
     As a loss's divisor it makes gradients averaged over processes equal those of one process with all images.
     """
     total = value.detach().float()
-    world_size = 1
-    if dist.is_available() and dist.is_initialized():
+    if (processes := world_size()) > 1:
         total = total.clone()
         dist.all_reduce(total)
-        world_size = dist.get_world_size()
-    return total.clamp(min=min_total) / world_size
+    return total.clamp(min=min_total) / processes
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
@@ -109,6 +112,57 @@ def rpn_loss(
     box = smooth_l1(gather_boxes(deltas, index), target_deltas, beta=1 / 9).sum(-1)
     count = world_mean(valid.sum(), min_total=1.0)
     return {"objectness": _mean(entropy, valid, count), "rpn_box": _mean(box, positive, count)}
+
+
+def focal_loss(logits: Tensor, positive: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Return the elementwise focal loss in float32: -alpha_t (1 - p_t)^gamma log(p_t) (Focal loss, equation 5).
+
+    logits: of whether there is something; positive: bool, of the same shape, whether there is. gamma 0 leaves the
+    weighted cross-entropy. Finite, and with finite gradients, for all finite logits.
+    """
+    logits = logits.float()
+    right = torch.where(positive, logits, -logits)
+    log_right = F.logsigmoid(right)
+    log_wrong = log_right - right
+    return -torch.where(positive, alpha, 1 - alpha) * (gamma * log_wrong).exp() * log_right
+
+
+def retinanet_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    match: Match,
+    boxes: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    coder: BoxCoder,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    beta: float = 0.11,
+) -> dict[str, Tensor]:
+    """Return RetinaNet's loss {"classification", "box"}, two scalars to be added (Focal loss, section 4.1).
+
+    logits: (B, A, C); deltas: (B, A, 4); match: of `match_rpn`; boxes: (B, N, 4) and labels: (B, N), the objects;
+    anchors: (A, 4). The focal loss over all anchors and classes but for IGNORED anchors, smooth L1 over positive ones
+    (absolute differences where `beta` is 0). Of each image both are summed and divided by its positive anchors, at
+    least 1; then the mean of the images.
+    """
+    positive = match.index >= 0
+    focal = focal_loss(logits, anchor_classes(match, labels, logits.shape[-1]), alpha, gamma).sum(-1)
+    target_deltas = coder.encode(gather_boxes(boxes, match.index.clamp(min=0)), anchors)
+    box = smooth_l1(deltas, target_deltas, beta).sum(-1)
+    count = positive.sum(1, keepdim=True).clamp(min=1) * len(positive)
+    return {
+        "classification": torch.where(match.index == IGNORED, 0, focal / count).sum(),
+        "box": torch.where(positive, box / count, 0).sum(),
+    }
+
+
+def anchor_classes(match: Match, labels: Tensor, classes: int) -> Tensor:
+    """Return (B, A, classes) bool: the class of each anchor's object; none where it has none. labels: (B, N)."""
+    label = F.pad(labels, (0, 1)).gather(1, match.index.clamp(min=0))  # gather needs something to point at
+    label = torch.where(match.index >= 0, label, -1)
+    return label.unsqueeze(-1) == torch.arange(classes, device=label.device)
 
 
 def softmax_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -54,14 +54,15 @@ def match_rpn(
     valid: Tensor,
     ignore: Tensor | None,
     anchors: Tensor,
-    inside: Tensor,
+    inside: Tensor | None = None,
     fg_iou: float = 0.7,
     bg_iou: float = 0.3,
 ) -> Match:
     """Match the RPN's anchors to objects (Faster R-CNN, section 3.1.2, and the authors' Python code).
 
     boxes: (B, N, 4) xyxy; valid: (B, N) bool, False for padding; ignore: (B, N) bool, objects not trained on, or None;
-    anchors: (A, 4). inside: (B, A) bool, anchors that do not cross the image's border; the others are IGNORED.
+    anchors: (A, 4). inside: (B, A) bool, anchors that do not cross the image's border; the others are IGNORED. None
+    for all, as RetinaNet has it with `fg_iou` .5 and `bg_iou` .4 (Focal loss, section 4).
 
     An anchor is positive for the object that it overlaps most where that IoU is >= `fg_iou`, or where no other anchor
     overlaps some object more (all that tie, with IoU > 0); BACKGROUND where its best IoU is < `bg_iou`; else IGNORED,
@@ -69,13 +70,15 @@ def match_rpn(
     anchor overlaps most, as in the code. Ties go to the lowest object.
     """
     iou, on_ignored = _overlap(boxes, valid, ignore, anchors, fg_iou)
-    iou.masked_fill_(~inside.unsqueeze(1), 0)
+    if inside is not None:
+        iou.masked_fill_(~inside.unsqueeze(1), 0)
     best, index = iou.max(1)
     best_of_object = iou.amax(2, keepdim=True)
     forced = ((iou == best_of_object) & (best_of_object > 0)).any(1)
     positive = (best >= fg_iou) | forced
     state = torch.where((best < bg_iou) & ~on_ignored, BACKGROUND, IGNORED)
-    return Match(torch.where(inside, torch.where(positive, index, state), IGNORED), best)
+    matched = torch.where(positive, index, state)
+    return Match(matched if inside is None else torch.where(inside, matched, IGNORED), best)
 
 
 @torch.no_grad()

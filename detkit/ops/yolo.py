@@ -38,23 +38,32 @@ def assign_cells(
     falls into it (section 2); of several, for the one of highest `priority` (B, N), by default the first. A cell with
     ignored objects only is IGNORED.
     """
-    batch, count = valid.shape
-    if count == 0:
-        return torch.full((batch, grid * grid), BACKGROUND, device=valid.device)
     centre = xyxy_to_cxcywh(boxes)[..., :2] / _extent(boxes, size)[:2]
     column, row = (centre * grid).long().clamp(0, grid - 1).unbind(-1)
-    cell = row * grid + column
+    return place_objects(row * grid + column, valid, ignore, grid * grid, priority)
+
+
+def place_objects(
+    place: Tensor, valid: Tensor, ignore: Tensor | None, places: int, priority: Tensor | None = None
+) -> Tensor:
+    """Return the object of each place (B, places) int64: an index, or BACKGROUND (-1), or IGNORED (-2).
+
+    place: (B, N) int64, the one that each object belongs to; the others as in `assign_cells`.
+    """
+    batch, count = valid.shape
+    if count == 0:
+        return torch.full((batch, places), BACKGROUND, device=valid.device)
     used = valid if ignore is None else valid & ~ignore
-    rank = torch.arange(count, device=cell.device).expand(batch, count)
+    rank = torch.arange(count, device=place.device).expand(batch, count)
     order = rank if priority is None else priority.argsort(dim=1, descending=True, stable=True)
-    # the rank of each cell's best object; what is not trained on writes to one more column, which is dropped
-    target = torch.where(used, cell, grid * grid).gather(1, order)
-    best = rank.new_full((batch, grid * grid + 1), count).scatter_reduce_(1, target, rank, "amin")[:, :-1]
+    # the rank of each place's best object; what is not trained on writes to one more column, which is dropped
+    target = torch.where(used, place, places).gather(1, order)
+    best = rank.new_full((batch, places + 1), count).scatter_reduce_(1, target, rank, "amin")[:, :-1]
     index = order.gather(1, best.clamp(max=count - 1))
     no_object = torch.full_like(best, BACKGROUND)
     if ignore is not None:
-        ignored_cell = torch.where(valid & ignore, cell, grid * grid)
-        no_object = torch.cat((no_object, no_object[:, :1]), 1).scatter_(1, ignored_cell, IGNORED)[:, :-1]
+        ignored_place = torch.where(valid & ignore, place, places)
+        no_object = torch.cat((no_object, no_object[:, :1]), 1).scatter_(1, ignored_place, IGNORED)[:, :-1]
     return torch.where(best < count, index, no_object)
 
 

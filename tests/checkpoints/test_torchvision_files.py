@@ -28,6 +28,7 @@ from detkit.checkpoints.torchvision_files import (
     faster_rcnn_config,
     from_state,
     is_state,
+    retinanet_config,
     ssd_config,
 )
 from detkit.cli import run_command
@@ -370,7 +371,12 @@ CONFIGS = Path(__file__).parents[2] / "configs/custom"
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("ssd300_coco", ssd_config()), ("faster_rcnn_coco", faster_rcnn_config())]
+    ("name", "expected"),
+    [
+        ("ssd300_coco", ssd_config()),
+        ("faster_rcnn_coco", faster_rcnn_config()),
+        ("retinanet_coco", retinanet_config()),
+    ],
 )
 def test_configs_to_fine_tune_describe_the_published_networks(name, expected):
     config = load_config(CONFIGS / f"{name}.yaml", ["data.root=x"])

@@ -23,6 +23,8 @@ LAST = ["candidates", "nms", "detections"]
 REGIONS = ["proposals", "regions", "pooled", "regression", *LAST]
 SECTIONS = {
     "ssd": ["default-boxes", "matching", "maps", *LAST],
+    "retinanet": ["anchors", "matching", "focal", "maps", *LAST],
+    "yolov2": ["anchors", "matching", "maps", *LAST],
     "yolov1": ["class-map", "boxes", "responsible", *LAST],
     "faster_rcnn": ["anchors", "anchor-matching", "objectness", *REGIONS],
     "fast_rcnn": REGIONS,
@@ -30,7 +32,7 @@ SECTIONS = {
     "sppnet": REGIONS,
     "torchvision_ssd": LAST,
 }
-TRAINING = {"matching", "responsible", "anchor-matching", "regions"}
+TRAINING = {"matching", "focal", "responsible", "anchor-matching", "regions"}
 
 
 @pytest.fixture(scope="module")

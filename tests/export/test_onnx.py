@@ -50,7 +50,7 @@ def trained(name: str, **keys: Any) -> Detector:
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)  # pyright: ignore
             layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
-        elif key.startswith(("head", "rpn")) and isinstance(layer, nn.Linear | nn.Conv2d):
+        elif key.startswith(("head", "rpn", "classifier", "regressor")) and isinstance(layer, nn.Linear | nn.Conv2d):
             layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
     for key, buffer in detector.named_buffers():
         if key.startswith("head.delta"):
@@ -84,7 +84,11 @@ def padded(*sides: tuple[int, int]) -> Images:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys"), [("ssd", {}), ("yolov1", {}), ("yolov1", {"local": 8, "boxes": 3}), ("yolov1", {"head": "conv"})]
+    ("name", "keys"),
+    [
+        *(("ssd", {}), ("yolov1", {}), ("yolov1", {"local": 8, "boxes": 3}), ("yolov1", {"head": "conv"})),
+        *(("yolov2", {}), ("yolov2", {"adjacent": True})),
+    ],
 )
 def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
     detector = trained(name, **keys)
@@ -106,6 +110,22 @@ def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> No
     assert spec["normalisation"] == "inside", "a program that runs the file leaves it to the network"
     assert list(file.metadata["outputs"]) == ["boxes", "scores"]
     assert list(file.metadata["inputs"]) == ["pixels"]
+
+
+@pytest.mark.parametrize("anchors", ["py_faster_rcnn", "torchvision"])
+def test_retinanet(anchors: str, tmp_path: Path) -> None:
+    """Of all anchors, on images of any size."""
+    detector: Any = trained("retinanet", anchors=anchors)
+    (file,) = exported(detector, tmp_path).values()
+    for images in (padded((96, 112)), padded((96, 112), (80, 131)), padded((150, 97), (150, 90), (33, 64))):
+        found = file(pixels=images.pixels, sizes=images.sizes)
+        with torch.inference_mode():
+            expected = detector.predict(images)
+        torch.testing.assert_close(found["boxes"], expected.boxes, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(found["scores"], expected.scores, **CLOSE)
+    assert expected.scores.std() > 1e-3
+    assert list(file.metadata["inputs"]) == ["pixels", "sizes"]
+    assert file.metadata["input"]["resize"] == "shortest"
 
 
 @pytest.mark.parametrize("keys", [{}, FPN], ids=["one map", "pyramid"])

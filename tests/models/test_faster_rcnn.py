@@ -18,7 +18,8 @@ from detkit.data.opening import open_dataset
 from detkit.data.proposal_store import ProposalStore, open_store
 from detkit.errors import UserError
 from detkit.models import build_detector, postprocess
-from detkit.models.faster_rcnn import FasterRCNN, pad_to
+from detkit.models.faster_rcnn import FasterRCNN
+from detkit.models.fpn import pad_to
 from detkit.models.region import sample_regions
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import CODER
@@ -60,7 +61,7 @@ def test_any_backbone_learns(neck: str, backbone: str) -> None:
 def test_the_coarsest_map_of_a_pyramid_serves_the_rpn_alone(backbone: str, strides: list[int]) -> None:
     keys = {"backbone": BackboneConfig(backbone), "neck": "fpn", "scales": [2.0], "pool_size": 7, "channels": 8}
     detector = build_detector(tiny_faster_rcnn_config(**keys), ("a",))
-    assert detector.rpn.strides == [*strides, 2 * strides[-1]]
+    assert detector.rpn.anchors.strides == [*strides, 2 * strides[-1]]
     assert detector.features.strides == strides
 
 

@@ -79,7 +79,7 @@ def test_anchors_lie_around_their_cells(backbone: str, geometry: str) -> None:
     )
     detector = build_detector(config, ("a",))
     assert isinstance(detector, FasterRCNN)
-    (anchors,) = detector.rpn.anchors([torch.zeros(1, 1, 3, 4)])
+    (anchors,) = detector.rpn.anchors([(3, 4)])
     centres = ((anchors[:, :2] + anchors[:, 2:]) / 2).view(3, 4, -1, 2)
     first = detector.backbone.first_cell_centre if geometry == "backbone" else 8.0
     x, y = first + torch.arange(4) * 16.0, first + torch.arange(3) * 16.0
@@ -90,7 +90,7 @@ def test_anchors_lie_around_their_cells(backbone: str, geometry: str) -> None:
 def test_above_a_neck_all_is_as_published() -> None:
     keys = {"neck": "fpn", "channels": 8, "pool": "align"}
     one, other = (zoo.build("faster_rcnn", geometry=geometry, **keys) for geometry in ("backbone", "published"))
-    maps = [torch.zeros(1, 8, 8 >> level, 8 >> level) for level in range(4)]
-    for anchors, expected in zip(one.rpn.anchors(maps), other.rpn.anchors(maps)):
+    sides = [(8 >> level, 8 >> level) for level in range(4)]
+    for anchors, expected in zip(one.rpn.anchors(sides), other.rpn.anchors(sides)):
         assert torch.equal(anchors, expected)
     assert one.features.facts() == other.features.facts()

@@ -13,6 +13,7 @@ from detkit.models.region import SampledRegions
 from detkit.models.region_features import CropFeatures
 from detkit.models.trace import (
     AnchorStep,
+    FocalStep,
     GridStep,
     MapStep,
     ObjectnessStep,
@@ -25,6 +26,7 @@ from detkit.models.trace import (
     Step,
     Trace,
 )
+from detkit.ops import IGNORED
 from detkit.structures import Images, Targets
 from tests import zoo
 
@@ -43,10 +45,12 @@ STEPS: dict[str, list[type[Step]]] = {
     "faster_rcnn": RPN_STEPS,
     "faster_rcnn fpn": RPN_STEPS,
     "rcnn": [ProposalStep, *REGION_STEPS],
+    "retinanet": [AnchorStep, MapStep],
     "sppnet": [ProposalStep, *REGION_STEPS],
     "ssd": [AnchorStep, MapStep],
     "torchvision_ssd": [],
     "yolov1": [GridStep],
+    "yolov2": [AnchorStep, MapStep],
 }
 
 
@@ -146,6 +150,50 @@ def test_ssds_samples_are_the_boxes_that_its_loss_has_a_gradient_for() -> None:
     assert not by_box[0][match.index[0] < 0].any()
     sides = torch.tensor(detector.sides).square() * torch.tensor(detector.boxes_per_cell)
     assert torch.equal(step.level, torch.arange(len(sides)).repeat_interleave(sides)[trained])
+
+
+@pytest.mark.parametrize("gamma", [2.0, 0.0])
+def test_retinanets_focal_weights_are_those_of_its_loss(gamma: float) -> None:
+    detector: Any = zoo.build("retinanet", gamma=gamma).eval()
+    with torch.no_grad():
+        detector.classifier.last.weight.mul_(100)
+    images, targets = one_image(detector)
+    step = step_of(trace := detector.trace(images, targets), FocalStep)
+    raw = detector.network(detector.normalise(images.pixels, images.sizes))
+    logits, deltas = ([x.detach().requires_grad_() for x in part] for part in (raw.logits, raw.deltas))
+    match = detector.assign(raw, targets)
+    losses = detector.loss(raw._replace(logits=logits, deltas=deltas), match, targets)
+    losses["classification"].backward()
+    count = int(step.positive.sum())
+    assert step.focal.sum().item() / count == pytest.approx(losses["classification"].item(), rel=1e-4)
+    trained = torch.cat(logits_gradients(logits), 1)[0].abs().sum(1) > 0
+    assert torch.equal(step.focal > 0, trained)
+    assert torch.equal(step.positive, match.index[0] >= 0)
+    assert torch.equal(step.entropy > 0, match.index[0] != IGNORED)
+    assert (match.index[0] == IGNORED).any()
+    assert (step.focal <= step.entropy).all()
+    assert torch.equal(step.focal, step.entropy) == (gamma == 0)
+    assert [int((step.level == level).sum()) for level in range(5)] == [len(x) for x in raw.anchors]
+    learned = step_of(trace, SampleStep)
+    assert torch.equal(learned.boxes, torch.cat(raw.anchors)[step.positive])
+    assert torch.equal(learned.level, step.level[step.positive])
+
+
+def logits_gradients(logits: list[Tensor]) -> list[Tensor]:
+    return [x.grad for x in logits if x.grad is not None]
+
+
+def test_the_map_of_a_prediction_is_that_of_its_anchor() -> None:
+    """Where only the best of each map are decoded."""
+    detector: Any = zoo.build("retinanet", pre_nms_top_n=20).eval()
+    with torch.no_grad():
+        detector.regressor.last.weight.zero_()
+    images, _ = one_image(detector)
+    trace = detector.trace(images)
+    anchors, levels = step_of(trace, AnchorStep), step_of(trace, MapStep).level
+    assert trace.predictions.scores.shape[1] == len(levels) == 4 * 20 + 9
+    for box, level in zip(trace.predictions.boxes[0], levels.tolist()):
+        assert (anchors.boxes[level] - box).abs().amax(1).min() < 1e-3
 
 
 def test_yolos_responsible_boxes_are_those_that_its_loss_has_a_gradient_for() -> None:
@@ -284,12 +332,14 @@ def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) 
 
 
 def test_dense_parts_give_the_predictions() -> None:
-    for name in ("ssd", "yolov1"):
+    for name in ("retinanet", "ssd", "yolov1", "yolov2"):
         detector = build(name)
         images = zoo.sample_images(detector)
         (part,) = detector.export_parts().values()
+        given = [getattr(images, key) for key in part.inputs]
+        assert list(part.inputs) == (["pixels", "sizes"] if name == "retinanet" else ["pixels"])
         with torch.inference_mode():
-            boxes, scores = part.network(images.pixels)
+            boxes, scores = part.network(*given)
             expected = detector.predict(images)
         assert torch.equal(boxes, expected.boxes)
         assert torch.equal(scores, expected.scores)

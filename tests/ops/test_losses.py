@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.models.detection.ssd import SSD
+from torchvision.ops import sigmoid_focal_loss
 
 from detkit import ops
 from tests.builders import SSD300
@@ -224,3 +225,76 @@ def test_entropy_alone_when_all_are_positive() -> None:
     losses = ops.multibox_loss(logits, torch.zeros(1, 2, 4), match, anchors.unsqueeze(0), labels, anchors, CODER)
     torch.testing.assert_close(losses["classification"], F.cross_entropy(logits[0], labels[0]))
     assert losses["box"] == 0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.75, 0.5), (0.25, 5.0)])
+def test_focal_loss_and_its_gradient_equal_the_formula(alpha: float, gamma: float) -> None:
+    """Equation 5 in float64, torchvision's where scores are moderate, and finite at the end of float32."""
+    logits, positive = torch.randn(50, 4) * 4, torch.rand(50, 4) < 0.3
+    logits.requires_grad_()
+    loss = ops.focal_loss(logits, positive, alpha, gamma)
+    for x, is_positive, value, gradient in zip(
+        *(part.flatten().tolist() for part in (logits, positive, loss, torch.autograd.grad(loss.sum(), logits)[0]))
+    ):
+        p = 1 / (1 + math.exp(-x))
+        right, weight, sign = (p, alpha, 1) if is_positive else (1 - p, 1 - alpha, -1)
+        assert value == pytest.approx(-weight * (1 - right) ** gamma * math.log(right), rel=1e-4, abs=1e-9)
+        # appendix B
+        slope = weight * sign * (1 - right) ** gamma * (gamma * right * math.log(right) + right - 1)
+        assert gradient == pytest.approx(slope, rel=1e-3, abs=1e-8)
+    theirs = sigmoid_focal_loss(logits, positive.float(), alpha, gamma)
+    torch.testing.assert_close(loss, theirs, rtol=1e-4, atol=1e-6)
+    extreme = torch.tensor([-1e4, -200.0, -100.0, 0.0, 100.0, 200.0, 1e4], requires_grad=True)
+    for certain in (True, False):
+        loss = ops.focal_loss(extreme, torch.full((7,), certain), alpha, gamma)
+        assert loss.isfinite().all()
+        assert torch.autograd.grad(loss.sum(), extreme)[0].isfinite().all()
+    assert ops.focal_loss(logits.half(), positive).dtype == torch.float32
+
+
+def slow_retinanet_loss(s: dict[str, Tensor], index: list[list[int]], beta: float) -> tuple[float, float]:
+    """Section 4.1, image by image, anchor by anchor and class by class, in float64."""
+    classification = box = 0.0
+    for i, owners in enumerate(index):
+        focal = regression = 0.0
+        for a, n in enumerate(owners):
+            if n == ops.IGNORED:
+                continue
+            label = int(s["labels"][i, n]) if n >= 0 else -1
+            for c, x in enumerate(s["logits"][i, a].tolist()):
+                p = 1 / (1 + math.exp(-x))
+                focal -= 0.25 * (1 - p) ** 2 * math.log(p) if c == label else 0.75 * p**2 * math.log(1 - p)
+            if n >= 0:
+                (x1, y1, x2, y2), (u1, v1, u2, v2) = s["boxes"][i, n].tolist(), s["anchors"][a].tolist()
+                wanted = [
+                    ((x1 + x2) / 2 - (u1 + u2) / 2) / (u2 - u1),
+                    ((y1 + y2) / 2 - (v1 + v2) / 2) / (v2 - v1),
+                    math.log((x2 - x1) / (u2 - u1)),
+                    math.log((y2 - y1) / (v2 - v1)),
+                ]
+                for got, want in zip(s["deltas"][i, a].tolist(), wanted):
+                    d = abs(got - want)
+                    regression += 0.5 * d * d / beta if d < beta else d - beta / 2
+        positives = max(1, sum(n >= 0 for n in owners))
+        classification += focal / positives / len(index)
+        box += regression / positives / len(index)
+    return classification, box
+
+
+@pytest.mark.parametrize("beta", [0.11, 0.0])
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+def test_retinanets_loss_equals_the_slow_loop(ignored: float, beta: float, device: torch.device) -> None:
+    s = scene()
+    s["labels"][2] = -1  # an image without objects
+    coder = ops.BoxCoder((1, 1, 1, 1))
+    valid, ignore = s["labels"] >= 0, torch.rand(s["labels"].shape) < ignored
+    match = ops.match_rpn(s["boxes"], valid, ignore, s["anchors"], fg_iou=0.5, bg_iou=0.4)
+    every = torch.ones(3, len(s["anchors"]), dtype=torch.bool)
+    assert torch.equal(match.index, ops.match_rpn(s["boxes"], valid, ignore, s["anchors"], every, 0.5, 0.4).index)
+    assert {ops.IGNORED, ops.BACKGROUND} < set(match.index.unique().tolist())
+    moved = {key: value.to(device) for key, value in s.items()}
+    match = ops.Match(match.index.to(device), match.iou.to(device))
+    outputs = (moved["logits"], moved["deltas"], match, moved["boxes"], moved["labels"], moved["anchors"], coder)
+    losses = ops.retinanet_loss(*outputs, beta=beta)
+    wanted = slow_retinanet_loss(s, match.index.tolist(), beta)
+    assert (losses["classification"].item(), losses["box"].item()) == pytest.approx(wanted, rel=1e-4)

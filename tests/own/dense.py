@@ -56,5 +56,5 @@ class Dots(DenseDetector):
         logits, deltas = raw
         return Predictions(CODER.decode(deltas.float(), self.anchors), logits.float().softmax(-1)[..., :-1])
 
-    def anchor_step(self) -> AnchorStep:
+    def anchor_step(self, raw: Raw) -> AnchorStep:
         return AnchorStep([self.anchors], [self.shape], "default boxes", "squares of 32 and 45 pixels")
