@@ -28,9 +28,11 @@ TRAINING = {
     "fast_rcnn": {},
     "faster_rcnn": NMS,  # of the RPN's proposals
     "rcnn": {},
+    "retinanet": {},
     "sppnet": {"scales.py:rescale": 1},  # the canvas of each scale, of which there is one here
     "ssd": {},
     "yolov1": {},
+    "yolov2": {},
 }
 
 
