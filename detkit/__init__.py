@@ -1,8 +1,9 @@
 """detkit: the classic line of object detectors on shared backbones.
 
     detector = detkit.load("runs/shapes-1/best.pt")
-    for detections in detector.detect("images/"):
-        boxes, scores, labels = detections.image(0)
+    for found in detector.detect("images/"):
+        for box, score, label, name in found:
+            ...
 
 Importing detkit is quick: torch comes with the first call.
 """
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from detkit import evaluation, ops
+    from detkit import evaluation, ops, viz
     from detkit.models import Detector
 
-__all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load", "ops"]
+__all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load", "ops", "viz"]
+__version__ = "0.1.0"
 
-_MODULES = ("evaluation", "ops")
+_MODULES = ("evaluation", "ops", "viz")
 
 
 def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
