@@ -85,7 +85,10 @@ class ImageDetections(Batched):
             return self.part(torch.tensor(range(len(self))[key], dtype=torch.int64))
         if isinstance(key, list | np.ndarray | Tensor) and (rows := torch.as_tensor(key)).ndim:
             return self.part(rows if len(rows) else rows.long())
-        row = range(len(self))[operator.index(cast("SupportsIndex", key))]
+        row = operator.index(cast("SupportsIndex", key))
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"no detection {row}: there are {len(self)}")
+        row %= len(self)
         return next(iter(self.part(slice(row, row + 1))))
 
     @property

@@ -47,7 +47,7 @@ def test_one_by_one() -> None:
     assert torch.equal(scores, found().scores)
     assert torch.equal(labels, found().labels)
     for index in (4, -5):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"no detection {index}: there are 4"):
             found()[index]
     with pytest.raises(IndexError, match="of one image"):
         found().image(1)
