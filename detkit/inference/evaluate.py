@@ -55,7 +55,7 @@ def evaluate(
     detections = detect_dataset(detector, loader, config, device)
     detections = join(distributed.gather(detections), tuple(dataset.ids))
     seconds = time.perf_counter() - start
-    result = score(detections, dataset.truth(), config.evaluate.metric)
+    result = score(detections, dataset.ranked_truth(), config.evaluate.metric)
     return Evaluation(result, detections, seconds)
 
 
