@@ -155,10 +155,11 @@ def _read(path: Path, content: object, dataset: "DetectionDataset") -> "Detectio
         return parse_detections(path, content)
     results = parse_coco_results(path, content)
     known = result_ids(dataset, path, {*results.category_ids})
+    keys = {"ids": dataset.ids, "classes": known.classes, "origin": known.origin}
+    detections = name_coco_results(results, known.images, known.categories, **keys)
     if known.note:
         say(known.note)
-    keys = {"ids": dataset.ids, "classes": known.classes, "origin": known.origin}
-    return name_coco_results(results, known.images, known.categories, **keys)
+    return detections
 
 
 def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
