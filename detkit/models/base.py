@@ -17,6 +17,7 @@ from detkit.models.trace import Trace
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets
 
 if TYPE_CHECKING:
+    from detkit.evaluation import Result
     from detkit.inference.results import ImageDetections
 
 
@@ -368,10 +369,21 @@ class Detector(nn.Module):
         found = self.stream(source, **filters, **views, bgr=bgr, batch=batch, endless=False)
         return [result.without_pixels() for result in found]
 
+    def evaluate(self, data: Any = None, *, split: str = "test", metric: str | None = None) -> "Result":
+        """Detect on a data set and score that; the result has `mAP`, `ap` of each class, and `to_dict()`.
+
+        data: the root of a data set, or an opened one; by default that of the checkpoint's config. split: of the root,
+        or of that config, train, val or test. metric: `voc07`, `voc` or `coco`, by default the config's.
+        Raises detkit.errors.UserError for a data set that can't be read, or has classes that the detector lacks.
+        """
+        # It goes up, as the one below, for convenience: inference runs detectors, nothing here needs it at import.
+        from detkit.inference.evaluate import evaluate_on
+
+        return evaluate_on(self, data, split, metric)
+
     def stream(self, source: Any, **settings: Any) -> "Generator[ImageDetections]":
         """Yield what `detect` returns image by image, with its pixels: for long videos, cameras, by their number, and
         iterators without end, of which it reads no more than two batches ahead. settings: those of `detect`."""
-        # The one import that goes up, for convenience: inference runs detectors, nothing here needs it at import.
         from detkit.inference.predict import stream
 
         return stream(self, source, **settings)
