@@ -161,7 +161,9 @@ def test_drawn_and_written(tmp_path: Path) -> None:
 def test_pixels_are_read_again(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     cv2.imwrite(str(path), PIXELS[..., ::-1])
-    assert np.array_equal(found(path=path).without_pixels().pixels, PIXELS)
+    again = found(path=path).without_pixels()
+    assert again.kept is None
+    assert np.array_equal(again.pixels, PIXELS)
     assert found(url="https://x/y.jpg").without_pixels().kept is PIXELS  # no second download
     cv2.imwrite(str(path), PIXELS[:20, :, ::-1])
     with pytest.raises(UserError, match=r"x.png: has changed since"):
