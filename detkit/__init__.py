@@ -1,12 +1,14 @@
 """detkit: the classic line of object detectors on shared backbones.
 
     detector = detkit.load("voc")  # or a checkpoint: "runs/ssd-1/best.pt"
-    for detections in detector.detect("images/"):
-        boxes, scores, labels = detections.image(0)
+    for found in detector.detect("images/"):
+        for box, score, label, name in found:
+            ...
 
 Importing detkit is quick: torch comes with the first call.
 """
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from detkit import evaluation, ops
+    from detkit import evaluation, ops, viz
+    from detkit.config import Config
+    from detkit.engine.trained import TrainedRun
     from detkit.models import Detector
 
-__all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load", "ops"]
+__all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load", "ops", "train", "viz"]
+__version__ = "0.1.0"
 
-_MODULES = ("evaluation", "ops")
+_MODULES = ("evaluation", "ops", "viz")
 
 
 def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
@@ -41,6 +46,35 @@ def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     to_device(detector, where, config.train.channels_last)
     detector.experiment = config
     return detector
+
+
+def train(
+    config: "str | Path | Config | None" = None,
+    *,
+    out: "str | Path | None" = None,
+    resume: "str | Path | None" = None,
+    **overrides: Any,
+) -> "TrainedRun":
+    """Train a detector and test the best checkpoint, as `detkit train` does; return what is in the run's folder.
+
+    config: a YAML file, or a detkit.config.Config. overrides: sections with the keys that they change, as in
+    `data={"root": "cards"}, train={"iterations": 2000}`. out: the run's folder, new or empty; by default
+    runs/CONFIG-NUMBER. resume: the folder of an earlier run to go on with, in place of a config.
+    Raises detkit.errors.UserError, in one line, for whatever is wrong, before the folder is made, and
+    detkit.runtime.signals.Stopped after Ctrl-C, with all saved.
+    """
+    from detkit.engine import session
+    from detkit.engine.trained import TrainedRun
+    from detkit.errors import UserError
+    from detkit.experiment import override_texts
+
+    if (resume is None) == (config is None):
+        raise UserError("train: give a config, such as 'configs/shapes/ssd.yaml', or resume, the folder of a run")
+    if resume is not None and out is not None:
+        raise UserError("train: resume goes on in its folder; leave out away")
+    start = str(config) if isinstance(config, str | os.PathLike) else config
+    folders = (None if path is None else str(path) for path in (out, resume))
+    return TrainedRun(session.train(start, override_texts(overrides), *folders))
 
 
 def list_models(pattern: str = "*") -> list[str]:

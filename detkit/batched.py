@@ -20,7 +20,24 @@ class Batched:
 
     A field is a tensor, another Batched, a tuple with an item for each row, a dict, list or tuple of these, or None.
     Whatever else a field holds stays as it is. A subclass's own fields follow without a line of code.
+
+    Two are equal where they are of one type and all fields are, tensors in shape, type and every value, on any device.
     """
+
+    def __init_subclass__(cls, **keys: Any) -> None:
+        super().__init_subclass__(**keys)
+        for name in ("__eq__", "__hash__"):
+            if name not in vars(cls):  # else `dataclass` would make its own, which ask whether tensors are true
+                setattr(cls, name, getattr(Batched, name))
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all fields are equal; syncs with the device."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_equal(getattr(self, item.name), getattr(other, item.name)) for item in fields(self) if item.compare)
+
+    def __hash__(self) -> int:
+        raise TypeError(f"unhashable type: {type(self).__name__!r}")
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return a copy with `function` applied to every tensor."""
@@ -74,6 +91,16 @@ class BatchedObjects(Batched):
         objects = [item for item in fields(self) if not item.metadata.get("of_images")]
         takes = {item.name: partial(_take, index=index, padding=item.metadata.get("padding", 0)) for item in objects}
         return replace(self, **{name: _map(getattr(self, name), take) for name, take in takes.items()})
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+    if type(one) in (list, tuple) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -4,7 +4,10 @@ An unknown key or a wrong type ends with one line that names the file or argumen
 """
 
 import dataclasses
+import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,27 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises UserError, in one line: a missing or broken file, an unknown key, a wrong type, a missing value.
     """
     return parse_config(read_yaml(path), str(path), overrides)
+
+
+def read_config(config: str | Config | None, overrides: list[str]) -> Config:
+    """`load_config` of a file, or of a Config, which is checked as a file is."""
+    if isinstance(config, Config):
+        return parse_config(OmegaConf.create(to_plain(config)), "the config", overrides)
+    return load_config(str(config), overrides)
+
+
+def override_texts(overrides: Mapping[str, Any], parent: str = "") -> list[str]:
+    """Return {"train": {"lr": 0.01}, "data.root": path} as the arguments train.lr=0.01 and data.root="path"."""
+    texts = []
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            texts += override_texts(value, f"{parent}{key}.")
+            continue
+        try:
+            texts.append(f"{parent}{key}={json.dumps(value, default=os.fspath)}")
+        except TypeError:
+            raise UserError(f"{parent}{key}: {value!r} is no value of a config") from None
+    return texts
 
 
 def parse_config(

@@ -92,9 +92,21 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 def write_image(path: Path, image: "np.ndarray") -> None:
     """Write an (H, W, 3) RGB uint8 image in the format of the path's suffix; errors as in `write_file`."""
+    try:
+        content = encode_image(path.suffix, image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    write_file(path, content)
+
+
+def encode_image(suffix: str, image: "np.ndarray") -> bytes:
+    """Return the file of an (H, W, 3) RGB uint8 image, in the format of a suffix; UserError where there is no such."""
     import cv2
 
-    good, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not good:
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix} images")
-    write_file(path, content.tobytes())
+    try:
+        good, content = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:  # of a suffix that it does not know
+        good, content = False, None
+    if not good or content is None:
+        raise UserError(f"OpenCV cannot write images as {suffix!r}; .jpg and .png it can")
+    return content.tobytes()

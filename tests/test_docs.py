@@ -169,6 +169,15 @@ def test_first_page_runs(page: Path, data: Path) -> None:
     result: dict[str, Any] = {}
     exec(code, result)
     assert result["boxes"].shape == (len(result["scores"]), 4)
+    assert {path.name for path in Path("drawn").iterdir()} == {path.name for path in images.glob("*.jpg")}
+    detecting, _, _ = PAGES["docs/python.md"].partition("## Train")
+    code = "".join(re.findall(r"```python\n(.*?)```", detecting, re.DOTALL))
+    here = {"image.jpg": names["IMAGE"], "0.4": "0.0", "person": "ring", "stream(0": "stream('images'"}
+    for written, value in here.items():
+        assert written in code
+        code = code.replace(written, str(value))
+    exec(code, result)
+    assert set(result["people"].names) <= {"ring"}
 
 
 # all pages

@@ -1,7 +1,7 @@
 """Structures validate shapes and move between ragged and padded."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -210,6 +210,29 @@ def test_proposals_are_padded_or_cut(count):
 def test_wrong_shapes_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_structures_compare_by_every_value():
+    """A user's own, and what is nested in it, too; on tensors `==` of a plain dataclass raises."""
+    one, same = tracked([2, 1]), tracked([2, 1])
+    assert one == same
+    assert one != targets([2, 1])
+    for name in ("boxes", "labels", "ignore", "track", "weight"):
+        value = getattr(same, name).clone()
+        value[1, 0] = not value[1, 0] if name == "ignore" else value[1, 0] + 1
+        assert one != replace(same, **{name: value}), name
+    assert one != replace(same, weight=None)
+    assert one != replace(same, track=same.track.int())
+    assert one != replace(same, extra={})
+    assert one != replace(same, extra={**same.extra, "seen": ~same.extra["seen"]})
+    sizes = torch.tensor([[4, 6]])
+    pixels = torch.zeros(1, 3, 4, 6, dtype=torch.uint8)
+    batch = [Images(pixels, sizes, sizes, ("a",), Proposals.pad([torch.zeros(n, 4)])) for n in (1, 1, 2)]
+    assert batch[0] == batch[1]
+    assert batch[0] != batch[2]
+    assert batch[0] != replace(batch[0], ids=("b",))
+    with pytest.raises(TypeError, match="unhashable type: 'Images'"):
+        hash(batch[0])
 
 
 def test_a_set_keeps_images_without_detections():

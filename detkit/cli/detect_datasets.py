@@ -60,7 +60,7 @@ def write_yolo(folder: Path, classes: Sequence[str]) -> Iterator[Add]:
 
 def _name(seen: Seen, taken: set[str]) -> str:
     """Return a name for an image, another than all `taken` also without their suffixes."""
-    name = Path(seen.drawn).stem + ("" if seen.frame is None else f"-{seen.frame:06d}")
+    name = Path(seen.drawn).stem + ("" if seen.found.frame is None else f"-{seen.found.frame:06d}")
     # it stands in XML and lists, and needs room for the suffix of its image
     return unused_name(taken, fit_name(plain_name(name), LONGEST - 12))
 
@@ -68,8 +68,7 @@ def _name(seen: Seen, taken: set[str]) -> str:
 def _item(seen: Seen, name: str, folder: Path, min_side: float) -> Item:
     """Bring an image to `folder` and return it with the detections whose sides are `min_side` pixels or more."""
     image = _place(seen, name, folder)
-    boxes, _, labels = seen.detections.image(0)
-    boxes, labels = np.round(boxes.double().numpy(), 3).astype(np.float32), labels.numpy()
+    boxes, labels = np.round(seen.found.boxes.double().numpy(), 3).astype(np.float32), seen.found.labels.numpy()
     keep = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
     boxes, labels = boxes[keep], labels[keep]
     record = Record(name, image, Annotations.of(boxes, labels), *seen.size)
@@ -78,12 +77,13 @@ def _item(seen: Seen, name: str, folder: Path, min_side: float) -> Item:
 
 def _place(seen: Seen, name: str, folder: Path) -> Path:
     # the data readers know fewer formats; and frames have no file
-    if seen.path is None or seen.path.suffix.lower() not in IMAGE_SUFFIXES:
-        target = folder / f"{name}{'.jpg' if seen.path is None else '.png'}"
-        write_image(target, seen.image)
+    path = seen.found.path if seen.found.frame is None else None
+    if path is None or path.suffix.lower() not in IMAGE_SUFFIXES:
+        target = folder / f"{name}{'.jpg' if path is None else '.png'}"
+        write_image(target, seen.found.pixels)
         return target
-    target = folder / (name + seen.path.suffix)
-    if not (target.exists() and target.samefile(seen.path)):
+    target = folder / (name + path.suffix)
+    if not (target.exists() and target.samefile(path)):
         target.unlink(missing_ok=True)  # of an earlier command: a copy into it would reach what it is linked to
-        place_image(seen.path, target, "link")
+        place_image(path, target, "link")
     return target

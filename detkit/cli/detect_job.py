@@ -7,19 +7,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from detkit import viz
 from detkit.cli.detect_report import Add, Seen
 from detkit.config import Config
 from detkit.errors import UserError
 from detkit.files import write_image
-from detkit.inference.predict import DetectedImage, detect_images
+from detkit.inference.images import Frame, ImageSource
+from detkit.inference.predict import detect_images
+from detkit.inference.results import ImageDetections
 from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.models import Detector
 from detkit.names import LONGEST, fit_name, plain_name
@@ -94,10 +95,10 @@ class Job:
                     self.failures += 1
                     complain(str(result))
                 else:
-                    seen = Seen(str(path), name, path, result.image, result.detections)
+                    seen = Seen(str(path), name, result)
                     counts = self._seen(seen, submit)
                     if self.window is not None:
-                        self.window.show(self._draw(seen))
+                        self.window.show(result.plot())
                     submit(self._attempt, self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
@@ -109,17 +110,15 @@ class Job:
         """Detect on every frame of a video, or of a camera until Ctrl-C."""
         self.sources += 1
         counts: Counter[str] = Counter()
-        times: deque[float] = deque()
         number = 0
         # a camera's image is shown at once, not when a batch is full
         batch = 1 if video.is_camera else self.batch
         with VideoReader(video) as frames:
             height, width = frames.size
 
-            def images() -> Iterator[np.ndarray]:
-                for frame, seconds in frames.timed():
-                    times.append(seconds)
-                    yield frame
+            def images() -> Iterator[Frame]:
+                for index, (pixels, seconds) in enumerate(frames.timed()):
+                    yield Frame(video, pixels, index, seconds)
 
             with (
                 self._attempted(video_writer(self.out / name, frames.fps, frames.size)) as append,
@@ -131,13 +130,12 @@ class Job:
                 for result in results:
                     if isinstance(result, UserError):
                         raise result
-                    seconds = times.popleft()
                     if video.is_camera:  # its images come as the network is ready, whatever rate it states
-                        seconds = time.monotonic() - begun
-                    seen = Seen(str(video), name, None, result.image, result.detections, number, seconds)
+                        result = replace(result, seconds=time.monotonic() - begun)
+                    seen = Seen(str(video), name, result)
                     counts += self._seen(seen, submit)
-                    drawn = self._draw(seen)
-                    append(drawn, seconds)
+                    drawn = result.plot()
+                    append(drawn, result.seconds or 0.0)
                     if self.window is not None:
                         self.window.show(drawn)
                     number += 1
@@ -160,7 +158,7 @@ class Job:
         images = f"{self.done} image{'s' * (self.done != 1)}"
         return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
 
-    def _detect(self, images: Iterator[Path | np.ndarray], batch: int) -> Generator[DetectedImage | UserError]:
+    def _detect(self, images: Iterator[ImageSource], batch: int) -> Generator[ImageDetections | UserError]:
         return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=self.score_thresholds)
 
     def is_over(self) -> bool:
@@ -171,16 +169,12 @@ class Job:
         """Count, list and cut out the detections of an image or frame."""
         self.report(seen)
         if self.crops is not None:
-            for path, pixels in _crops(self.crops, seen, self.detector.classes):
+            for path, pixels in _crops(self.crops, seen):
                 submit(self._attempt, write_image, path, pixels)
-        counts = Counter(self.detector.classes[label] for label in seen.detections.labels[0].tolist())
+        counts = Counter(seen.found.names)
         self.counts += counts
         self.done += 1
         return counts
-
-    def _draw(self, seen: Seen) -> np.ndarray:
-        boxes, scores, labels = seen.detections.image(0)
-        return viz.draw(seen.image, boxes, labels, self.detector.classes, scores=scores)
 
     def _attempt(self, write: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -197,27 +191,28 @@ class Job:
             self._attempt(stack.close)
 
     def _write_drawn(self, seen: Seen) -> None:
-        write_image(self.out / seen.drawn, self._draw(seen))
+        write_image(self.out / seen.drawn, seen.found.plot())
 
 
-def _crops(folder: Path, seen: Seen, classes: Sequence[str]) -> list[tuple[Path, np.ndarray]]:
+def _crops(folder: Path, seen: Seen) -> list[tuple[Path, np.ndarray]]:
     """Return a file name, FOLDER/CLASS/IMAGE-NUMBER, and the pixels, a copy, of each detection that has any.
 
     All pixels that the box touches belong to it; numbers count the image's detections, from 1.
     """
     stem, suffix = Path(seen.drawn).stem, Path(seen.drawn).suffix
-    if seen.frame is not None:
-        stem, suffix = f"{stem}-{seen.frame:06d}", ".jpg"
+    if seen.found.frame is not None:
+        stem, suffix = f"{stem}-{seen.found.frame:06d}", ".jpg"
     width, height = seen.size
     cuts = []
-    for number, (label, _, (left, top, right, bottom)) in enumerate(seen.rows(), 1):
+    for number, (label, _, (left, top, right, bottom)) in enumerate(seen.found.rows(), 1):
         columns = slice(max(0, int(left)), min(width, math.ceil(right)))
         lines = slice(max(0, int(top)), min(height, math.ceil(bottom)))
-        pixels = seen.image[lines, columns].copy()  # lest a crop that waits to be written keep the image in memory
+        # a copy, lest a crop that waits to be written keep the image in memory
+        pixels = seen.found.pixels[lines, columns].copy()
         if pixels.size:
             end = f"-{number}{suffix}"
             name = fit_name(stem, LONGEST - len(end)) + end
-            cuts.append((folder / _folder_name(classes[label]) / name, pixels))
+            cuts.append((folder / _folder_name(seen.found.classes[label]) / name, pixels))
     return cuts
 
 

@@ -14,45 +14,27 @@ from detkit.files import atomic_path
 from detkit.names import cell_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from detkit.structures import Detections
+    from detkit.inference.results import ImageDetections
 
 COLUMNS = ("file", "frame", "seconds", "width", "height", "class", "score", "left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One image or frame and its detections.
+    """One image or frame and its detections, with its pixels.
 
-    source: as the user named it. drawn: name of its drawn image or video. path: the file, None for a frame, which
-    has a number from 0 and a time in seconds. image: (H, W, 3) RGB uint8.
+    source: as the user named it. drawn: name of its drawn image or video.
     """
 
     source: str
     drawn: str
-    path: Path | None
-    image: "np.ndarray"
-    detections: "Detections"
-    frame: int | None = None
-    seconds: float | None = None
+    found: "ImageDetections"
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)"""
-        return self.image.shape[1], self.image.shape[0]
-
-    def rows(self) -> list[tuple[int, float, list[float]]]:
-        """(label, score, [left, top, right, bottom]) of each detection, rounded to what means something."""
-        boxes, scores, labels = (part.tolist() for part in self.detections.image(0))
-        return [
-            (label, round(score, 6), [round(edge, 3) for edge in box])
-            for box, score, label in zip(boxes, scores, labels)
-        ]
-
-    def moment(self) -> dict[str, Any]:
-        """Which frame of its video it is, {} for an image."""
-        return {} if self.frame is None else {"frame": self.frame, "seconds": round(self.seconds or 0.0, 3)}
+        height, width = self.found.size
+        return width, height
 
 
 Add = Callable[[Seen], None]
@@ -93,10 +75,8 @@ def write_json(path: Path, classes: Sequence[str], header: dict[str, Any]) -> It
         append = _appender(file)
 
         def add(seen: Seen) -> None:
-            detections = [{"class": classes[label], "score": score, "box": box} for label, score, box in seen.rows()]
-            width, height = seen.size
-            entry = {"file": seen.source, **seen.moment(), "drawn": seen.drawn, "width": width, "height": height}
-            append({**entry, "detections": detections})
+            entry = {"file": seen.source, **seen.found.moment(), "drawn": seen.drawn}
+            append({**entry, **seen.found.to_dict(), "file": seen.source})
 
         yield add
         file.write("\n]}\n")
@@ -116,10 +96,10 @@ def write_coco(path: Path, classes: Sequence[str]) -> Iterator[Add]:
         def add(seen: Seen) -> None:
             width, height = seen.size
             number = next(numbers)
-            append_image({"id": number, "file_name": seen.source, "width": width, "height": height, **seen.moment()})
-            for label, score, (left, top, right, bottom) in seen.rows():
-                box = [left, top, round(right - left, 3), round(bottom - top, 3)]
-                append_result({"image_id": number, "category_id": label + 1, "bbox": box, "score": score})
+            moment = seen.found.moment()
+            append_image({"id": number, "file_name": seen.source, "width": width, "height": height, **moment})
+            for entry in seen.found.to_coco(number):
+                append_result(entry)
 
         yield add
         results.write("\n]\n")
@@ -134,8 +114,8 @@ def write_csv(path: Path, classes: Sequence[str]) -> Iterator[Add]:
         table.writerow(COLUMNS)
 
         def add(seen: Seen) -> None:
-            frame = [*seen.moment().values()] or ["", ""]
-            for label, score, box in seen.rows():
+            frame = [*seen.found.moment().values()] or ["", ""]
+            for label, score, box in seen.found.rows():
                 table.writerow((cell_text(seen.source), *frame, *seen.size, cell_text(classes[label]), score, *box))
 
         yield add

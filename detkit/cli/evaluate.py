@@ -25,11 +25,15 @@ EPILOG = """examples:
   detkit evaluate torchvision/ssd300_vgg16 data.root=data/coco
   detkit evaluate --detections runs/voc/test/detections.json --dataset data/VOCdevkit/VOC2007
   detkit evaluate --detections results/ --dataset data/VOCdevkit/VOC2007 --classes cat,dog
+  detkit evaluate --detections coco_results.json --dataset data/coco --split val2017 --report --out rescored
 
-The last two need no network and no images: annotations are enough. A folder holds the development kit's
-comp4_det_<split>_<class>.txt. metrics: voc07 is VOC2007's 11-point AP, voc the area under the curve of VOC2010 and
-later; both at IoU >= 0.5, without difficult objects. coco is COCO's AP, the mean over IoU 0.50 to 0.95, which stands
-as mAP in metrics.json beside its other numbers; VOC's difficult objects then are crowds, and pr/*.png is at IoU 0.5.
+The last three need no network and no images: annotations are enough. A folder holds the development kit's
+comp4_det_<split>_<class>.txt; a JSON file detkit's detections.json, or COCO's results, a list of image_id, category_id,
+bbox, score, whose ids are those of the data set, or of coco_images.json beside it.
+
+metrics: voc07 is VOC2007's 11-point AP, voc the area under the curve of VOC2010 and later; both at IoU >= 0.5, without
+difficult objects. coco is COCO's AP, the mean over IoU 0.50 to 0.95, which stands as mAP in metrics.json beside its
+other numbers; VOC's difficult objects then are crowds, and pr/*.png is at IoU 0.5.
 
 exit status: 0; 1 where numbers and detections are written, but a plot or the report is not, or --reference has other
 numbers; 2 after an error.
@@ -63,7 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a checkpoint's config: train, val or test; with --detections: a split of the data set, or "
         "SUBFOLDER/SPLIT (default %(default)s)",
     )
-    parser.add_argument("--metric", help="voc07, voc or coco (default: the config's; with --detections voc07)")
+    parser.add_argument(
+        "--metric",
+        help="voc07, voc or coco (default: the config's; with --detections voc07, coco for COCO's results on a "
+        "COCO data set)",
+    )
     parser.add_argument(
         "--reference",
         action="store_true",
@@ -104,16 +112,18 @@ def _score_detections(arguments: argparse.Namespace) -> Scored:
         raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
     if arguments.dataset is None:
         raise UserError("--detections needs --dataset ROOT, the folder of a data set")
-    metric = arguments.metric or "voc07"
-    _check_reference(arguments, metric)
-
+    path: Path = arguments.detections
+    from detkit.data.coco import COCODataset
     from detkit.data.formats import open_root
-    from detkit.evaluation import read_comp4, read_detections, score
+    from detkit.evaluation import read_comp4, read_results, score
 
     start = time.perf_counter()
     dataset = open_root(arguments.dataset, [arguments.split])
     truth = dataset.truth()
-    path: Path = arguments.detections
+    content = None if path.is_dir() else read_results(path)
+    cocos = isinstance(content, list) and isinstance(dataset, COCODataset)
+    metric = arguments.metric or ("coco" if cocos else "voc07")
+    _check_reference(arguments, metric)
     chosen = None
     if arguments.classes is not None:
         chosen = tuple(dict.fromkeys(name.strip() for name in arguments.classes.split(",")))
@@ -124,17 +134,33 @@ def _score_detections(arguments: argparse.Namespace) -> Scored:
     if path.is_dir():
         detections = read_comp4(path, arguments.split.rpartition("/")[2], classes=chosen, ids=truth.ids)
     else:
-        detections = read_detections(path)
+        detections = _read(path, content, dataset)
     # a class that nobody looked for would count as 0 in the mean: that has to be said, not done
     for name in chosen or [truth.classes[label] for label in truth.labels.unique().tolist()]:
         if name not in detections.classes:
             hint = did_you_mean(name, detections.classes)
             raise UserError(f"{path} has no detections of class {name!r}{hint}; --classes scores some classes alone")
     classes = chosen or detections.classes
-    truth, detections = _only(truth, classes), _only(detections, classes)
-    result = score(detections, truth, metric)
+    detections = _only(detections, classes)
+    result = score(detections, _only(dataset.ranked_truth(), classes), metric)
     protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
-    return Scored(result, detections, truth, dataset, protocol, time.perf_counter() - start)
+    return Scored(result, detections, _only(truth, classes), dataset, protocol, time.perf_counter() - start)
+
+
+def _read(path: Path, content: object, dataset: "DetectionDataset") -> "DetectionSet":
+    """Return the detections of a JSON file that holds `content`, detkit's or COCO's results."""
+    from detkit.data.result_ids import result_ids
+    from detkit.evaluation import name_coco_results, parse_coco_results, parse_detections
+
+    if not isinstance(content, list):
+        return parse_detections(path, content)
+    results = parse_coco_results(path, content)
+    known = result_ids(dataset, path, {*results.category_ids})
+    keys = {"ids": dataset.ids, "classes": known.classes, "origin": known.origin}
+    detections = name_coco_results(results, known.images, known.categories, **keys)
+    if known.note:
+        say(known.note)
+    return detections
 
 
 def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
@@ -185,7 +211,8 @@ def _compare(scored: Scored) -> int:
     from detkit.evaluation import COCOResult, pycocotools_summary, reference_table
 
     assert isinstance(scored.result, COCOResult), "_check_reference comes first"
-    summary, reference = scored.result.summary, pycocotools_summary(scored.detections, scored.truth)
+    truth = _only(scored.dataset.ranked_truth(), scored.truth.classes)
+    summary, reference = scored.result.summary, pycocotools_summary(scored.detections, truth)
     console = Console(highlight=False)
     console.print(reference_table(summary, reference, "pycocotools"))
     pairs = [(value, reference[name]) for name, value in summary.items()]

@@ -38,7 +38,7 @@ def evaluate_entry(entry: Entry, dataset: DetectionDataset, out: Path) -> tuple[
     if stored.is_file() and stamp.is_file() and stamp.read_bytes() == expected.encode():
         detections = read_detections(stored)
         if detections.ids == dataset.ids:
-            return score(detections, dataset.truth(), entry.config.evaluate.metric), detections
+            return score(detections, dataset.ranked_truth(), entry.config.evaluate.metric), detections
     result, detections = _evaluate(entry, dataset)
     stamp.unlink(missing_ok=True)  # the two belong together
     write_detections(stored, detections)

@@ -10,9 +10,11 @@ these keys beside `iscrowd`, and detkit's converter writes them. Masks and keypo
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from detkit.data.coco_index import COCOIndex, from_json, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
@@ -20,6 +22,7 @@ from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.values import as_path, path_below
 from detkit.errors import UserError, did_you_mean
+from detkit.structures import TruthSet
 
 PREFIX = "instances_"
 BESIDE = "_annotations.coco.json"  # as Roboflow calls the file beside the images
@@ -140,6 +143,13 @@ class COCODataset(DetectionDataset):
     def image_ids(self) -> tuple[int | str, ...]:
         """The id that an image has in its file."""
         return tuple(key for source in self.opened for key in from_json(source.index.image_ids[source.rows]))
+
+    def ranked_truth(self) -> TruthSet:
+        """Return `truth`, its images in the order of their ids, as pycocotools takes those of a file."""
+        truth, ids = self.truth(), self.image_ids
+        order = sorted(range(len(ids)), key=lambda image: (self._source[image], ids[image]))
+        place = torch.tensor(order).argsort()
+        return replace(truth, ids=tuple(truth.ids[image] for image in order), image=place[truth.image])
 
     @property
     def category_ids(self) -> tuple[int | str | None, ...]:

@@ -245,6 +245,10 @@ class DetectionDataset(ABC):
             extra={name: torch.from_numpy(value.copy()) for name, value in objects.extra.items()},
         )
 
+    def ranked_truth(self) -> TruthSet:
+        """Return `truth`, its images in the order in which a metric takes detections of equal scores."""
+        return self.truth()
+
     def fingerprint(self) -> dict[str, Any]:
         """Return numbers and digests that tell images and objects, as they are trained on, from others; no pixels."""
         objects = self._annotations

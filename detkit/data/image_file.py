@@ -42,25 +42,52 @@ def decode_image(path: Path) -> np.ndarray:
     Raises UserError, naming the file, where it is missing, truncated, no image, or has more pixels than
     DETKIT_MAX_PIXELS.
     """
-    import cv2
-
     try:
         data = np.fromfile(path, np.uint8)
     except FileNotFoundError:
         raise UserError(f"no image {path}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    return decode_bytes(data, path)
+
+
+def decode_bytes(data: np.ndarray, name: str | Path) -> np.ndarray:
+    """`decode_image` of what a file holds, (n,) uint8; name: for the UserError."""
+    import cv2
+
     pixels = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or not _complete(data):
-        raise UserError(f"{path}: {_fault(data)}")
+        raise UserError(f"{name}: {_fault(data)}")
     header = _header_of(data)
     if header is not None and header[2] != 1:
         # cv2 turns a TIFF in ways of its own
         is_tiff = data[:4].tobytes() in TIFF
         pixels = _turn(pixels, header[2]) if not is_tiff else _pillow_rgb(data, pixels)
     alpha = None if data[:2].tobytes() in OPAQUE else _alpha(data)
-    if alpha is None or alpha.shape != pixels.shape[:2]:
-        return pixels
+    return pixels if alpha is None or alpha.shape != pixels.shape[:2] else _on_white(pixels, alpha)
+
+
+def from_pillow(image: "Image.Image") -> np.ndarray:
+    """Return an image of Pillow as `decode_image` reads its file, (H, W, 3) RGB uint8; UserError where it can't be."""
+    from PIL import ImageOps
+
+    try:
+        image.load()  # where a TIFF is turned, so it comes before what turns the others
+        image = ImageOps.exif_transpose(image)
+    except OSError as error:  # of its file, which is read only now
+        raise UserError(f"{getattr(image, 'filename', None) or 'an image of Pillow'}: {error}") from None
+    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+    if image.mode in ("I", "F"):
+        raise UserError(f"an image of Pillow in mode {image.mode}, whose white is not known; convert it to RGB")
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    pixels = np.array(image.convert("RGBA"))
+    return _on_white(pixels[..., :3], pixels[..., 3])
+
+
+def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, 3), changed in place, with white behind it; alpha: its opacity, (H, W)."""
     rows = max(1, STRIP // pixels.shape[1])
     for top in range(0, len(pixels), rows):  # since numbers of four bytes of all pixels take GB
         part = slice(top, top + rows)

@@ -10,7 +10,7 @@ from detkit.config import Config
 from detkit.engine.folder import begun
 from detkit.engine.log import read_log
 from detkit.errors import UserError
-from detkit.experiment import from_plain, load_config, to_plain
+from detkit.experiment import from_plain, load_config, read_config, to_plain
 from detkit.models import Stage
 
 FIXED = (
@@ -27,16 +27,17 @@ FIXED = (
 the mAP of best.pt of another kind. `train.weights` would have no effect."""
 
 
-def resumed_config(folder: Path, config: str | None, overrides: list[str]) -> Config:
+def resumed_config(folder: Path, config: str | Config | None, overrides: list[str]) -> Config:
     """Read the config of a run to resume; a `config` that is named, too, must say the same."""
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise UserError(f"--resume {folder}: there is no {saved}; give the folder of an earlier run")
     settings = load_config(saved, overrides)
     if config is not None:
-        changed = difference(to_plain(load_config(config, overrides)), to_plain(settings))
+        changed = difference(to_plain(read_config(config, overrides)), to_plain(settings))
         if changed:
-            raise UserError(f"{config} is not what {saved} says: {changed}; leave it away to go on with {folder}")
+            name = config if isinstance(config, str) else "the config"
+            raise UserError(f"{name} is not what {saved} says: {changed}; leave it away to go on with {folder}")
     return settings
 
 

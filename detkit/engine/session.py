@@ -18,7 +18,7 @@ from detkit.engine.resume import changes, check_iterations, read_last, resumed_c
 from detkit.engine.stage_context import StageContext
 from detkit.engine.train import step_seed
 from detkit.errors import UserError
-from detkit.experiment import load_config
+from detkit.experiment import read_config
 from detkit.models import MODELS, Detector, Stage, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
@@ -26,13 +26,13 @@ from detkit.runtime.device import choose_device
 FREE = {"frozen": "false", "freeze_stages": "0"}  # keys that freeze layers, and at which value they do not
 
 
-def train(config: str | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
-    """Train by the config file `config`, or go on in the folder `resume`; return the run's folder.
+def train(config: str | Config | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
+    """Train by a config or the file of one, or go on in the folder `resume`; return the run's folder.
 
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
     folder = None if resume is None else Path(resume)
-    settings = load_config(str(config), overrides) if folder is None else resumed_config(folder, config, overrides)
+    settings = read_config(config, overrides) if folder is None else resumed_config(folder, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)
     with ExitStack() as stack:
@@ -62,7 +62,8 @@ def train(config: str | None, overrides: list[str], out: str | None = None, resu
             check_frozen(detector, settings.model)
         check_batch(settings.train, detector.stages())
         if folder is None:
-            folder = distributed.on_main(lambda: create_folder(out, "run" if config is None else Path(config).stem))
+            name = Path(config).stem if isinstance(config, str) else settings.model.name
+            folder = distributed.on_main(lambda: create_folder(out, name))
             distributed.on_main(lambda: stack.enter_context(begin_anew(folder, out)))
         run = StageContext(settings, folder, device, data, val, test, state, changed, resumed)
         for note in notes_on(datasets):

@@ -45,16 +45,25 @@ def write_detections(path: str | Path, detections: DetectionSet) -> None:
 
 def read_detections(path: str | Path) -> DetectionSet:
     """Read detections.json. Raises UserError, in one line, for whatever is not as `write_detections` writes it."""
+    return parse_detections(path, read_results(path))
+
+
+def read_results(path: str | Path) -> Any:
+    """Return what is in a JSON file of detections: a mapping is one of detkit's, a list COCO's results."""
     text = read_text(path)
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not detections, its lists are nested too deep") from None
+
+
+def parse_detections(path: str | Path, content: Any) -> DetectionSet:
+    """`read_detections` of what its file holds."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = f"format is {content['format']!r}" if isinstance(content, dict) and "format" in content else "no format"
-        raise UserError(f"{path}: {found}, expected {FORMAT!r}, as evaluate writes detections.json")
+        raise UserError(f"{path}: {found}, expected {FORMAT!r}, as evaluate writes detections.json, or COCO's results")
     for key in ("precision", "classes", "images", "columns", "detections"):
         if key not in content:
             raise UserError(f"{path}: no {key!r} in it")

@@ -3,15 +3,19 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.config import Config
-from detkit.data.dataset import DetectionDataset
+from detkit.data.dataset import DetectionDataset, parse_splits
+from detkit.data.formats import open_sources
 from detkit.data.loader import open_proposals, test_loader
-from detkit.evaluation import Result, score
+from detkit.data.opening import open_dataset
+from detkit.errors import UserError
+from detkit.evaluation import METRICS, Result, score
 from detkit.inference.tta import predict_views
 from detkit.models import Detector, postprocess
 from detkit.runtime import distributed
@@ -55,8 +59,25 @@ def evaluate(
     detections = detect_dataset(detector, loader, config, device)
     detections = join(distributed.gather(detections), tuple(dataset.ids))
     seconds = time.perf_counter() - start
-    result = score(detections, dataset.truth(), config.evaluate.metric)
+    result = score(detections, dataset.ranked_truth(), config.evaluate.metric)
     return Evaluation(result, detections, seconds)
+
+
+def evaluate_on(
+    detector: Detector, data: DetectionDataset | str | Path | None, split: str, metric: str | None
+) -> Result:
+    """See `Detector.evaluate`."""
+    config = detector.experiment or Config(model=detector.config)
+    if metric not in (None, *METRICS, "coco"):
+        raise UserError(f"metric {metric!r} is not one of {', '.join(METRICS)}, coco")
+    if data is None and detector.experiment is None:
+        raise UserError("evaluate: on which data? the root of a data set, since this detector is of no checkpoint")
+    if data is None:
+        data = open_dataset(config.data, split, detector.classes)
+    elif isinstance(data, str | Path):
+        data = open_sources(parse_splits(data, [split]), detector.classes)
+    settings = replace(config.evaluate, metric=metric or config.evaluate.metric)
+    return evaluate(detector, data, replace(config, evaluate=settings)).result
 
 
 def detect_dataset(

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
-from pathlib import Path
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -19,38 +18,25 @@ from torch import Tensor
 
 from detkit.config import Config
 from detkit.data.batch import make_batch
-from detkit.data.image_file import decode_image
 from detkit.data.transforms import Transform, build_test
 from detkit.errors import UserError
 from detkit.inference.evaluate import detect_batch
-from detkit.inference.sources import Video, VideoReader, find_sources
+from detkit.inference.images import ImageSource, Source, find_images, origin, read_pixels
+from detkit.inference.results import ImageDetections
 from detkit.inference.thresholds import score_thresholds
 from detkit.models import Detector
 from detkit.proposals.methods import Method, find_method
 from detkit.structures import Detections
 
 T = TypeVar("T")
-ImageArray = np.ndarray | Tensor  # (H, W, 3) array or (3, H, W) tensor, RGB uint8
-Source = str | Path | int | ImageArray
 
 BATCH = 8
 READERS = 4  # threads that decode
 
 
 @dataclass(frozen=True)
-class DetectedImage:
-    """One image and its detections.
-
-    image: (H, W, 3) RGB uint8, as read. detections: of this one image, on the CPU, without padding: boxes (1, D, 4)
-    in its pixels.
-    """
-
-    image: np.ndarray
-    detections: Detections
-
-
-@dataclass(frozen=True)
 class _Prepared:
+    source: ImageSource
     image: np.ndarray
     pixels: np.ndarray
     regions: np.ndarray
@@ -58,15 +44,15 @@ class _Prepared:
 
 def detect_images(
     detector: Detector,
-    images: Iterable[ImageArray | Path],
+    images: Iterable[ImageSource],
     config: Config,
     *,
     batch: int = BATCH,
     score_thresholds: Tensor | None = None,
-) -> Generator[DetectedImage | UserError]:
-    """Detect on each image or image file, in order, `batch` at once, on the detector's device.
+) -> Generator[ImageDetections | UserError]:
+    """Detect on each image, in order, `batch` at once, on the detector's device.
 
-    An image that can't be read gives the error that says why.
+    An image that can't be read gives the error that says why. Results keep their pixels.
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
     number format and memory layout that evaluation uses too. score_thresholds: (C,) a threshold for each class in place
     of its own, see `thresholds.score_thresholds`. Close the iterator if you leave it early.
@@ -81,53 +67,45 @@ def detect_images(
         with closing(_one_ahead(prepared)) as batches:
             for items in batches:
                 usable = [item for item in items if isinstance(item, _Prepared)]
-                detections = iter(_detect(detector, usable, config, score_thresholds) if usable else ())
+                found = iter(_detect(detector, usable, config, score_thresholds) if usable else ())
                 for item in items:
-                    yield DetectedImage(item.image, next(detections)) if isinstance(item, _Prepared) else item
+                    yield _result(item, next(found), detector.classes) if isinstance(item, _Prepared) else item
 
 
-def detect(
+def stream(
     detector: Detector,
     source: Source | Iterable[Source],
     *,
-    score: float,
-    classes: Collection[str] | None,
-    thresholds: Mapping[str, float] | None,
-    nms: str | None,
-    flip: bool | None,
-    scales: Sequence[float] | None,
-    batch: int,
-) -> list[Detections]:
-    """See `Detector.detect`."""
+    score: float = 0.5,
+    classes: str | Collection[str] | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    nms: str | None = None,
+    flip: bool | None = None,
+    scales: Sequence[float] | None = None,
+    bgr: bool = False,
+    batch: int = BATCH,
+    endless: bool = True,
+) -> Generator[ImageDetections]:
+    """See `Detector.stream`, and `Detector.detect`; endless: whether cameras are allowed."""
     config = detector.experiment or Config(model=detector.config)
     changes = {"nms": nms, "flip": flip, "scales": None if scales is None else [*scales]}
     settings = replace(config.detect, **{key: value for key, value in changes.items() if value is not None})
     config = replace(config, detect=settings)
     limits = score_thresholds(detector, score, classes, thresholds)
-    sources: list[Source] = [source] if isinstance(source, Source) else [*source]
-    detections = []
-    with closing(detect_images(detector, _images(sources), config, batch=batch, score_thresholds=limits)) as results:
+    images, videos = find_images(source, bgr)
+    for camera in (video for video in videos if video.is_camera):
+        if not endless:
+            raise UserError(f"{camera} has no end, so its detections make no list; detector.stream yields them")
+        batch = 1  # its image is shown at once, not when a batch is full
+    return _raised(detect_images(detector, images, config, batch=batch, score_thresholds=limits))
+
+
+def _raised(results: Generator[ImageDetections | UserError]) -> Generator[ImageDetections]:
+    with closing(results):
         for result in results:
             if isinstance(result, UserError):
                 raise result
-            detections.append(result.detections)
-    return detections
-
-
-def _images(sources: list[Source]) -> Iterator[ImageArray | Path]:
-    """Images and the frames of videos, one by one. All names are looked up before the first is read."""
-    opened: list[Path | Video | ImageArray] = []
-    for source in sources:
-        opened += find_sources([source]) if isinstance(source, str | Path | int) else [source]
-    for item in opened:
-        if isinstance(item, Video) and item.is_camera:
-            raise UserError(f"{item} has no end, so its detections make no list; detkit detect CHECKPOINT {item.place}")
-    return chain.from_iterable(_frames(item) if isinstance(item, Video) else [item] for item in opened)
-
-
-def _frames(video: Video) -> Iterator[np.ndarray]:
-    with VideoReader(video) as frames:
-        yield from frames
+            yield result
 
 
 def proposal_method(config: Config) -> Method:
@@ -137,26 +115,23 @@ def proposal_method(config: Config) -> Method:
     return lambda image: method(image)[: config.data.proposal_count]
 
 
-def _prepare(source: ImageArray | Path, transform: Transform, propose: Method | None) -> _Prepared | UserError:
+def _prepare(source: ImageSource, transform: Transform, propose: Method | None) -> _Prepared | UserError:
     try:
-        image = decode_image(source) if isinstance(source, Path) else _as_array(source)
+        image = read_pixels(source)
     except UserError as error:
         return error
     regions = np.zeros((0, 4), np.float32) if propose is None else propose(image)
     pixels, regions, _ = transform(image, regions, objects=0)
-    return _Prepared(image, pixels, regions)
+    return _Prepared(source, image, pixels, regions)
 
 
-def _as_array(source: ImageArray) -> np.ndarray:
-    image = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
-    if image.ndim == 3 and isinstance(source, Tensor):
-        image = image.transpose(1, 2, 0)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise UserError(
-            "an image is an RGB uint8 array (H, W, 3) or tensor (3, H, W); "
-            f"got {type(source).__name__} of {source.dtype} {tuple(source.shape)}"
-        )
-    return np.ascontiguousarray(image)
+def _result(item: _Prepared, found: Detections, classes: tuple[str, ...]) -> ImageDetections:
+    """The detections of one image, a batch of one without padding."""
+    boxes, scores, labels = found.image(0)
+    extra = {name: value[0] for name, value in found.extra.items()}
+    height, width = item.image.shape[:2]
+    keys = {"extra": extra, "kept": item.image, **origin(item.source)}
+    return ImageDetections(boxes, scores, labels, classes, (height, width), **keys)
 
 
 def _detect(

@@ -1,6 +1,6 @@
 """Which classes a user wants, and from which score on."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,24 +12,31 @@ from detkit.models import Detector
 def score_thresholds(
     detector: Detector,
     score: float,
-    classes: Collection[str] | None = None,
+    classes: str | Collection[str] | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Return (C,) float32, what each class's scores must be above.
 
-    classes: those that are detected, all by default; the others' threshold is inf. thresholds: of single classes, in
-    place of `score`.
+    classes: those, or the one, that are detected, all by default; the others' threshold is inf. thresholds: of single
+    classes, in place of `score`.
 
     Raises UserError for a class that the detector does not know, and a score that its detections cannot have.
     """
     thresholds = thresholds or {}
-    for name in [*(classes or ()), *thresholds]:
-        if name not in detector.classes:
-            raise UserError(f"the detector knows no class {name!r}{did_you_mean(name, detector.classes)}")
-    if classes is not None and not classes:
+    known_classes([*thresholds], detector.classes)
+    kept = detector.classes if classes is None else known_classes(classes, detector.classes)
+    if not kept:
         raise UserError("the list of classes to detect is empty")
     for name, value in [("", score), *thresholds.items()]:
         if not detector.margins and not 0 <= value <= 1:
             raise UserError(f"score {value:g}{f' of class {name}' * bool(name)} is not between 0 and 1")
-    kept = detector.classes if classes is None else classes
     return torch.tensor([thresholds.get(name, score) if name in kept else torch.inf for name in detector.classes])
+
+
+def known_classes(names: str | Collection[str], known: Sequence[str]) -> list[str]:
+    """Return names of classes, or one name, as a list; UserError for one that a detector of `known` does not know."""
+    names = [names] if isinstance(names, str) else [*names]
+    for name in names:
+        if name not in known:
+            raise UserError(f"the detector knows no class {name!r}{did_you_mean(name, known)}")
+    return names

@@ -1,10 +1,10 @@
 """What a detector is, and what its training consists of."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from detkit.errors import UserError
 from detkit.models.parts import ExportPart
 from detkit.models.trace import Trace
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets
+
+if TYPE_CHECKING:
+    from detkit.evaluation import Result
+    from detkit.inference.results import ImageDetections
 
 
 class Paper(NamedTuple):
@@ -334,35 +338,60 @@ class Detector(nn.Module):
 
     # detection
 
+    def __call__(self, source: Any, *arguments: Any, **settings: Any) -> Any:
+        """`forward` for a batch of Images, `detect` for all else."""
+        return (super().__call__ if isinstance(source, Images) else self.detect)(source, *arguments, **settings)
+
     def detect(
         self,
         source: Any,
         *,
         score: float = 0.5,
-        classes: Collection[str] | None = None,
+        classes: str | Collection[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
         nms: str | None = None,
         flip: bool | None = None,
         scales: Sequence[float] | None = None,
+        bgr: bool = False,
         batch: int = 8,
-    ) -> list[Detections]:
-        """Detect on images, folders, globs, videos and images in memory; one Detections for each image, in order.
+    ) -> "list[ImageDetections]":
+        """Detect on images, folders, globs, videos, web addresses and images in memory; the detections of each image,
+        in order. `detector(source)` is the same.
 
-        source: a path or pattern, an RGB uint8 array (H, W, 3) or tensor (3, H, W), or a list of these; a video gives
-        one for each frame. score: the score threshold. classes: those that are kept, all by default. thresholds:
-        another score threshold for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales: test-time
-        augmentation; all three as the checkpoint's `detect` section says where they are None, see DetectConfig. batch:
-        images at once.
-        Each Detections is of one image, on the CPU, without padding: boxes (1, D, 4) in pixels of the original, best
-        first; `.image(0)` takes the 1 away.
+        source: a path or pattern, an http or https address of an image, an image of Pillow, an RGB uint8 array
+        (H, W, 3) or tensor (3, H, W), a batch of such (B, H, W, 3) or (B, 3, H, W), or several of all these; a video
+        gives one for each frame, see `stream`. bgr: arrays and tensors have blue first, as OpenCV reads images; all
+        else is RGB whatever this says.
+        score: the score threshold. classes: those, or the one, that are kept, all by default. thresholds: another score
+        threshold for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales: test-time augmentation; all three
+        as the checkpoint's `detect` section says where they are None, see DetectConfig. batch: images at once.
+        Files are not kept in memory: what draws detections reads them again.
         Raises detkit.errors.UserError, naming the source, where one can't be read, and for an unknown class, a score
         that cannot be, or a setting that the detector cannot follow.
         """
-        # The one import that goes up, for convenience: inference runs detectors, nothing here needs it at import.
-        from detkit.inference.predict import detect
-
         filters = {"score": score, "classes": classes, "thresholds": thresholds}
-        return detect(self, source, **filters, nms=nms, flip=flip, scales=scales, batch=batch)
+        views = {"nms": nms, "flip": flip, "scales": scales}
+        found = self.stream(source, **filters, **views, bgr=bgr, batch=batch, endless=False)
+        return [result.without_pixels() for result in found]
+
+    def evaluate(self, data: Any = None, *, split: str = "test", metric: str | None = None) -> "Result":
+        """Detect on a data set and score that; the result has `mAP`, `ap` of each class, and `to_dict()`.
+
+        data: the root of a data set, or an opened one; by default that of the checkpoint's config. split: of the root,
+        or of that config, train, val or test. metric: `voc07`, `voc` or `coco`, by default the config's.
+        Raises detkit.errors.UserError for a data set that can't be read, or has classes that the detector lacks.
+        """
+        # It goes up, as the one below, for convenience: inference runs detectors, nothing here needs it at import.
+        from detkit.inference.evaluate import evaluate_on
+
+        return evaluate_on(self, data, split, metric)
+
+    def stream(self, source: Any, **settings: Any) -> "Generator[ImageDetections]":
+        """Yield what `detect` returns image by image, with its pixels: for long videos, cameras, by their number, and
+        iterators without end, of which it reads no more than two batches ahead. settings: those of `detect`."""
+        from detkit.inference.predict import stream
+
+        return stream(self, source, **settings)
 
 
 def norm_layers(module: nn.Module) -> list[nn.Module]:

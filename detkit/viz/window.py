@@ -18,15 +18,15 @@ class Window:
 
     def __init__(self, title: str) -> None:
         if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-            raise UserError("no display to show images on (DISPLAY is not set); leave out --show")
+            raise UserError("no display to show images on (DISPLAY is not set); they can be written to files")
         try:
             import tkinter
         except ImportError:
-            raise UserError("this Python has no tkinter to show images with; leave out --show") from None
+            raise UserError("this Python has no tkinter to show images with; they can be written to files") from None
         try:
             self._root = tkinter.Tk()
         except tkinter.TclError as error:
-            raise UserError(f"no display to show images on ({error}); leave out --show") from None
+            raise UserError(f"no display to show images on ({error}); they can be written to files") from None
         self._root.title(title)
         self._label = tkinter.Label(self._root)
         self._label.pack()
@@ -47,6 +47,11 @@ class Window:
         self._image = ImageTk.PhotoImage(frame, master=self._root)  # Tk itself holds none
         self._label.configure(image=self._image)
         self._root.update()
+
+    def wait(self) -> None:
+        """Return once the user has closed it."""
+        if self.open:
+            self._root.wait_window()
 
     def close(self) -> None:
         """Close it; images shown later are not seen."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detkit import viz
 from detkit.cli.detect import drawn_names
-from detkit.inference import predict
+from detkit.inference import images
 from detkit.inference.sources import Video
 from tests.cli.detecting import CLASSES, detect, files, one_error, report
 from tests.proposals.sample_images import sample_image
@@ -299,7 +299,7 @@ def test_memory_does_not_grow_with_the_length(weights: str, image_files: Path, m
         time.sleep(0.03)
         return image
 
-    monkeypatch.setattr(predict, "decode_image", read)
+    monkeypatch.setattr(images, "decode_image", read)
     monkeypatch.setattr(viz, "draw", slow)  # the network must wait for whoever draws
     Path("many").mkdir()
     for number in range(60):

@@ -9,18 +9,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, UnidentifiedImageError
 
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.data.image_file import decode_image
+from detkit.data.image_file import decode_image, from_pillow
 from detkit.errors import UserError
 from detkit.inference import predict
-from detkit.inference.predict import DetectedImage, detect_images, proposal_method
+from detkit.inference.predict import detect_images, proposal_method
+from detkit.inference.results import ImageDetections
 from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
 from detkit.models import Detector, build_detector
 from detkit.proposals.methods import Method
-from detkit.structures import DetectionSet
-from tests.builders import random_image, tiny_ssd_config
+from detkit.structures import DetectionSet, Targets
+from tests.builders import images_of, random_image, tiny_ssd_config
 from tests.matching import assert_same_detections
 
 CLASSES = ("ace", "king", "queen")
@@ -56,9 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def found(results) -> list[DetectedImage]:
+def found(results) -> list[ImageDetections]:
     results = list(results)
-    assert all(isinstance(result, DetectedImage) for result in results)
+    assert all(isinstance(result, ImageDetections) for result in results)
     return results
 
 
@@ -70,15 +71,13 @@ def assert_same(one, other) -> None:
 
 def test_result_is_trimmed_sorted_and_inside_the_photo(detector: Detector, config: Config, folder: Path) -> None:
     results = found(detect_images(detector, find_sources([folder]), config, batch=2))
-    assert [result.image.shape[:2] for result in results] == list(SIZES)
-    for result in results:
-        detections = result.detections
-        assert 0 < detections.labels.shape[1] <= 20
-        assert detections.labels.shape[0] == 1
+    assert [result.size for result in results] == list(SIZES)
+    for detections in results:
+        assert 0 < len(detections) <= 20
         assert (detections.labels >= 0).all()
         assert (detections.scores > 0.3).all()
         assert (detections.scores.diff() <= 0).all()
-        height, width = result.image.shape[:2]
+        height, width = detections.pixels.shape[:2]
         limit = torch.tensor([width, height, width, height])
         assert (detections.boxes >= 0).all()
         assert (detections.boxes <= limit).all()
@@ -92,8 +91,8 @@ def test_batch_equals_single(detector: Detector, config: Config, folder: Path, b
     together = found(detect_images(detector, paths, config, batch=batch))
     assert len(single) == len(together) == len(SIZES)
     for one, other in zip(single, together):
-        assert np.array_equal(one.image, other.image)
-        pair = (one.detections.image(0), other.detections.image(0))
+        assert np.array_equal(one.pixels, other.pixels)
+        pair = (one.image(0), other.image(0))
         close = {"score_atol": 1e-5, "box_atol": 1e-2, "box_rtol": 0.0}
         assert_same_detections(*pair, score=0.3, iou=config.detect.nms_iou, keep=20, **close)
 
@@ -124,13 +123,10 @@ def test_equals_evaluation_of_the_same_photos(detector: Detector, config: Config
     evaluated = detect_dataset(detector, loader, config, torch.device("cpu"))
     paths = find_sources([tmp_path / "JPEGImages"])
     results = found(detect_images(detector, paths, config, batch=len(SIZES)))
-    detected = DetectionSet.from_batches(
-        ((result.detections, (str(number),)) for number, result in enumerate(results)), CLASSES
-    )
-    assert len(detected.labels) > len(SIZES)
-    for name in ("boxes", "scores", "labels", "image"):
-        assert torch.equal(getattr(detected, name), getattr(evaluated, name)), name
-    assert detected.ids == evaluated.ids
+    image = torch.tensor([number for number, result in enumerate(results) for _ in result], dtype=torch.int64)
+    boxes, scores, labels = map(torch.cat, zip(*(one.image(0) for one in results)))
+    assert len(labels) > len(SIZES)
+    assert DetectionSet(boxes, scores, labels, image, tuple(map(str, range(len(SIZES)))), CLASSES) == evaluated
 
 
 def test_broken_photos_keep_their_place(detector: Detector, config: Config, folder: Path, tmp_path: Path) -> None:
@@ -141,7 +137,7 @@ def test_broken_photos_keep_their_place(detector: Detector, config: Config, fold
     results = list(detect_images(detector, paths, config, batch=2))
     assert [isinstance(result, UserError) for result in results] == [True, False, True, True, False]
     assert str(broken) in str(results[0])
-    assert results[4].image.shape[:2] == SIZES[1]
+    assert results[4].pixels.shape[:2] == SIZES[1]
 
 
 def test_reads_no_further_than_two_batches_ahead(detector: Detector, config: Config) -> None:
@@ -175,7 +171,7 @@ def test_training_mode_is_left_as_it_was(detector: Detector, config: Config) -> 
     trained = found(detect_images(detector, [sample_image(50, 50)], config))
     assert detector.training
     detector.eval()
-    assert_same(evaluated[0].detections, trained[0].detections)
+    assert_same(evaluated[0], trained[0])
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
 
@@ -194,11 +190,75 @@ def test_detect_takes_paths_arrays_tensors_and_lists(detector: Detector, folder:
     assert len(mixed) == len(SIZES) + 1 + 2 + 12
 
 
+def test_images_in_memory_of_every_kind(detector: Detector, folder: Path) -> None:
+    """BGR is said of arrays and tensors alone; a batch gives one for each of its images."""
+    arrays = [sample_image(60, 90, seed) for seed in range(2)]
+    one, two = detector.detect(arrays, score=0.3)
+    assert one != two
+    batch = torch.from_numpy(np.stack(arrays))
+    sources = (np.stack(arrays), batch.permute(0, 3, 1, 2), [Image.fromarray(array) for array in arrays], iter(arrays))
+    for source in sources:
+        assert detector.detect(source, score=0.3) == [one, two]
+    turned = np.ascontiguousarray(np.stack(arrays)[..., ::-1])
+    for source in (turned, torch.from_numpy(turned).permute(0, 3, 1, 2)):
+        assert detector.detect(source, score=0.3) != [one, two]
+        found = detector.detect(source, score=0.3, bgr=True)
+        assert found == [one, two]
+        assert np.array_equal(found[0].pixels, arrays[0])
+    path = folder / "0.png"
+    assert detector.detect([path, Image.open(path)], bgr=True) == [
+        replace(result, path=other) for result, other in zip(detector.detect([path, path]), (path, None))
+    ]
+
+
+def test_a_detector_is_called_with_sources_and_with_images(detector: Detector, folder: Path) -> None:
+    array = sample_image(60, 90)
+    assert detector(array, score=0.3) == detector.detect(array, score=0.3)
+    assert detector(str(folder), batch=2) == detector.detect(folder)
+    images = images_of(random_image(96, 96))
+    assert detector(images) == detector.predict(images)
+    targets = Targets.pad([(torch.tensor([[10.0, 10, 50, 50]]), torch.tensor([1]), torch.tensor([False]))])
+    assert detector(images, targets).keys() == detector.losses(images, targets).keys()
+
+
+def test_results_tell_where_their_image_is_from(detector: Detector, folder: Path, video: Path) -> None:
+    """Files are read again when they are drawn, so that a list of many takes no memory."""
+    image, *clip = detector.detect([folder / "1.png", video])
+    assert (image.path, image.frame, image.size, image.kept) == (folder / "1.png", None, SIZES[1], None)
+    assert image.classes == CLASSES
+    assert np.array_equal(image.pixels, decode_image(folder / "1.png"))
+    assert [(one.path, one.frame) for one in clip] == [(video, number) for number in range(12)]
+    assert [one.seconds for one in clip] == pytest.approx([number / 12.5 for number in range(12)])
+    assert clip[7].kept is None
+    streamed = list(detector.stream(video))
+    assert streamed == clip
+    assert np.array_equal(streamed[7].kept, clip[7].pixels)
+
+
+def test_a_stream_begins_before_its_source_ends(detector: Detector, folder: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray | Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield folder / "2.png" if taken % 2 else sample_image(50, 50)
+
+    with closing(detector.stream(endless(), score=0.3, batch=3)) as results:
+        first, second = next(results), next(results)
+    assert (first.path, second.path) == (folder / "2.png", None)
+    assert taken <= 9
+    with pytest.raises(UserError, match="knows no class"):
+        detector.stream(endless(), classes=["joker"])
+    with pytest.raises(TypeError, match="scor"):
+        detector.stream(endless(), scor=0.3)
+
+
 def test_detect_may_turn_off_what_the_checkpoint_turns_on(detector: Detector, config: Config) -> None:
     """False is a setting, and not the same as None."""
     array = sample_image(*SIZES[0])
     plain, mirrored = (detector.detect(array, score=0.3, flip=flip)[0] for flip in (False, True))
-    assert len(plain.scores[0]) != len(mirrored.scores[0])
+    assert len(plain) != len(mirrored)
     detector.experiment = replace(config, detect=DetectConfig(flip=True))
     try:
         assert_same(detector.detect(array, score=0.3)[0], mirrored)
@@ -231,7 +291,11 @@ def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:
         (np.zeros((4, 4), np.uint8), r"\(H, W, 3\)"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"\(1, 3, 4, 4\)"),
+        (np.zeros((3, 4, 4), np.uint8), r"\(3, 4, 4\)"),
+        (Image.new("F", (4, 4)), "mode F"),
+        ([None], "got NoneType"),
+        ("http://", "http://: no host given"),
+        (torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8), r"\(1, 1, 3, 4, 4\)"),
         (0, "camera 0 has no end"),
     ):
         with pytest.raises(UserError, match=words):
@@ -275,6 +339,32 @@ def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: flo
     assert pixels.dtype == np.uint8
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels.astype(int) - expected).mean() <= error
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA", "RGBA", "PA", "CMYK", "I;16"])
+def test_images_of_pillow_are_read_as_their_files(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(sample_image(48, 64)).filter(ImageFilter.GaussianBlur(4))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode in ("LA", "RGBA", "PA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image = image.convert(mode)
+    else:
+        image = image.convert(mode)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    if mode in ("CMYK", "PA"):  # Pillow itself reads some turned TIFFs from a file otherwise than from its bytes
+        path, size = tmp_path / "x.tif", (48, 64, 3)
+        image.save(path)
+    else:
+        path, size = tmp_path / "x.png", (64, 48, 3)
+        image.save(path, exif=turned)
+    pixels = from_pillow(Image.open(path))
+    assert pixels.shape == size
+    assert np.abs(pixels.astype(int) - decode_image(path)).mean() <= 1
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with suppress(UnidentifiedImageError), pytest.raises(UserError, match=str(path)):
+        from_pillow(Image.open(path))
 
 
 def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:

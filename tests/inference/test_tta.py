@@ -197,15 +197,15 @@ def test_soft_nms_and_thresholds_through_the_post_processing(detector: Detector)
         assert (soft.scores.diff() <= 0).all()
     array = random_image(96, 96)[0]
     whole = detector.detect(array, score=0.3)[0]
-    assert len(whole.labels[0].unique()) > 1
-    label = int(whole.labels[0, 0])
+    assert len(whole.labels.unique()) > 1
+    label = int(whole.labels[0])
     name = detector.classes[label]
-    own = whole.labels[0] == label
+    own = whole.labels == label
     (only,) = detector.detect(array, score=0.3, classes=[name])
-    assert set(only.labels[0].tolist()) == {label}
-    assert set(whole.scores[0, own].tolist()) <= set(only.scores[0].tolist())
+    assert set(only.labels.tolist()) == {label}
+    assert set(whole.scores[own].tolist()) <= set(only.scores.tolist())
     (rest,) = detector.detect(array, score=0.3, thresholds={name: 1.0})
-    assert label not in rest.labels[0]
+    assert label not in rest.labels
     assert rest.labels.numel() > 0
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"classes": ["kng"]}, "no class 'kng'; did you mean 'king'?"),

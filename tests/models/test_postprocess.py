@@ -101,7 +101,7 @@ def test_refine_gets_the_features_of_the_predictions() -> None:
     detector.experiment = Config(model=None)
     dark, bright = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.full((3, 64, 64), 200, dtype=torch.uint8)
     found = detector.detect([dark, bright], score=0.1)
-    scores = [detections.scores[0, 0].item() for detections in found]
+    scores = [detections[0].score for detections in found]
     assert scores == pytest.approx([0.6, 0.8])
     ((images, detections, features),) = detector.received
     assert len(images) == 2
