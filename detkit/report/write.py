@@ -1,6 +1,7 @@
 """report.html and errors.json."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_report(
     folder, curves = Path(folder), result.curves
     cpu = detections.to("cpu"), truth.to("cpu")
     analysis = analyse(*cpu, result.metric)
-    images = gallery(dataset, *cpu, analysis.errors)
+    images = gallery(dataset, *cpu, analysis.errors, analysis.working)
     content = {**analysis.to_dict(), **protocol}
     write_atomic(folder / "errors.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     loss = plots.loss_plot(records)
@@ -74,7 +75,7 @@ def write_report(
         pr=figure(
             plots.pr_plot(curves),
             f"Precision against recall at IoU .5, mAP {digits(curves.mAP)}, of the classes that are switched "
-            f"on above.{_legend(curves)}",
+            f"on below.{_legend(curves)}",
         ),
         loss=figure(loss, f"Loss ({_key('loss', 'line')}) and mAP on val ({_key('map', 'dots')}, from 0 to 1).")
         if loss
@@ -84,7 +85,7 @@ def write_report(
         scores=_scores(analysis),
         ious=figure(
             plots.histogram_plot({"near": analysis.near}, "Best IoU of detections", "best IoU with its class"),
-            f"How well detections of score {analysis.score:.2f} and up fit their nearest object.",
+            f"How well detections of score {_score(analysis)} and up fit their nearest object.",
         )
         + figure(
             plots.histogram_plot({"reach": analysis.reach}, "Best IoU of objects", "best IoU with its class"),
@@ -94,10 +95,15 @@ def write_report(
         "their boxes are drawn on a blank of the image's size.</p>"
         if blanks
         else "",
-        score=f"{analysis.score:.4f}",
+        score=_score(analysis),
     )
     write_atomic(folder / "report.html", html)
     return folder / "report.html"
+
+
+def _score(analysis: Analysis) -> str:
+    """The working score, rounded down, so that what it lets through stays."""
+    return f"{math.floor(analysis.score * 100) / 100:.2f}"
 
 
 def _key(name: str, text: str) -> str:
@@ -116,14 +122,14 @@ def _legend(curves: VOCResult) -> str:
 
 def _facts(result: Result, analysis: Analysis) -> str:
     """The few numbers to see first."""
-    right = analysis.errors.to_dict()["counts"]["right"]
-    objects = int(analysis.errors.npos.sum())
+    right, counted, objects = (int(part.sum()) for part in (analysis.found, analysis.counted, analysis.errors.npos))
     cost = analysis.errors.cost[: len(KINDS)]
     facts = {
         f"mAP, {result.metric}": digits(result.mAP),
         "images": f"{result.images:,}",
         "objects to find": f"{objects:,}",
-        "found at any score": f"{right / objects:.1%}" if objects else "–",
+        f"recall from {_score(analysis)}": f"{right / objects:.1%}" if objects else "–",
+        f"precision from {_score(analysis)}": f"{right / counted:.1%}" if counted else "–",
     }
     if not cost.isnan().any():
         worst = int(cost.argmax())
@@ -132,8 +138,8 @@ def _facts(result: Result, analysis: Analysis) -> str:
 
 
 def _errors(analysis: Analysis) -> str:
-    """The table of kinds: how many, and what each costs."""
-    counts = dict(zip(KINDS, analysis.errors.counts.tolist()))
+    """The table of kinds: how many at the working score, and what each costs at all scores."""
+    counts = dict(zip(KINDS, analysis.working.counts.tolist()))
     cost = analysis.errors.cost.nan_to_num(0).tolist()
     highest = max([*cost, 1e-9])
     rows = []
@@ -143,17 +149,17 @@ def _errors(analysis: Analysis) -> str:
         meter = f'<span class="meter" style="width:{max(0.0, value) / highest * 100:.1f}%"></span>'
         cells = cell(f"{counts[name]:,}" if known else ""), cell(f"{value:+.4f}{meter}")
         rows.append(row(f"{dot}{name}<small>{MEANING[name]}</small>", cells, "" if known else ' class="sum"'))
-    return table(("kind", "count", "mAP to gain"), rows, "kinds")
+    return table(("kind", f"count from {_score(analysis)}", "mAP to gain"), rows, "kinds")
 
 
 def _per_class(result: Result, analysis: Analysis) -> str:
-    """The per-class table, with what each kind of error costs the class."""
+    """The per-class table: AP, counts at the working score, and what each kind of error costs the class."""
     errors, curves = analysis.errors, result.curves
     aps, means = {"AP": result.ap}, [result.mAP]
     if isinstance(result, COCOResult):
         aps["AP50"] = curves.ap
         means.append(curves.mAP)
-    counts = curves.npos, curves.found, curves.counted
+    counts = errors.npos, analysis.found, analysis.counted
     gains = errors.fixed - errors.ap
 
     def cells(aps: Iterable[float], counts: Iterable[int], gains: Sequence[float]) -> list[str]:
