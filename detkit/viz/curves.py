@@ -35,7 +35,8 @@ def precision_envelope(result: "VOCResult", index: int, limit: int | None = None
     """
     recall, precision, _ = measured_curve(result, index)
     best = _best_from_here(precision)
-    steps = np.flatnonzero(np.diff(best, append=0.0))  # after these points it falls
+    steps = np.flatnonzero(np.diff(recall, prepend=0.0))  # what is wrong reaches no further
+    steps = steps[np.diff(best[steps], append=0.0) != 0]  # after these points it falls
     if limit is not None and len(steps) > limit:
         return RECALLS, _at_recalls(recall, best)
     xs = np.append(0.0, np.repeat(recall[steps], 2))

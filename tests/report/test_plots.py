@@ -61,13 +61,13 @@ def test_precision_and_recall_of_each_class():
 
 @pytest.mark.parametrize("metric", ["voc07", "voc"])
 def test_ap_is_what_is_drawn(metric: str):
-    """Also of many small steps, more than a curve has points, and then a few wide ones."""
-    ids = tuple(map(str, range(3000)))
+    """Also of more steps than a curve has points, and of many detections of nothing after them."""
+    ids = tuple(map(str, range(500)))
     truth = truth_set([(name, "cat", BOX) for name in ids], ids, CLASSES)
-    marks = "10" * 400 + ("0" * 1500 + "1" * 350) * 6
+    marks = "".join("1" + "0" * (k // 20) for k in range(400)) + "0" * 20000
     objects = iter(ids)
     found = [
-        (next(objects), "cat", 1 - place / 20000, BOX) if mark == "1" else ("0", "cat", 1 - place / 20000, FAR)
+        (next(objects), "cat", 1 - place / 40000, BOX) if mark == "1" else ("0", "cat", 1 - place / 40000, FAR)
         for place, mark in enumerate(marks)
     ]
     result = voc_ap(detection_set(found, ids, CLASSES), truth, metric=metric)
