@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number, section in enumerate(sections, 1):
         write_image(arguments.out / f"{number}-{section.name}.png", section.sheet())
     height, width = image.shape[:2]
-    settings = config.detect
+    settings = result.settings
     protocol = (
         f"{arguments.checkpoint}: {config.model.name} ({detector.input}), {path.name} of {width}x{height} pixels; "
         f"score above {settings.score_threshold:g}, NMS IoU {settings.nms_iou:g}, at most "
@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     title = f"{config.model.name}, step by step: {path.name}"
     write_file(arguments.out / "explain.html", explain_page(result, sections, title, protocol))
     say(protocol)
+    if result.note:
+        say(result.note)
     for number, section in enumerate(sections, 1):
         say(f"{number} {section.title}: {section.text}")
     say(f"{arguments.out / 'explain.html'} and {len(sections)} images beside it")
