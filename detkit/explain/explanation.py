@@ -106,9 +106,7 @@ def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth 
     boxes, scores, labels = (part.cpu().numpy() for part in detections.image(0))
     source, classes = index[0, : len(boxes)].cpu().numpy(), detector.classes
     found = {"boxes": boxes, "scores": scores, "labels": labels, "source": source}
-    return Explanation(
-        image, classes, settings, truth, nms=nms, steps=trace.steps, factors=factors, note=note, **found
-    )
+    return Explanation(image, classes, settings, truth, nms=nms, steps=trace.steps, factors=factors, note=note, **found)
 
 
 def _let_some_through(predictions: Predictions, settings: DetectConfig) -> tuple[DetectConfig, str]:

@@ -28,7 +28,8 @@ def gallery(
 
     Of each kind the IMAGES worst, of as many images: the errors of best score, and the largest of missed objects;
     what is right is shown by the best of each class. `box` is a detection of the image, or an object where the kind
-    is missed. errors: of all detections; working: of those of a working score, by which objects are found or missed.
+    is missed; an image's `index` is its number in the data set. errors: of all detections; working: of those of a
+    working score, by which objects are found or missed.
     """
     labels, image = join(detections, truth)
     chosen = {}
@@ -60,6 +61,7 @@ def gallery(
         near = errors.near[found].tolist()
         images.append(
             {
+                "index": index,
                 **backdrop(dataset, index, torch.cat((truth.boxes[objects], detections.boxes[found]))),
                 "detections": [[*box, round(iou, 3)] for box, iou in zip(boxes, near)],
                 "objects": plain_boxes(objects, truth.boxes, truth.labels, status),

@@ -81,6 +81,8 @@
     const [number, focus] = entries[current];
     const image = data.images[number];
     $("stage").replaceChildren(paint(image, focus, kind, true));
+    const link = make("a", { href: `explained/${kind}.html` }, "How the detector came to it, step by step");
+    $("how").replaceChildren(...(data.explained.includes(kind) && entries[current] === data.kinds[kind][0] ? [link] : []));
     $("caption").textContent = `${current + 1} of ${entries.length}: ${about(image, focus, kind).join(", ")}`;
   }
   largeImage({ ArrowLeft: () => enlarge(current - 1), ArrowRight: () => enlarge(current + 1) });

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from detkit.report.markup import cell, digits, figure, fill, resource, row, scro
 from detkit.structures import DetectionSet, TruthSet
 from detkit.viz.curves import classes_by_ap
 from detkit.viz.draw import hex_colour
+
+# Writes a page of an image: the page's path, the image's number in the data set, the least score to show. Returns
+# whether it is written
+Explain = Callable[[Path, int, float], bool]
 
 MEANING = {
     "right": "the best detection of an object, of its class, at IoU .5 or more",
@@ -44,12 +48,15 @@ def write_report(
     *,
     protocol: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]] = (),
+    explain: Explain | None = None,
 ) -> Path:
     """Write report.html and errors.json into `folder`; return the former's path.
 
     result: what `score` said of the detections. dataset: the images of `truth.ids`, in that order; where one cannot be
     read its boxes are drawn on a blank. protocol: what the numbers are of, shown as it is. records: a training
-    log's, see `viz.loss_plot`. The page holds all that it shows, images as small JPEGs of less than 5 MB in all.
+    log's, see `viz.loss_plot`. explain: writes a page of how the detector came to what it says of an image; called for
+    the worst image of each kind of error, which the report then links to. The page holds all else that it shows,
+    images as small JPEGs of less than 5 MB in all.
 
     Raises UserError and ValueError as `voc_ap` does.
     """
@@ -57,6 +64,7 @@ def write_report(
     cpu = detections.to("cpu"), truth.to("cpu")
     analysis = analyse(*cpu, result.metric)
     images = gallery(dataset, *cpu, analysis.errors, analysis.working)
+    explained = [] if explain is None else _explain_worst(folder, images, analysis, explain)
     content = {**analysis.to_dict(), **protocol}
     write_atomic(folder / "errors.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     loss = plots.loss_plot(records)
@@ -66,11 +74,18 @@ def write_report(
         resource("page.html"),
         style=resource("page.css"),
         script=resource("boxes.js") + resource("page.js") + resource("sort.js"),
-        data={"classes": truth.classes, "states": STATES, "meaning": MEANING, "score": analysis.score, **images},
+        data={
+            "classes": truth.classes,
+            "states": STATES,
+            "meaning": MEANING,
+            "score": analysis.score,
+            "explained": explained,
+            **images,
+        },
         title=escape(f"{protocol.get('dataset', 'detections')}: mAP {digits(result.mAP)}"),
         facts=_facts(result, analysis),
         protocol=terms({escape(str(name)): escape(str(value)) for name, value in rows.items()}),
-        errors=_errors(analysis),
+        errors=_errors(analysis, explained),
         table=_per_class(result, analysis),
         pr=figure(
             plots.pr_plot(curves),
@@ -137,7 +152,24 @@ def _facts(result: Result, analysis: Analysis) -> str:
     return terms(facts)
 
 
-def _errors(analysis: Analysis) -> str:
+def _explain_worst(folder: Path, images: dict[str, Any], analysis: Analysis, explain: Explain) -> list[str]:
+    """Explain the worst image of each kind of error, from a score on that shows the error; return the kinds done."""
+    done = []
+    for kind in KINDS:
+        for number, focus in images["kinds"][kind][:1]:
+            image = images["images"][number]
+            shown = analysis.score if kind == "missed" else min(analysis.score, image["detections"][focus][1])
+            if explain(folder / _page(kind), image["index"], math.floor(shown * 100) / 100):
+                done.append(kind)
+    return done
+
+
+def _page(kind: str) -> str:
+    """Where the worst image of a kind of error is explained, beside the report."""
+    return f"explained/{kind}.html"
+
+
+def _errors(analysis: Analysis, explained: Sequence[str]) -> str:
     """The table of kinds: how many at the working score, and what each costs at all scores."""
     counts = dict(zip(KINDS, analysis.working.counts.tolist()))
     cost = analysis.errors.cost.nan_to_num(0).tolist()
@@ -148,7 +180,8 @@ def _errors(analysis: Analysis) -> str:
         dot = f'<span class="dot k-{name}" aria-hidden="true"></span>' if known else ""
         meter = f'<span class="meter" style="width:{max(0.0, value) / highest * 100:.1f}%"></span>'
         cells = cell(f"{counts[name]:,}" if known else ""), cell(f"{value:+.4f}{meter}")
-        rows.append(row(f"{dot}{name}<small>{MEANING[name]}</small>", cells, "" if known else ' class="sum"'))
+        link = f'<small><a href="{_page(name)}">the worst, step by step</a></small>' if name in explained else ""
+        rows.append(row(f"{dot}{name}<small>{MEANING[name]}</small>{link}", cells, "" if known else ' class="sum"'))
     return table(("kind", f"count from {_score(analysis)}", "mAP to gain"), rows, "kinds")
 
 

@@ -141,6 +141,20 @@ def test_the_command(weights: str, root: Path, capsys: pytest.CaptureFixture[str
         assert cv2.imread(f"out/{name}") is not None
 
 
+def test_a_report_links_to_explanations(weights: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [f"data.root={root}", "data.test=[one]", "train.device=cpu"]
+    (root / "ImageSets/Main/one.txt").write_text("1\n")
+    assert run_command("evaluate", [weights, *keys, "--report"]) == 0
+    out = Path("runs") / f"evaluate-{Path(weights).parent.name}-test"
+    pages = sorted(path.relative_to(out).as_posix() for path in out.glob("explained/*"))
+    report = Page((out / "report.html").read_text())
+    links = [str(own["href"]) for tag, own in report.elements if tag == "a"]
+    assert sorted(link for link in links if not link.startswith("#")) == pages
+    assert pages
+    explained = Page((out / pages[0]).read_text())
+    assert "objects of set/one" in explained.text
+
+
 def test_truth_is_found_or_left_out(root: Path) -> None:
     found = find_truth(root / "JPEGImages/1.jpg", ("b", "a"))
     assert found is not None

@@ -250,9 +250,35 @@ def test_margins_and_a_training_log(tmp_path: Path, root: Path):
     assert json.loads((tmp_path / "errors.json").read_text())["calibration"] is None
 
 
-def test_report_needs_a_folder(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["evaluate", "--detections", str(tmp_path), "--dataset", str(root), "--report"]) == 2
-    assert "--report needs --out DIR" in capsys.readouterr().err
+def test_a_report_finds_a_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_detections(Path("found.json"), detection_set(ROWS, IDS, CLASSES))
+    assert main(["evaluate", "--detections", "found.json", "--dataset", str(root), "--report"]) == 0
+    assert "written to runs/evaluate-found-test/report.html" in capsys.readouterr().out
+    assert Path("runs/evaluate-found-test/report.html").is_file()
+
+
+def test_the_worst_error_of_each_kind_is_explained(root: Path, tmp_path: Path):
+    """Each page is of the image that comes first, and shows the error; what cannot be explained has no link."""
+    dataset, found = open_root(root, ["test"]), detection_set(ROWS, IDS, CLASSES)
+    asked = []
+
+    def explain(path: Path, index: int, least: float) -> bool:
+        asked.append((path.relative_to(tmp_path).as_posix(), dataset.ids[index], least))
+        return "class" not in path.name
+
+    result = score(found, dataset.truth(), "voc")
+    path = write_report(tmp_path, result, found, dataset.truth(), dataset, protocol={}, explain=explain)
+    assert asked == [
+        ("explained/localisation.html", "2", 0.5),
+        ("explained/class.html", "1", 0.69),  # where F1 is best
+        ("explained/background.html", "2", 0.6),
+        ("explained/missed.html", "2", 0.69),
+    ]
+    links = [own["href"] for tag, own in Page(path.read_text()).elements if tag == "a"]
+    done = ["localisation", "background", "missed"]
+    assert [link for link in links if not str(link).startswith("#")] == [f"explained/{kind}.html" for kind in done]
+    assert data_of(path.read_text())["explained"] == done
 
 
 SCRIPT = """
