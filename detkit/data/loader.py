@@ -146,10 +146,11 @@ class _Samples(Dataset):
         is_object = np.concatenate([np.arange(len(part.boxes)) < len(part.record.annotations) for part in parts])
         number = np.where(is_object, np.cumsum(is_object), np.cumsum(~is_object))[kept] - 1
         remaining = np.count_nonzero(is_object[kept])  # they come first
-        objects_of_all = Annotations.concatenate([part.record.annotations for part in parts])
+        known = [part.record.annotations for part in parts]
+        objects_of_all = known[0] if len(known) == 1 else Annotations.concatenate(known)
         annotations = dataclasses.replace(objects_of_all.take(number[:remaining]), boxes=boxes[:remaining])
-        known = [part.scores for part in parts if part.scores is not None]
-        scores = np.concatenate(known)[number[remaining:]] if known else None
+        ranked = [part.scores for part in parts if part.scores is not None]
+        scores = np.concatenate(ranked)[number[remaining:]] if ranked else None
         height, width = image.shape[:2]
         return pixels, (height, width), parts[0].record.id, annotations, boxes[remaining:], scores
 
