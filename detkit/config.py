@@ -99,7 +99,9 @@ class DataConfig(Section):
     cache: bool = False
     """Whether decoded images are kept in memory."""
     augment: list[Any] = field(default_factory=list)
-    """Transforms, each {Name: {parameters}} or a name: detkit's own, or any of albumentations'."""
+    """Transforms, each {Name: {parameters}} or a name: detkit's own (PhotometricDistort, Expand, IoUCrop,
+    RandomInterpolationResize, Mosaic, MixUp), or any of albumentations'. They are taken in turn; Mosaic and MixUp lay
+    several images of the split together, each after the transforms that stand before."""
     proposals: list[str] = field(default_factory=list)
     """Stores as `detkit proposals` writes them, for detectors that classify given regions; an image's are those of the
     first store that has it."""

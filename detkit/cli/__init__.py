@@ -89,8 +89,8 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
             f"a process that loads images was killed, as the system does when memory is short ({error}); "
             "what was saved is intact: try train.workers=0, a smaller batch or data.cache=false"
         )
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("; ".join(("interrupted", *map(str, stop.args))), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # the reader (head, less) went away; keep Python from complaining once more at exit

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from detkit.cli.explain import explain_image
 from detkit.errors import Attempt, UserError, did_you_mean, late
-from detkit.files import write_atomic
+from detkit.files import write_atomic, write_file
 from detkit.runtime.screen import say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from detkit.data.dataset import DetectionDataset
     from detkit.evaluation import Result
     from detkit.structures import DetectionSet, TruthSet
@@ -51,6 +54,7 @@ class Scored(NamedTuple):
     dataset: "DetectionDataset"
     protocol: dict[str, str]
     seconds: float
+    explain: "Callable[[Path, int, float], None] | None" = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,20 +85,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report",
         action="store_true",
         help="write report.html, what went wrong with every detection and object and the worst images, and "
-        "errors.json into --out",
+        "errors.json; of a checkpoint also explained/*.html, how it came to the worst error of each kind",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write to (default: the table is all)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder to write to (default: the table is all; with --report runs/evaluate-NAME-SPLIT)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Score, show the table, write the files; return 1 where the reference has other numbers."""
     metric = arguments.metric
+    source = arguments.detections or arguments.checkpoint
+    if arguments.report and arguments.out is None and source is not None:
+        arguments.out = _default_out(Path(source), arguments.split)
     if metric not in (None, *METRICS):
         raise UserError(f"--metric {metric!r} is not one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; name a folder")
-    if arguments.report and arguments.out is None:
-        raise UserError("--report needs --out DIR, the folder that report.html is written to")
     if arguments.detections is not None:
         scored = _score_detections(arguments)
     elif arguments.checkpoint is not None:
@@ -104,6 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
     with late() as attempt:
         _report(arguments, scored, attempt)
         return _compare(scored) if arguments.reference else 0
+
+
+def _default_out(source: Path, split: str) -> Path:
+    """The folder that a report is written to where none is named: of the run's name for best.pt and last.pt."""
+    run = source.absolute().parent.name if source.name in ("best.pt", "last.pt") else source.stem
+    return Path("runs") / f"evaluate-{run}-{Path(split).stem}"
 
 
 def _score_detections(arguments: argparse.Namespace) -> Scored:
@@ -171,6 +187,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
             raise UserError(f"--{name} goes with --detections{hint}")
 
     from detkit.checkpoints.checkpoint import load_detector
+    from detkit.data.image_truth import truth_of
     from detkit.data.opening import open_dataset
     from detkit.inference.evaluate import evaluate
     from detkit.runtime.device import choose_device, to_device
@@ -183,7 +200,14 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
     to_device(detector, device, config.train.channels_last)
     evaluation = evaluate(detector, dataset, config, device)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
-    return Scored(evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, evaluation.seconds)
+
+    def explain(path: Path, index: int, score: float) -> None:
+        truth, name = truth_of(dataset, index, detector.classes), dataset.path(index).name
+        page, *_ = explain_image(detector, config, dataset.image(index), truth, score, name, arguments.checkpoint)
+        write_file(path, page)
+
+    scored = evaluation.result, evaluation.detections, dataset.truth()
+    return Scored(*scored, dataset, protocol, evaluation.seconds, explain)
 
 
 def _check_reference(arguments: argparse.Namespace, metric: str) -> None:
@@ -246,17 +270,34 @@ def _report(arguments: argparse.Namespace, scored: Scored, attempt: Attempt) -> 
     say(f"written to {out}: metrics.json, detections.json, pr/")
     if arguments.report:
         with attempt("report.html"):
-            _write_report(out, scored)
+            _write_report(out, scored, attempt)
 
 
-def _write_report(out: Path, scored: Scored) -> None:
-    """Write report.html and errors.json into `out`; with the losses of the checkpoint's run, where they are."""
+def _write_report(out: Path, scored: Scored, attempt: Attempt) -> None:
+    """Write report.html and errors.json into `out`; with the losses of the checkpoint's run, where they are, and with
+    pages that explain the worst errors of a checkpoint."""
     from detkit.engine.log import read_log
+    from detkit.evaluation.errors import KINDS
     from detkit.report import write_report
+    from detkit.runtime.progress import Progress
 
     start = time.perf_counter()
-    result, detections, truth, dataset, protocol, _ = scored
+    result, detections, truth, dataset, protocol, _, explain_one = scored
     checkpoint = Path(protocol.get("checkpoint", ""))
     records = read_log(checkpoint.parent / "log.jsonl") if checkpoint.is_file() else []
-    path = write_report(out, result, detections, truth, dataset, protocol=protocol, records=records)
+
+    def explain(path: Path, index: int, score: float) -> bool:
+        assert explain_one is not None
+        name = str(path.relative_to(out))
+        tried.append(name)
+        bars.move("worst of each kind explained", len(tried), len(KINDS))
+        with attempt(name):
+            explain_one(path, index, score)
+            return True
+        return False
+
+    tried: list[str] = []
+    given = {"protocol": protocol, "records": records, "explain": None if explain_one is None else explain}
+    with Progress(transient=True) as bars:
+        path = write_report(out, result, detections, truth, dataset, **given)
     say(f"written to {path}, errors.json beside, in {time.perf_counter() - start:.1f} s")

@@ -12,7 +12,10 @@ from detkit.runtime.screen import say
 if TYPE_CHECKING:
     import numpy as np
 
+    from detkit.config import Config
     from detkit.data.image_truth import Truth
+    from detkit.explain import Section
+    from detkit.models import Detector
 
 # options of detect that have no meaning, or would need an image of their own
 UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side")
@@ -52,35 +55,51 @@ def run(arguments: argparse.Namespace) -> int:
 
     from detkit.checkpoints.checkpoint import load_detector
     from detkit.data.image_file import decode_image
-    from detkit.explain import draw_sections, explain, explain_page
     from detkit.runtime.device import choose_device, to_device
 
     image = decode_image(path)
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
     to_device(detector, device, config.train.channels_last)
-    # soft-NMS removes nothing, and several looks have no one image: what a config says of them is not shown
-    config = replace(config, detect=replace(config.detect, score_threshold=score, nms="hard", flip=False, scales=[1.0]))
     truth = _find_truth(arguments.truth, path, image, detector.classes)
-    result = explain(detector, image, config, truth)
-    sections = draw_sections(result)
+    page, sections, lines = explain_image(detector, config, image, truth, score, path.name, arguments.checkpoint)
     for number, section in enumerate(sections, 1):
         write_image(arguments.out / f"{number}-{section.name}.png", section.sheet())
-    height, width = image.shape[:2]
-    settings = config.detect
-    protocol = (
-        f"{arguments.checkpoint}: {config.model.name} ({detector.input}), {path.name} of {width}x{height} pixels; "
-        f"score above {settings.score_threshold:g}, NMS IoU {settings.nms_iou:g}, at most "
-        f"{settings.detections_per_image} an image; "
-        + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
-    )
-    title = f"{config.model.name}, step by step: {path.name}"
-    write_file(arguments.out / "explain.html", explain_page(result, sections, title, protocol))
-    say(protocol)
+    write_file(arguments.out / "explain.html", page)
+    for line in lines:
+        say(line)
     for number, section in enumerate(sections, 1):
         say(f"{number} {section.title}: {section.text}")
     say(f"{arguments.out / 'explain.html'} and {len(sections)} images beside it")
     return 0
+
+
+def explain_image(
+    detector: "Detector",
+    config: "Config",
+    image: "np.ndarray",
+    truth: "Truth | None",
+    score: float,
+    name: str,
+    checkpoint: str,
+) -> tuple[str, "list[Section]", list[str]]:
+    """Return the page that explains an image, its sections, and the lines above them."""
+    from detkit.explain import draw_sections, explain, explain_page
+
+    # soft-NMS removes nothing, and several looks have no one image: what a config says of them is not shown
+    config = replace(config, detect=replace(config.detect, score_threshold=score, nms="hard", flip=False, scales=[1.0]))
+    result = explain(detector, image, config, truth)
+    sections = draw_sections(result)
+    height, width = image.shape[:2]
+    settings = result.settings
+    protocol = (
+        f"{checkpoint}: {config.model.name} ({detector.input}), {name} of {width}x{height} pixels; "
+        f"score above {settings.score_threshold:g}, NMS IoU {settings.nms_iou:g}, at most "
+        f"{settings.detections_per_image} an image; "
+        + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
+    )
+    page = explain_page(result, sections, f"{config.model.name}, step by step: {name}", protocol)
+    return page, sections, [protocol, *filter(None, [result.note])]
 
 
 def _one_image(names: list[str]) -> Path:

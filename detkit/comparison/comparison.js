@@ -17,7 +17,7 @@
   }
 
   function paint(image, run, named) {
-    const root = canvasOf(image), size = Math.max(image.width, image.height) / 40;
+    const root = canvasOf(image), size = Math.max(image.width, image.height) / (innerWidth < 640 ? 28 : 40);
     const kinds = checked(layers), classes = checked(filters);
     for (const [label, status, ...box] of image.objects)
       if ((run === null || kinds.has("objects")) && classes.has(String(label)) && (status !== 3 || kinds.has("ignored")))
@@ -25,7 +25,7 @@
     if (run !== null)
       for (const [label, score, state, ...box] of shown(image, run).reverse())
         addBox(root, box, "d" + state, named ? `${data.classes[label]} ${score.toFixed(2)}` : "", size);
-    return root;
+    return addNames(root);
   }
 
   function about(image, run) {

@@ -101,9 +101,10 @@ class Comparison:
         cost = measure_cost(entry.config, entry.best, self.setting.device)
         errors = analyse_errors(detections, truth, result.metric)
         score = operating_score(errors, detections.scores)
+        working = analyse_errors(detections.part(detections.scores >= score), truth, result.metric)
         images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
         training = Training(images_per_second, logged if clocked is None else clocked, clocked is not None)
-        return Compared(entry, result, detections, errors, score, cost, training)
+        return Compared(entry, result, detections, errors, score, working, cost, training)
 
     def _with_speed(self, rows: list[Compared], say: Say, update: Update) -> list[Compared]:
         entries = [row.entry for row in rows]

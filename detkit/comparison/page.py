@@ -18,8 +18,6 @@ from detkit.report.write import MEANING
 from detkit.viz.curves import SpeedPoint
 from detkit.viz.draw import hex_colour
 
-WIDE = ' class="wide" tabindex="0"'  # a figure that narrow screens scroll
-
 
 def write_comparison(
     path: str | Path,
@@ -57,7 +55,7 @@ def write_comparison(
         speed=_speed(points),
         classes=_classes(rows),
         errors=_errors(rows),
-        pr=figure(plots.pr_comparison(dict(zip(names, (row.result.curves for row in rows)))), _legend(names), WIDE),
+        pr=figure(plots.pr_comparison(dict(zip(names, (row.result.curves for row in rows)))), _legend(names)),
         choices="".join(f'<option value="{k}">{escape(name)}</option>' for k, name in enumerate(truth.classes)),
         protocol=_protocol(protocol, rows),
     )
@@ -107,7 +105,7 @@ def _speed(points: Sequence[SpeedPoint]) -> str:
     caption = "Accuracy against speed: up and to the right is better."
     if any(point.slower is not None for point in points):
         caption += " Hollow: with the making of its proposals, which the filled mark reads from a store."
-    return figure(plots.speed_plot(points), caption, WIDE)
+    return figure(plots.speed_plot(points), caption)
 
 
 def _classes(rows: Sequence[Compared]) -> str:
@@ -125,13 +123,13 @@ def _classes(rows: Sequence[Compared]) -> str:
 
 
 def _errors(rows: Sequence[Compared]) -> str:
-    """What each kind of error costs each detector, and how many there are."""
+    """What each kind of error costs each detector, and how many there are at best F1."""
     costs = torch.stack([compared.errors.cost[: len(KINDS)] for compared in rows]).nan_to_num(0)
     highest = max(1e-9, float(costs.max()))
     lines = []
     for number, (compared, values) in enumerate(zip(rows, costs.tolist())):
         data = []
-        for kind, value, count in zip(KINDS, values, compared.errors.counts.tolist()):
+        for kind, value, count in zip(KINDS, values, compared.working.counts.tolist()):
             meter = f'<span class="meter k-{kind}" style="width:{max(0.0, value) / highest * 100:.1f}%"></span>'
             data.append(cell(f"{value:+.4f}<small>{count:,}</small>{meter}", f' data-value="{value}"'))
         lines.append(_row(number, compared, data))

@@ -34,8 +34,9 @@ class Training:
 class Compared:
     """All that is known of one detector.
 
-    score: where F1 is best. images_per_second: in detection, by images at once, proposals stored; empty where it was
-    not measured. proposals: seconds an image that making them takes, None where there are none or it is not known.
+    score: where F1 is best; working: the errors from there on. images_per_second: in detection, by images at once,
+    proposals stored; empty where it was not measured. proposals: seconds an image that making them takes, None where
+    there are none or it is not known.
     """
 
     entry: Entry
@@ -43,6 +44,7 @@ class Compared:
     detections: DetectionSet
     errors: ErrorAnalysis
     score: float
+    working: ErrorAnalysis
     cost: Cost
     training: Training
     images_per_second: Mapping[int, float] = field(default_factory=dict)

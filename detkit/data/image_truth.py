@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations
+from detkit.data.dataset import DetectionDataset
 from detkit.data.formats import find_format, find_splits, open_root
 from detkit.data.voc import VOCRoot
 from detkit.data.voc_index import parse_annotation
@@ -77,10 +78,14 @@ def _in_split(root: Path, split: str, image: Path, classes: Sequence[str]) -> Tr
     dataset = open_root(root, [split])
     for i in range(len(dataset)):  # once a command, on the host
         if dataset.path(i).name == image.name and dataset.path(i).resolve() == image:
-            record = dataset.record(i)
-            size = (record.width, record.height)
-            return _truth(record.annotations, dataset.classes, classes, size, f"{root.name}/{split}")
+            return truth_of(dataset, i, classes)
     return None
+
+
+def truth_of(dataset: DetectionDataset, index: int, classes: Sequence[str]) -> Truth | None:
+    """Return the objects of an image of a data set; None where the detector does not know one's class."""
+    record = dataset.record(index)
+    return _truth(record.annotations, dataset.classes, classes, (record.width, record.height), dataset.name)
 
 
 def _truth(

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from detkit.config import DataConfig, TrainConfig
 from detkit.data.annotations import Annotations
 from detkit.data.batch import make_batch, make_targets
-from detkit.data.dataset import DetectionDataset
+from detkit.data.dataset import DetectionDataset, Record
 from detkit.data.proposal_store import StoredProposals
 from detkit.data.transforms import Transform, build_test, build_train
 from detkit.errors import UserError
@@ -83,6 +83,20 @@ class _Failure:
     message: str
 
 
+class _Part(NamedTuple):
+    """An image of a sample. boxes: its objects', then its proposals'; scores: of these, where there are any."""
+
+    record: Record
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray | None
+
+    @property
+    def given(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """What a `Transform` is given."""
+        return self.image, self.boxes, len(self.record.annotations)
+
+
 @dataclass(eq=False)
 class _Samples(Dataset):
     """Makes whole batches: of positions in the training stream, or of image numbers for testing."""
@@ -119,20 +133,34 @@ class _Samples(Dataset):
     ) -> tuple[np.ndarray, tuple[int, int], str, Annotations, np.ndarray, np.ndarray | None]:
         """Return an image as the network's input, its (height, width) before, its id, what is on it, and what remains
         of its proposals and their scores."""
-        i = self._image_at(position)
-        record, image = self.dataset.record(i), self.source.image(i)
-        objects = len(record.annotations)
+        parts = [self._part(self._image_at(position))]
+
+        def other(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+            """Read another image, any of the data set."""
+            parts.append(self._part(int(random.integers(len(self.dataset)))))
+            return parts[-1].given
+
+        image, boxes, objects = parts[0].given
+        pixels, boxes, kept = self.transform(image, boxes, (self.seed or 0, position), objects, other)
+        # of all boxes of all parts: which are objects, and the number of each among its kind
+        is_object = np.concatenate([np.arange(len(part.boxes)) < len(part.record.annotations) for part in parts])
+        number = np.where(is_object, np.cumsum(is_object), np.cumsum(~is_object))[kept] - 1
+        remaining = np.count_nonzero(is_object[kept])  # they come first
+        known = [part.record.annotations for part in parts]
+        objects_of_all = known[0] if len(known) == 1 else Annotations.concatenate(known)
+        annotations = dataclasses.replace(objects_of_all.take(number[:remaining]), boxes=boxes[:remaining])
+        ranked = [part.scores for part in parts if part.scores is not None]
+        scores = np.concatenate(ranked)[number[remaining:]] if ranked else None
+        height, width = image.shape[:2]
+        return pixels, (height, width), parts[0].record.id, annotations, boxes[remaining:], scores
+
+    def _part(self, i: int) -> "_Part":
+        """Read an image, and what is known of it."""
+        record, scores = self.dataset.record(i), None
         boxes = record.annotations.boxes
-        scores = None
         if self.proposals is not None:
             boxes, scores = np.concatenate([boxes, self.proposals.boxes(i)]), self.proposals.scores(i)
-        pixels, boxes, kept = self.transform(image, boxes, (self.seed or 0, position), objects)
-        # the order stays, so those that remain of the objects come first
-        remaining = np.count_nonzero(kept < objects)
-        annotations = dataclasses.replace(record.annotations.take(kept[:remaining]), boxes=boxes[:remaining])
-        scores = None if scores is None else scores[kept[remaining:] - objects]
-        height, width = image.shape[:2]
-        return pixels, (height, width), record.id, annotations, boxes[remaining:], scores
+        return _Part(record, self.source.image(i), boxes, scores)
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:

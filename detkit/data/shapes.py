@@ -22,6 +22,7 @@ from detkit.data.annotations import AnnotatedObject
 from detkit.data.voc_writer import voc_xml
 from detkit.errors import UserError
 from detkit.files import write_atomic
+from detkit.runtime.progress import Progress
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 9600, "val": 200, "test": 400}
@@ -91,9 +92,10 @@ def _draw_into(root: Path, counts: dict[str, int], seed: int) -> None:
         for job in jobs:
             _write_image(root, seed, job)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        for _ in pool.map(partial(_write_image, root, seed), jobs, chunksize=25):
-            pass
+    # the bar is inside: its thread starts after the processes
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool, Progress(unit="images") as bars:
+        for done, _ in enumerate(pool.map(partial(_write_image, root, seed), jobs, chunksize=25), 1):
+            bars.update("shapes drawn", done, len(jobs))
 
 
 def _write_image(root: Path, seed: int, job: tuple[str, int]) -> None:

@@ -3,7 +3,7 @@
 Testing only resizes the image to the network's size. Training runs `data.augment` first, see augment/
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,27 +26,46 @@ class Transform:
         self.chain = chain
 
     def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int] = (0, 0), objects: int | None = None
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        seed: tuple[int, int] = (0, 0),
+        objects: int | None = None,
+        other: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, int]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Transform one image.
 
         image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. objects: how many of them, from the
         first, are objects, by default all; the others are proposals, which no random draw looks at and which stay
-        where any part of them is left. Returns the image (h, w, 3) uint8 of the size that the spec gives it, the boxes
-        (M, 4) float32 that remain, in its pixels and in their order, and which rows (M,) int64 they were.
+        where any part of them is left. other: draws another image for those transforms that take several: pixels,
+        boxes, and how many of these are objects, as `image`, `boxes` and `objects`. Returns the image (h, w, 3) uint8
+        of the size that the spec gives it, the boxes (M, 4) float32 that remain, in its pixels, objects before
+        proposals, and which rows (M,) int64 they were; those of other images are numbered on, as these were drawn.
         """
-        height, width = image.shape[:2]
-        boxes = np.clip(boxes / np.array((width, height) * 2, dtype=np.float64), 0, 1)
-        rows = np.arange(len(boxes))
+        boxes = _as_shares(image, boxes)
         objects = len(boxes) if objects is None else objects
+        rows = np.arange(len(boxes))
+        rows[objects:] = -1 - rows[objects:]
         if self.chain is not None:
-            image, boxes, rows = self.chain(image, boxes, seed, objects)
+
+            def draw(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+                assert other is not None
+                pixels, given, count = other(random)
+                return pixels, _as_shares(pixels, given), count
+
+            image, boxes, rows = self.chain(image, boxes, seed, objects, other and draw)
         size = self.spec.fit(*image.shape[:2])
         image = resize(image, size)
         boxes = boxes * np.array(size[::-1] * 2)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        keep = np.where(rows < objects, area >= MIN_AREA, area > 0)
-        return image, boxes[keep].astype(np.float32), rows[keep]
+        keep = np.where(rows >= 0, area >= MIN_AREA, area > 0)
+        return image, boxes[keep].astype(np.float32), np.where(rows < 0, -1 - rows, rows)[keep]
+
+
+def _as_shares(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) in pixels -> fractions of the image, clipped to it."""
+    height, width = image.shape[:2]
+    return np.clip(boxes / np.array((width, height) * 2, dtype=np.float64), 0, 1)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

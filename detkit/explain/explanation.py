@@ -1,6 +1,7 @@
 """What a detector did with one image, as data: its steps, as it tells them, and its non-maximum suppression."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from detkit.models.trace import Step
 from detkit.ops import clip, nms_suppressors, scale
 from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Images, Predictions, Targets
+
+ENOUGH = 20  # predictions that are shown of an image on which none scores above the threshold
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Explanation:
 
     boxes: (F, 4), scores, labels: (F,) of the detections, best first, in pixels of the image; source: (F,) the row of
     the predictions that each came from. nms: how they were chosen. steps: as the detector tells them, in pixels of its
-    input; factors: (2,) from these to pixels of the image, down and across.
+    input; factors: (2,) from these to pixels of the image, down and across. settings: what the detections were chosen
+    by; note: how the score threshold in it differs from what was asked for, empty where it does not.
     """
 
     image: np.ndarray
@@ -70,6 +74,7 @@ class Explanation:
     nms: Suppression
     steps: list[Step]
     factors: Tensor
+    note: str
 
     def in_image(self, boxes: Tensor) -> np.ndarray:
         """Boxes (..., 4) in pixels of the input -> pixels of the image."""
@@ -79,7 +84,8 @@ class Explanation:
 def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth | None = None) -> Explanation:
     """Detect on one image, (H, W, 3) uint8 RGB, and return what every step did.
 
-    config: that of the checkpoint; `config.detect` has the score threshold and NMS. truth: the image's objects; with it
+    config: that of the checkpoint; `config.detect` has the score threshold and NMS. Where no prediction scores above
+    the threshold, a lower one is used, see `Explanation.note`. truth: the image's objects; with it
     comes what training would learn from this image, by the detector's own matching, the weights as they are.
     """
     device = next(detector.parameters()).device
@@ -90,16 +96,32 @@ def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth 
     with torch.inference_mode():
         with autocast(device, config.train.amp):
             trace = detector.trace(images, targets)
-        detections, index = postprocess(trace.predictions, images, config.detect)
+        settings, note = _let_some_through(trace.predictions, config.detect)
+        detections, index = postprocess(trace.predictions, images, settings)
         with autocast(device, config.train.amp):
             detections = detector.refine(images, detections, trace.predictions.features)
         factors = images.original[0] / images.sizes[0]
-        nms = _class_suppression(trace.predictions, images.sizes[0], config.detect, factors)
+        nms = _class_suppression(trace.predictions, images.sizes[0], settings, factors)
     detector.train(training)
     boxes, scores, labels = (part.cpu().numpy() for part in detections.image(0))
     source, classes = index[0, : len(boxes)].cpu().numpy(), detector.classes
     found = {"boxes": boxes, "scores": scores, "labels": labels, "source": source}
-    return Explanation(image, classes, config.detect, truth, nms=nms, steps=trace.steps, factors=factors, **found)
+    return Explanation(image, classes, settings, truth, nms=nms, steps=trace.steps, factors=factors, note=note, **found)
+
+
+def _let_some_through(predictions: Predictions, settings: DetectConfig) -> tuple[DetectConfig, str]:
+    """Return settings by which at least ENOUGH predictions are left where there would be none, and what is said."""
+    scores = predictions.scores[0].float()
+    best = scores[scores.isfinite() & (scores != 0)].sort(descending=True).values[:ENOUGH].tolist()
+    if not best or best[0] > settings.score_threshold:
+        return settings, ""
+    # below the last of them, in three digits
+    step = 10.0 ** (math.floor(math.log10(abs(best[-1]))) - 2)
+    lower = f"{(math.ceil(best[-1] / step) - 1) * step:.3g}"
+    note = (
+        f"No box scores above {settings.score_threshold:g}, the best has {best[0]:.3g}: shown are those above {lower}."
+    )
+    return replace(settings, score_threshold=float(lower)), note
 
 
 def _images(detector: Detector, image: np.ndarray, config: Config) -> Images:

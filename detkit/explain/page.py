@@ -20,6 +20,8 @@ def explain_page(explanation: Explanation, sections: Sequence[Section], title: s
     """Return the page's HTML: each section with its text, images and legend, and the suppression step by step."""
     height, width = explanation.image.shape[:2]
     body, style, script = (resource(f"explain.{kind}", "detkit.explain") for kind in ("html", "css", "js"))
+    parts = {section.name: _section(number, section) for number, section in enumerate(sections, 1)}
+    stage = [*parts].index("nms") + 1  # where the player is
     return fill(
         body,
         style=style,
@@ -27,8 +29,10 @@ def explain_page(explanation: Explanation, sections: Sequence[Section], title: s
         data=_data(explanation),
         title=escape(title),
         protocol=escape(protocol),
+        note=f"<p class=note>{escape(explanation.note)}</p>" if explanation.note else "",
         nav="".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
-        sections="\n".join(_section(number, section) for number, section in enumerate(sections, 1)),
+        until_nms="\n".join([*parts.values()][:stage]),
+        after_nms="\n".join([*parts.values()][stage:]),
         width=str(width),
         height=str(height),
         image=_url(explanation.image, IMAGE),

@@ -29,12 +29,10 @@ def _candidates(explanation: Explanation) -> Section:
     count = len(nms.scores)
     text = (
         f"{plural(count, 'box', 'boxes')} of a score above {explanation.settings.score_threshold:g}, before "
-        "non-maximum suppression. "
+        "non-maximum suppression."
     )
     if count:
-        text += f"The best scores {nms.scores[0]:.3f}, the last {nms.scores[-1]:.3f}; the fainter, the lower."
-    else:
-        text += "A lower --score shows more."
+        text += f" The best scores {nms.scores[0]:.3f}, the last {nms.scores[-1]:.3f}; the fainter, the lower."
     return Section("candidates", "Scores before NMS", text, [Panel(canvas.drawing())], class_legend(explanation))
 
 

@@ -94,7 +94,7 @@ def _write_from_parts(
             if progress is not None:
                 progress(count, len(ids))
             if interrupt.received:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"{count} of {len(ids)} images are done; the same command goes on from there")
     done = parts.read()
     write_store(path, ids, *_columns([done[name] for name in ids]), manifest=parts.manifest)
 

@@ -35,16 +35,31 @@ function canvasOf({ width, height, jpeg }) {
   return root;
 }
 
-// a box [left, top, right, bottom], its name above it or, at the upper edge, inside; size: of the letters
+// a box [left, top, right, bottom] over those that are there; its name, size: of the letters, is for addNames
 function addBox(root, box, style, text, size, thick) {
-  const [left, top] = box, more = thick ? " thick" : "";
+  const more = thick ? " thick" : "";
   svg("rect", { ...place(box), class: "halo" + more }, root);
   svg("rect", { ...place(box), class: "box " + style + more }, root);
-  if (!text) return;
-  const limit = root.viewBox.baseVal.width - text.length * size * 0.6;
-  const x = Math.max(2, Math.min(left + size / 4, limit));
-  const y = top > size * 1.3 ? top - size * 0.3 : top + size;
-  svg("text", { class: "label", "font-size": size, x, y }, root).textContent = text;
+  if (text) (root.names ??= [])[thick ? "unshift" : "push"]({ box, text, size });
+}
+
+// the names of boxes, of thick ones and then of the uppermost first: above or inside of the box, or else below, where
+// they cover no other; where there is no such place, none
+function addNames(root) {
+  const [first, ...others] = root.names ?? [], { width, height } = root.viewBox.baseVal, taken = [];
+  if (!first) return root;
+  for (const { box: [left, top, right, bottom], text, size } of [first, ...others.reverse()]) {
+    const wide = text.length * size * 0.6, high = size * 1.2;
+    const fits = (value, room) => Math.max(0, Math.min(value, room));
+    const spots = [[left, top - high], [left, top], [right - wide, top - high], [right - wide, bottom - high], [left, bottom - high], [left, bottom]]
+      .filter(([, y]) => y >= 0 && y + high <= height).map(([x, y]) => [fits(x, width - wide), y]);
+    const spot = spots.find(([x, y]) => !taken.some(([x0, y0, x1, y1]) => x < x1 && x + wide > x0 && y < y1 && y + high > y0));
+    if (!spot) continue;
+    const [x, y] = spot;
+    taken.push([x, y, x + wide, y + high]);
+    svg("text", { class: "label", "font-size": size, x: x + size / 4, y: y + size * 0.9 }, root).textContent = text;
+  }
+  return root;
 }
 
 // an image with some text; a click enlarges it

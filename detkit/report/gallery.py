@@ -22,13 +22,14 @@ QUALITIES = (80, 65, 50, 35, 20)
 
 
 def gallery(
-    dataset: DetectionDataset, detections: DetectionSet, truth: TruthSet, errors: ErrorAnalysis
+    dataset: DetectionDataset, detections: DetectionSet, truth: TruthSet, errors: ErrorAnalysis, working: ErrorAnalysis
 ) -> dict[str, Any]:
     """Return the images of each kind, as plain data: {"kinds": {kind: [[image, box], ...]}, "images": [...]}.
 
     Of each kind the IMAGES worst, of as many images: the errors of best score, and the largest of missed objects;
     what is right is shown by the best of each class. `box` is a detection of the image, or an object where the kind
-    is missed.
+    is missed; an image's `index` is its number in the data set. errors: of all detections; working: of those of a
+    working score, by which objects are found or missed.
     """
     labels, image = join(detections, truth)
     chosen = {}
@@ -38,7 +39,7 @@ def gallery(
             rows = rows[_repeats(labels[rows]).sort(stable=True).indices]
         chosen[kind] = rows[:IMAGES]
     area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(1)
-    missed = _one_an_image(errors.missed, area, truth.image)[:IMAGES]
+    missed = _one_an_image(working.missed, area, truth.image)[:IMAGES]
 
     # those that a gallery shows are kept, whatever their score
     focus = torch.cat([*chosen.values()])
@@ -46,7 +47,7 @@ def gallery(
     rank[focus] += 1e9
     object_rank = torch.isin(torch.arange(len(truth.labels)), missed).long()
     # 0 = to find and lost by an error, 1 = found, 2 = missed, 3 = ignored
-    status = torch.where(truth.ignore, 3, torch.where(errors.missed, 2, errors.found.long()))
+    status = torch.where(truth.ignore, 3, torch.where(working.missed, 2, working.found.long()))
     images = []
     # of each detection and object: the number of its image, and its own there
     place, object_place = torch.zeros(len(rank), 2).long(), torch.zeros(len(status), 2).long()
@@ -60,6 +61,7 @@ def gallery(
         near = errors.near[found].tolist()
         images.append(
             {
+                "index": index,
                 **backdrop(dataset, index, torch.cat((truth.boxes[objects], detections.boxes[found]))),
                 "detections": [[*box, round(iou, 3)] for box, iou in zip(boxes, near)],
                 "objects": plain_boxes(objects, truth.boxes, truth.labels, status),

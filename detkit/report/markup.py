@@ -47,9 +47,9 @@ def digits(value: float) -> str:
     return f"{value:.4f}" if value == value else "–"
 
 
-def figure(image: str, caption: str, attributes: str = "") -> str:
+def figure(image: str, caption: str) -> str:
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure{attributes}>{image}{below}</figure>"
+    return f"<figure>{image}{below}</figure>"
 
 
 def terms(values: Mapping[str, str]) -> str:
@@ -62,7 +62,7 @@ def cell(text: object, attributes: str = "") -> str:
 
 
 def row(name: str, cells: Iterable[str], attributes: str = "") -> str:
-    return f'<tr{attributes}><th scope="row">{name}</th>{"".join(cells)}</tr>'
+    return f'<tr{attributes}><th scope="row"><span>{name}</span></th>{"".join(cells)}</tr>'
 
 
 def table(titles: Iterable[str], rows: Iterable[str], kind: str, foot: str = "") -> str:

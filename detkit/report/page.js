@@ -20,7 +20,7 @@
 
   // an image with the boxes that are switched on; the one that it is shown for always is
   function paint(image, focus, kind, named) {
-    const root = canvasOf(image), size = Math.max(image.width, image.height) / (named ? 45 : 22);
+    const root = canvasOf(image), size = Math.max(image.width, image.height) / (!named ? 22 : innerWidth < 640 ? 28 : 45);
     const shown = checked(layers), classes = checked(filters);
     image.objects.forEach(([label, status, ...box], index) => {
       const focused = kind === "missed" && index === focus;
@@ -40,7 +40,7 @@
       const text = focused || named ? `${data.classes[label]} ${score.toFixed(2)}` : "";
       addBox(root, box, "d" + state, text, size, focused);
     }
-    return root;
+    return addNames(root);
   }
 
   function about(image, focus, kind) {
@@ -81,6 +81,8 @@
     const [number, focus] = entries[current];
     const image = data.images[number];
     $("stage").replaceChildren(paint(image, focus, kind, true));
+    const link = make("a", { href: `explained/${kind}.html` }, "How the detector came to it, step by step");
+    $("how").replaceChildren(...(data.explained.includes(kind) && entries[current] === data.kinds[kind][0] ? [link] : []));
     $("caption").textContent = `${current + 1} of ${entries.length}: ${about(image, focus, kind).join(", ")}`;
   }
   largeImage({ ArrowLeft: () => enlarge(current - 1), ArrowRight: () => enlarge(current + 1) });

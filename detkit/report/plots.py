@@ -14,8 +14,10 @@ from detkit.viz.curves import (
     SPEED_LABEL,
     SpeedPoint,
     classes_by_ap,
+    log_ticks,
     mean_envelope,
     precision_envelope,
+    round_ticks,
     speed_axes,
     thin,
     training_curves,
@@ -23,7 +25,8 @@ from detkit.viz.curves import (
 from detkit.viz.draw import hex_colour
 
 WIDTH, HEIGHT = 520, 320
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 66, 24, 12, 46
+LETTER, LINE = 9.5, 20  # at most, in the style sheet's larger letters of narrow screens
 POINTS = 160  # of a curve
 
 
@@ -89,7 +92,7 @@ def speed_plot(points: Sequence[SpeedPoint]) -> str:
 def _tick(x: float, value: float) -> str:
     return (
         f'<line class="grid" x1="{x:.1f}" y1="{_y(0)}" x2="{x:.1f}" y2="{_y(1)}"/>'
-        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_number(value)}</text>'
+        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{_number(value)}</text>'
     )
 
 
@@ -98,12 +101,12 @@ def _labels(points: Sequence[tuple[float, float, str]]) -> str:
     taken: list[tuple[float, float, float]] = []
     text = ""
     for x, y, name in points:
-        half = 3.4 * len(name)
+        half = LETTER / 2 * len(name)
         x = min(max(x, LEFT + half), WIDTH - RIGHT - half)
-        spots = [y - 10, y + 20, y - 24, y + 34, y - 38]
         near = [other for middle, other, wide in taken if abs(x - middle) <= half + wide]
-        inside = (spot for spot in spots if TOP + 10 < spot < HEIGHT - BOTTOM)
-        spot = next((spot for spot in inside if all(abs(spot - other) > 13 for other in near)), spots[0])
+        rows = [spot for k in range(HEIGHT // LINE) for spot in (y - 10 - k * LINE, y + LINE + 4 + k * LINE)]
+        inside = [spot for spot in rows if TOP + LINE < spot < HEIGHT - BOTTOM]
+        spot = next((spot for spot in inside if all(abs(spot - other) >= LINE for other in near)), inside[0])
         taken.append((x, spot, half))
         text += f'<text class="name" x="{x:.1f}" y="{spot:.1f}" text-anchor="middle">{escape(name)}</text>'
     return text
@@ -162,7 +165,7 @@ def histogram_plot(parts: Mapping[str, Tensor], text: str, label: str, *, log: b
                 low, high = low + row / len(parts) / bins, low + (row + 1) / len(parts) / bins
             body += _bar(low, high, bottom, bottom + scale[row, index], name, title)
             bottom += 0 if log else scale[row, index]
-    return _frame(text, label, "count", (0, 1), (0, top), body, log=log)
+    return _frame(text, label, "count", (0, 1), (0, top), body, counts=True, log=log)
 
 
 def _bar(low: float, high: float, bottom: float, top: float, name: str, title: str) -> str:
@@ -195,28 +198,33 @@ def _frame(
     ys: tuple[float, float],
     body: str,
     *,
+    counts: bool = False,
     log: bool = False,
 ) -> str:
-    """Put axes around a plot; xs, ys: what the ends of the axes stand for; without xs the body has that axis."""
+    """Put axes around a plot; xs, ys: what the ends of the axes stand for; without xs the body has that axis. counts:
+    whether `ys` are whole numbers; log: on a logarithmic axis, from 0, of 1 + the number."""
+    low, high = ys
+    if log:
+        scale = math.log10(high + 1)
+        marks = {math.log10(tick + 1) / scale: tick for tick in (0.0, *log_ticks(0, math.log10(high)))}
+    else:
+        marks = {(tick - low) / (high - low): tick for tick in round_ticks(low, high, counts)}
     axes = ""
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = _y(share)
-        count = (ys[1] + 1) ** share - 1 if log else ys[0] + share * (ys[1] - ys[0])
-        if xs is not None:
-            axes += _tick(_x(share), xs[0] + share * (xs[1] - xs[0]))
-        axes += (
-            f'<line class="grid" x1="{_x(0)}" y1="{y:.1f}" x2="{_x(1)}" y2="{y:.1f}"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(count)}</text>'
-        )
+    if xs is not None:
+        axes = "".join(_tick(_x((tick - xs[0]) / (xs[1] - xs[0])), tick) for tick in round_ticks(*xs))
+    axes += "".join(
+        f'<line class="grid" x1="{_x(0)}" y1="{_y(share):.1f}" x2="{_x(1)}" y2="{_y(share):.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{_y(share) + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
+        for share, tick in marks.items()
+    )
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return (
         f'<svg class="plot" role="img" aria-label="{escape(text, quote=True)}" viewBox="0 0 {WIDTH} {HEIGHT}">{axes}'
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{across}</text>'
-        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{up}</text>{body}</svg>'
+        f'<text transform="translate(15 {middle}) rotate(-90)" text-anchor="middle">{up}</text>{body}</svg>'
     )
 
 
 def _number(value: float) -> str:
-    if value >= 10000:
-        return f"{value / 1000:.0f}k"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """A tick, which is round: 0.25, 500, 20k."""
+    return f"{value / 1000:g}k" if value >= 10000 else f"{value:.6g}"

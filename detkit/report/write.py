@@ -1,7 +1,8 @@
 """report.html and errors.json."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from detkit.report.markup import cell, digits, figure, fill, resource, row, scro
 from detkit.structures import DetectionSet, TruthSet
 from detkit.viz.curves import classes_by_ap
 from detkit.viz.draw import hex_colour
+
+# Writes a page of an image: the page's path, the image's number in the data set, the least score to show. Returns
+# whether it is written
+Explain = Callable[[Path, int, float], bool]
 
 MEANING = {
     "right": "the best detection of an object, of its class, at IoU .5 or more",
@@ -43,19 +48,23 @@ def write_report(
     *,
     protocol: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]] = (),
+    explain: Explain | None = None,
 ) -> Path:
     """Write report.html and errors.json into `folder`; return the former's path.
 
     result: what `score` said of the detections. dataset: the images of `truth.ids`, in that order; where one cannot be
     read its boxes are drawn on a blank. protocol: what the numbers are of, shown as it is. records: a training
-    log's, see `viz.loss_plot`. The page holds all that it shows, images as small JPEGs of less than 5 MB in all.
+    log's, see `viz.loss_plot`. explain: writes a page of how the detector came to what it says of an image; called for
+    the worst image of each kind of error, which the report then links to. The page holds all else that it shows,
+    images as small JPEGs of less than 5 MB in all.
 
     Raises UserError and ValueError as `voc_ap` does.
     """
     folder, curves = Path(folder), result.curves
     cpu = detections.to("cpu"), truth.to("cpu")
     analysis = analyse(*cpu, result.metric)
-    images = gallery(dataset, *cpu, analysis.errors)
+    images = gallery(dataset, *cpu, analysis.errors, analysis.working)
+    explained = [] if explain is None else _explain_worst(folder, images, analysis, explain)
     content = {**analysis.to_dict(), **protocol}
     write_atomic(folder / "errors.json", json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     loss = plots.loss_plot(records)
@@ -65,16 +74,23 @@ def write_report(
         resource("page.html"),
         style=resource("page.css"),
         script=resource("boxes.js") + resource("page.js") + resource("sort.js"),
-        data={"classes": truth.classes, "states": STATES, "meaning": MEANING, "score": analysis.score, **images},
+        data={
+            "classes": truth.classes,
+            "states": STATES,
+            "meaning": MEANING,
+            "score": analysis.score,
+            "explained": explained,
+            **images,
+        },
         title=escape(f"{protocol.get('dataset', 'detections')}: mAP {digits(result.mAP)}"),
         facts=_facts(result, analysis),
         protocol=terms({escape(str(name)): escape(str(value)) for name, value in rows.items()}),
-        errors=_errors(analysis),
+        errors=_errors(analysis, explained),
         table=_per_class(result, analysis),
         pr=figure(
             plots.pr_plot(curves),
             f"Precision against recall at IoU .5, mAP {digits(curves.mAP)}, of the classes that are switched "
-            f"on above.{_legend(curves)}",
+            f"on below.{_legend(curves)}",
         ),
         loss=figure(loss, f"Loss ({_key('loss', 'line')}) and mAP on val ({_key('map', 'dots')}, from 0 to 1).")
         if loss
@@ -84,7 +100,7 @@ def write_report(
         scores=_scores(analysis),
         ious=figure(
             plots.histogram_plot({"near": analysis.near}, "Best IoU of detections", "best IoU with its class"),
-            f"How well detections of score {analysis.score:.2f} and up fit their nearest object.",
+            f"How well detections of score {_score(analysis)} and up fit their nearest object.",
         )
         + figure(
             plots.histogram_plot({"reach": analysis.reach}, "Best IoU of objects", "best IoU with its class"),
@@ -94,10 +110,15 @@ def write_report(
         "their boxes are drawn on a blank of the image's size.</p>"
         if blanks
         else "",
-        score=f"{analysis.score:.4f}",
+        score=_score(analysis),
     )
     write_atomic(folder / "report.html", html)
     return folder / "report.html"
+
+
+def _score(analysis: Analysis) -> str:
+    """The working score, rounded down, so that what it lets through stays."""
+    return f"{math.floor(analysis.score * 100) / 100:.2f}"
 
 
 def _key(name: str, text: str) -> str:
@@ -116,14 +137,14 @@ def _legend(curves: VOCResult) -> str:
 
 def _facts(result: Result, analysis: Analysis) -> str:
     """The few numbers to see first."""
-    right = analysis.errors.to_dict()["counts"]["right"]
-    objects = int(analysis.errors.npos.sum())
+    right, counted, objects = (int(part.sum()) for part in (analysis.found, analysis.counted, analysis.errors.npos))
     cost = analysis.errors.cost[: len(KINDS)]
     facts = {
         f"mAP, {result.metric}": digits(result.mAP),
         "images": f"{result.images:,}",
         "objects to find": f"{objects:,}",
-        "found at any score": f"{right / objects:.1%}" if objects else "–",
+        f"recall from {_score(analysis)}": f"{right / objects:.1%}" if objects else "–",
+        f"precision from {_score(analysis)}": f"{right / counted:.1%}" if counted else "–",
     }
     if not cost.isnan().any():
         worst = int(cost.argmax())
@@ -131,9 +152,26 @@ def _facts(result: Result, analysis: Analysis) -> str:
     return terms(facts)
 
 
-def _errors(analysis: Analysis) -> str:
-    """The table of kinds: how many, and what each costs."""
-    counts = dict(zip(KINDS, analysis.errors.counts.tolist()))
+def _explain_worst(folder: Path, images: dict[str, Any], analysis: Analysis, explain: Explain) -> list[str]:
+    """Explain the worst image of each kind of error, from a score on that shows the error; return the kinds done."""
+    done = []
+    for kind in KINDS:
+        for number, focus in images["kinds"][kind][:1]:
+            image = images["images"][number]
+            shown = analysis.score if kind == "missed" else min(analysis.score, image["detections"][focus][1])
+            if explain(folder / _page(kind), image["index"], math.floor(shown * 100) / 100):
+                done.append(kind)
+    return done
+
+
+def _page(kind: str) -> str:
+    """Where the worst image of a kind of error is explained, beside the report."""
+    return f"explained/{kind}.html"
+
+
+def _errors(analysis: Analysis, explained: Sequence[str]) -> str:
+    """The table of kinds: how many at the working score, and what each costs at all scores."""
+    counts = dict(zip(KINDS, analysis.working.counts.tolist()))
     cost = analysis.errors.cost.nan_to_num(0).tolist()
     highest = max([*cost, 1e-9])
     rows = []
@@ -142,18 +180,19 @@ def _errors(analysis: Analysis) -> str:
         dot = f'<span class="dot k-{name}" aria-hidden="true"></span>' if known else ""
         meter = f'<span class="meter" style="width:{max(0.0, value) / highest * 100:.1f}%"></span>'
         cells = cell(f"{counts[name]:,}" if known else ""), cell(f"{value:+.4f}{meter}")
-        rows.append(row(f"{dot}{name}<small>{MEANING[name]}</small>", cells, "" if known else ' class="sum"'))
-    return table(("kind", "count", "mAP to gain"), rows, "kinds")
+        link = f'<small><a href="{_page(name)}">the worst, step by step</a></small>' if name in explained else ""
+        rows.append(row(f"{dot}{name}<small>{MEANING[name]}</small>{link}", cells, "" if known else ' class="sum"'))
+    return table(("kind", f"count from {_score(analysis)}", "mAP to gain"), rows, "kinds")
 
 
 def _per_class(result: Result, analysis: Analysis) -> str:
-    """The per-class table, with what each kind of error costs the class."""
+    """The per-class table: AP, counts at the working score, and what each kind of error costs the class."""
     errors, curves = analysis.errors, result.curves
     aps, means = {"AP": result.ap}, [result.mAP]
     if isinstance(result, COCOResult):
         aps["AP50"] = curves.ap
         means.append(curves.mAP)
-    counts = curves.npos, curves.found, curves.counted
+    counts = errors.npos, analysis.found, analysis.counted
     gains = errors.fixed - errors.ap
 
     def cells(aps: Iterable[float], counts: Iterable[int], gains: Sequence[float]) -> list[str]:

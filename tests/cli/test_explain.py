@@ -72,8 +72,8 @@ def test_every_detector_has_its_sections(name: str, known: bool) -> None:
         assert sheet.ndim == 3
         assert max(sheet.shape) >= 900
     page = Page(explain_page(explanation, sections, "title", "protocol"))
-    ids = [attributes.get("id") for tag, attributes in page.elements if tag == "section"]
-    assert ids == [*(section.name for section in sections), "steps"]
+    names = [section.name for section in sections]
+    assert [name for name in page.ids if name in {*names, "steps"}] == [*names[:-1], "steps", "detections"]
     drawings = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(drawings) == sum(len(section.panels) for section in sections)
     assert all(attributes["alt"] for attributes in drawings)
@@ -141,6 +141,20 @@ def test_the_command(weights: str, root: Path, capsys: pytest.CaptureFixture[str
     assert "objects of set/Annotations/1.xml" in said.replace(str(root.resolve().parent) + "/", "")
     for name in names[:-1]:
         assert cv2.imread(f"out/{name}") is not None
+
+
+def test_a_report_links_to_explanations(weights: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [f"data.root={root}", "data.test=[one]", "train.device=cpu"]
+    (root / "ImageSets/Main/one.txt").write_text("1\n")
+    assert run_command("evaluate", [weights, *keys, "--report"]) == 0
+    out = Path("runs") / f"evaluate-{Path(weights).parent.name}-test"
+    pages = sorted(path.relative_to(out).as_posix() for path in out.glob("explained/*"))
+    report = Page((out / "report.html").read_text())
+    links = [str(own["href"]) for tag, own in report.elements if tag == "a"]
+    assert sorted(link for link in links if not link.startswith("#")) == pages
+    assert pages
+    explained = Page((out / pages[0]).read_text())
+    assert "objects of set/one" in explained.text
 
 
 def test_truth_is_found_or_left_out(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -86,6 +87,18 @@ def test_one_process_makes_a_store(root, capsys):
     with held_by_another(Path("proposals/.a.npz.lock")) as number:
         said = failure(capsys, "make", "--root", str(root), "--split", "test", "--out", "proposals/a.npz")
     assert f"proposals/a.npz is being written by process {number} on " in said
+
+
+def test_who_interrupts_it_learns_how_to_go_on(root, capsys, monkeypatch):
+    def interrupted(*_: object, **keys: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("detkit.runtime.progress.Progress.update", interrupted)
+    command = ["proposals", "make", "--root", str(root), "--split", "test", "--workers", "1"]
+    assert main([*command, "--out", "a.npz"]) == 130
+    assert capsys.readouterr().err == "interrupted; 1 of 3 images are done; the same command goes on from there\n"
+    monkeypatch.undo()
+    assert main([*command, "--out", "a.npz"]) == 0
 
 
 def test_what_a_process_leaves_that_is_killed_at_its_end_is_cleared(root):

@@ -143,6 +143,21 @@ def test_show_draws_what_training_sees(small_root, tmp_path, capsys, behind):
     assert out.is_file()
 
 
+@pytest.mark.parametrize("name", ["Mosaic", "MixUp"])
+def test_show_draws_images_that_are_made_of_several(small_root, tmp_path, name):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{name: ssd, backbone: {{name: tiny}}}}\ndata: {{root: {small_root}}}\ntrain: {{iterations: 1}}\n"
+    )
+    drawn = []
+    for number, augment in enumerate(("[]", f"[{{{name}: {{p: 1}}}}]")):
+        out = tmp_path / f"{number}.png"
+        words = ["show", str(config), "data.test=[test]", f"data.augment={augment}", "--out", str(out), "--size", "64"]
+        assert run_command("dataset", words) == 0
+        drawn.append(out.read_bytes())
+    assert drawn[0] != drawn[1]
+
+
 def test_help_is_quick():
     """No heavy import for --help."""
     code = "import sys, detkit.cli as c; c.command_parser('dataset'); print({'torch', 'numpy'} & set(sys.modules))"

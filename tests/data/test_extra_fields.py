@@ -70,11 +70,12 @@ def check(labels: torch.Tensor, extra: dict[str, torch.Tensor], has_track: list[
     st.lists(st.tuples(st.integers(0, IMAGES - 1), st.booleans()), min_size=1, max_size=8),
     st.integers(0, 100),
     st.sampled_from([1, 2, 4]),
+    st.sampled_from([[], [{"Mosaic": {"p": 1}}, "MixUp"]]),
 )
-@settings(deadline=None, max_examples=30)
-def test_a_field_survives_from_the_format_to_training_and_scoring(root, objects, seed, parts):
+@settings(deadline=None, max_examples=40)
+def test_a_field_survives_from_the_format_to_training_and_scoring(root, objects, seed, parts, combined):
     has_track = fill(objects)
-    config = DataConfig(root=str(root), format="extra", train=["train"], augment=AUGMENT)
+    config = DataConfig(root=str(root), format="extra", train=["train"], augment=[*combined, *AUGMENT])
     dataset = open_dataset(config, "train")
     truth = dataset.truth().to("cpu")
     assert len(truth.labels) == len(objects)

@@ -107,8 +107,9 @@ def test_no_transform_that_is_accepted_looks_at_proposals():
             continue  # refused, or in want of parameters
         tried += 1
         for seed in range(3):
-            without = transform(image, OBJECTS, (0, seed))
-            both = transform(image, np.concatenate([OBJECTS, proposals]), (0, seed), 3)
+            empty = lambda _: (noise(60, 80, 1), OBJECTS[:0], 0)  # noqa: E731 (what mosaic and mixup take beside it)
+            without = transform(image, OBJECTS, (0, seed), other=empty)
+            both = transform(image, np.concatenate([OBJECTS, proposals]), (0, seed), 3, empty)
             objects = both[2] < 3
             np.testing.assert_array_equal(both[0], without[0], err_msg=name)
             np.testing.assert_array_equal(both[2][objects], without[2], err_msg=name)

@@ -33,6 +33,11 @@ def test_drawn_on_first_use_and_then_left(tmp_path):
     assert sides.max() > 70
 
 
+def test_drawing_says_how_far_it_is(tmp_path, capsys):
+    shapes.draw_shapes(tmp_path / "shapes", FEW)
+    assert "shapes drawn: 70/70 images" in capsys.readouterr().err
+
+
 def test_same_seed_same_images_alone_or_in_parallel(tmp_path):
     shapes.draw_shapes(tmp_path / "a", FEW)
     shapes.draw_shapes(tmp_path / "b", {"train": 6})  # too few for several processes

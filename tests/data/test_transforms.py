@@ -139,7 +139,9 @@ def test_every_transform_that_can_be_named_is_determined_by_the_seed():
         except UserError:
             continue  # refused, or in want of parameters
         tried += 1
-        first, second = chain(noise(90, 120), boxes, (0, 7)), chain(noise(90, 120), boxes, (0, 7))
+        first, second = (
+            chain(noise(90, 120), boxes, (0, 7), other=lambda _: (noise(60, 80, 1), boxes, 2)) for _ in range(2)
+        )
         for a, b in zip(first, second):
             np.testing.assert_array_equal(a, b, err_msg=name)
         assert first[0].shape == (90, 120, 3)
@@ -149,8 +151,9 @@ def test_every_transform_that_can_be_named_is_determined_by_the_seed():
 def unfused(parts: list[str], spec: InputSpec):
     single = build_train(parts, spec)
     transforms = [chain._build(part, spec) for part in parts]
-    single.chain.transforms = transforms
-    single.chain.compose = chain.A.Compose(transforms, bbox_params=chain.A.BboxParams("albumentations"))
+    (stage,) = single.chain.stages
+    stage.transforms = transforms
+    stage.compose = chain.A.Compose(transforms, bbox_params=chain.A.BboxParams("albumentations"))
     return single
 
 
@@ -158,7 +161,7 @@ def unfused(parts: list[str], spec: InputSpec):
 def test_fused_steps_equal_the_single_ones(parts):
     """Sample must change nothing but the time: same draws, same pixels."""
     fused, single = build_train(parts, SPEC), unfused(parts, SPEC)
-    assert [type(t) for t in fused.chain.transforms] == [sample.Sample]
+    assert [type(t) for t in fused.chain.stages[0].transforms] == [sample.Sample]
     boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60), (90, 70, 99, 79)], np.float32)
     for seed in range(150):
         one, two = fused(noise(80, 100), boxes, (3, seed)), single(noise(80, 100), boxes, (3, seed))
@@ -169,7 +172,7 @@ def test_fused_steps_equal_the_single_ones(parts):
 
 def test_fused_with_expansion_and_resize_stays_within_a_pixel():
     fused, single = build_train(SSD, SPEC), unfused(SSD, SPEC)
-    assert [type(t).__name__ for t in fused.chain.transforms] == ["Sample", "HorizontalFlip"]
+    assert [type(t).__name__ for t in fused.chain.stages[0].transforms] == ["Sample", "HorizontalFlip"]
     boxes = np.array([(5, 5, 50, 40), (20, 10, 70, 60), (60, 50, 99, 79)], np.float32)
     smooth = cv2.GaussianBlur(noise(80, 100), (0, 0), 9)
     equal = 0
@@ -188,7 +191,7 @@ def test_expand_fills_with_the_mean_and_keeps_the_image():
     image = np.full((50, 60, 3), 255, np.uint8)
     data = {"image": image, "bboxes": np.array([(0.0, 0.0, 1.0, 1.0, 0.0)])}
     for seed in range(30):
-        out = with_state(chain.chain.transforms[0], seed)(**data)
+        out = with_state(chain.chain.stages[0].transforms[0], seed)(**data)
         canvas, (x0, y0, x1, y1, _) = out["image"], out["bboxes"][0]
         height, width = canvas.shape[:2]
         assert 100 <= height <= 150
@@ -403,6 +406,15 @@ def test_any_albumentations_transform_and_compositions():
         ([{"OneOf": {}}], "OneOf: transforms should be a list"),
         ([{"OverlayElements": {}}], "OverlayElements moves pixels but not boxes"),
         (["ToFloat"], "data.augment: ToFloat makes float32 images"),
+        ([{"Mosaic": {"zoom": [0.5, 1]}}], "Mosaic: zoom is [0.5, 1]"),
+        ([{"Mosaic": {"centre": 0.5}}], "Mosaic: centre is 0.5"),
+        ([{"MixUp": {"alpha": 0}}], "MixUp: alpha is 0"),
+        ([{"MixUp": {"min_visible": 2}}], "MixUp: min_visible is 2"),
+        ([{"MixUp": {"p": -1}}], "MixUp: p is -1"),
+        (
+            [{"OneOf": {"transforms": ["MixUp", "HorizontalFlip"]}}],
+            "MixUp takes other images, so it cannot stand within",
+        ),
         ([{"Expand": 3}], "Expand: 3 is not a mapping"),
         ([{"Expand": {}, "IoUCrop": {}}], "is not {TransformName: {parameters}}"),
         ([7], "7 is not {TransformName: {parameters}}"),

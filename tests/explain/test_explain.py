@@ -236,9 +236,31 @@ def test_without_truth_nothing_is_said_of_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_image_without_detections_or_objects(name: str) -> None:
+def test_a_weak_detector_shows_its_best_and_says_so(name: str) -> None:
+    detector, config = build(name)
+    config.detect.score_threshold = -99.0
+    every = explain(detector, image(), config)
+    assert every.note == ""
+    config.detect.score_threshold = 99.0
+    explanation = explain(detector, image(), config)
+    assert config.detect.score_threshold == 99
+    nms, threshold = explanation.nms, explanation.settings.score_threshold
+    assert f"No box scores above 99, the best has {nms.scores[0]:.3g}: " in explanation.note
+    assert explanation.note.endswith(f" above {threshold:.3g}.")
+    # the best of all that score anything, 20 and what scores as the last of them, to three digits
+    last = min(20, int((every.nms.scores != 0).sum())) - 1
+    assert len(nms.scores) > last >= 12
+    np.testing.assert_array_equal(nms.scores, every.nms.scores[: len(nms.scores)])
+    assert threshold < nms.scores[last] <= threshold + 0.02 * abs(threshold)
+    assert len(explanation.boxes) > 0
+    assert f"above {threshold:g}" in draw_sections(explanation)[-3].text
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_image_without_detections_or_objects(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector, config = build(name)
     config.detect.score_threshold = 99.0
+    monkeypatch.setattr("detkit.explain.explanation.ENOUGH", 0)
     nothing = TRUTH.take(slice(0))
     explanation = explain(detector, image(), config, nothing)
     assert len(explanation.boxes) == len(explanation.nms.scores) == 0

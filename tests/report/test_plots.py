@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from detkit.evaluation import VOCResult, voc_ap
-from detkit.report.plots import pr_comparison, pr_plot, speed_plot
+from detkit.report.plots import histogram_plot, pr_comparison, pr_plot, speed_plot
 from detkit.viz.curves import SpeedPoint
 from detkit.viz.draw import hex_colour
 from tests.evaluation.sets import detection_set, truth_set
@@ -58,6 +59,28 @@ def test_precision_and_recall_of_each_class():
         assert line.findtext("title") == f"{CLASSES[index]}: AP {float(result.ap[index]):.3f}"
 
 
+@pytest.mark.parametrize("metric", ["voc07", "voc"])
+def test_ap_is_what_is_drawn(metric: str):
+    """Also of more steps than a curve has points, and of many detections of nothing after them."""
+    ids = tuple(map(str, range(500)))
+    truth = truth_set([(name, "cat", BOX) for name in ids], ids, CLASSES)
+    marks = "".join("1" + "0" * (k // 20) for k in range(400)) + "0" * 20000
+    objects = iter(ids)
+    found = [
+        (next(objects), "cat", 1 - place / 40000, BOX) if mark == "1" else ("0", "cat", 1 - place / 40000, FAR)
+        for place, mark in enumerate(marks)
+    ]
+    result = voc_ap(detection_set(found, ids, CLASSES), truth, metric=metric)
+    (line,) = Plot(pr_plot(result)).lines
+    xs, ys = Plot(pr_plot(result)).points(line).T
+    assert len(xs) > 160
+    if metric == "voc07":
+        drawn = np.interp(np.arange(11) / 10, xs, ys).mean()
+    else:
+        drawn = np.trapezoid(ys, xs)
+    assert drawn == pytest.approx(float(result.ap[1]), abs=3e-3)
+
+
 def test_precision_and_recall_of_several_detectors():
     results = {"one": result_of(cats="10110", dogs="0101"), "two": result_of(cats="011", dogs="1111")}
     plot = Plot(pr_comparison(results))
@@ -65,7 +88,7 @@ def test_precision_and_recall_of_several_detectors():
     for place, (name, result) in enumerate(results.items()):
         mean, *classes = plot.lines[3 * place : 3 * place + 3]
         drawn = plot.points(mean)
-        levels = np.linspace(0, 1, 101)
+        levels = np.linspace(0, 1, 201)
         np.testing.assert_allclose(drawn[:, 0], levels, atol=PIXEL)
         # at every level, also where a step is: a recall of exactly .25 is reached by the first true positive of four
         expected = [(envelope(result, 1, level) + envelope(result, 2, level)) / 2 for level in levels]
@@ -84,3 +107,38 @@ def test_no_map_above_1_is_on_the_axis(values: tuple[float, ...]) -> None:
     assert len(upright) >= 3
     assert 0 <= min(upright) <= min(values)
     assert max(values) <= max(upright) <= 1
+
+
+@pytest.mark.parametrize(
+    ("top", "log", "ticks"),
+    [
+        (1690, True, "0 1 10 100 1000"),
+        (21, True, "0 1 2 5 10 20"),
+        (1690, False, "0 500 1000 1500"),
+        (31200, False, "0 10k 20k 30k"),
+        (3, False, "0 1 2 3"),
+        (1, False, "0 1"),
+    ],
+)
+def test_ticks_are_round(top: int, log: bool, ticks: str):
+    counts = torch.zeros(20, dtype=torch.int64)
+    counts[3] = top
+    drawn = histogram_plot({"right": counts}, "", "score", log=log)
+    assert re.findall(r'text-anchor="end">(.*?)</text>', drawn) == ticks.split()
+    assert re.findall(r'x="[\d.]+" y="292" text-anchor="middle">(.*?)</text>', drawn) == [
+        "0",
+        "0.2",
+        "0.4",
+        "0.6",
+        "0.8",
+        "1",
+    ]
+
+
+def test_no_name_of_a_detector_covers_another():
+    """Of many at one place, each keeps its own line; letters are at most of the size that narrow screens have."""
+    drawn = speed_plot([SpeedPoint(f"faster_rcnn-{number}", 0.5, 10.0 + number / 9) for number in range(9)])
+    places = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)"', drawn)
+    heights = sorted(float(y) for _, y in places)
+    assert len(heights) == 9
+    assert min(np.diff(heights)) >= 17

@@ -125,19 +125,43 @@ def test_the_histogram_of_objects_leaves_out_what_is_not_to_be_found(root: Path,
 
 
 def test_the_table_of_classes_says_what_was_found(report: Path):
-    """Of each class: AP, objects to find, those found, detections that count; then the mean and the sums."""
+    """Of each class: AP, objects to find, and from the score of best F1, .7, those found and detections that count;
+    then the mean and the sums."""
     text = report.read_text()
     table = text[text.index('aria-label="Per-class table"') :]
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table[: table.index("</table>")])
+    rows = re.findall(r'<tr><th scope="row"><span>(.*?)</span></th>(.*?)</tr>', table[: table.index("</table>")])
     cells = {html.unescape(name): re.findall(r"<td>(.*?)</td>", row)[:4] for name, row in rows}
     metrics = json.loads((report.parent / "metrics.json").read_text())
     ap = {name: f"{value:.4f}" for name, value in metrics["AP"].items()}
     assert cells == {
-        "cat": [ap["cat"], "1", "1", "2"],
-        NASTY: [ap[NASTY], "1", "1", "3"],
+        "cat": [ap["cat"], "1", "1", "1"],
+        NASTY: [ap[NASTY], "1", "1", "2"],
         "owl": [ap["owl"], "1", "0", "0"],
-        "mean or sum": [f"{metrics['mAP']:.4f}", "3", "2", "5"],
+        "mean or sum": [f"{metrics['mAP']:.4f}", "3", "2", "3"],
     }
+
+
+def test_errors_are_counted_from_the_score_of_best_f1(report: Path):
+    """From .7 on the class error alone; the localisation error and the detection of nothing score less."""
+    errors = json.loads((report.parent / "errors.json").read_text())
+    assert errors["best_F1_score"] == pytest.approx(0.7)
+    assert errors["counts_at_best_F1"] == {**COUNTS, "localisation": 0, "background": 0, "ignored": 0}
+    text = report.read_text()
+    table = text[text.index('<table class="kinds">') :]
+    rows = re.findall(r"</span>(\w+)<small>.*?<td>(\d+)</td>", table[: table.index("</table>")])
+    assert {name: int(count) for name, count in rows} == {kind: errors["counts_at_best_F1"][kind] for kind in KINDS}
+    assert "recall from 0.69" in Page(text).text  # float32's .7 rounded down, so that it shows what counts
+
+
+def test_an_object_is_missed_below_the_score_of_best_f1(root: Path, tmp_path: Path):
+    """The owl's only detection, below, is not enough; yet no score would find more."""
+    rows = [*ROWS[:1], *(("3", "cat", 0.5, (40.0, 0.0, 50.0, 9.0 + k)) for k in range(9))]
+    rows.append(("2", "owl", 0.2, (0.0, 59.0, 30.0, 90.0)))
+    dataset, found = open_root(root, ["test"]), detection_set(rows, IDS, CLASSES)
+    path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    data = data_of(path.read_text())
+    missed = [data["images"][number]["objects"][place] for number, place in data["kinds"]["missed"]]
+    assert [2, 2, 0, 59, 30, 90] in missed
 
 
 def test_the_legend_has_the_colours_of_the_curves(report: Path):
@@ -226,9 +250,35 @@ def test_margins_and_a_training_log(tmp_path: Path, root: Path):
     assert json.loads((tmp_path / "errors.json").read_text())["calibration"] is None
 
 
-def test_report_needs_a_folder(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["evaluate", "--detections", str(tmp_path), "--dataset", str(root), "--report"]) == 2
-    assert "--report needs --out DIR" in capsys.readouterr().err
+def test_a_report_finds_a_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_detections(Path("found.json"), detection_set(ROWS, IDS, CLASSES))
+    assert main(["evaluate", "--detections", "found.json", "--dataset", str(root), "--report"]) == 0
+    assert "written to runs/evaluate-found-test/report.html" in capsys.readouterr().out
+    assert Path("runs/evaluate-found-test/report.html").is_file()
+
+
+def test_the_worst_error_of_each_kind_is_explained(root: Path, tmp_path: Path):
+    """Each page is of the image that comes first, and shows the error; what cannot be explained has no link."""
+    dataset, found = open_root(root, ["test"]), detection_set(ROWS, IDS, CLASSES)
+    asked = []
+
+    def explain(path: Path, index: int, least: float) -> bool:
+        asked.append((path.relative_to(tmp_path).as_posix(), dataset.ids[index], least))
+        return "class" not in path.name
+
+    result = score(found, dataset.truth(), "voc")
+    path = write_report(tmp_path, result, found, dataset.truth(), dataset, protocol={}, explain=explain)
+    assert asked == [
+        ("explained/localisation.html", "2", 0.5),
+        ("explained/class.html", "1", 0.69),  # where F1 is best
+        ("explained/background.html", "2", 0.6),
+        ("explained/missed.html", "2", 0.69),
+    ]
+    links = [own["href"] for tag, own in Page(path.read_text()).elements if tag == "a"]
+    done = ["localisation", "background", "missed"]
+    assert [link for link in links if not str(link).startswith("#")] == [f"explained/{kind}.html" for kind in done]
+    assert data_of(path.read_text())["explained"] == done
 
 
 SCRIPT = """
@@ -264,6 +314,10 @@ document.querySelectorAll(".sort")[1].click();
 seen.sorted = [...document.querySelectorAll(".sortable tbody tr")].map((row) => parseFloat(row.cells[1].textContent));
 seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
 const named = (element) => element.labels?.length || element.textContent.trim() || element.ariaLabel;
+document.getElementById("confusion").scrollIntoView({ behavior: "instant" });
+seen.contents = document.querySelector("nav").getBoundingClientRect().top;
+const heads = [...document.querySelectorAll(".sortable tbody th, .confusion tbody th")];
+seen.broken = heads.filter((cell) => cell.offsetWidth < 30).length;
 seen.nameless = [...document.querySelectorAll("button, input, summary")].filter((element) => !named(element)).length;
 document.body.dataset.seen = JSON.stringify(seen);
 """
@@ -287,5 +341,28 @@ def test_it_lives_in_a_browser(report: Path, tmp_path: Path):
         "closed": True,
         "sorted": [1, 0.5, 0],
         "wide": True,
+        "contents": 0,  # stay in view
+        "broken": 0,  # no class's name is broken letter by letter
         "nameless": 0,
     }
+
+
+NAMES = """
+document.querySelector(".card").click();
+const boxes = [...document.querySelectorAll("#stage .label")].map((name) => name.getBBox());
+const apart = (a, b) => a.x >= b.x + b.width || b.x >= a.x + a.width || a.y >= b.y + b.height || b.y >= a.y + a.height;
+const covering = boxes.filter((a, k) => boxes.slice(k + 1).some((b) => !apart(a, b))).length;
+const first = document.querySelector("#stage .label").textContent;
+document.body.dataset.seen = JSON.stringify({ names: boxes.length, covering, first });
+"""
+
+
+@needs_browser
+def test_no_name_covers_another(root: Path, tmp_path: Path):
+    """Of many boxes one over the other, some have no place for a name; what the image is about always has."""
+    rows = [("2", "owl", 0.9 - k / 50, (30.0 + k % 3, 10.0 + k, 70.0, 60.0 + k)) for k in range(20)]
+    dataset, found = open_root(root, ["test"]), detection_set(rows, IDS, CLASSES)
+    path = write_report(tmp_path, score(found, dataset.truth(), "voc"), found, dataset.truth(), dataset, protocol={})
+    seen = run_in_browser(path.read_text(), NAMES, tmp_path)
+    assert 2 < seen.pop("names") < 20
+    assert seen == {"covering": 0, "first": "owl 0.90"}

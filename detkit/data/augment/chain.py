@@ -2,8 +2,10 @@
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from inspect import Parameter, isclass, signature
+from itertools import groupby
 from typing import Any
 
 import albumentations as A
@@ -11,6 +13,7 @@ import numpy as np
 from albumentations.core.transforms_interface import Transform3D
 from albumentations.core.type_definitions import Targets
 
+from detkit.data.augment.combine import Combination, MixUp, Mosaic
 from detkit.data.augment.sample import Sample, fuse
 from detkit.data.augment.ssd import Expand, IoUCrop, PhotometricDistort, RandomInterpolationResize
 from detkit.errors import UserError, did_you_mean
@@ -24,19 +27,69 @@ DRAWS_MASKS = (
     *("ElasticTransform", "GridDistortion", "GridElasticDeform", "Morphological", "OpticalDistortion"),
     *("PiecewiseAffine", "PixelDropout", "RandomGridShuffle", "ThinPlateSpline"),
 )
-OWN = {kind.__name__: kind for kind in (PhotometricDistort, Expand, IoUCrop, RandomInterpolationResize)}
+OWN = {kind.__name__: kind for kind in (PhotometricDistort, Expand, IoUCrop, RandomInterpolationResize, Mosaic, MixUp)}
+
+Seed = tuple[int, ...]
+# Draws another image of the data set: (H, W, 3) uint8, its boxes (N, 4) as fractions, how many of them are objects
+Other = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, int]]
 
 
 class Chain:
     """The transforms of `data.augment`, called with an image, its boxes as fractions (N, 4), and a seed.
 
-    proposals: whether proposals will be among the boxes, which some transforms cannot have.
+    proposals: whether proposals will be among the boxes, which some transforms cannot have. stages: combinations of
+    images, and the transforms of one image between them.
     """
 
     def __init__(self, augment: Sequence[Any], spec: InputSpec, proposals: bool = False) -> None:
         transforms = [_build(item, spec) for item in augment]
         if proposals:
             _check_proposals_follow(transforms)
+        self.stages: list[Combination | _Transforms] = []
+        for combined, group in groupby(transforms, lambda transform: isinstance(transform, Combination)):
+            members = [*group]
+            self.stages += members if combined else [_Transforms(members)]
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, seed: Seed, objects: int, other: Other | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the image, the boxes (M, 4) that remain and their rows (M,), objects before proposals.
+
+        From row `objects` on boxes are proposals, whose rows come back as -1 - row. other: where a combination of
+        images gets others from; their boxes are numbered on, in the order in which they were got.
+        """
+        count = 0
+
+        def begin(image: np.ndarray, boxes: np.ndarray, objects: int) -> dict[str, Any]:
+            nonlocal count
+            rows = np.arange(count, count + len(boxes), dtype=np.float64)
+            rows[objects:] = -1 - rows[objects:]  # so that transforms tell them from objects, see `only_objects`
+            count += len(boxes)
+            return {"image": image, "bboxes": _tidy(np.concatenate([boxes, rows[:, None]], 1))}
+
+        def run(stages: Sequence[Any], data: dict[str, Any], seed: Seed) -> dict[str, Any]:
+            for number, stage in enumerate(stages, 1):
+                own = (*seed, number)  # numpy could not tell a 0 at its end apart
+                if not isinstance(stage, Combination):
+                    data = stage(data, seed if number == 1 else own)
+                    continue
+                random = np.random.default_rng(own)
+                if random.random() < stage.p:
+                    assert other is not None, f"{type(stage).__name__} takes other images"
+                    before = stages[: number - 1]  # which other images go through, too
+                    parts = [run(before, begin(*other(random)), (*own, part + 1)) for part in range(stage.others)]
+                    data = stage([data, *parts], random)
+                    data["bboxes"] = _tidy(data["bboxes"])
+            return data
+
+        data = run(self.stages, begin(image, boxes, objects), seed)
+        return data["image"], data["bboxes"][:, :4], data["bboxes"][:, 4].astype(np.int64)
+
+
+class _Transforms:
+    """Transforms of one image, called one after the other."""
+
+    def __init__(self, transforms: list[Any]) -> None:
         self.transforms = fuse(transforms)
         params = A.BboxParams("albumentations", clip=True)
         with warnings.catch_warnings():
@@ -44,21 +97,15 @@ class Chain:
             # wires what transforms find out about each other; the steps themselves are taken in __call__
             self.compose = A.Compose(self.transforms, bbox_params=params, is_check_shapes=False)
 
-    def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, seed: tuple[int, int], objects: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the image, the boxes (M, 4) that remain and their rows (M,); from row `objects` on are proposals."""
+    def __call__(self, data: dict[str, Any], seed: Seed) -> dict[str, Any]:
         # One state for all transforms. Compose.set_random_seed would give each the same seed, and so let, say, the
         # flip happen exactly when the expansion does.
-        self.compose.set_random_state(np.random.default_rng(seed), random.Random((seed[0] << 64) | seed[1]))
-        rows = np.arange(len(boxes), dtype=np.float64)
-        rows[objects:] = -1 - rows[objects:]  # so that transforms tell them from objects, see `only_objects`
-        data: dict[str, Any] = {"image": image, "bboxes": _tidy(np.concatenate([boxes, rows[:, None]], 1))}
+        self.compose.set_random_state(
+            np.random.default_rng(seed), random.Random(reduce(lambda high, low: (high << 64) | low, seed))
+        )
         for transform in self.transforms:
             data = _run(transform, data)
-        boxes = data["bboxes"]
-        rows = boxes[:, 4].astype(np.int64)
-        return data["image"], boxes[:, :4], np.where(rows < 0, -1 - rows, rows)
+        return data
 
 
 def _tidy(boxes: np.ndarray) -> np.ndarray:
@@ -127,14 +174,21 @@ def _build(item: Any, spec: InputSpec) -> Any:
         inner = values.get("transforms")
         if not isinstance(inner, list) or not inner:
             raise UserError(f"data.augment: {name}: transforms should be a list of transforms")
-        values = {**values, "transforms": [_build(part, spec) for part in inner]}
+        parts = [_build(part, spec) for part in inner]
+        for part in parts:
+            if isinstance(part, Combination):
+                raise UserError(
+                    f"data.augment: {type(part).__name__} takes other images, so it cannot stand within {name}, but "
+                    "beside it"
+                )
+        values = {**values, "transforms": parts}
     transform = _construct(name, kind, values)
     if isinstance(transform, Expand | RandomInterpolationResize):
         try:
             transform.use(spec)
         except ValueError as error:
             raise UserError(f"data.augment: {name}: {error}") from None
-    if name not in COMPOSITIONS:
+    if name not in COMPOSITIONS and not isinstance(transform, Combination):
         _try(transform)
     return transform
 
@@ -145,7 +199,7 @@ def _nearest(name: Any, known: dict[str, type]) -> str:
 
 
 def _check_boxes_follow(name: str, kind: type) -> None:
-    if name in COMPOSITIONS or issubclass(kind, A.ImageOnlyTransform):
+    if name in COMPOSITIONS or issubclass(kind, A.ImageOnlyTransform | Combination):
         return
     targets = getattr(kind, "_targets", ())
     if Targets.BBOXES not in (targets if isinstance(targets, tuple) else (targets,)):

@@ -17,15 +17,16 @@ INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER
 Size = tuple[int, int]
 
 
-def _interval(name: str, value: Any, minimum: float, maximum: float = np.inf) -> tuple[float, float]:
-    """Check a [low, high] parameter."""
+def interval(name: str, value: Any, minimum: float, maximum: float = np.inf) -> tuple[float, float]:
+    """Check a [low, high] parameter; ValueError says what is wrong."""
     fits = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
     if not fits or not minimum <= value[0] <= value[1] <= maximum:
         raise ValueError(f"{name} is {value!r}, but should be [low, high] between {minimum:g} and {maximum:g}")
     return float(value[0]), float(value[1])
 
 
-def _at_most(name: str, value: Any, maximum: float) -> float:
+def at_most(name: str, value: Any, maximum: float) -> float:
+    """Check a parameter between 0 and `maximum`; ValueError says what is wrong."""
     if not isinstance(value, int | float) or not 0 <= value <= maximum:
         raise ValueError(f"{name} is {value!r}, but should be between 0 and {maximum:g}")
     return float(value)
@@ -47,10 +48,10 @@ class PhotometricDistort(A.ImageOnlyTransform):
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        self.brightness = _at_most("brightness", brightness, 255)
-        self.contrast = _interval("contrast", contrast, 0)
-        self.saturation = _interval("saturation", saturation, 0)
-        self.hue = _at_most("hue", hue, 90)
+        self.brightness = at_most("brightness", brightness, 255)
+        self.contrast = interval("contrast", contrast, 0)
+        self.saturation = interval("saturation", saturation, 0)
+        self.hue = at_most("hue", hue, 90)
 
     def get_params(self) -> dict[str, Any]:
         rng = self.py_random
@@ -107,7 +108,7 @@ class Expand(A.DualTransform):
         self, ratio: Sequence[float] = (1.0, 4.0), fill: Sequence[float] | None = None, p: float = 0.5
     ) -> None:
         super().__init__(p=p)
-        self.ratio = _interval("ratio", ratio, 1)
+        self.ratio = interval("ratio", ratio, 1)
         if fill is not None and (len(fill) != 3 or not all(0 <= value <= 255 for value in fill)):
             raise ValueError(f"fill is {fill!r}, but should be [red, green, blue] between 0 and 255")
         self.colour = None if fill is None else tuple(map(float, fill))
@@ -171,8 +172,8 @@ class IoUCrop(A.DualTransform):
         if not isinstance(min_iou, Sequence) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in min_iou):
             raise ValueError(f"min_iou is {min_iou!r}, but should be a list of numbers between 0 and 1")
         self.min_iou = tuple(min_iou)
-        self.scale = _interval("scale", scale, 0.01, 1)
-        self.ratio = _interval("ratio", ratio, 0.01)
+        self.scale = interval("scale", scale, 0.01, 1)
+        self.ratio = interval("ratio", ratio, 0.01)
         if not self.ratio[0] <= 1 <= self.ratio[1]:
             raise ValueError(f"ratio is {ratio!r}, but should hold 1, the image's own aspect ratio")
 
