@@ -22,20 +22,20 @@ __all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load"
 _MODULES = ("evaluation", "ops")
 
 
-def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
+def load(checkpoint: "str | Path", device: str = "auto", backend: str | None = None) -> "Detector":
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
     `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, trained on COCO, are fetched on
     first use; a file of such weights stands for a checkpoint, too.
     darknet's yolov1.weights, or another YOLOv1 of that program, stands for a checkpoint where its cfg lies beside it.
+    An .onnx file as `detkit export` writes it stands for its checkpoint, on the fastest of OpenVINO and ONNX Runtime
+    that is installed. backend: `onnxruntime` or `openvino` to run the networks there, a checkpoint's after an export of
+    some seconds, `torch`, or `auto` for the fastest; `detector.backend` says which it is.
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """
-    from detkit.checkpoints.checkpoint import load_detector
-    from detkit.runtime.device import choose_device, to_device
+    from detkit.inference.backends import open_detector
 
-    where = choose_device(device)
-    detector, config = load_detector(checkpoint, where)
-    to_device(detector, where, config.train.channels_last)
+    detector, config = open_detector(checkpoint, device, backend)
     detector.experiment = config
     return detector
 

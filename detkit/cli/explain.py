@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from detkit.data.image_truth import Truth
 
 # options of detect that have no meaning, or would need an image of their own
-UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side")
+UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side", "backend")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from detkit.backbones.describe import count_flops
 from detkit.config import Section, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.parts import ExportPart, Function, stretched_images
+from detkit.models.parts import ExportPart, Function, PartRun, stretched_images
 from detkit.models.shape_checks import output_of
 from detkit.models.trace import AnchorStep, MapStep, SampleStep, Trace
 from detkit.ops import Match
@@ -114,6 +115,9 @@ class DenseDetector(Detector):
         """uint8 pixels (B, 3, H, W) -> boxes and scores before NMS: what is exported."""
         predictions = self.decode(self.network(self.normalise(pixels)))
         return predictions.boxes, predictions.scores
+
+    def use_parts(self, parts: Mapping[str, PartRun]) -> None:
+        self.predict = lambda images: Predictions(*parts[""](pixels=images.pixels))
 
     def anchor_step(self) -> AnchorStep | None:
         """Return the boxes that predictions are made for, in their order; None where there are no such boxes."""

@@ -1,8 +1,8 @@
 """The networks of a detector that become files for other programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,12 @@ class ExportPart:
     inputs: Mapping[str, PartInput]
     outputs: Mapping[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class PartRun(Protocol):
+    """An ExportPart that runs elsewhere: takes its inputs by name, returns its outputs in their order."""
+
+    def __call__(self, **inputs: Tensor) -> Sequence[Tensor]: ...
 
 
 def stretched_images(spec: InputSpec) -> dict[str, PartInput]:
