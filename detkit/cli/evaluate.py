@@ -159,7 +159,8 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
     dataset = open_dataset(config.data, arguments.split, detector.classes)
     evaluation = evaluate(detector, dataset, config)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
-    protocol["backend"] = detector.backend
+    if detector.backend != "torch":
+        protocol["backend"] = detector.backend
     return Scored(evaluation.result, evaluation.detections, dataset.truth(), dataset, protocol, evaluation.seconds)
 
 
@@ -205,7 +206,7 @@ def _report(arguments: argparse.Namespace, scored: Scored, attempt: Attempt) -> 
 
     result, protocol = scored.result, scored.protocol
     source = protocol.get("checkpoint") or protocol["detections"]
-    if protocol.get("backend", "torch") != "torch":
+    if "backend" in protocol:
         source += f", run by {protocol['backend']}"
     out: Path | None = arguments.out
     try:

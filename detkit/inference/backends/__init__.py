@@ -37,8 +37,8 @@ def open_detector(
     Raises UserError, in one line: a file that is missing, damaged, another program's or another detkit's; a backend
     that is unknown or not installed, or that can't run this detector.
     """
-    if backend not in (None, *BACKENDS):
-        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}{did_you_mean(str(backend), BACKENDS)}")
+    if backend is not None and backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
     if str(path).endswith(".onnx"):
         return _open_files(Path(path), device, backend or "auto", overrides)
     place = None if device is None else choose_device(device)  # before the file is read

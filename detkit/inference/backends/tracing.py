@@ -54,7 +54,7 @@ def onnx_files(
     """Return the content of the files of `export_parts`, by the ends of their names; path: of the checkpoint."""
     networks = {end: _trace(part, path) for end, part in parts.items()}
     own = own_metadata(detector, config, [*parts], sha256(b"".join(networks.values())).hexdigest())
-    return {end: seal(network, metadata(detector, parts[end]), own | {"part": end}) for end, network in networks.items()}
+    return {end: seal(networks[end], metadata(detector, part), own | {"part": end}) for end, part in parts.items()}
 
 
 def _trace(part: ExportPart, path: str | Path) -> bytes:
