@@ -172,7 +172,7 @@ class Detector(nn.Module):
     class_layers: how the names begin of the weights whose meaning depends on the classes.
     classes: the names behind labels 0..C-1. input: how images must arrive.
     experiment: the whole config of the checkpoint that it was loaded from, if it was. backend: what computes its
-    networks, for people.
+    networks, for people. fixed_nms: settings of the NMS that is inside of them, if it is.
     """
 
     config_type: ClassVar[type]
@@ -186,6 +186,7 @@ class Detector(nn.Module):
     backbone: Backbone
     experiment: Config | None = None
     backend: str = "torch"
+    fixed_nms: Mapping[str, float] | None = None
     _shift: Tensor
     _scale: Tensor
     _frozen_norms: Sequence[nn.Module] = ()

@@ -40,13 +40,15 @@ class ExportPart:
     """One network that becomes a file.
 
     inputs: by the names of the network's arguments. outputs: what they are, by name, in their order. facts: what else
-    it takes to go on from the outputs, for the file's metadata.
+    it takes to go on from the outputs, for the file's metadata. run: how detkit runs the file, where that is not as the
+    detector has it.
     """
 
     network: nn.Module
     inputs: Mapping[str, PartInput]
     outputs: Mapping[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 class PartRun(Protocol):

@@ -57,12 +57,12 @@ def test_auto_is_the_fastest_that_is_there(tmp_path: Path, monkeypatch: pytest.M
     started: list[str] = []
 
     class Fake:
-        def __init__(self, content: bytes, bf16: bool) -> None:
+        def __init__(self, content: bytes) -> None:
             started.append(self.name)
 
     fakes = {name: type(name, (Fake,), {"name": name}) for name in backends.RUNTIMES}
     monkeypatch.setattr(backends, "RUNTIMES", fakes)
-    monkeypatch.setattr(backends, "onnx_files", lambda *_: {"": b""})
+    monkeypatch.setattr(backends, "trace_parts", lambda *_: {"": b""})
     missing: list[str] = []
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name in missing else "there")
     for expected in ("openvino", "onnxruntime", "torch"):

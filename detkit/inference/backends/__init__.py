@@ -3,13 +3,12 @@
 A detector is a checkpoint, or the ONNX files that `detkit export` makes of one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -17,11 +16,13 @@ from detkit.checkpoints.checkpoint import load_detector, make_detector
 from detkit.config import Config
 from detkit.errors import UserError, did_you_mean, in_a_line
 from detkit.experiment import from_plain
-from detkit.inference.backends.onnx_file import read_files
-from detkit.inference.backends.runtimes import RUNTIMES, Runtime
-from detkit.inference.backends.tracing import check_packages, export_parts, onnx_files
+from detkit.inference.backends.forms import AfterNMS, OfBatches
+from detkit.inference.backends.onnx_file import ONNXFile, read_files, seal_parts, verify
+from detkit.inference.backends.runtimes import RUNTIMES
+from detkit.inference.backends.tracing import check_packages, export_parts, trace_parts
 from detkit.models import Detector
-from detkit.runtime.device import choose_device, resolve_amp, to_device
+from detkit.models.parts import PartRun
+from detkit.runtime.device import choose_device, to_device
 
 BACKENDS = ("auto", "torch", *RUNTIMES)
 
@@ -47,30 +48,63 @@ def open_detector(
     to_device(detector, place, config.train.channels_last)
     name = backend or "torch"
     if name == "auto":
-        name = _installed()[0] if place.type == "cpu" and _can_export(detector) else "torch"
+        name = fastest() if place.type == "cpu" and _can_export(detector) else "torch"
     if name == "torch":
         return detector, config
     _check(name, path, place.type)
     check_packages(f"--backend {name}, for which checkpoints are exported,")
-    config = _for_runtime(config)
-    files = onnx_files(detector, config, export_parts(detector, path), path)
-    _use(detector, {end: _start(name, content, config, path) for end, content in files.items()})
-    return detector, config
+    parts = export_parts(detector, path)
+    contents = seal_parts(trace_parts(parts, path), detector, config, parts)
+    return open_exported({end: verify(content, Path(path)) for end, content in contents.items()}, name, path)
 
 
 def _open_files(path: Path, device: str | None, backend: str, overrides: list[str] | None) -> tuple[Detector, Config]:
-    name = _installed()[0] if backend == "auto" else backend
+    name = fastest() if backend == "auto" else backend
     if name == "torch":
         raise UserError(f"{path}: torch runs no ONNX files; {' or '.join(RUNTIMES)} does: pip install onnxruntime")
     _check(name, path, device or "auto")
-    files = read_files(path)
+    choose_device("cpu")  # which it tunes
+    return open_exported(read_files(path), name, path, overrides)
+
+
+def open_exported(
+    files: Mapping[str, ONNXFile],
+    name: str,
+    path: str | Path,
+    overrides: list[str] | None = None,
+    watch: Callable[[str, PartRun], PartRun] = lambda end, run: run,
+) -> tuple[Detector, Config]:
+    """Return the detector of files, by the ends of their names, on a runtime, and its config.
+
+    path: the files' name, for errors. watch: what stands for the network of each file.
+    """
     own = next(iter(files.values())).values
-    config = _for_runtime(from_plain(own["config"], str(path), overrides))
+    # float32 on the CPU, images channel by channel
+    config = from_plain(own["config"], str(path), overrides)
+    config = replace(config, train=replace(config.train, device="cpu", channels_last=False, amp="none"))
     with _NoRandomValues():
         detector = make_detector(config, tuple(own["classes"]), path)
-    choose_device("cpu")  # which it tunes
-    _use(detector, {end: _start(name, file.content, config, file.path) for end, file in files.items()})
+    parts: dict[str, PartRun] = {}
+    for end, file in files.items():
+        try:
+            runtime = RUNTIMES[name](file.content)
+        except Exception as error:  # whatever the program has
+            raise UserError(f"{file.path}: {name} can't run it: {in_a_line(error)}") from None
+        run = watch(end, runtime)
+        if "batch" in file.values:
+            run = OfBatches(run, file.values["batch"], file.values["batched"])
+        if "nms" in file.values:
+            run, detector.fixed_nms = AfterNMS(run, len(detector.classes)), file.values["nms"]
+        parts[end], detector.backend = run, runtime.name
+    detector.use_parts(parts)
+    for parameter in detector.parameters():  # gives the memory back
+        parameter.data = parameter.data.new_empty(0)
     return detector.eval(), config
+
+
+def fastest() -> str:
+    """Return the fastest backend that is installed, on a CPU."""
+    return _installed()[0]
 
 
 def _installed() -> list[str]:
@@ -92,26 +126,6 @@ def _check(name: str, path: str | Path, device: str) -> None:
         raise UserError(f"{path}: backend {name} is not installed; pip install {name}")
     if device not in ("auto", "cpu"):
         raise UserError(f"{path}: backend {name} runs on the CPU; device {device} goes with a checkpoint on torch")
-
-
-def _for_runtime(config: Config) -> Config:
-    """Return the config of a detector that a runtime computes: on the CPU, images channel by channel."""
-    return replace(config, train=replace(config.train, device="cpu", channels_last=False))
-
-
-def _start(name: str, content: bytes, config: Config, path: str | Path) -> Runtime:
-    try:
-        return RUNTIMES[name](content, resolve_amp(torch.device("cpu"), config.train.amp) == "bf16")
-    except Exception as error:  # whatever the program has
-        raise UserError(f"{path}: {name} can't run it: {in_a_line(error)}") from None
-
-
-def _use(detector: Detector, parts: Mapping[str, Runtime]) -> None:
-    """Let the parts compute the detector's networks, and give the memory of its weights back."""
-    detector.use_parts(parts)
-    detector.backend = next(iter(parts.values())).name
-    for parameter in detector.parameters():
-        parameter.data = parameter.data.new_empty(0)
 
 
 class _NoRandomValues(TorchFunctionMode):

@@ -13,7 +13,7 @@ runs it without detkit (see `metadata`), then what detkit reads, all as JSON:
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,19 +52,25 @@ def metadata(detector: Detector, part: ExportPart) -> dict[str, Any]:
     }
 
 
-def own_metadata(detector: Detector, config: Config, parts: Sequence[str], export: str) -> dict[str, Any]:
-    """Return what `detkit` holds, but for `part`."""
-    return {
+def seal_parts(
+    networks: Mapping[str, bytes], detector: Detector, config: Config, parts: Mapping[str, ExportPart]
+) -> dict[str, bytes]:
+    """Return the content of a detector's files, by the ends of their names."""
+    own = {
         "format": FORMAT,
         "config": to_plain(config),
         "classes": detector.classes,
         "parts": [*parts],
-        "export": export,
+        "export": sha256(b"".join(networks.values())).hexdigest(),
+    }
+    return {
+        end: seal(networks[end], metadata(detector, part), {**own, "part": end, **part.run})
+        for end, part in parts.items()
     }
 
 
 def seal(network: bytes, values: Mapping[str, Any], own: Mapping[str, Any]) -> bytes:
-    """Return a network in ONNX's form with its metadata behind it, see `metadata` and `own_metadata`."""
+    """Return a network in ONNX's form with its metadata behind it, see the top."""
     text = {key: json.dumps(value) for key, value in values.items()} | {"detkit": json.dumps(own)}
     content = network + _entries(text)  # which is the network, with them: so protobuf joins messages
     length = len(text["detkit"].encode())
@@ -82,9 +88,13 @@ def _entries(text: Mapping[str, str]) -> bytes:
 def read_file(path: Path) -> ONNXFile:
     """Read and verify a file; UserError, naming it, for a damaged one, another program's, or another detkit's."""
     try:
-        content = path.read_bytes()
+        return verify(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def verify(content: bytes, path: Path) -> ONNXFile:
+    """Verify the content of a file, see `read_file`."""
     body, end = content[:-END], SEALED.fullmatch(content[-END:])
     if end is None:
         raise UserError(

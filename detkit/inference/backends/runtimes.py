@@ -1,4 +1,4 @@
-"""Programs that run ONNX files on the CPU, each with as many threads as torch has."""
+"""Programs that run ONNX files on the CPU, in float32 or what the file has, with as many threads as torch has."""
 
 from io import BytesIO
 from typing import Protocol
@@ -12,8 +12,8 @@ class Runtime(Protocol):
 
     name: str
 
-    def __init__(self, content: bytes, bf16: bool) -> None:
-        """Get a file's content ready, or raise what the program raises. bf16: whether it may compute in bfloat16."""
+    def __init__(self, content: bytes) -> None:
+        """Get a file's content ready, or raise what the program raises."""
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs by name -> the outputs in their order."""
@@ -21,9 +21,7 @@ class Runtime(Protocol):
 
 
 class ONNXRuntime:
-    """Computes in float32."""
-
-    def __init__(self, content: bytes, bf16: bool) -> None:
+    def __init__(self, content: bytes) -> None:
         import onnxruntime  # pyright: ignore[reportMissingImports]
 
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
@@ -38,14 +36,13 @@ class ONNXRuntime:
 
 
 class OpenVINO:
-    """Computes in bfloat16 only where that is asked for: left to itself it does where the processor can."""
-
-    def __init__(self, content: bytes, bf16: bool) -> None:
+    def __init__(self, content: bytes) -> None:
         import openvino  # pyright: ignore[reportMissingImports]
 
         self.name = f"OpenVINO {openvino.__version__.partition('-')[0]}"
-        core, precision = openvino.Core(), "bf16" if bf16 else "f32"
-        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        core = openvino.Core()
+        # left to itself it takes bfloat16 where the processor has it, and boxes move
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         self._model = core.compile_model(core.read_model(BytesIO(content)), "CPU", settings)
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:

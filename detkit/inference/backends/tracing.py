@@ -4,16 +4,15 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from detkit.config import Config
 from detkit.errors import UserError
-from detkit.inference.backends.onnx_file import metadata, own_metadata, seal
 from detkit.models import Detector
-from detkit.models.parts import ExportPart
+from detkit.models.parts import ExportPart, PartInput
 
 OPSET = 18  # what torch's exporter writes without converting
 MAX_BYTES = 2**31  # of one file: protobuf's limit
@@ -48,16 +47,40 @@ def export_parts(detector: Detector, path: str | Path) -> dict[str, ExportPart]:
     return parts
 
 
-def onnx_files(
-    detector: Detector, config: Config, parts: Mapping[str, ExportPart], path: str | Path
+def trace_parts(
+    parts: Mapping[str, ExportPart], path: str | Path, translations: Mapping[Any, Any] | None = None
 ) -> dict[str, bytes]:
-    """Return the content of the files of `export_parts`, by the ends of their names; path: of the checkpoint."""
-    networks = {end: _trace(part, path) for end, part in parts.items()}
-    own = own_metadata(detector, config, [*parts], sha256(b"".join(networks.values())).hexdigest())
-    return {end: seal(networks[end], metadata(detector, part), own | {"part": end}) for end, part in parts.items()}
+    """Return the networks of `export_parts` in ONNX's form, by the same names.
+
+    path: of the checkpoint. translations: of operators that the exporter does not know.
+    """
+    return {end: _trace(part, path, translations) for end, part in parts.items()}
 
 
-def _trace(part: ExportPart, path: str | Path) -> bytes:
+def with_batch(parts: Mapping[str, ExportPart], count: int) -> dict[str, ExportPart]:
+    """Return the parts with `count` images in each batch, no more and no fewer; UserError where none takes images."""
+    if not any(part_input.axes.get(0) == "batch" for part in parts.values() for part_input in part.inputs.values()):
+        raise UserError("--batch: what this detector exports takes regions, whose number is free, and no images")
+    return {end: _with_batch(part, count) for end, part in parts.items()}
+
+
+def _with_batch(part: ExportPart, count: int) -> ExportPart:
+    def fixed(one: PartInput) -> PartInput:
+        if one.axes.get(0) != "batch":
+            return one
+        example, probe = (x[torch.arange(count) % len(x)] for x in (one.example, one.probe))
+        axes = {axis: name for axis, name in one.axes.items() if axis}
+        return PartInput(example, probe, axes, one.text.replace("(batch", f"({count}", 1))
+
+    inputs = {name: fixed(one) for name, one in part.inputs.items()}
+    if all(one is part.inputs[name] for name, one in inputs.items()):
+        return part
+    batched = [text.startswith("(batch") for text in part.outputs.values()]
+    outputs = {name: text.replace("(batch", f"({count}", 1) for name, text in part.outputs.items()}
+    return replace(part, inputs=inputs, outputs=outputs, run={**part.run, "batch": count, "batched": batched})
+
+
+def _trace(part: ExportPart, path: str | Path, translations: Mapping[Any, Any] | None) -> bytes:
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -68,6 +91,7 @@ def _trace(part: ExportPart, path: str | Path) -> bytes:
                 dynamic_shapes={name: part_input.axes for name, part_input in part.inputs.items()},
                 opset_version=OPSET,
                 dynamo=True,
+                custom_translation_table=translations,  # pyright: ignore[reportArgumentType]
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
