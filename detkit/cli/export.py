@@ -21,6 +21,7 @@ DESCRIPTION = (
 EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --onnx ssd.onnx
   detkit export runs/faster_rcnn-1/best.pt --onnx faster_rcnn.onnx     (two files, -rpn and -head)
+  detkit export runs/ssd-1/best.pt --onnx ssd.onnx --nms --batch 1 detect.score_threshold=.3
   detkit export runs/ssd-1/best.pt --onnx ssd8.onnx --int8 data.root=data/mine
   detkit export runs/fast_rcnn-1/best.pt                         (says which layers --svd can name)
   detkit export runs/fast_rcnn-1/best.pt --svd fc6=1024,fc7=256
@@ -31,7 +32,11 @@ ONNX: float32, for any batch. SSD, YOLOv1: uint8 images of the detector's size -
 Faster R-CNN: images of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
 -> FILE-head.onnx: logits and deltas. Fast R-CNN and SPPNet: FILE-map.onnx and FILE-head.onnx; R-CNN: warped regions ->
 scores and deltas. Proposals, pooling and NMS lie between and behind. The files' metadata have the classes, mean and std
-(applied inside), what each input and output is, and what decoding and pooling need, as JSON.
+(applied inside), what each input and output is, and what decoding and pooling need, as JSON. detkit detect, evaluate
+and detkit.load take the files as they take the checkpoint.
+
+--nms, of SSD and YOLOv1: images -> boxes, scores and labels after NMS, padded (label -1), boxes in pixels of the input.
+--fp16 halves the file; it is computed in float32, unless the program does otherwise. --int8, by NNCF, is for OpenVINO.
 
 LAYER is fc6 or fc7, a layer's path such as head.tail.1, or the end of one. Times are those of 300 regions on the CPU,
 in the number format that the checkpoint's config has for it, the fastest of several interleaved runs.
@@ -47,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nms",
         action="store_true",
-        help="with --onnx: NMS inside, as the config's detect section has it (SSD, YOLOv1)",
+        help="with --onnx: NMS inside, as the config's detect section has it",
     )
     parser.add_argument("--batch", metavar="N", type=whole(1), help="with --onnx: images in a batch (default: any)")
     parser.add_argument("--fp16", action="store_true", help="with --onnx: weights in half precision, half the bytes")
@@ -76,13 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if arguments.out is not None and forms and forms != ["--svd"]:
         raise UserError(f"--out {arguments.out}: goes with --svd; {forms[0]} names its file itself")
-    options = {
-        "--nms": arguments.nms,
-        "--batch": arguments.batch,
-        "--fp16": arguments.fp16,
-        "--int8": arguments.int8,
-        "key=value": arguments.overrides,
-    }
+    options = {f"--{name}": getattr(arguments, name) for name in ("nms", "batch", "fp16", "int8")}
+    options["key=value"] = arguments.overrides
     if arguments.onnx is None and (wrong := [name for name, value in options.items() if value]):
         raise UserError(f"{', '.join(wrong)}: goes with --onnx FILE.onnx")
     if arguments.fp16 and arguments.int8:

@@ -66,7 +66,9 @@ def _(boxes: Tensor, scores: Tensor, iou: float, score: float) -> Tensor:
 
 def translations() -> dict[Any, Any]:
     """Return how torch's exporter writes `greedy_nms`: each group is one image of one class."""
-    from onnxscript import opset18 as op  # pyright: ignore[reportMissingImports]
+    from onnxscript import opset18  # pyright: ignore[reportMissingImports]
+
+    op: Any = opset18  # whose types are of tensors, where these are tensors' names
 
     def translate(boxes: Any, scores: Any, iou: float, score: float) -> Any:
         limits = (op.Constant(value_floats=[value]) for value in (iou, score))
