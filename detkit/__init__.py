@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _MODULES = ("evaluation", "ops", "viz")
 
 
-def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
+def load(checkpoint: "str | Path", device: str = "auto", backend: str | None = None) -> "Detector":
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
     `voc`, a small SSD that knows PASCAL VOC's 20 classes, is part of detkit.
@@ -36,14 +36,14 @@ def load(checkpoint: "str | Path", device: str = "auto") -> "Detector":
     checkpoint, too.
     darknet's yolov1.weights, yolov2.weights and others of their kinds stand for checkpoints where their cfgs lie beside
     them.
+    An .onnx file as `detkit export` writes it stands for its checkpoint, on the fastest of OpenVINO and ONNX Runtime
+    that is installed. backend: `onnxruntime` or `openvino` to run the networks there, a checkpoint's after an export of
+    some seconds, `torch`, or `auto` for the fastest; `detector.backend` says which it is.
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """
-    from detkit.checkpoints.checkpoint import load_detector
-    from detkit.runtime.device import choose_device, to_device
+    from detkit.inference.backends import open_detector
 
-    where = choose_device(device)
-    detector, config = load_detector(checkpoint, where)
-    to_device(detector, where, config.train.channels_last)
+    detector, config = open_detector(checkpoint, device, backend)
     detector.experiment = config
     return detector
 

@@ -56,7 +56,7 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.BatchNorm2d, "forward", lambda self, x: x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
     )
     # the size of a rescaled image is a number that a tensor without values has not
-    monkeypatch.setattr("detkit.models.region_features.rescale", lambda pixels, sizes, factor: pixels)
+    monkeypatch.setattr("detkit.models.region_features.rescale", lambda pixels, sizes, factor: (pixels, sizes))
 
 
 @pytest.mark.parametrize(("model", "every"), FITTING)

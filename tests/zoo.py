@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import detkit
 from detkit.backbones import create_backbone
@@ -67,6 +67,24 @@ def build(name: str, backbone: str = "tiny", weights: Path | None = None, **keys
         keys["pool_size"] = side or keys["pool_size"]
     source = {"name": backbone, "weights": None if weights is None else str(weights)}
     return detkit.create_model(name, backbone=source, classes=CLASSES, **keys)
+
+
+def trained(name: str, **keys: Any) -> Detector:
+    """A detector whose every weight matters: as built, some are 0, and some outputs small."""
+    torch.manual_seed(0)
+    detector = build(name, **keys).eval()
+    for key, layer in detector.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)  # pyright: ignore
+            layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
+        elif key.startswith(("head", "rpn", "classifier", "regressor")) and isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
+    for key, buffer in detector.named_buffers():
+        if key.startswith("head.delta"):
+            buffer.uniform_(0.5, 1)
+        elif key.endswith("_fitted"):
+            buffer.fill_(True)
+    return detector
 
 
 def side(detector: Detector) -> tuple[int, int]:

@@ -107,19 +107,25 @@ def load_detector(
 def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None = None) -> tuple[Detector, Config]:
     """Make the detector that `content` describes and give it its weights."""
     config = from_plain(content["config"], str(path), overrides)
+    detector = make_detector(config, tuple(content["classes"]), path)
+    load_weights(detector, content["model"], path)
+    return detector, config
+
+
+def make_detector(config: Config, classes: tuple[str, ...], path: str | Path) -> Detector:
+    """Make the detector of a file's config, without pretrained weights; UserError, naming the file, for none."""
     backbone = getattr(config.model, "backbone", None)
     weights = getattr(backbone, "weights", None)
     if backbone is not None:
         backbone.weights = None  # they would be read, or fetched, only to be overwritten
     try:
-        detector = build_detector(config.model, tuple(content["classes"]))
+        detector = build_detector(config.model, classes)
     except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # of layers that cannot be
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: config.model makes no detector: {reason}") from None
     if backbone is not None:
         backbone.weights = weights
-    load_weights(detector, content["model"], path)
-    return detector, config
+    return detector
 
 
 def start_from(detector: Detector, path: str | Path) -> None:

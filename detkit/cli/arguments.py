@@ -29,6 +29,16 @@ def whole(least: int | None = None, most: int = MOST) -> Callable[[str], int]:
     return read
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add the option of which program runs a detector's networks."""
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="what runs the networks: torch, onnxruntime, openvino, or auto, the fastest that is installed (default: "
+        "auto for an .onnx file; torch for a checkpoint, which the others run after an export of some seconds)",
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """Takes arguments before and after options; also as the parser of one action of a command.
 

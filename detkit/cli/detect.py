@@ -10,10 +10,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, groupby, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detkit.cli import explain
-from detkit.cli.arguments import whole
+from detkit.cli.arguments import add_backend, whole
 from detkit.cli.detect_report import Listing, open_all, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean, late
 from detkit.names import unused_name
@@ -35,6 +35,7 @@ EPILOG = """examples:
   detkit detect runs/cards-1/best.pt images/ --flip --scales 0.75,1 --soft-nms gaussian
   detkit detect runs/cards-1/best.pt 0 --show     (camera 0, until Ctrl-C, or q in its window)
   detkit detect torchvision/ssd300_vgg16 image.jpg
+  detkit detect ssd.onnx images/     (what detkit export --onnx wrote; of two parts the name that they share)
 
 voc is part of detkit: a small SSD that knows PASCAL VOC's 20 classes (docs/voc.md).
 torchvision/ssd300_vgg16, torchvision/fasterrcnn_resnet50_fpn and torchvision/fasterrcnn_resnet50_fpn_v2 know COCO's 80
@@ -66,7 +67,9 @@ FORMATS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a run, voc, or torchvision/NAME")
+    parser.add_argument(
+        "checkpoint", help="best.pt or last.pt of a run, MODEL.onnx of detkit export, voc, or torchvision/NAME"
+    )
     parser.add_argument("source", nargs="+", help="image, folder, 'glob', video file or camera number")
     parser.add_argument(
         "--score",
@@ -96,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "side has N pixels (default: the config's, 500)",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    add_backend(parser)
     parser.add_argument("--batch", type=whole(1), default=8, help="images at once (default %(default)s)")
     explain.add_arguments(parser)
 
@@ -160,18 +164,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from detkit.checkpoints.checkpoint import load_detector
     from detkit.cli.detect_job import Job
+    from detkit.inference.backends import open_detector
     from detkit.inference.thresholds import score_thresholds
     from detkit.inference.tta import check_scales
     from detkit.runtime import memory
-    from detkit.runtime.device import choose_device, to_device
     from detkit.runtime.signals import Interrupt
 
     memory.tune()
-    device = choose_device(arguments.device)
-    detector, config = load_detector(arguments.checkpoint, device)
-    to_device(detector, device, config.train.channels_last)
+    detector, config = open_detector(arguments.checkpoint, arguments.device, arguments.backend)
     score, class_scores = arguments.score
     if arguments.max_side is not None and not detector.takes_proposals:
         raise UserError(f"--max-side {arguments.max_side}: {config.model.name} needs no selective search")
@@ -181,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = replace(config, detect=replace(config.detect, score_threshold=score, **changes))
     thresholds = score_thresholds(detector, score, arguments.classes, class_scores)
     check_scales(detector, config.detect)
-    say(_protocol(arguments, detector, config, device))
+    say(_protocol(arguments, detector, config))
 
     start = time.perf_counter()
     formats = [name for name in FORMATS if name in arguments.format or (name == "json" and arguments.json)]
@@ -294,7 +295,7 @@ def _real_paths(sources: "Sources") -> Iterator[str]:
             yield os.path.realpath(path)
 
 
-def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Config", device: Any) -> str:
+def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Config") -> str:
     backbone = getattr(getattr(config.model, "backbone", None), "name", None)
     inside = f" ({backbone}, {detector.input})" if backbone else f" ({detector.input})"
     settings, (score, class_scores) = config.detect, arguments.score
@@ -313,5 +314,6 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
         views += f"; selective search ({settings.proposals}){side}"
     return (
         f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
-        f"at most {settings.detections_per_image} an image{views}; {device}"
+        f"at most {settings.detections_per_image} an image{views}; "
+        f"{next(detector.parameters()).device}{f', {detector.backend}' * (detector.backend != 'torch')}"
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from detkit.cli.arguments import add_backend
 from detkit.cli.explain import explain_image
 from detkit.errors import Attempt, UserError, did_you_mean, late
 from detkit.files import write_atomic, write_file
@@ -58,7 +59,11 @@ class Scored(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a run, voc, or torchvision/NAME")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="best.pt or last.pt of a run, MODEL.onnx of detkit export, voc, or torchvision/NAME",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the checkpoint's config")
     parser.add_argument("--detections", metavar="DIR_OR_JSON", type=Path, help="score these instead of a checkpoint")
     parser.add_argument("--dataset", metavar="ROOT", help="with --detections: a data set (VOC, COCO or YOLO)")
@@ -76,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="voc07, voc or coco (default: the config's; with --detections voc07, coco for COCO's results on a "
         "COCO data set)",
     )
+    add_backend(parser)
     parser.add_argument(
         "--reference",
         action="store_true",
@@ -126,6 +132,8 @@ def _score_detections(arguments: argparse.Namespace) -> Scored:
     """Score stored detections against annotations."""
     if arguments.checkpoint is not None:
         raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
+    if arguments.backend is not None:
+        raise UserError("--detections runs no network: leave --backend out")
     if arguments.dataset is None:
         raise UserError("--detections needs --dataset ROOT, the folder of a data set")
     path: Path = arguments.detections
@@ -186,28 +194,28 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
             hint = "; a checkpoint's data set changes with data.root=ROOT" if name == "dataset" else ""
             raise UserError(f"--{name} goes with --detections{hint}")
 
-    from detkit.checkpoints.checkpoint import load_detector
     from detkit.data.image_truth import truth_of
     from detkit.data.opening import open_dataset
+    from detkit.inference.backends import open_detector
     from detkit.inference.evaluate import evaluate
-    from detkit.runtime.device import choose_device, to_device
 
-    detector, config = load_detector(arguments.checkpoint, overrides=arguments.overrides)
+    detector, config = open_detector(arguments.checkpoint, backend=arguments.backend, overrides=arguments.overrides)
     config.evaluate.metric = arguments.metric or config.evaluate.metric
     _check_reference(arguments, config.evaluate.metric)
-    device = choose_device(config.train.device)
     dataset = open_dataset(config.data, arguments.split, detector.classes)
-    to_device(detector, device, config.train.channels_last)
-    evaluation = evaluate(detector, dataset, config, device)
+    evaluation = evaluate(detector, dataset, config)
     protocol = {"split": arguments.split, "dataset": dataset.name, "checkpoint": arguments.checkpoint}
+    if detector.backend != "torch":
+        protocol["backend"] = detector.backend
 
     def explain(path: Path, index: int, score: float) -> None:
         truth, name = truth_of(dataset, index, detector.classes), dataset.path(index).name
         page, *_ = explain_image(detector, config, dataset.image(index), truth, score, name, arguments.checkpoint)
         write_file(path, page)
 
+    explains = explain if detector.backend == "torch" else None  # the others show nothing of what is between
     scored = evaluation.result, evaluation.detections, dataset.truth()
-    return Scored(*scored, dataset, protocol, evaluation.seconds, explain)
+    return Scored(*scored, dataset, protocol, evaluation.seconds, explains)
 
 
 def _check_reference(arguments: argparse.Namespace, metric: str) -> None:
@@ -253,6 +261,8 @@ def _report(arguments: argparse.Namespace, scored: Scored, attempt: Attempt) -> 
 
     result, protocol = scored.result, scored.protocol
     source = protocol.get("checkpoint") or protocol["detections"]
+    if "backend" in protocol:
+        source += f", run by {protocol['backend']}"
     out: Path | None = arguments.out
     try:
         if out is not None:

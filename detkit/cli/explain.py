@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 # options of detect that have no meaning, or would need an image of their own
-UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side")
+UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side", "backend")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"--explain shows one image as the checkpoint's config detects in it; leave {', '.join(wrong)} out"
         )
     # the cheap questions first: what can't be explained is answered before torch has loaded
+    if arguments.checkpoint.endswith(".onnx"):
+        raise UserError(f"{arguments.checkpoint}: --explain needs a checkpoint: ONNX files keep no steps to show")
     path = _one_image(arguments.source)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: a file, not a folder")

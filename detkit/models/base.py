@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.backbones import Backbone, FeatureInfo
 from detkit.config import Config
 from detkit.errors import UserError
-from detkit.models.parts import ExportPart
+from detkit.models.parts import ExportPart, PartRun
 from detkit.models.trace import Trace
 from detkit.structures import Detections, Images, InputSpec, Predictions, Proposals, Targets
 
@@ -175,7 +175,8 @@ class Detector(nn.Module):
     come with the images. supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`).
     class_layers: how the names begin of the weights whose meaning depends on the classes.
     classes: the names behind labels 0..C-1. input: how images must arrive.
-    experiment: the whole config of the checkpoint that it was loaded from, if it was.
+    experiment: the whole config of the checkpoint that it was loaded from, if it was. backend: what computes its
+    networks, for people. fixed_nms: settings of the NMS that is inside of them, if it is.
     """
 
     config_type: ClassVar[type]
@@ -188,6 +189,8 @@ class Detector(nn.Module):
     input: InputSpec
     backbone: Backbone
     experiment: Config | None = None
+    backend: str = "torch"
+    fixed_nms: Mapping[str, float] | None = None
     _shift: Tensor
     _scale: Tensor
     _frozen_norms: Sequence[nn.Module] = ()
@@ -331,6 +334,13 @@ class Detector(nn.Module):
         Raises UserError, with the reason alone, where a detector's networks can't be exported.
         """
         return {}
+
+    def use_parts(self, parts: Mapping[str, PartRun]) -> None:
+        """Let others compute the networks of `export_parts`, by the end of the file's name, in all predictions.
+
+        The detector's own weights are not read any more. Raises UserError where a detector can't do without them.
+        """
+        raise UserError(f"{type(self).__name__} runs on torch alone: it has no use_parts")
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
         """Predict on a batch of one image; return what each step did, with targets also what training would learn."""

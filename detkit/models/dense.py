@@ -1,5 +1,6 @@
 """What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from detkit.backbones.describe import count_flops
 from detkit.config import Section, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.parts import ExportPart, Function, resized_images, stretched_images
+from detkit.models.parts import ExportPart, Function, PartRun, resized_images, stretched_images
 from detkit.models.shape_checks import output_of
 from detkit.models.trace import AnchorStep, MapStep, SampleStep, Step, Trace
 from detkit.ops import Match
@@ -123,6 +124,13 @@ class DenseDetector(Detector):
         """
         predictions = self.decode(self.network(self.normalise(pixels, sizes)))
         return predictions.boxes, predictions.scores
+
+    def use_parts(self, parts: Mapping[str, PartRun]) -> None:
+        def predict(images: Images) -> Predictions:
+            sizes = {} if self.input.resize == "stretch" else {"sizes": images.sizes}
+            return Predictions(*parts[""](pixels=images.pixels, **sizes))
+
+        self.predict = predict
 
     def anchor_step(self, raw: Any) -> AnchorStep | None:
         """Return the boxes that predictions are made for, in their order; None where there are no such boxes."""

@@ -14,7 +14,7 @@ Where the paper and its Python code differ, and what detkit does:
 - Boxes are continuous: no "+ 1".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,15 +25,15 @@ from detkit.config import one_of, within
 from detkit.errors import UserError
 from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail, pad_to
-from detkit.models.parts import ExportPart, coder_facts
+from detkit.models.parts import ExportPart, PartRun, coder_facts
 from detkit.models.region import PooledConfig, RegionDetector, cell_offsets, stored_proposals
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import DeltaStatistics, RegionHead
 from detkit.models.registry import MODELS
 from detkit.models.rpn import CODER as RPN_CODER
-from detkit.models.rpn import RPN, RPNConfig
+from detkit.models.rpn import RPN, RPNConfig, RPNOutput
 from detkit.models.trace import Step
-from detkit.structures import Images, InputSpec, Proposals, Targets
+from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
 
 
 @dataclass
@@ -224,6 +224,18 @@ class FasterRCNN(RegionDetector):
             outputs[f"map_{name}"] = "(batch, channels, rows, columns) float32, pooled from, see pooling"
         proposals = {**self.rpn.settings(training=False), "deltas": coder_facts(RPN_CODER)}
         return {"-rpn": self.image_part(outputs, {"proposals": proposals, **self.features.facts()})}
+
+    def use_parts(self, parts: Mapping[str, PartRun]) -> None:
+        super().use_parts(parts)
+        count = len(self.map_info)
+
+        def predict(images: Images) -> Predictions:
+            outputs = [*parts["-rpn"](pixels=images.pixels, sizes=images.sizes)]
+            output = RPNOutput(*(outputs[kind * count : (kind + 1) * count] for kind in range(3)))
+            proposals = self.rpn.propose(output, images, training=False)
+            return self.predict_regions(outputs[3 * count :], proposals)
+
+        self.predict = predict
 
     def trace_proposals(
         self, images: Images, prepared: list[Tensor], targets: Targets | None

@@ -1,8 +1,8 @@
 """The networks of a detector that become files for other programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,21 @@ class ExportPart:
     """One network that becomes a file.
 
     inputs: by the names of the network's arguments. outputs: what they are, by name, in their order. facts: what else
-    it takes to go on from the outputs, for the file's metadata.
+    it takes to go on from the outputs, for the file's metadata. run: how detkit runs the file, where that is not as the
+    detector has it.
     """
 
     network: nn.Module
     inputs: Mapping[str, PartInput]
     outputs: Mapping[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+class PartRun(Protocol):
+    """An ExportPart that runs elsewhere: takes its inputs by name, returns its outputs in their order."""
+
+    def __call__(self, **inputs: Tensor) -> Sequence[Tensor]: ...
 
 
 def stretched_images(spec: InputSpec) -> dict[str, PartInput]:

@@ -4,7 +4,7 @@ Each detector's file shows how it fills the three: where its proposals come from
 which head classifies and moves it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -17,7 +17,7 @@ from detkit.backbones.describe import count_flops
 from detkit.config import BackboneConfig, Section, one_of, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.parts import ExportPart, Function, coder_facts, regions_input, resized_images
+from detkit.models.parts import ExportPart, Function, PartRun, coder_facts, regions_input, resized_images
 from detkit.models.region_features import POOLS, CropFeatures, RegionFeatures
 from detkit.models.trace import PooledStep, ProposalStep, RegressionStep, SampleStep, Step, Trace
 from detkit.ops import BACKGROUND, BoxCoder, gather_boxes, match_regions, sample
@@ -153,8 +153,12 @@ class Head(Protocol):
         """Return scores (B, R, C), and deltas (B, R, C, 4) for `coder`."""
         ...
 
-    def exported(self) -> tuple[nn.Module, dict[str, str]]:
-        """Return the network (regions, ...) -> outputs that is exported, and what these are, by name."""
+    def raw(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """(N, ...) -> what `predict` makes its scores and deltas of, and what is exported."""
+        ...
+
+    def outputs(self) -> dict[str, str]:
+        """Return what the outputs of `raw` are, by name."""
         ...
 
 
@@ -281,17 +285,17 @@ class RegionDetector(Detector):
         return self.maps(pixels, sizes)[0]
 
     def export_parts(self) -> dict[str, ExportPart]:
-        head, outputs = self.head.exported()
+        outputs = self.head.outputs()
         facts = {"coder": coder_facts(self.head.coder)}
         if isinstance(self.features, CropFeatures):
             side = self.features.side
             text = "regions warped to RGB squares, 0 to 255, see crops"
             inputs = {"crops": regions_input((3, side, side), text, 255)}
-            of_crops = self.features.of_crops
-            network = Function(self, lambda crops: head(of_crops(crops, self)))
+            of_crops, raw = self.features.of_crops, self.head.raw
+            network = Function(self, lambda crops: raw(of_crops(crops, self)))
             return {"": ExportPart(network, inputs, outputs, facts | self.features.facts())}
         pooled = regions_input(self.features.shape, "pooled from the map, see pooling")
-        head_part = ExportPart(head, {"pooled": pooled}, outputs, facts)
+        head_part = ExportPart(Function(self.head, self.head.raw), {"pooled": pooled}, outputs, facts)
         return {**self.export_image_parts(), "-head": head_part}
 
     def export_image_parts(self) -> dict[str, ExportPart]:
@@ -302,6 +306,14 @@ class RegionDetector(Detector):
 
     def image_part(self, outputs: dict[str, str], facts: dict[str, Any]) -> ExportPart:
         return ExportPart(Function(self, self.image_network), resized_images(self.input), outputs, facts)
+
+    def use_parts(self, parts: Mapping[str, PartRun]) -> None:
+        if isinstance(self.features, CropFeatures):
+            self.features.of_crops = lambda crops, network: crops
+            self.head.raw = lambda crops: parts[""](crops=crops)
+        else:
+            self.maps = lambda pixels, sizes: [*parts["-map"](pixels=pixels, sizes=sizes)]
+            self.head.raw = lambda pooled: parts["-head"](pooled=pooled)
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
         prepared = self.features.prepare(images, self)

@@ -220,11 +220,11 @@ class PyramidFeatures(RegionFeatures):
             device = images.pixels.device
             sampled = torch.randint(len(scales), (len(images),), device=device)
             scales = [torch.tensor(scales, device=device)[sampled]]
-        pixels, sizes = network.normalise(images.pixels, images.sizes), images.sizes
+        pixels, sizes = images.pixels.float(), images.sizes
         maps = []
         for short in scales:  # no batch: the levels of a pyramid differ in size
             factor = short_side_scale(sizes, short, self.longest)
-            maps.append((network.backbone_maps(rescale(pixels, sizes, factor))[0], factor))
+            maps.append((network.maps(*rescale(pixels, sizes, factor))[0], factor))
         return ImagePyramid(maps, sizes, self.random_scales and network.training)
 
     def pool(self, prepared: ImagePyramid, boxes: Tensor) -> Tensor:

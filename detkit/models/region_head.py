@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from detkit.models.base import StageRun
-from detkit.models.parts import Function
 from detkit.models.region import RegionDetector, SampledRegions, with_objects
 from detkit.models.shape_checks import tail_width
 from detkit.ops import BoxCoder, match_regions, region_loss
@@ -56,26 +55,25 @@ class RegionHead(nn.Module):
         return region_loss(logits, deltas, sampled.labels, target_deltas, sampled.valid, self.beta)
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        logits, deltas = self(pooled)
-        return logits.float().softmax(-1)[..., :-1], deltas.float() * self.delta_std + self.delta_mean
+        logits, deltas = (output.unflatten(0, pooled.shape[:2]) for output in self.raw(pooled.flatten(0, 1)))
+        return logits.float().softmax(-1)[..., :-1], deltas
 
     def normalise(self, deltas: Tensor, labels: Tensor) -> Tensor:
         """Deltas (B, R, 4) of regions of classes (B, R), C for background -> what the network is to predict of them."""
         label = labels.clamp(max=self.classes - 1)
         return (deltas - self.delta_mean[label]) / self.delta_std[label]
 
-    def exported(self) -> tuple[nn.Module, dict[str, str]]:
-        outputs = {
+    def outputs(self) -> dict[str, str]:
+        return {
             "logits": f"(regions, {self.classes + 1}) float32, of each class and, last, background; a softmax makes "
             "them scores",
             "deltas": f"(regions, {self.classes}, 4) float32, of each class, from the regions, see coder",
         }
-        return Function(self, self.exported_outputs), outputs
 
-    def exported_outputs(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C, size, size) -> logits (R, classes + 1), and deltas (R, classes, 4), no longer normalised."""
+    def raw(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, size, size) -> logits (N, classes + 1), and deltas (N, classes, 4), no longer normalised."""
         logits, deltas = self(pooled.unsqueeze(0))
-        return logits[0], deltas[0] * self.delta_std + self.delta_mean
+        return logits[0], deltas[0].float() * self.delta_std + self.delta_mean
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,10 @@ class SVMHead(nn.Module):
         return {"classification": softmax_loss(self.logits(pooled), sampled.labels, sampled.valid)}
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        scores, deltas = self(pooled.flatten(0, 1))
+        scores, deltas = self.raw(pooled.flatten(0, 1))
         return scores.unflatten(0, pooled.shape[:2]), deltas.unflatten(0, pooled.shape[:2])
 
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def raw(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(N, ...) -> scores (N, classes), of the SVMs or the softmax, and deltas (N, classes, 4)."""
         features = self.tail(pooled)
         scores = self.classifier(features).float().softmax(-1)[:, :-1]
@@ -95,12 +95,11 @@ class SVMHead(nn.Module):
             scores = torch.where(self.svm_fitted, self.svm(features).float(), scores)
         return scores, self.regressor(pooled.flatten(1)).float().unflatten(1, (-1, 4))
 
-    def exported(self) -> tuple[nn.Module, dict[str, str]]:
-        outputs = {
+    def outputs(self) -> dict[str, str]:
+        return {
             "scores": f"(regions, {self.classes}) float32, of each class",
             "deltas": f"(regions, {self.classes}, 4) float32, of each class, from the regions, see coder",
         }
-        return self, outputs
 
 
 class SVMDetector(RegionDetector):

@@ -32,12 +32,12 @@ def sppnet_scale(boxes: Tensor, sizes: Tensor, short_sides: Sequence[float], tar
     return (scaled - target**2).abs_().argmin(-1)
 
 
-def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
+def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Resize each image of a padded batch by its factor, bilinear and without antialiasing, as the loader does.
 
     pixels: (B, C, H, W) float, images at the upper left; sizes: (B, 2), height and width of each; factor: (B,), pixels
-    a pixel of the image, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image of
-    round(size * factor) pixels is padded; h and w are those of the largest.
+    a pixel of the image, so that boxes times it are boxes of the result. Returns (B, C, h, w), 0 where an image is
+    padded, and the images' new sizes (B, 2), round(size * factor); h and w are those of the largest.
     """
     scaled = (sizes * factor.unsqueeze(1)).round().clamp(min=1)  # (B, 2)
     # host sync: the size of the result, once a scale, before a backbone runs on it
@@ -52,4 +52,4 @@ def rescale(pixels: Tensor, sizes: Tensor, factor: Tensor) -> Tensor:
     shape = (len(pixels), height, width)
     grid = torch.stack((axes[1].unsqueeze(1).expand(shape), axes[0].unsqueeze(2).expand(shape)), -1)
     resized = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return resized * (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)
+    return resized * (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1), scaled.long()

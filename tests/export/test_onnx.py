@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from detkit.errors import UserError
 from detkit.export import onnx
+from detkit.inference.backends import tracing
 from detkit.models import Detector
 from detkit.models.region_features import ImagePyramid
 from detkit.models.rpn import RPNOutput
 from detkit.ops import crop_warp
 from detkit.structures import Images
 from tests import zoo
+from tests.backends import check_backends
 from tests.builders import random_image, save_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -42,27 +44,9 @@ class File:
         return dict(zip(names, map(torch.from_numpy, found)))
 
 
-def trained(name: str, **keys: Any) -> Detector:
-    """A detector whose every weight matters: as built, some are 0, and some outputs small."""
-    torch.manual_seed(0)
-    detector = zoo.build(name, **keys).eval()
-    for key, layer in detector.named_modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)  # pyright: ignore
-            layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
-        elif key.startswith(("head", "rpn", "classifier", "regressor")) and isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
-    for key, buffer in detector.named_buffers():
-        if key.startswith("head.delta"):
-            buffer.uniform_(0.5, 1)
-        elif key.endswith("_fitted"):
-            buffer.fill_(True)
-    return detector
-
-
 def exported(detector: Detector, folder: Path) -> dict[str, File]:
-    """Export a detector; return its files by the ends of their names."""
-    written = onnx.export_onnx(save_checkpoint(folder / "best.pt", detector), folder / "out" / "net.onnx")
+    """Export a detector, and run it on every backend; return its files by the ends of their names."""
+    written, _ = onnx.export_onnx(save_checkpoint(folder / "best.pt", detector), folder / "out" / "net.onnx")
     assert sorted(one.path for one in written) == sorted((folder / "out").iterdir())
     for one in written:
         assert one.size == one.path.stat().st_size
@@ -70,6 +54,7 @@ def exported(detector: Detector, folder: Path) -> dict[str, File]:
         for each in one.differences:
             assert each.difference < 1e-4 * max(1.0, each.largest)
             assert each.largest > 0
+    check_backends(detector, folder / "out" / "net.onnx")
     return {one.path.stem.removeprefix("net"): File(one.path) for one in written}
 
 
@@ -91,7 +76,7 @@ def padded(*sides: tuple[int, int]) -> Images:
     ],
 )
 def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
-    detector = trained(name, **keys)
+    detector = zoo.trained(name, **keys)
     (file,) = exported(detector, tmp_path).values()
     for batch in (1, 2, 5):
         images = zoo.sample_images(detector, batch)
@@ -115,7 +100,7 @@ def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> No
 @pytest.mark.parametrize("anchors", ["py_faster_rcnn", "torchvision"])
 def test_retinanet(anchors: str, tmp_path: Path) -> None:
     """Of all anchors, on images of any size."""
-    detector: Any = trained("retinanet", anchors=anchors)
+    detector: Any = zoo.trained("retinanet", anchors=anchors)
     (file,) = exported(detector, tmp_path).values()
     for images in (padded((96, 112)), padded((96, 112), (80, 131)), padded((150, 97), (150, 90), (33, 64))):
         found = file(pixels=images.pixels, sizes=images.sizes)
@@ -130,7 +115,7 @@ def test_retinanet(anchors: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", [{}, FPN], ids=["one map", "pyramid"])
 def test_faster_rcnn(keys: dict[str, Any], tmp_path: Path) -> None:
-    detector: Any = trained("faster_rcnn", **keys)
+    detector: Any = zoo.trained("faster_rcnn", **keys)
     files = exported(detector, tmp_path)
     assert list(files) == ["-rpn", "-head"]
     names = ["p3", "p4", "p5", "p6"] if keys else ["c3"]
@@ -190,7 +175,7 @@ def check_regions(file: File, outputs: dict[str, Tensor], scores: Tensor, images
 
 def test_fast_rcnn(tmp_path: Path) -> None:
     """An image's file, torch's pooling, and the regions' file are the detector."""
-    detector: Any = trained("fast_rcnn")
+    detector: Any = zoo.trained("fast_rcnn")
     images = zoo.sample_images(detector, 2)
     assert images.proposals is not None
     files = exported(detector, tmp_path)
@@ -202,7 +187,7 @@ def test_fast_rcnn(tmp_path: Path) -> None:
 
 def test_sppnet(tmp_path: Path) -> None:
     """As Fast R-CNN, for images whose short side is that of the only scale."""
-    detector: Any = trained("sppnet")
+    detector: Any = zoo.trained("sppnet")
     images = zoo.sample_images(detector, 2)
     assert images.proposals is not None
     files = exported(detector, tmp_path)
@@ -218,7 +203,7 @@ def test_sppnet(tmp_path: Path) -> None:
 
 def test_rcnn(tmp_path: Path) -> None:
     """Regions cut out by what the file says of crops are all that its network needs."""
-    detector = trained("rcnn")
+    detector = zoo.trained("rcnn")
     images = zoo.sample_images(detector, 2)
     assert images.proposals is not None
     (file,) = exported(detector, tmp_path).values()
@@ -247,7 +232,7 @@ def test_what_can_not_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out.read_bytes() == b"precious"
     out.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(onnx, "MAX_BYTES", 1_000_000)
+        patch.setattr(tracing, "MAX_BYTES", 1_000_000)
         with pytest.raises(UserError, match="GB of weights; an ONNX file holds less than"):
             onnx.export_onnx(ssd, out)
     for package in ("onnx", "onnxscript"):
@@ -266,28 +251,29 @@ def test_what_can_not_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_both_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_checkpoint(tmp_path / "best.pt", zoo.build("faster_rcnn"))
-    save, saved = torch.onnx.ONNXProgram.save, []
+    write, written = Path.write_bytes, []
 
-    def full_disk(self: Any, destination: str, **keys: Any) -> None:
-        saved.append(destination)
-        if len(saved) == 2:
+    def full_disk(self: Path, content: bytes) -> int:
+        written.append(self)
+        if len(written) == 2:
             raise OSError(28, "No space left on device")
-        save(self, destination, **keys)
+        return write(self, content)
 
-    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         onnx.export_onnx(path, tmp_path / "net.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+    monkeypatch.undo()
     # and a file in the place of either is known before anything is traced
     (tmp_path / "net-head.onnx").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"net-head\.onnx exists already"):
         onnx.export_onnx(path, tmp_path / "net.onnx")
-    assert len(saved) == 2
+    assert [file.name for file in tmp_path.iterdir() if file.name != "best.pt"] == ["net-head.onnx"]
 
 
 def test_differences_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = trained("yolov1")
-    file = onnx.export_onnx(save_checkpoint(tmp_path / "best.pt", detector), tmp_path / "net.onnx")[0].path
+    detector = zoo.trained("yolov1")
+    file = onnx.export_onnx(save_checkpoint(tmp_path / "best.pt", detector), tmp_path / "net.onnx")[0][0].path
     part = detector.export_parts()[""]
     detector.head.last.bias.data += 0.25  # pyright: ignore
     differences = onnx.compare(file, part)

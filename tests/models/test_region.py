@@ -176,8 +176,7 @@ def test_the_heads_columns() -> None:
     for label in range(3):
         back = head.normalise(deltas[:, :, label], torch.full((2, 5), label))
         torch.testing.assert_close(back, raw[:, :, label], atol=1e-5, rtol=1e-5)
-    network, _ = head.exported()
-    exported_logits, exported_deltas = network(pooled.flatten(0, 1))
+    exported_logits, exported_deltas = head.raw(pooled.flatten(0, 1))
     torch.testing.assert_close(exported_logits, logits.flatten(0, 1))
     torch.testing.assert_close(exported_deltas, deltas.flatten(0, 1))
 

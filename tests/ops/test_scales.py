@@ -49,7 +49,7 @@ def test_rescale_is_interpolate(factor: float, device: torch.device) -> None:
     """Of one image it is torch's; in a padded batch with other factors it stays what it was, and the rest is 0."""
     pixels = torch.rand(2, 3, 40, 60)
     sizes, factors = torch.tensor([[40, 60], [31, 23]]), torch.tensor([factor, 0.8])
-    out = ops.rescale(pixels.to(device), sizes.to(device), factors.to(device)).cpu()
+    out = ops.rescale(pixels.to(device), sizes.to(device), factors.to(device))[0].cpu()
     for image, (size, own) in enumerate(zip(sizes.tolist(), factors.tolist())):
         part = pixels[image : image + 1, :, : size[0], : size[1]]
         height, width = (round(side * own) for side in size)
