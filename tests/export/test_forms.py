@@ -113,8 +113,10 @@ def test_what_can_not_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     monkeypatch.chdir(tmp_path)
     save_checkpoint(Path("ssd.pt"), zoo.build("ssd"))
     save_checkpoint(Path("rcnn.pt"), zoo.build("rcnn"))
+    save_checkpoint(Path("retinanet.pt"), zoo.build("retinanet"))
     for words, arguments in (
         ("--nms: what rcnn exports ends before its boxes", ["rcnn.pt", "--onnx", "x.onnx", "--nms"]),
+        ("--nms: retinanet takes images of any size", ["retinanet.pt", "--onnx", "x.onnx", "--nms"]),
         ("--nms: a file has hard NMS of one view", ["ssd.pt", "--onnx", "x.onnx", "--nms", "detect.nms=linear"]),
         ("--batch: what this detector exports takes regions", ["rcnn.pt", "--onnx", "x.onnx", "--batch", "2"]),
         ("--fp16 and --int8: one at a time", ["ssd.pt", "--onnx", "x.onnx", "--fp16", "--int8"]),
