@@ -14,7 +14,7 @@ def export_half(path: str | Path, out: str | Path) -> tuple[int, int]:
     """Write checkpoint `path` to `out` for detecting, its weights in half precision; return its bytes before and after.
 
     Norms and biases, which are few, stay float32, and what only a resume needs is left out. Readers turn the weights
-    into float32 again. Raises UserError, in one line, where `out` exists already, or a weight is beyond half
+    into float32 again, and compute in what their own machine is fast in (`train.amp: auto`). Raises UserError, in one line, where `out` exists already, or a weight is beyond half
     precision.
     """
     path, out = Path(path), Path(out)
@@ -22,7 +22,9 @@ def export_half(path: str | Path, out: str | Path) -> tuple[int, int]:
         raise UserError(f"{out} exists already; give a new file")
     content = checkpoint.load(path)
     weights = {name: _half(path, name, tensor) for name, tensor in content["model"].items()}
-    small: dict[str, Any] = {**content, "model": weights}
+    config = content["config"]
+    config = {**config, "train": {**config["train"], "amp": "auto"}}
+    small: dict[str, Any] = {**content, "model": weights, "config": config}
     small.pop("training", None)
     checkpoint.write(out, small)
     return sum(tensor.nbytes for tensor in content["model"].values()), out.stat().st_size

@@ -140,12 +140,15 @@ def test_refusals(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_half_precision_detects_nearly_the_same(best: Path, capsys: pytest.CaptureFixture[str]):
     whole = torch.load("best.pt", weights_only=True)
+    whole["config"]["train"]["amp"] = "bf16"  # of this machine
     checkpoint.write("last.pt", {**whole, "training": {"optimizer": {}}})
     assert main(["export", "last.pt", "--half", "x/half.pt"]) == 0
     size, before = Path("x/half.pt").stat().st_size, Path("last.pt").stat().st_size
     assert f"x/half.pt: {size / 1e6:.1f} MB" in capsys.readouterr().out
     assert size < 0.6 * before
     half = torch.load("x/half.pt", weights_only=True)
+    assert half["config"]["train"]["amp"] == "auto"
+    whole["config"]["train"]["amp"] = "auto"
     assert {key: value for key, value in half.items() if key != "model"} == {
         key: value for key, value in whole.items() if key != "model"
     }
