@@ -14,8 +14,8 @@ def export_half(path: str | Path, out: str | Path) -> tuple[int, int]:
     """Write checkpoint `path` to `out` for detecting, its weights in half precision; return its bytes before and after.
 
     Norms and biases, which are few, stay float32, and what only a resume needs is left out. Readers turn the weights
-    into float32 again, and compute in what their own machine is fast in (`train.amp: auto`). Raises UserError, in one line, where `out` exists already, or a weight is beyond half
-    precision.
+    into float32 again, and compute in what their own machine is fast in (`train.amp: auto`). Raises UserError, in one
+    line, where `out` exists already, or a weight is beyond half precision.
     """
     path, out = Path(path), Path(out)
     if out.exists():

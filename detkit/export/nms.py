@@ -24,7 +24,9 @@ def with_nms(detector: Detector, parts: dict[str, ExportPart], settings: DetectC
     if others or list(part.outputs) != ["boxes", "scores"]:
         raise UserError(f"--nms: what {detector.config.name} exports ends before its boxes; dense detectors have NMS")
     if detector.input.resize != "stretch":
-        raise UserError(f"--nms: {detector.config.name} takes images of any size; those of one size can have NMS inside")
+        raise UserError(
+            f"--nms: {detector.config.name} takes images of any size; those of one size can have NMS inside"
+        )
     if settings.nms != "hard" or settings.flip or settings.scales != [1.0]:
         raise UserError("--nms: a file has hard NMS of one view: detect.nms=hard detect.flip=false detect.scales=[1.0]")
     values = {key: value for key, value in asdict(settings).items() if key in SETTINGS}
