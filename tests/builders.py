@@ -46,6 +46,11 @@ def random_image(height: int, width: int, seed: int = 0) -> Tensor:
     return (image * 255).to(torch.uint8)
 
 
+def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return the same as a (height, width, 3) array."""
+    return np.ascontiguousarray(random_image(height, width, seed)[0].permute(1, 2, 0).numpy())
+
+
 def tiny_ssd_config() -> SSDConfig:
     """Return an SSD of 96 pixels with four feature maps for backbones that are seen in a test."""
     return SSDConfig(

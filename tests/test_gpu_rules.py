@@ -77,9 +77,9 @@ def test_a_training_step(name: str) -> None:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         average, meter = ModelEMA(detector, 0.9), Meter(GPU)
         for iteration in range(2):
-            there, wanted = images_to_device(images, GPU, True), targets.to(GPU)
+            there, objects = images_to_device(images, GPU, True), targets.to(GPU)
             gpu.syncs.clear()
-            parts = detector(there, wanted)
+            parts = detector(there, objects)
             sum(parts.values()).backward()
             meter.add(iteration, [parts])
             nn.utils.clip_grad_norm_(trained, 10.0)

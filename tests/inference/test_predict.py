@@ -1,35 +1,30 @@
-"""detkit.inference.predict and sources: what is read, and that detection is the evaluator's."""
+"""detkit.inference.predict: what is taken, and that detection is the evaluator's."""
 
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import Image
 
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
-from detkit.data.image_file import decode_image, from_pillow
+from detkit.data.image_file import decode_image
 from detkit.errors import UserError
 from detkit.inference import predict
 from detkit.inference.predict import detect_images, proposal_method
 from detkit.inference.results import ImageDetections
-from detkit.inference.sources import Video, VideoReader, find_sources, video_writer
+from detkit.inference.sources import Video, VideoReader, find_sources
 from detkit.models import Detector, build_detector
 from detkit.proposals.methods import Method
 from detkit.structures import DetectionSet, Targets
-from tests.builders import images_of, random_image, tiny_ssd_config
+from tests.builders import images_of, random_image, sample_image, tiny_ssd_config
+from tests.inference import SIZES
 from tests.matching import assert_same_detections
 
 CLASSES = ("ace", "king", "queen")
-SIZES = ((60, 90), (131, 77), (96, 96), (40, 200), (75, 50))
-
-
-def sample_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.ascontiguousarray(random_image(height, width, seed)[0].permute(1, 2, 0).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +41,6 @@ def config() -> Config:
 def detector(config: Config) -> Detector:
     torch.manual_seed(0)
     return build_detector(config.model, CLASSES).eval()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("all") / "images"
-    root.mkdir()
-    for number, size in enumerate(SIZES):
-        Image.fromarray(sample_image(*size, seed=number)).save(root / f"{number}.png")
-    return root
 
 
 def found(results) -> list[ImageDetections]:
@@ -301,167 +287,6 @@ def test_detect_says_what_is_wrong(detector: Detector, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             detector.detect(source)
     assert detector.detect([]) == []
-
-
-# images
-
-
-@pytest.mark.parametrize(
-    ("suffix", "mode", "error"),
-    [
-        (".png", "RGB", 0),
-        (".png", "L", 0),
-        (".png", "P", 0),
-        (".png", "1", 0),
-        (".png", "I;16", 0),
-        (".bmp", "RGB", 0),
-        (".tif", "RGB", 0),
-        (".tif", "CMYK", 1),
-        (".gif", "P", 0),
-        (".jpg", "RGB", 2),
-        (".jpg", "L", 2),
-        (".jpg", "CMYK", 3),
-        (".webp", "RGB", 3),
-    ],
-)
-def test_photos_of_every_kind(tmp_path: Path, suffix: str, mode: str, error: float) -> None:
-    image = Image.fromarray(sample_image(48, 64)).filter(ImageFilter.GaussianBlur(4))  # or lossy formats lose its noise
-    if mode == "I;16":
-        grey = np.asarray(image.convert("L"))
-        expected = np.repeat(grey[..., None], 3, 2)
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-    else:
-        image = image.convert(mode)
-        expected = np.asarray(image.convert("RGB"))
-    path = tmp_path / f"image{suffix}"
-    image.save(path, **({"quality": 95} if suffix in (".jpg", ".webp") else {}))
-    pixels = decode_image(path)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (48, 64, 3)
-    assert np.abs(pixels.astype(int) - expected).mean() <= error
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA", "RGBA", "PA", "CMYK", "I;16"])
-def test_images_of_pillow_are_read_as_their_files(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(sample_image(48, 64)).filter(ImageFilter.GaussianBlur(4))
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    elif mode in ("LA", "RGBA", "PA"):
-        image.putalpha(Image.linear_gradient("L").resize(image.size))
-        image = image.convert(mode)
-    else:
-        image = image.convert(mode)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    if mode in ("CMYK", "PA"):  # Pillow itself reads some turned TIFFs from a file otherwise than from its bytes
-        path, size = tmp_path / "x.tif", (48, 64, 3)
-        image.save(path)
-    else:
-        path, size = tmp_path / "x.png", (64, 48, 3)
-        image.save(path, exif=turned)
-    pixels = from_pillow(Image.open(path))
-    assert pixels.shape == size
-    assert np.abs(pixels.astype(int) - decode_image(path)).mean() <= 1
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with suppress(UnidentifiedImageError), pytest.raises(UserError, match=str(path)):
-        from_pillow(Image.open(path))
-
-
-def test_transparent_is_white_also_where_turned(tmp_path: Path) -> None:
-    colour = sample_image(40, 60)
-    alpha = np.zeros((40, 60), np.uint8)
-    alpha[:, 20:] = 128
-    alpha[:, 40:] = 255
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png", exif=turned)
-    pixels = np.rot90(decode_image(tmp_path / "x.png"), 1)
-    assert (pixels[:, :20] == 255).all()
-    assert np.abs(pixels[:, 20:40] - (colour[:, 20:40] * (128 / 255) + 127)).max() <= 1
-    assert (pixels[:, 40:] == colour[:, 40:]).all()
-
-
-# names
-
-
-def test_find_sources(folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image_files = [folder / f"{number}.png" for number in range(len(SIZES))]
-    assert find_sources([folder]) == image_files
-    assert find_sources([str(folder / "[0-2].png")]) == image_files[:3]
-    assert find_sources([folder / "3.png", folder]) == [image_files[3], *image_files[:3], image_files[4]]  # each once
-    assert find_sources([str(folder.parent / "**" / "4.png")]) == [image_files[4]]
-    assert find_sources([video, "0", 1]) == [Video(video), Video(0), Video(1)]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "7").mkdir()
-    Image.fromarray(sample_image(8, 8)).save("7/odd[1].JPG")
-    (tmp_path / "7" / "notes.txt").write_text("no image")
-    (tmp_path / "7" / "._odd.jpg").write_text("no image")
-    assert find_sources(["7"]) == [Path("7/odd[1].JPG")]  # a folder called 7 is no camera
-    assert find_sources(["7/odd[1].JPG"]) == [Path("7/odd[1].JPG")]  # nor is a file with brackets a glob
-    Path("7/odd[1].JPG").rename("7/without_suffix")
-    assert find_sources(["7/without_suffix"]) == [Path("7/without_suffix")]
-    for name, words in (
-        ("7", "no images"),
-        ("missing", "no image, folder or video missing"),
-        ("*.jpg", "matches no"),
-        ("", "empty"),
-    ):
-        with pytest.raises(UserError, match=words):
-            find_sources([name])
-
-
-# videos
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a video of 12 frames 64x48 whose green tells the number; a noisy corner makes it worth its header."""
-    path = tmp_path_factory.mktemp("videos") / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
-    for number in range(12):
-        frame = np.full((48, 64, 3), (0, 20 * number, 200), np.uint8)
-        frame[24:, 32:] = np.random.default_rng(number).integers(0, 256, (24, 32, 3))
-        writer.write(frame)
-    writer.release()
-    return path
-
-
-def test_video_frames_in_order_and_rgb(video: Path) -> None:
-    with VideoReader(Video(video)) as reader:
-        assert (reader.fps, reader.size, reader.count) == (12.5, (48, 64), 12)
-        frames = np.stack(list(reader)).astype(int)
-    assert frames.shape == (12, 48, 64, 3)
-    frames = frames[:, :16]
-    assert np.abs(frames[..., 1].mean((1, 2)) - 20 * np.arange(12)).max() < 8
-    assert frames[..., 0].mean() > 180
-    assert frames[..., 2].mean() < 20
-    assert not reader.cut_off
-
-
-def test_cut_off_video_is_noticed(video: Path, tmp_path: Path) -> None:
-    content = video.read_bytes()
-    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
-    with VideoReader(Video(tmp_path / "cut.avi")) as reader:
-        assert 0 < len(list(reader)) < 12
-    assert reader.cut_off
-
-
-@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
-def test_written_video_reads_back(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = tmp_path / "new" / "x.mp4"
-    frame = np.zeros((*size, 3), np.uint8)
-    frame[..., 0] = 200
-    with video_writer(path, 12.5, size) as append:
-        for number in range(5):
-            append(frame, number / 12.5)
-        assert not path.exists()
-    with VideoReader(Video(path)) as reader:
-        assert (reader.fps, reader.size, reader.count) == (12.5, (48 - 2 * (size[0] % 2), 64 - 2 * (size[1] % 2)), 5)
-        assert next(iter(reader))[..., 0].mean() > 180
-    with suppress(KeyboardInterrupt), video_writer(tmp_path / "half.mp4", 25, size) as append:
-        append(frame, 0.0)
-        raise KeyboardInterrupt
-    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
 
 
 def test_video_of_detections(detector: Detector, config: Config, video: Path) -> None:
