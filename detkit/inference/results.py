@@ -228,9 +228,9 @@ class ImageDetections(Batched):
             factor = min(1.0, PAGE_SIDE / max(self.size))  # notebooks keep all that they have shown
             image = cv2.resize(self.plot(), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
             content = base64.b64encode(encode_image(".jpg", image)).decode()
-            picture = f'<img style="max-width:100%" alt="" src="data:image/jpeg;base64,{content}">'
+            shown_image = f'<img style="max-width:100%" alt="" src="data:image/jpeg;base64,{content}">'
         except UserError as error:
-            picture = html.escape(str(error))
+            shown_image = html.escape(str(error))
         rows = [
             _row((html.escape(shown(name)), f"{score:.3f}", *(f"{edge:.1f}" for edge in box)))
             for box, score, _, name in islice(self, SHOWN)
@@ -238,7 +238,7 @@ class ImageDetections(Batched):
         head = _row(("class", "score", "left", "top", "right", "bottom"), "th")
         table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
         more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
-        return f"<div><p>{html.escape(self._title())}</p>{picture}{table}{more}</div>"
+        return f"<div><p>{html.escape(self._title())}</p>{shown_image}{table}{more}</div>"
 
     def _name(self) -> str | None:
         return self.url if self.path is None else str(self.path)

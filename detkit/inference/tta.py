@@ -49,8 +49,8 @@ def _predict_view(detector: Detector, images: Images, mirrored: bool, factor: fl
 def check_scales(detector: Detector, settings: DetectConfig) -> None:
     """Raise UserError where the network cannot take a scale, or has other NMS inside."""
     for key, value in (detector.fixed_nms or {}).items():
-        wanted = getattr(settings, key)
-        if settings.nms != "hard" or (wanted < value if key == "score_threshold" else wanted != value):
+        asked = getattr(settings, key)
+        if settings.nms != "hard" or (asked < value if key == "score_threshold" else asked != value):
             raise UserError(
                 f"detect.{key}={value:g} and hard NMS are inside the exported file; for others export it without --nms"
             )

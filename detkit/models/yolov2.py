@@ -239,6 +239,6 @@ class YOLOv2(DenseDetector):
         scale = self.scale(raw)
         still = torch.zeros(1, raw.raw.shape[1], 4, device=scale.device)  # in the middle of its cell, as the anchor is
         boxes = decode_places(still, self.anchors, *raw.sides)[0] * scale
-        across, down = scale[:2].tolist()
+        (rows, columns), (height, width) = raw.sides, raw.size
         note = "their shapes are those that k-means found among the objects of a data set"
-        return AnchorStep([boxes], [MapShape(*raw.sides, down, across)], "anchors", note)
+        return AnchorStep([boxes], [MapShape(rows, columns, height / rows, width / columns)], "anchors", note)
