@@ -77,13 +77,14 @@ def thin(values: NDArray, limit: int) -> NDArray:
 class TrainingCurves:
     """What a training log says, as float64 arrays; NaN stands for what a record does not have.
 
-    steps: (N,) iterations of training records; losses: the loss and its parts, (N,) each; rates: (N,) learning rates.
-    evaluated: (E,) iterations of evaluations that have an mAP; mAP: (E,).
+    steps: (N,) iterations of training records; losses: the loss and its parts, (N,) each; rates: (N,) learning rates;
+    speeds: (N,) images a second. evaluated: (E,) iterations of evaluations that have an mAP; mAP: (E,).
     """
 
     steps: NDArray
     losses: dict[str, NDArray]
     rates: NDArray
+    speeds: NDArray
     evaluated: NDArray
     mAP: NDArray
 
@@ -100,6 +101,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> TrainingCurves:
         steps=_column(training, "iteration"),
         losses={name: _column(training, name) for name in loss_names(training)},
         rates=_column(training, "lr"),
+        speeds=_column(training, "images_per_second"),
         evaluated=_column(evaluations, "iteration"),
         mAP=_column(evaluations, "mAP"),
     )
