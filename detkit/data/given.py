@@ -130,8 +130,7 @@ class GivenDataset(DetectionDataset):
         wrong = [label for label in labels.tolist() if not math.isfinite(label) or label not in self._labels]
         if wrong:
             hint = "; torchvision's references count from 1: subtract 1" if wrong[0] == len(self._labels) else ""
-            last = len(self._labels) - 1
-            raise UserError(f"{where}: label {wrong[0]:g}; {last + 1} classes have the labels 0 to {last}{hint}")
+            raise UserError(f"{where}: label {wrong[0]:g}; labels count from 0 to {len(self._labels) - 1}{hint}")
         crowd = _array(target["iscrowd"], bool) if "iscrowd" in target else np.zeros(len(boxes), bool)
         if crowd.shape != labels.shape:
             raise UserError(f"{where}: iscrowd has the shape {crowd.shape}; it should be ({len(boxes)},), one a box")
@@ -215,4 +214,4 @@ def _annotated(file: str, objects: Annotations, names: Sequence[str]) -> Annotat
 
 
 def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
+    return f"of type {type(value).__name__}"
