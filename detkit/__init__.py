@@ -105,7 +105,8 @@ def train(
             raise UserError(
                 "train: val and test are data sets in Python, and so must data be; or name splits in a dict"
             )
-        overrides["data"] = data if isinstance(data, Mapping) else {} if data is None else {"root": data}
+        named = {} if data is None else {"root": data, "format": "auto"}
+        overrides["data"] = data if isinstance(data, Mapping) else named
     else:
         given = {"train": data, "val": val, "test": test}
     if classes is not None:
@@ -133,14 +134,22 @@ def open_dataset(
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of the detectors that match a shell pattern."""
+    """Return the names of the detectors that match a shell pattern.
+
+    >>> detkit.list_models("retina*")
+    ['retinanet']
+    """
     from detkit import models
 
     return models.list_models(pattern)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Return the names of the backbones that match a shell pattern, such as `res*`."""
+    """Return the names of the backbones that match a shell pattern, such as `res*`.
+
+    >>> detkit.list_backbones("resnet?8")
+    ['resnet18']
+    """
     from detkit import backbones
 
     return backbones.list_backbones(pattern)
@@ -150,6 +159,10 @@ def create_model(
     name: str, *, classes: Sequence[str], backbone: str | dict[str, Any] | None = None, **keys: Any
 ) -> "Detector":
     """Build an untrained detector.
+
+        >>> detector = detkit.create_model("ssd", backbone="tiny", classes=["cat", "dog"], size=300)
+        >>> detector.classes, str(detector.input)
+        (('cat', 'dog'), '300x300')
 
     name: one of list_models(). classes: their names, in label order. backbone: one of list_backbones(), or a dict of
     its keys such as {"name": "vgg16", "weights": "imagenet"}; None is the model's own. keys: any key of a config's

@@ -216,7 +216,7 @@ class DetectionDataset(ABC):
         if isinstance(key, slice):
             return [self[i] for i in range(len(self))[key]]
         i = range(len(self))[key]  # IndexError where there is none
-        record, pixels = self.read(i, (0, i))
+        record, pixels = self.load(i, (0, i))
         known = record.annotations
         return Sample(
             boxes=torch.from_numpy(known.boxes.copy()),
@@ -262,7 +262,7 @@ class DetectionDataset(ABC):
             )
         return pixels
 
-    def read(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
+    def load(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
         """Return what is known of image `i`, and its pixels. seed: of random numbers, where reading draws any."""
         return self.record(i), self.image(i)
 

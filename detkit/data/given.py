@@ -81,7 +81,7 @@ class GivenDataset(DetectionDataset):
     def image(self, i: int) -> np.ndarray:
         return self._item(i, (0, i))[0]
 
-    def read(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
+    def load(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
         pixels, objects = self._item(i, seed)
         height, width = pixels.shape[:2]
         boxes = np.clip(objects.boxes, 0, np.array((width, height) * 2)).astype(np.float32)
@@ -116,12 +116,11 @@ class GivenDataset(DetectionDataset):
         if labels.shape != (len(boxes),):
             raise UserError(f"{where}: labels have the shape {labels.shape}; it should be ({len(boxes)},), one a box")
         height, width = shape[:2]
-        finite = np.isfinite(boxes).all(1)
-        upright = (boxes[:, 2:] >= boxes[:, :2]).all(1)
-        inside = (boxes >= -SLACK).all(1) & (boxes <= np.array((width, height) * 2) + SLACK).all(1)
-        if not (finite & upright & inside).all():
-            row = int((finite & upright & inside).argmin())
-            reason = f"reaches beyond the image of {width}x{height}" if finite[row] and upright[row] else "is no box"
+        is_box = np.isfinite(boxes).all(axis=1) & np.all(boxes[:, 2:] >= boxes[:, :2], axis=1)
+        inside = np.all((boxes >= -SLACK) & (boxes <= np.array((width, height) * 2) + SLACK), axis=1)
+        if not np.all(is_box & inside):
+            row = int(np.argmin(is_box & inside))
+            reason = f"reaches beyond the image of {width}x{height}" if is_box[row] else "is no box"
             raise UserError(
                 f"{where}: box {row} {reason}: {boxes[row].tolist()}; it should be x1, y1, x2, y2 in pixels"
             )
@@ -208,7 +207,8 @@ def _array(values: Any, kind: Any) -> np.ndarray:
 def _annotated(file: str, objects: Annotations, names: Sequence[str]) -> AnnotatedImage:
     rows = enumerate(zip(objects.labels.tolist(), objects.boxes.tolist(), objects.crowd.tolist()))
     items = [
-        AnnotatedObject(names[label], tuple(box), crowd=crowd, number=number) for number, (label, box, crowd) in rows
+        AnnotatedObject(names[int(label)], tuple(box), crowd=crowd, number=number)
+        for number, (label, box, crowd) in rows
     ]
     return AnnotatedImage(file, items)
 

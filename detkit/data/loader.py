@@ -62,8 +62,8 @@ class ImageCache:
         buffer = np.frombuffer(mmap.mmap(-1, max(total, 1)), np.uint8)
         self.pixels, self.ready = buffer[: self.offsets[-1]], buffer[self.offsets[-1] :]
 
-    def read(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
-        """See `DetectionDataset.read`."""
+    def load(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
+        """See `DetectionDataset.load`."""
         return self.dataset.record(i), self.image(i)
 
     def image(self, i: int) -> np.ndarray:
@@ -161,7 +161,7 @@ class _Samples(Dataset):
 
     def _part(self, i: int, seed: Sequence[int]) -> "_Part":
         """Read an image, and what is known of it. seed: of the data set's own random numbers."""
-        record, image = self.source.read(i, seed)
+        record, image = self.source.load(i, seed)
         boxes, scores = record.annotations.boxes, None
         if self.proposals is not None:
             boxes, scores = np.concatenate([boxes, self.proposals.boxes(i)]), self.proposals.scores(i)

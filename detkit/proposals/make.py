@@ -91,8 +91,9 @@ def _write_from_parts(
     count = len(ids) - len(left)
     try:
         with parts, Interrupt() as interrupt, closing(make(left)) as made:
-            for count, (i, boxes, scores) in enumerate(made, count + 1):
+            for i, boxes, scores in made:
                 parts.add(ids[i], boxes, scores)
+                count += 1
                 if progress is not None:
                     progress(count, len(ids))
                 if interrupt.received:
