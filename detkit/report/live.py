@@ -51,7 +51,9 @@ def live_page(
         state=state,
         losses=figure(plots.training_plot(losses, end, "loss"), _legend(list(losses))) if losses else nothing,
         scores=figure(of_map, "") if len(curves.mAP) else nothing,
-        rates=figure(plots.training_plot({"lr": (curves.steps, curves.rates)}, end, "lr"), "") if losses else nothing,
+        rates=figure(plots.training_plot({"lr": (curves.steps, curves.rates)}, end, "learning rate"), "")
+        if losses
+        else nothing,
         speeds=figure(plots.training_plot({"images/s": (curves.steps, curves.speeds)}, end, "images/s"), "")
         if losses
         else nothing,

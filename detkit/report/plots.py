@@ -139,15 +139,16 @@ def loss_plot(records: Sequence[Mapping[str, Any]]) -> str | None:
 def training_plot(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     end: float,
-    up: str,
+    what: str,
     *,
     highest: float | None = None,
     marks: bool = False,
 ) -> str:
     """Draw values over iterations up to `end`, each curve in the colour of its number.
 
-    curves: iterations (N,) and values (N,) of each. highest: of the axis, by default a little above what most values
-    reach, since a loss starts far above where it ends. marks: whether each value has a dot.
+    curves: iterations (N,) and values (N,) of each. what: they are, for who can't see it. highest: of the axis, by
+    default a little above what most values reach, since a loss starts far above where it ends. marks: whether each
+    value has a dot.
     """
     known = {name: (xs[np.isfinite(ys)], ys[np.isfinite(ys)]) for name, (xs, ys) in curves.items()}
     values = np.concatenate([ys for _, ys in known.values()])
@@ -162,11 +163,11 @@ def training_plot(
         body += f'<polyline class="curve" style="--shade:{shade}" {points}</polyline>'
         if marks:
             body += "".join(
-                f'<circle class="mark" style="--shade:{shade}" cx="{_x(x / end):.1f}" cy="{_y(y / high):.1f}" r="3.5">'
-                f"<title>{y:.4f} at step {x:.0f}</title></circle>"
+                f'<circle style="--shade:{shade};fill:var(--tone)" cx="{_x(x / end):.1f}" '
+                f'cy="{_y(y / high):.1f}" r="3.5"><title>{y:.4f} at step {x:.0f}</title></circle>'
                 for x, y in zip(xs, ys)
             )
-    return _frame(f"{up} over {end:.0f} iterations", "iteration", up, (0, end), (0, high), body)
+    return _frame(f"{what} over {end:.0f} iterations", "iteration", "", (0, end), (0, high), body)
 
 
 def reliability_plot(calibration: Calibration) -> str:
