@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from detkit.checkpoints import checkpoint
 from detkit.config import Config, DataConfig, TrainConfig
@@ -109,7 +110,8 @@ def open_given(
     given: Mapping[str, Any], data: DataConfig, classes: Sequence[str] | None
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
     """Check the data sets that are given for training, validation and test."""
-    with Progress(unit="images", transient=True) as bars:
+    quiet = Console(stderr=True, highlight=False, quiet=distributed.rank() > 0)
+    with Progress(quiet, unit="images", transient=True) as bars:
 
         def checked(use: str, names: Sequence[str] | None) -> DetectionDataset:
             return as_dataset(given[use], use, names, partial(bars.update, f"{use}: each image is read once"))
