@@ -120,8 +120,11 @@ def _column(records: Sequence[Mapping[str, Any]], key: str) -> NDArray:
 
 
 def smooth(values: NDArray) -> NDArray:
-    """Return the running mean over a fiftieth of a curve, with no lag at its ends; it passes over gaps (NaN)."""
-    span = max(1, len(values) // 50)
+    """Return the running mean over a fiftieth of a curve, with no lag at its ends; it passes over gaps (NaN) in that.
+
+    A curve of few points is itself: the mean of two that fall would be level.
+    """
+    span = len(values) // 50
     kernel = np.ones(2 * span + 1)
     known = np.isfinite(values)
     total = np.convolve(np.where(known, values, 0.0), kernel, "full")[span : span + len(values)]
