@@ -6,9 +6,8 @@ from html import escape
 from typing import Any
 
 from detkit.report import plots
-from detkit.report.markup import figure, fill, resource, terms
+from detkit.report.markup import figure, fill, legend, resource, terms
 from detkit.viz.curves import smooth, training_curves
-from detkit.viz.draw import hex_colour
 
 RENEW = 10  # seconds after which a browser reads the page of a run again
 
@@ -49,7 +48,7 @@ def live_page(
         title=escape(f"{name}: {'ended' if ended else 'training'}"),
         facts=terms(facts),
         state=state,
-        losses=figure(plots.training_plot(losses, end, "loss"), _legend(list(losses))) if losses else nothing,
+        losses=figure(plots.training_plot(losses, end, "loss"), legend(losses)) if losses else nothing,
         scores=figure(of_map, "") if len(curves.mAP) else nothing,
         rates=figure(plots.training_plot({"lr": (curves.steps, curves.rates)}, end, "learning rate"), "")
         if losses
@@ -58,11 +57,3 @@ def live_page(
         if losses
         else nothing,
     )
-
-
-def _legend(names: Sequence[str]) -> str:
-    items = "".join(
-        f'<li style="--shade:{hex_colour(number)}"><span class="key"></span>{escape(name)}</li>'
-        for number, name in enumerate(names)
-    )
-    return f'<ul class="legend">{items}</ul>'
