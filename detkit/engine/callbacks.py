@@ -87,6 +87,8 @@ class Callbacks:
             raise Incomplete(f"{'; '.join(self._failed)}; the run itself is complete in {self._folder}")
 
     def _end(self, error: BaseException | None) -> None:
+        if not self._begun and error is not None:  # refused, with nothing changed
+            return
         self.begin(self._iterations)  # of a finished run only the test is done again
         self._each("on_end", lambda one: one.on_end(TrainedRun(self._folder), error))
 
