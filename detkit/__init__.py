@@ -9,7 +9,7 @@ Importing detkit is quick: torch comes with the first call.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,23 @@ if TYPE_CHECKING:
 
     from detkit import evaluation, ops, viz
     from detkit.config import Config
+    from detkit.data.dataset import DetectionDataset
+    from detkit.engine.callbacks import Callback
     from detkit.engine.trained import TrainedRun
     from detkit.models import Detector
 
-__all__ = ["create_model", "evaluation", "list_backbones", "list_models", "load", "ops", "train", "viz"]
+__all__ = [
+    "Callback",
+    "create_model",
+    "evaluation",
+    "list_backbones",
+    "list_models",
+    "load",
+    "open_dataset",
+    "ops",
+    "train",
+    "viz",
+]
 __version__ = "0.1.0"
 
 _MODULES = ("evaluation", "ops", "viz")
@@ -51,15 +64,27 @@ def load(checkpoint: "str | Path", device: str = "auto", backend: str | None = N
 def train(
     config: "str | Path | Config | None" = None,
     *,
+    data: Any = None,
+    val: Any = None,
+    test: Any = None,
+    classes: Sequence[str] | None = None,
+    callbacks: "Sequence[Callback]" = (),
     out: "str | Path | None" = None,
     resume: "str | Path | None" = None,
     **overrides: Any,
 ) -> "TrainedRun":
     """Train a detector and test the best checkpoint, as `detkit train` does; return what is in the run's folder.
 
-    config: a YAML file, or a detkit.config.Config. overrides: sections with the keys that they change, as in
-    `data={"root": "cards"}, train={"iterations": 2000}`. out: the run's folder, new or empty; by default
-    runs/CONFIG-NUMBER. resume: the folder of an earlier run to go on with, in place of a config.
+        run = detkit.train("configs/custom/ssd_mobilenet_v2.yaml", data="cards", train={"iterations": 2000})
+        run.metrics["mAP"], run.best, run.plot()
+
+    config: a YAML file, or a detkit.config.Config. data: the root of a data set; or a dict of keys of the config's
+    section; or the images to train on themselves, then with val, which chooses the best checkpoint, and test, where
+    there are such: each a data set of `open_dataset`, or a torch Dataset of (image, {"boxes", "labels"}), see
+    detkit.data.given.TorchDataset. classes: their names in label order, where the data set does not say them.
+    callbacks: see detkit.Callback. out: the run's folder, new or empty; by default runs/CONFIG-NUMBER. resume: the
+    folder of an earlier run to go on with, in place of a config. overrides: other sections with the keys that they
+    change, as in `train={"iterations": 2000}`.
     Raises detkit.errors.UserError, in one line, for whatever is wrong, before the folder is made, and
     detkit.runtime.signals.Stopped after Ctrl-C, with all saved.
     """
@@ -74,18 +99,57 @@ def train(
         raise UserError("train: resume goes on in its folder; leave out away")
     start = str(config) if isinstance(config, str | os.PathLike) else config
     folders = (None if path is None else str(path) for path in (out, resume))
-    return TrainedRun(session.train(start, override_texts(overrides), *folders))
+    given = None
+    if data is None or isinstance(data, str | os.PathLike | Mapping):
+        if val is not None or test is not None:
+            raise UserError(
+                "train: val and test are data sets in Python, and so must data be; or name splits in a dict"
+            )
+        named = {} if data is None else {"root": data, "format": "auto"}
+        overrides["data"] = data if isinstance(data, Mapping) else named
+    else:
+        given = {"train": data, "val": val, "test": test}
+    if classes is not None:
+        overrides["data.classes"] = list(classes)
+    texts = override_texts(overrides)
+    return TrainedRun(session.train(start, texts, *folders, given=given, callbacks=callbacks))
+
+
+def open_dataset(
+    root: "str | Path", split: str = "train", *, format: str = "auto", classes: Sequence[str] | None = None
+) -> "DetectionDataset":
+    """Open a split of a data set: it has a length, can be gone through, and its items, indexed, have a picture.
+
+        dataset = detkit.open_dataset("cards", "train")
+        dataset[0].boxes, dataset[0].names, dataset[0].plot()
+
+    root: a folder in VOC, COCO or YOLO layout. split: of it; or SUBFOLDER/SPLIT, or a .json or .txt file below it.
+    format: `voc`, `coco` or `yolo`, where the folder fits several; `shapes` draws detkit's own data set first.
+    classes: their names in label order, by default as the annotations have them.
+    Raises detkit.errors.UserError, in one line, for whatever is missing or broken.
+    """
+    from detkit.data.opening import open_split
+
+    return open_split(root, split, format, classes)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of the detectors that match a shell pattern."""
+    """Return the names of the detectors that match a shell pattern.
+
+    >>> detkit.list_models("retina*")
+    ['retinanet']
+    """
     from detkit import models
 
     return models.list_models(pattern)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Return the names of the backbones that match a shell pattern, such as `res*`."""
+    """Return the names of the backbones that match a shell pattern, such as `res*`.
+
+    >>> detkit.list_backbones("resnet?8")
+    ['resnet18']
+    """
     from detkit import backbones
 
     return backbones.list_backbones(pattern)
@@ -95,6 +159,10 @@ def create_model(
     name: str, *, classes: Sequence[str], backbone: str | dict[str, Any] | None = None, **keys: Any
 ) -> "Detector":
     """Build an untrained detector.
+
+        >>> detector = detkit.create_model("ssd", backbone="tiny", classes=["cat", "dog"], size=300)
+        >>> detector.classes, str(detector.input)
+        (('cat', 'dog'), '300x300')
 
     name: one of list_models(). classes: their names, in label order. backbone: one of list_backbones(), or a dict of
     its keys such as {"name": "vgg16", "weights": "imagenet"}; None is the model's own. keys: any key of a config's
@@ -120,6 +188,8 @@ def create_model(
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"detkit.{name}")
+    if name == "Callback":
+        return import_module("detkit.engine.callbacks").Callback
     raise AttributeError(f"module 'detkit' has no attribute {name!r}")
 
 

@@ -81,7 +81,7 @@ class DataConfig(Section):
 
     format: str = "auto"
     """`voc`, `coco` or `yolo`; `auto` finds out which by what `root` holds; `shapes` is drawn by detkit on first use;
-    or one of your own, see `data/custom.py`."""
+    or one of your own, see `data/custom.py`. `given` stands for data sets that `detkit.train` was given in Python."""
     root: str = MISSING
     """The folder of the data set, or the folder above several of them."""
     train: list[str] | None = None
@@ -172,12 +172,16 @@ class TrainConfig(Section):
     """Processes that load images."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    loggers: list[str] = field(default_factory=list)
+    """Where the curves go beside the run's folder: `tensorboard`, `wandb`, `mlflow`, each a package to install."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
         one_of("train.schedule", self.schedule, ("steps", "cosine"))
         one_of("train.amp", self.amp, ("none", "auto", "bf16", "fp16"))
+        for logger in self.loggers:
+            one_of("train.loggers", logger, ("tensorboard", "wandb", "mlflow"))
         if self.batch % self.accumulate:
             raise UserError(f"train.batch: {self.batch} is not a multiple of train.accumulate {self.accumulate}")
 

@@ -180,6 +180,31 @@ def test_first_page_runs(page: Path, data: Path) -> None:
     assert set(result["people"].names) <= {"ring"}
 
 
+def test_training_in_python_runs(page: Path, data: Path) -> None:
+    """The code of docs/python.md from `Train` on, in few steps on the shapes."""
+    (page / "cards").symlink_to(data / "shapes")
+    shutil.copy(next((data / "shapes" / "JPEGImages").glob("*.jpg")), "image.jpg")
+    _, _, training = PAGES["docs/python.md"].partition("## Train")
+    code = "".join(re.findall(r"```python\n(.*?)```", training, re.DOTALL))
+    few = '{"iterations": 2, "batch": 2, "workers": 0, "device": "cpu", "amp": "none"}'
+    Path("few.yaml").write_text(Path("configs/shapes/ssd.yaml").read_text().replace("cache: true", "cache: false"))
+    here = {
+        '{"iterations": 2000}': few,
+        "configs/custom/ssd_mobilenet_v2.yaml": "few.yaml",
+        '"mobilenet_v2"': '"tiny"',
+    }
+    for written, value in here.items():
+        assert written in code
+        code = code.replace(written, value)
+    result: dict[str, Any] = {"detkit": detkit}
+    exec(code, result)
+    assert result["run"].metrics["mAP"] is not None
+    assert result["curves"].ndim == result["drawn"].ndim == 3
+    assert len(list(Path("runs").iterdir())) == 3
+    loop = code[code.index("from torch.utils.data import DataLoader") :]
+    assert len([line for line in loop.splitlines() if line and not line.startswith(("import", "from"))]) <= 20
+
+
 # all pages
 
 

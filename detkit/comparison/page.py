@@ -13,7 +13,7 @@ from detkit.data.dataset import DetectionDataset
 from detkit.evaluation.errors import KINDS, STATES
 from detkit.files import write_atomic
 from detkit.report import plots
-from detkit.report.markup import cell, digits, figure, fill, resource, row, scroll, table, terms
+from detkit.report.markup import cell, digits, figure, fill, legend, resource, row, scroll, table, terms
 from detkit.report.write import MEANING
 from detkit.viz.curves import SpeedPoint
 from detkit.viz.draw import hex_colour
@@ -55,7 +55,7 @@ def write_comparison(
         speed=_speed(points),
         classes=_classes(rows),
         errors=_errors(rows),
-        pr=figure(plots.pr_comparison(dict(zip(names, (row.result.curves for row in rows)))), _legend(names)),
+        pr=figure(plots.pr_comparison(dict(zip(names, (row.result.curves for row in rows)))), legend(names)),
         choices="".join(f'<option value="{k}">{escape(name)}</option>' for k, name in enumerate(truth.classes)),
         protocol=_protocol(protocol, rows),
     )
@@ -136,14 +136,6 @@ def _errors(rows: Sequence[Compared]) -> str:
     meanings = {f'<span class="dot k-{kind}" aria-hidden="true"></span>{kind}': MEANING[kind] for kind in KINDS}
     errors = scroll("Errors by kind", table(["detector", *KINDS], lines, "sortable shares"))
     return f'{errors}<dl class="meanings">{terms(meanings)}</dl>'
-
-
-def _legend(names: Sequence[str]) -> str:
-    items = "".join(
-        f'<li style="--shade:{hex_colour(number)}"><span class="key"></span>{escape(name)}</li>'
-        for number, name in enumerate(names)
-    )
-    return f'<ul class="legend">{items}</ul>'
 
 
 def _protocol(protocol: Mapping[str, Any], rows: Sequence[Compared]) -> str:

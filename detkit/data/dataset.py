@@ -8,10 +8,10 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from detkit.data.annotations import Annotations, Fault
 from detkit.data.image_file import decode_image
 from detkit.data.index import Index
+from detkit.data.sample import Sample
 from detkit.data.values import MAX_SIDE, path_below
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
@@ -162,7 +163,11 @@ class DetectionDataset(ABC):
         if not sources:
             raise UserError("no split of the data set is given; an example: data.test=[test]")
         self.sources: tuple[tuple[Path, str], ...] = tuple((Path(root), split) for root, split in sources)
-        self.opened = self.open_sources(self.sources)
+        self._open(self.open_sources(self.sources), classes, name)
+
+    def _open(self, opened: list[Source], classes: Sequence[str] | None, name: str | None) -> None:
+        """Take over what the sources hold, see `__init__`."""
+        self.opened = opened
         for source in self.opened:
             if source.problems:
                 raise UserError(f"{source.root}/{source.problems[0]}{_more(len(source.problems) - 1)}")
@@ -173,7 +178,7 @@ class DetectionDataset(ABC):
         if len(set(classes)) != len(classes):
             raise UserError(f"data.classes: a class is named twice in {', '.join(classes)}")
         self.classes: tuple[str, ...] = tuple(classes)
-        self.name = name or "+".join(f"{root.name}/{split}" for root, split in self.sources)
+        self.name = name or "+".join(f"{source.root.name}/{source.split}" for source in opened)
         self._source = np.repeat(np.arange(len(self.opened)), [len(source.rows) for source in self.opened])
         self._row = np.concatenate([source.rows for source in self.opened])
         self.ids: tuple[str, ...] = tuple(self._name_images())
@@ -202,6 +207,34 @@ class DetectionDataset(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Sample: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Sample]: ...
+    def __getitem__(self, key: Any) -> Sample | list[Sample]:
+        """Read image `key`, counted from the end where it is negative, and its objects; of a slice a list of such."""
+        if isinstance(key, slice):
+            return [self[i] for i in range(len(self))[key]]
+        i = range(len(self))[key]  # IndexError where there is none
+        record, pixels = self.load(i, (0, i))
+        known = record.annotations
+        return Sample(
+            boxes=torch.from_numpy(known.boxes.copy()),
+            labels=torch.from_numpy(known.labels.copy()),
+            ignore=torch.from_numpy(known.ignore.copy()),
+            classes=self.classes,
+            id=record.id,
+            path=record.path,
+            pixels=pixels,
+            extra={name: torch.from_numpy(value.copy()) for name, value in known.extra.items()},
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {len(self)} images, {len(self.classes)} classes>"
+
     @property
     def indices(self) -> list[Index]:
         """The annotations that the sources are part of."""
@@ -228,6 +261,10 @@ class DetectionDataset(ABC):
                 f"{self.path(i)}: the image is {width}x{height}, but was {size[0]}x{size[1]} when it was opened"
             )
         return pixels
+
+    def load(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
+        """Return what is known of image `i`, and its pixels. seed: of random numbers, where reading draws any."""
+        return self.record(i), self.image(i)
 
     def truth(self, use_difficult: bool = False) -> TruthSet:
         """Return all objects, flat; `ignore` marks crowds and, unless they are used, difficult objects."""

@@ -62,6 +62,10 @@ class ImageCache:
         buffer = np.frombuffer(mmap.mmap(-1, max(total, 1)), np.uint8)
         self.pixels, self.ready = buffer[: self.offsets[-1]], buffer[self.offsets[-1] :]
 
+    def load(self, i: int, seed: Sequence[int]) -> tuple[Record, np.ndarray]:
+        """See `DetectionDataset.load`."""
+        return self.dataset.record(i), self.image(i)
+
     def image(self, i: int) -> np.ndarray:
         """Return image `i` as (H, W, 3) RGB uint8, which must not be written to."""
         width, height = self.dataset.sizes[i].tolist()
@@ -133,15 +137,16 @@ class _Samples(Dataset):
     ) -> tuple[np.ndarray, tuple[int, int], str, Annotations, np.ndarray, np.ndarray | None]:
         """Return an image as the network's input, its (height, width) before, its id, what is on it, and what remains
         of its proposals and their scores."""
-        parts = [self._part(self._image_at(position))]
+        seed = self.seed or 0, position
+        parts = [self._part(self._image_at(position), seed)]
 
         def other(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
             """Read another image, any of the data set."""
-            parts.append(self._part(int(random.integers(len(self.dataset)))))
+            parts.append(self._part(int(random.integers(len(self.dataset))), (*seed, len(parts))))
             return parts[-1].given
 
         image, boxes, objects = parts[0].given
-        pixels, boxes, kept = self.transform(image, boxes, (self.seed or 0, position), objects, other)
+        pixels, boxes, kept = self.transform(image, boxes, seed, objects, other)
         # of all boxes of all parts: which are objects, and the number of each among its kind
         is_object = np.concatenate([np.arange(len(part.boxes)) < len(part.record.annotations) for part in parts])
         number = np.where(is_object, np.cumsum(is_object), np.cumsum(~is_object))[kept] - 1
@@ -154,13 +159,13 @@ class _Samples(Dataset):
         height, width = image.shape[:2]
         return pixels, (height, width), parts[0].record.id, annotations, boxes[remaining:], scores
 
-    def _part(self, i: int) -> "_Part":
-        """Read an image, and what is known of it."""
-        record, scores = self.dataset.record(i), None
-        boxes = record.annotations.boxes
+    def _part(self, i: int, seed: Sequence[int]) -> "_Part":
+        """Read an image, and what is known of it. seed: of the data set's own random numbers."""
+        record, image = self.source.load(i, seed)
+        boxes, scores = record.annotations.boxes, None
         if self.proposals is not None:
             boxes, scores = np.concatenate([boxes, self.proposals.boxes(i)]), self.proposals.scores(i)
-        return _Part(record, self.source.image(i), boxes, scores)
+        return _Part(record, image, boxes, scores)
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:

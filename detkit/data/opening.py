@@ -1,6 +1,7 @@
 """The data sets that a config names."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from detkit.config import DataConfig
 from detkit.data.dataset import DetectionDataset, parse_splits
@@ -17,6 +18,11 @@ def split_names(data: DataConfig, use: str) -> list[str]:
     """
     if use not in ("train", "val", "test"):
         raise UserError(f"no split {use!r} in a config{did_you_mean(use, ('train', 'val', 'test'))}")
+    if data.format == "given":
+        raise UserError(
+            "the data of this run were given in Python: give them again, as in detkit.train(resume=..., data=...), or "
+            "name others, as in data.format=auto data.root=PATH"
+        )
     if data.format == "shapes":
         ensure_shapes(data.root)
     named = getattr(data, use)
@@ -35,6 +41,13 @@ def open_dataset(data: DataConfig, split: str, classes: Sequence[str] | None = N
     if not names:
         raise UserError(f"data.{split} is empty; name a split of {data.root}, as in data.{split}=[{split}]")
     return open_sources(parse_splits(data.root, names), classes if classes is not None else data.classes, _kind(data))
+
+
+def open_split(
+    root: str | Path, split: str = "train", format_name: str = "auto", classes: Sequence[str] | None = None
+) -> DetectionDataset:
+    """Open a split below a root, see `detkit.open_dataset`."""
+    return open_dataset(DataConfig(format=format_name, root=str(root), test=[split]), "test", classes)
 
 
 def _kind(data: DataConfig) -> str:

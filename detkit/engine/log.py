@@ -1,11 +1,10 @@
-"""What a run says: log.jsonl, TensorBoard where it is installed, and the screen. Only rank 0 says anything."""
+"""What a run says: to log.jsonl, the screen and its callbacks. Only rank 0 says anything."""
 
 import json
-import math
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
@@ -14,6 +13,9 @@ from detkit.files import write_file
 from detkit.names import shown
 from detkit.runtime.progress import Progress
 
+if TYPE_CHECKING:
+    from detkit.engine.callbacks import Callbacks
+
 BAR = "steps"
 
 
@@ -21,11 +23,18 @@ class Log:
     """A run's records. Enter it to show progress.
 
     log.jsonl has one JSON object a line, each with `iteration` (steps done) and either loss parts or an evaluation.
-    best: the highest mAP on val before this.
+    best: the highest mAP on val before this. callbacks: hear the same.
     """
 
     def __init__(
-        self, folder: Path, start: int, iterations: int, *, writes: bool = True, best: float | None = None
+        self,
+        folder: Path,
+        start: int,
+        iterations: int,
+        *,
+        writes: bool = True,
+        best: float | None = None,
+        callbacks: "Callbacks | None" = None,
     ) -> None:
         self.path = folder / "log.jsonl"
         self.writes = writes
@@ -36,9 +45,9 @@ class Log:
         self._best = best
         self._progress = Progress(self.console)
         self._first_losses = True
-        self._board: Any = None
-        if writes:
-            self._board = _tensorboard(folder, start)
+        self._callbacks = callbacks
+        if callbacks is not None:
+            callbacks.begin(start)
 
     def __enter__(self) -> Self:
         self._progress.move(BAR, self._start, self._iterations)
@@ -46,8 +55,6 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        if self._board is not None:
-            self._board.close()
 
     def step(self, done: int) -> None:
         """Move the bar."""
@@ -66,6 +73,8 @@ class Log:
             left = (time.monotonic() - self._begun) / (done - self._start) * (self._iterations - done)
             self.say(f"{done}/{self._iterations}  {status}  {speed}  {timedelta(seconds=round(left))} left")
         self._first_losses = False
+        if self._callbacks is not None:
+            self._callbacks.step(done, {**losses, "lr": rate, **times})
 
     def evaluation(self, done: int, metrics: dict[str, Any], best: bool) -> None:
         """Record an evaluation (metrics as in metrics.json)."""
@@ -77,6 +86,8 @@ class Log:
         self.say(
             f"{done}/{self._iterations}{stage}  {metrics['split']} mAP {ap} ({protocol}){', the best so far' * best}"
         )
+        if self._callbacks is not None:
+            self._callbacks.evaluation(done, metrics)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -90,10 +101,6 @@ class Log:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror or error}") from None
-        if self._board is not None:
-            for name, value in entry.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    self._board.add_scalar(name, value, entry["iteration"])
 
 
 def read_lines(path: Path) -> list[str]:
@@ -122,12 +129,3 @@ def truncate(path: Path, lines: int) -> None:
         kept = "".join(read_lines(path)[:lines])
         if kept.encode() != path.read_bytes():
             write_file(path, kept)
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    # a resumed run hides what the killed one wrote after `start`
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)

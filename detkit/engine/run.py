@@ -15,6 +15,7 @@ from detkit.checkpoints.training import check_stage
 from detkit.config import Config, DataConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import train_loader
+from detkit.engine.callbacks import Callbacks
 from detkit.engine.environment import environment
 from detkit.engine.log import Log, read_lines, truncate
 from detkit.experiment import save_config
@@ -36,8 +37,8 @@ class Run:
     val, test: None where the config names no such split. state: what last.pt holds of the run beside the stage's own,
     see `session.run_state`. changed: what is not as last.pt has it, in words, until env.txt has it too. resumed: the
     content of last.pt, until the stage that it belongs to has taken it. logged: lines of log.jsonl behind that, until
-    the others are dropped. stage: the name of the one at work. before: iterations of the stages that are done. best:
-    the highest mAP on val so far, None before the first. metrics: the latest evaluation on val.
+    the others are dropped. callbacks: hear of it. stage: the name of the one at work. before: iterations of the stages
+    that are done. best: the highest mAP on val so far, None before the first. metrics: the latest evaluation on val.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Run:
     changed: list[str] = field(default_factory=list)
     resumed: dict[str, Any] | None = None
     logged: int | None = None
+    callbacks: Callbacks | None = None
     stage: str = ""
     before: int = 0
     best: float | None = None

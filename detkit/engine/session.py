@@ -1,19 +1,25 @@
 """A training session: config, folder, data, detector, stages, and the test at the end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from detkit.checkpoints import checkpoint
-from detkit.config import Config, TrainConfig
+from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.dataset import DetectionDataset, notes_on
+from detkit.data.given import GivenDataset, as_dataset
 from detkit.data.loader import open_proposals
 from detkit.data.opening import open_dataset, split_names
+from detkit.engine.callbacks import Callback, Callbacks
 from detkit.engine.finish import finish
 from detkit.engine.folder import check_folder, create_folder, held
+from detkit.engine.live import LivePage
+from detkit.engine.loggers import LOGGERS
 from detkit.engine.resume import changes, check_iterations, read_last, resumed_config
 from detkit.engine.stage_context import StageContext
 from detkit.engine.train import step_seed
@@ -22,16 +28,28 @@ from detkit.experiment import read_config
 from detkit.models import MODELS, Detector, Stage, build_detector
 from detkit.runtime import distributed
 from detkit.runtime.device import choose_device
+from detkit.runtime.progress import Progress
 
+GIVEN = ["data.format=given", 'data.root=""']  # what a config says of data sets that are given
 FREE = {"frozen": "false", "freeze_stages": "0"}  # keys that freeze layers, and at which value they do not
 
 
-def train(config: str | Config | None, overrides: list[str], out: str | None = None, resume: str | None = None) -> Path:
+def train(
+    config: str | Config | None,
+    overrides: list[str],
+    out: str | None = None,
+    resume: str | None = None,
+    *,
+    given: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Path:
     """Train by a config or the file of one, or go on in the folder `resume`; return the run's folder.
 
+    given: data sets for `train`, and perhaps `val` and `test`, in place of those that the config names.
     Whatever the user may have got wrong is found before the folder is made. Raises Stopped, see `fit`.
     """
     folder = None if resume is None else Path(resume)
+    overrides = [*overrides, *(GIVEN if given else ())]
     settings = read_config(config, overrides) if folder is None else resumed_config(folder, config, overrides)
     device = choose_device(settings.train.device)
     distributed.start(device)
@@ -45,9 +63,8 @@ def train(config: str | Config | None, overrides: list[str], out: str | None = N
         resumed = None if folder is None else read_last(folder)
         with distributed.main_first():  # it may make the data set, or index it
             classes = None if resumed is None else tuple(resumed["classes"])
-            data = open_dataset(settings.data, "train", classes)
-            val = open_dataset(settings.data, "val", data.classes) if split_names(settings.data, "val") else None
-            test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
+            open_splits = open_named if given is None else partial(open_given, given)
+            data, val, test = open_splits(settings.data, classes)
             datasets = [split for split in (data, val, test) if split is not None]
             check_proposals(settings, datasets)
         check_objects(data, settings.data.difficult)
@@ -60,7 +77,11 @@ def train(config: str | Config | None, overrides: list[str], out: str | None = N
                 checkpoint.start_from(detector, settings.train.weights)
         elif resumed is None:
             check_frozen(detector, settings.model)
-        check_batch(settings.train, detector.stages())
+        stages = detector.stages()
+        check_batch(settings.train, stages)
+        if isinstance(data, GivenDataset):
+            check_given(settings, stages)
+        hearing = listeners(settings, callbacks)
         if folder is None:
             name = Path(config).stem if isinstance(config, str) else settings.model.name
             folder = distributed.on_main(lambda: create_folder(out, name))
@@ -68,9 +89,56 @@ def train(config: str | Config | None, overrides: list[str], out: str | None = N
         run = StageContext(settings, folder, device, data, val, test, state, changed, resumed)
         for note in notes_on(datasets):
             run.say(f"note: {note}")
-        run_stages(detector, run)
-        finish(run)
+        steps = settings.train.iterations * sum(stage.iterations_factor for stage in stages)
+        run.callbacks = Callbacks(hearing if run.writes else (), folder, settings, steps)
+        with run.callbacks.until_the_end():
+            run_stages(detector, run)
+            finish(run)
         return folder
+
+
+def open_named(
+    data: DataConfig, classes: Sequence[str] | None
+) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
+    """Open what a config names for training, validation and test."""
+    train = open_dataset(data, "train", classes)
+    val, test = (open_dataset(data, use, train.classes) if split_names(data, use) else None for use in ("val", "test"))
+    return train, val, test
+
+
+def open_given(
+    given: Mapping[str, Any], data: DataConfig, classes: Sequence[str] | None
+) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
+    """Check the data sets that are given for training, validation and test."""
+    quiet = Console(stderr=True, highlight=False, quiet=distributed.rank() > 0)
+    with Progress(quiet, unit="images", transient=True) as bars:
+
+        def checked(use: str, names: Sequence[str] | None) -> DetectionDataset:
+            return as_dataset(given[use], use, names, partial(bars.update, f"{use}: each image is read once"))
+
+        train = checked("train", data.classes if classes is None else classes)
+        val, test = (None if given.get(use) is None else checked(use, train.classes) for use in ("val", "test"))
+        return train, val, test
+
+
+def check_given(settings: Config, stages: Sequence[Stage]) -> None:
+    """Raise UserError where a data set of a user's own, whose images may be others each time, cannot serve."""
+    if settings.data.cache:
+        raise UserError("data.cache: a data set that is given may change its images; cache in it, or leave this away")
+    if MODELS.get(settings.model.name).takes_proposals or any(getattr(one, "store", None) for one in stages):
+        raise UserError(
+            f"{settings.model.name} stores regions of images, and needs these in files: see docs/own_data.md"
+        )
+
+
+def listeners(settings: Config, callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return all that hear of a run: the page of live curves, the config's loggers, the user's own."""
+    for one in callbacks:
+        if not isinstance(one, Callback):
+            raise UserError(f"callbacks: {one!r} is no detkit.Callback")
+    if distributed.rank():
+        return []
+    return [LivePage(), *(LOGGERS[name]() for name in settings.train.loggers), *callbacks]
 
 
 def run_stages(detector: Detector, run: StageContext) -> None:

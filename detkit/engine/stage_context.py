@@ -37,7 +37,7 @@ class StageContext(Run):
     def conclude(self, detector: Detector) -> None:
         """It becomes best.pt whatever earlier stages reached: those only lead to it."""
         self.best = None
-        with Log(self.folder, self.before, self.before, writes=self.writes) as log:
+        with Log(self.folder, self.before, self.before, writes=self.writes, callbacks=self.callbacks) as log:
             self.validate(detector, self.before, log)
         self.save_last(detector, {"finished": True})
 

@@ -51,7 +51,8 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     model = distributed.wrap(detector, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    log = Log(run.folder, before + start, before + recipe.iterations, writes=run.writes, best=run.best)
+    told = {"writes": run.writes, "best": run.best, "callbacks": run.callbacks}
+    log = Log(run.folder, before + start, before + recipe.iterations, **told)
     with Interrupt() as interrupt, log:
         for iteration, (images, targets) in enumerate(meter.timed(batches), start):
             torch.manual_seed(step_seed(recipe.seed, before + iteration, distributed.rank()))

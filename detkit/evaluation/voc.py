@@ -78,6 +78,12 @@ class VOCResult:
 def voc_ap(detections: DetectionSet, truth: TruthSet, *, iou: float = 0.5, metric: str = "voc07") -> VOCResult:
     """Score a data set's detections as VOCevaldet.m does.
 
+        >>> boxes, image, label = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]), torch.tensor([0])
+        >>> truth = TruthSet(boxes, label, torch.tensor([False]), image, ids=("a",), classes=("cat",))
+        >>> found = DetectionSet(boxes + 1, torch.tensor([0.9]), label, image, ids=("a",), classes=("cat",))
+        >>> float(voc_ap(found, truth).mAP), float(voc_ap(found, truth, iou=0.75).mAP)
+        (1.0, 0.0)
+
     Each detection, best score of its class first and equal scores in the order given, is compared with the object of
     its class and image that it overlaps most (the first of equals), whether difficult or taken already. Where that IoU
     is at least `iou`: a difficult object makes it neither right nor wrong, a free object is taken and makes it a true

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from detkit.config import Config
-from detkit.data.dataset import DetectionDataset, parse_splits
-from detkit.data.formats import open_sources
+from detkit.data.dataset import DetectionDataset
+from detkit.data.given import TorchDataset, as_dataset
 from detkit.data.loader import open_proposals, test_loader
-from detkit.data.opening import open_dataset
+from detkit.data.opening import open_dataset, open_split
 from detkit.errors import UserError
 from detkit.evaluation import METRICS, Result, score
 from detkit.inference.tta import predict_views
@@ -64,7 +64,7 @@ def evaluate(
 
 
 def evaluate_on(
-    detector: Detector, data: DetectionDataset | str | Path | None, split: str, metric: str | None
+    detector: Detector, data: DetectionDataset | TorchDataset | str | Path | None, split: str, metric: str | None
 ) -> Result:
     """See `Detector.evaluate`."""
     config = detector.experiment or Config(model=detector.config)
@@ -75,7 +75,9 @@ def evaluate_on(
     if data is None:
         data = open_dataset(config.data, split, detector.classes)
     elif isinstance(data, str | Path):
-        data = open_sources(parse_splits(data, [split]), detector.classes)
+        data = open_split(data, split, classes=detector.classes)
+    else:
+        data = as_dataset(data, "data", detector.classes)
     settings = replace(config.evaluate, metric=metric or config.evaluate.metric)
     return evaluate(detector, data, replace(config, evaluate=settings)).result
 

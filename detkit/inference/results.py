@@ -1,9 +1,7 @@
 """What a detector found in an image: `detector.detect(source)` returns one of these for each."""
 
-import base64
 import html
 import operator
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self, SupportsIndex, cast, overload
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,15 +18,13 @@ from detkit import viz
 from detkit.batched import SHARED, Batched
 from detkit.data.image_file import decode_image
 from detkit.errors import UserError
-from detkit.files import encode_image, write_image
 from detkit.inference.images import frames
 from detkit.inference.sources import Video
 from detkit.inference.thresholds import known_classes
 from detkit.names import shown
-from detkit.viz.window import Window
+from detkit.viz.shown import Shown
 
 SHOWN = 20  # lines of a notebook's table
-PAGE_SIDE = 1000  # pixels of the longer side of its image
 
 
 class Detection(NamedTuple):
@@ -42,7 +37,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class ImageDetections(Batched):
+class ImageDetections(Batched, Shown):
     """The detections of an image, best first, on the CPU.
 
     It has a length, can be gone through, and indexed: a number gives a Detection, a slice, mask or index of tensors
@@ -202,35 +197,11 @@ class ImageDetections(Batched):
         """Return the image with its boxes, names and scores, (H, W, 3) RGB uint8."""
         return viz.draw(self.pixels, self.boxes, self.labels, self.classes, scores=self.scores)
 
-    def save(self, path: str | Path) -> Path:
-        """Write what `plot` returns to an image file, of the format of its suffix; return its path."""
-        write_image(Path(path), self.plot())
-        return Path(path)
-
-    def show(self) -> None:
-        """Show what `plot` returns: in a notebook below its cell, else in a window, until it is closed.
-
-        Raises UserError where there is no display.
-        """
-        if shell := _notebook():
-            shell.display(self)
-            return
-        window = Window(self._name() or "detkit")
-        window.show(self.plot())
-        window.wait()
-
     def __repr__(self) -> str:
         return f"<ImageDetections {self._title()}>"
 
     def _repr_html_(self) -> str:
         """The image and its best detections, for a notebook."""
-        try:
-            factor = min(1.0, PAGE_SIDE / max(self.size))  # notebooks keep all that they have shown
-            image = cv2.resize(self.plot(), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            content = base64.b64encode(encode_image(".jpg", image)).decode()
-            shown_image = f'<img style="max-width:100%" alt="" src="data:image/jpeg;base64,{content}">'
-        except UserError as error:
-            shown_image = html.escape(str(error))
         rows = [
             _row((html.escape(shown(name)), f"{score:.3f}", *(f"{edge:.1f}" for edge in box)))
             for box, score, _, name in islice(self, SHOWN)
@@ -238,7 +209,7 @@ class ImageDetections(Batched):
         head = _row(("class", "score", "left", "top", "right", "bottom"), "th")
         table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
         more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
-        return f"<div><p>{html.escape(self._title())}</p>{shown_image}{table}{more}</div>"
+        return f"<div><p>{html.escape(self._title())}</p>{self._picture()}{table}{more}</div>"
 
     def _name(self) -> str | None:
         return self.url if self.path is None else str(self.path)
@@ -264,9 +235,3 @@ def _optional(package: str, method: str) -> Any:
         return import_module(package)
     except ImportError:
         raise UserError(f"{method} needs {package}: pip install {package}") from None
-
-
-def _notebook() -> Any:
-    """IPython's display functions where the code runs in a notebook, else None."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return import_module("IPython.display") if getattr(shell, "kernel", None) else None

@@ -387,8 +387,9 @@ class Detector(nn.Module):
     def evaluate(self, data: Any = None, *, split: str = "test", metric: str | None = None) -> "Result":
         """Detect on a data set and score that; the result has `mAP`, `ap` of each class, and `to_dict()`.
 
-        data: the root of a data set, or an opened one; by default that of the checkpoint's config. split: of the root,
-        or of that config, train, val or test. metric: `voc07`, `voc` or `coco`, by default the config's.
+        data: the root of a data set, an opened one, or a torch Dataset as `detkit.train` takes it; by default that of
+        the checkpoint's config. split: of the root, or of that config, train, val or test.
+        metric: `voc07`, `voc` or `coco`, by default the config's.
         Raises detkit.errors.UserError for a data set that can't be read, or has classes that the detector lacks.
         """
         # It goes up, as the one below, for convenience: inference runs detectors, nothing here needs it at import.

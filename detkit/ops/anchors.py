@@ -24,6 +24,10 @@ def default_boxes(
     cell the squares of min and sqrt(min * max), then for each ratio the box min * sqrt(ar) wide and min / sqrt(ar) high
     and its transpose. Centres are (i + .5) * step.
     SSD300 has 8732 boxes, SSD512 24564.
+
+        >>> default_boxes([(1, 1)], [300], [100], [225], [[]])  # a map of one cell: two squares about its centre
+        tensor([[100., 100., 200., 200.],
+                [ 75.,  75., 225., 225.]])
     """
     arguments = (maps, steps, min_sizes, max_sizes, aspect_ratios)
     counts = list(map(len, arguments))

@@ -25,6 +25,10 @@ def area(boxes: Tensor) -> Tensor:
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU (..., M, N) in [0, 1] of each of `a` (..., M, 4) with each of `b` (..., N, 4).
 
+        >>> one, others = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1], [5.0, 5, 6, 6]])
+        >>> box_iou(one, others)
+        tensor([[0.5000, 0.0000]])
+
     Leading dimensions broadcast. Boxes without area have IoU 0 with every box, themselves included. For matching and
     suppression: carries no gradient.
     """

@@ -20,6 +20,12 @@ class BoxCoder:
 
     dx, dy: shift of the centre in units of the reference's sides; dw, dh: logarithm of the ratio of sides.
     `weights` (wx, wy, ww, wh) bring the four to one scale; SSD's variances .1, .1, .2, .2 are weights 10, 10, 5, 5.
+
+        >>> coder, anchor = BoxCoder((1, 1, 1, 1)), torch.tensor([[0.0, 0, 10, 10]])
+        >>> coder.encode(torch.tensor([[5.0, 0, 15, 10]]), anchor)  # half a side to the right
+        tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
+        >>> coder.decode(torch.tensor([[0.5, 0, 0, 0]]), anchor)
+        tensor([[ 5.,  0., 15., 10.]])
     """
 
     def __init__(self, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)) -> None:

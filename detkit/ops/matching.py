@@ -34,6 +34,10 @@ def match_ssd(boxes: Tensor, valid: Tensor, ignore: Tensor | None, anchors: Tens
     matched, again and again, so that no object loses its anchor to another; an object that overlaps no free anchor
     gets none. Then each anchor that is still free goes to its best object if their IoU is >= threshold. Ties go to
     the lowest object, then the lowest anchor. Anchors that reach the threshold with ignored objects only are IGNORED.
+
+        >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 9], [50.0, 50, 60, 60]])
+        >>> match_ssd(torch.tensor([[[0.0, 0, 10, 10]]]), torch.tensor([[True]]), None, anchors).index
+        tensor([[ 0,  0, -1]])
     """
     iou, on_ignored = _overlap(boxes, valid, ignore, anchors, threshold)
     best, index = iou.max(1)

@@ -58,6 +58,10 @@ def nms(
 ) -> Tensor:
     """Return (B, max_out) int64 indices of the boxes that stay, best first, padded with -1.
 
+        >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [1.0, 0, 10, 10], [20.0, 20, 30, 30]]])
+        >>> nms(boxes, torch.tensor([[0.8, 0.9, 0.7]]), iou=0.5, top_k=100, max_out=3)
+        tensor([[ 1,  2, -1]])
+
     boxes: (B, N, 4) xyxy; scores: (B, N); labels: (B, N) int64, or None for one class; valid: (B, N) bool.
     Only boxes with score > `score`, label >= 0 and valid take part (so a score of NaN or -inf never does).
     top_k: how many boxes of each class in each image are looked at, the best ones. max_out: how many stay in an image,

@@ -22,6 +22,11 @@ FINEST_LEVEL = 6
 def roi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
     """Return (B, R, C, size, size), the maximum over each bin of each box (Fast R-CNN, section 2.1).
 
+        >>> features = torch.arange(16.0).view(1, 1, 4, 4)  # a cell each 16 pixels
+        >>> roi_pool(features, torch.tensor([[[0.0, 0, 48, 48]]]), size=2, stride=16)[0, 0, 0]
+        tensor([[ 5.,  7.],
+                [13., 15.]])
+
     features: (B, C, H, W), one cell each `stride` pixels. A box covers the cells round(x1 / stride) to
     round(x2 / stride), both included and at least one; bin i of n cells in `size` bins runs from floor(i * n / size)
     up to ceil((i + 1) * n / size), cut to the map; a bin outside the map is 0. round is C's, halves away from zero,

@@ -88,13 +88,19 @@ def _write_from_parts(
 ) -> None:
     done = parts.read()
     left = [i for i, name in enumerate(ids) if name not in done]
-    with parts, Interrupt() as interrupt, closing(make(left)) as made:
-        for count, (i, boxes, scores) in enumerate(made, len(ids) - len(left) + 1):
-            parts.add(ids[i], boxes, scores)
-            if progress is not None:
-                progress(count, len(ids))
-            if interrupt.received:
-                raise KeyboardInterrupt(f"{count} of {len(ids)} images are done; the same command goes on from there")
+    count = len(ids) - len(left)
+    try:
+        with parts, Interrupt() as interrupt, closing(make(left)) as made:
+            for i, boxes, scores in made:
+                parts.add(ids[i], boxes, scores)
+                count += 1
+                if progress is not None:
+                    progress(count, len(ids))
+                if interrupt.received:
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt:  # also of a second Ctrl-C, which waits for no image
+        said = f"{count} of {len(ids)} images are done; the same command goes on from there"
+        raise KeyboardInterrupt(said) from None
     done = parts.read()
     write_store(path, ids, *_columns([done[name] for name in ids]), manifest=parts.manifest)
 

@@ -5,12 +5,14 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping
+from html import escape
 from importlib.resources import files
 from typing import Any
 
 from PIL import Image
 
 from detkit.names import shown
+from detkit.viz.draw import hex_colour
 
 
 def resource(name: str, package: str = "detkit.report") -> str:
@@ -55,6 +57,15 @@ def figure(image: str, caption: str) -> str:
 def terms(values: Mapping[str, str]) -> str:
     """What a <dl> holds: HTML of names, and what is said of each."""
     return "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in values.items())
+
+
+def legend(names: Iterable[str]) -> str:
+    """Return the key of curves that are each of the colour of their number."""
+    items = "".join(
+        f'<li style="--shade:{hex_colour(number)}"><span class="key"></span>{escape(name)}</li>'
+        for number, name in enumerate(names)
+    )
+    return f'<ul class="legend">{items}</ul>'
 
 
 def cell(text: object, attributes: str = "") -> str:

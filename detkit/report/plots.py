@@ -136,6 +136,40 @@ def loss_plot(records: Sequence[Mapping[str, Any]]) -> str | None:
     return _frame(text, "iteration", "loss", (0, end), (0, high), body)
 
 
+def training_plot(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    end: float,
+    what: str,
+    *,
+    highest: float | None = None,
+    marks: bool = False,
+) -> str:
+    """Draw values over iterations up to `end`, each curve in the colour of its number.
+
+    curves: iterations (N,) and values (N,) of each. what: they are, for who can't see it. highest: of the axis, by
+    default a little above what most values reach, since a loss starts far above where it ends. marks: whether each
+    value has a dot.
+    """
+    known = {name: (xs[np.isfinite(ys)], ys[np.isfinite(ys)]) for name, (xs, ys) in curves.items()}
+    values = np.concatenate([ys for _, ys in known.values()])
+    high = highest or 1.05 * float(np.quantile(values, 0.99, method="higher") if len(values) else 0.0) or 1.0
+    body = ""
+    for number, (name, (xs, ys)) in enumerate(known.items()):
+        if not len(ys):
+            continue
+        shade, title = hex_colour(number), escape(f"{name}: {ys[-1]:.4g} at last")
+        shares = thin(xs, POINTS) / end, np.clip(thin(ys, POINTS) / high, 0, 1)
+        points = f'points="{_points(*shares)}"><title>{title}</title>'
+        body += f'<polyline class="curve" style="--shade:{shade}" {points}</polyline>'
+        if marks:
+            body += "".join(
+                f'<circle style="--shade:{shade};fill:var(--tone)" cx="{_x(x / end):.1f}" '
+                f'cy="{_y(y / high):.1f}" r="3.5"><title>{y:.4f} at step {x:.0f}</title></circle>'
+                for x, y in zip(xs, ys)
+            )
+    return _frame(f"{what} over {end:.0f} iterations", "iteration", "", (0, end), (0, high), body)
+
+
 def reliability_plot(calibration: Calibration) -> str:
     """Draw precision in each bin of scores, beside the diagonal of scores that are probabilities."""
     bins = len(calibration.count)

@@ -4,7 +4,18 @@ Images are (H, W, 3) uint8 RGB arrays and are never changed in place. Boxes are 
 """
 
 from detkit.viz.draw import colour, draw
-from detkit.viz.plots import loss_plot, pr_plot, pr_plots, recall_plot, speed_plot
+from detkit.viz.plots import loss_image, loss_plot, pr_plot, pr_plots, recall_plot, speed_plot
 from detkit.viz.sheet import draw_pair, mosaic
 
-__all__ = ["colour", "draw", "draw_pair", "loss_plot", "mosaic", "pr_plot", "pr_plots", "recall_plot", "speed_plot"]
+__all__ = [
+    "colour",
+    "draw",
+    "draw_pair",
+    "loss_image",
+    "loss_plot",
+    "mosaic",
+    "pr_plot",
+    "pr_plots",
+    "recall_plot",
+    "speed_plot",
+]

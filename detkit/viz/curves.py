@@ -77,13 +77,14 @@ def thin(values: NDArray, limit: int) -> NDArray:
 class TrainingCurves:
     """What a training log says, as float64 arrays; NaN stands for what a record does not have.
 
-    steps: (N,) iterations of training records; losses: the loss and its parts, (N,) each; rates: (N,) learning rates.
-    evaluated: (E,) iterations of evaluations that have an mAP; mAP: (E,).
+    steps: (N,) iterations of training records; losses: the loss and its parts, (N,) each; rates: (N,) learning rates;
+    speeds: (N,) images a second. evaluated: (E,) iterations of evaluations that have an mAP; mAP: (E,).
     """
 
     steps: NDArray
     losses: dict[str, NDArray]
     rates: NDArray
+    speeds: NDArray
     evaluated: NDArray
     mAP: NDArray
 
@@ -100,6 +101,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> TrainingCurves:
         steps=_column(training, "iteration"),
         losses={name: _column(training, name) for name in loss_names(training)},
         rates=_column(training, "lr"),
+        speeds=_column(training, "images_per_second"),
         evaluated=_column(evaluations, "iteration"),
         mAP=_column(evaluations, "mAP"),
     )
@@ -118,8 +120,11 @@ def _column(records: Sequence[Mapping[str, Any]], key: str) -> NDArray:
 
 
 def smooth(values: NDArray) -> NDArray:
-    """Return the running mean over a fiftieth of a curve, with no lag at its ends; it passes over gaps (NaN)."""
-    span = max(1, len(values) // 50)
+    """Return the running mean over a fiftieth of a curve, with no lag at its ends; it passes over gaps (NaN) in that.
+
+    A curve of few points is itself: the mean of two that fall would be level.
+    """
+    span = len(values) // 50
     kernel = np.ones(2 * span + 1)
     known = np.isfinite(values)
     total = np.convolve(np.where(known, values, 0.0), kernel, "full")[span : span + len(values)]

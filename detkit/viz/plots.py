@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detkit.files import save_atomic
 from detkit.names import shown, unused_name
@@ -40,7 +41,13 @@ def _new_figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    """Give all axes a light grid and no frame, and write the image, whole or not at all. No name is read as TeX."""
+    """Write the image of a figure, whole or not at all."""
+    _finish(figure)
+    save_atomic(path, figure.savefig)
+
+
+def _finish(figure: "Figure") -> None:
+    """Give all axes a light grid and no frame. No name is read as TeX."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -48,7 +55,6 @@ def _save(figure: "Figure", path: str | Path) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    save_atomic(path, figure.savefig)
 
 
 def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -56,6 +62,21 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
     records: see `training_curves`.
     """
+    _save(_loss_figure(records), path)
+
+
+def loss_image(records: Sequence[Mapping[str, Any]]) -> NDArray[np.uint8]:
+    """Return what `loss_plot` draws, (H, W, 3) RGB uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = _loss_figure(records)
+    _finish(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _loss_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":
     curves = training_curves(records)
     measured = len(curves.mAP) > 0
     figure = _new_figure(9, 7 if measured else 5.5)
@@ -80,7 +101,7 @@ def loss_plot(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     highest = np.nanmax(curves.rates, initial=0.0) or 1.0
     bottom.set(ylabel="learning rate", xlabel="iteration", ylim=(0, 1.1 * highest))
     bottom.xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
+    return figure
 
 
 def pr_plot(result: "VOCResult", path: str | Path) -> None:

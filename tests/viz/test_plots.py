@@ -120,6 +120,7 @@ def test_smoothing_has_no_lag_and_passes_over_gaps():
     np.testing.assert_allclose(smooth(line)[10:-10], line[10:-10])
     line[50] = np.nan
     assert np.isfinite(smooth(line)).all()
+    np.testing.assert_array_equal(smooth(np.array([10.0, 2.0])), [10, 2])  # a fall of two points is not levelled
 
 
 BOX = (0.0, 0.0, 10.0, 10.0)
