@@ -271,9 +271,9 @@ class InputSpec:
     """How a network wants its images.
 
     resize: "stretch" fills `size`, (height, width) in pixels, regardless of the aspect ratio; "shortest" keeps it, and
-    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "letterbox" keeps it, and
-    makes images as large as fit into `size`, on which the network lays them by itself; "none" leaves images as they
-    are, for networks that resize them, or regions of them, by themselves.
+    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "letterbox" keeps it,
+    and makes images as large as fit into `size`, a canvas that the network lays them on by itself; "none" leaves images
+    as they are, for networks that resize them, or regions of them, by themselves.
     floor: whether sides of "shortest" are cut to whole pixels, as torchvision's are, and not rounded.
     Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
     """

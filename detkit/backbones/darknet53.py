@@ -35,6 +35,8 @@ class Darknet53(SequentialBackbone):
         layers = [convolution(3, FIRST, 3, 1)]
         inputs = FIRST
         for channels, blocks in STAGES:
-            layers.append(nn.Sequential(convolution(inputs, channels, 3, 2), *(Residual(channels) for _ in range(blocks))))
+            layers.append(
+                nn.Sequential(convolution(inputs, channels, 3, 2), *(Residual(channels) for _ in range(blocks)))
+            )
             inputs = channels
         super().__init__(nn.Sequential(*layers), range(3, len(layers) + 1), range(len(layers)))

@@ -17,16 +17,15 @@ MARGIN = 1.1  # of the chart, around the largest shape
 def draw_choices(step: AnchorChoiceStep, explanation: Explanation) -> list[Section]:
     """All shapes around one centre, then each map with the anchors and cells of its objects."""
     assert explanation.truth is not None
-    iou = shape_iou(step.sides, step.anchors).cpu().numpy()
-    sides, anchors, on_map = (part.cpu().numpy() for part in (step.sides, step.anchors, step.on_map))
-    place, nearest = step.place.cpu().numpy(), iou.argmax(1)
-    answers = []
-    for index, anchor in enumerate(nearest.tolist()):
+    count = len(explanation.truth.labels)  # without padding
+    sides, anchors, on_map = (part.cpu().numpy() for part in (step.sides[:count], step.anchors, step.on_map))
+    iou = shape_iou(step.sides[:count], step.anchors).cpu().numpy()
+    place, answers = step.place[:, :count].cpu().numpy(), []
+    for index, anchor in enumerate(iou.argmax(1).tolist()):
         wide, high = anchors[anchor]
         maps = " and ".join(f"map {level + 1}" for level in np.flatnonzero(place[:, index] >= 0))
-        answers.append(
-            f"{object_name(explanation, index)}: {wide:.0f} x {high:.0f} on {maps or 'no map'}, IoU {iou[index, anchor]:.2f}"
-        )
+        shape = f"{wide:.0f} x {high:.0f} on {maps or 'no map'}, IoU {iou[index, anchor]:.2f}"
+        answers.append(f"{object_name(explanation, index)}: {shape}")
     panels = [Panel(_chart(sides, anchors, on_map, explanation), f"{len(anchors)} anchors and the objects, by shape")]
     for level, shape in enumerate(step.maps):
         canvas, extent = Canvas(explanation.image, panel_side(len(step.maps)), DARK), map_extent(explanation, shape)
@@ -46,7 +45,11 @@ def draw_choices(step: AnchorChoiceStep, explanation: Explanation) -> list[Secti
         f"this anchor, in the cell of the object's centre. {'; '.join(answers)}."
     )
     maps = [Key(SHADES[level % len(SHADES)], "solid", f"anchors of map {level + 1}") for level in range(len(step.maps))]
-    legend = [*maps, Key(TRUTH, "dashed", "object"), *class_legend(explanation, explanation.truth.labels, what="learns ")]
+    legend = [
+        *maps,
+        Key(TRUTH, "dashed", "object"),
+        *class_legend(explanation, explanation.truth.labels, what="learns "),
+    ]
     return [Section("choice", "Which anchor answers for each object (training)", text, panels, legend)]
 
 

@@ -70,7 +70,7 @@ def stretched_images(spec: InputSpec) -> dict[str, PartInput]:
 def letterboxed_images(spec: InputSpec) -> dict[str, PartInput]:
     """Return the inputs of a network that takes images of any aspect ratio, padded to one size, and their sizes."""
     height, width = spec.size
-    text = f"(batch, 3, {height}, {width}) uint8, RGB images, each resized to fit, at the upper left, padded with anything"
+    text = f"(batch, 3, {height}, {width}) uint8, RGB images, resized to fit, at the upper left, padded with anything"
     fitting = [spec.fit(*sides) for sides in ((3, 4), (4, 3), (1, 1))]
     examples = [(_pixels(batch, height, width), torch.tensor(fitting[:batch])) for batch in (2, 3)]
     pixels, sizes = zip(*examples)
@@ -81,7 +81,7 @@ def letterboxed_images(spec: InputSpec) -> dict[str, PartInput]:
 
 
 def pad_to_canvas(pixels: Tensor, spec: InputSpec) -> Tensor:
-    """Pad a batch (B, 3, H, W) at the right and bottom to the size of `letterboxed_images`; UserError if it is larger."""
+    """Pad a batch (B, 3, H, W) at the right and bottom to the size of `letterboxed_images`; UserError if larger."""
     height, width = (canvas - side for canvas, side in zip(spec.size, pixels.shape[-2:]))
     if min(height, width) < 0:
         raise UserError(f"images of {pixels.shape[-1]}x{pixels.shape[-2]}, but the exported network takes {spec}")

@@ -44,7 +44,7 @@ def sizes_between(train_sizes: Sequence[int], size: int, stride: int) -> list[in
 
 
 def at_random_size(pixels: Tensor, targets: Targets, sides: Sequence[int]) -> tuple[Tensor, Targets]:
-    """Resize a batch (B, 3, side, side), and its objects, to one of `sides` (YOLO9000, section 2, multi-scale training)."""
+    """Resize a batch (B, 3, side, side), and its objects, to one of `sides` (YOLO9000, section 2)."""
     if len(sides) == 1:
         return pixels, targets
     side = sides[int(torch.randint(len(sides), ()))]  # on the host: no sync
@@ -54,5 +54,5 @@ def at_random_size(pixels: Tensor, targets: Targets, sides: Sequence[int]) -> tu
 
 
 def pool_same(x: Tensor) -> Tensor:
-    """A 2x2 max pool of stride 1 that keeps a map's sides, as in Tiny YOLO: windows end at the right and lower border."""
+    """A 2x2 max pool of stride 1 that keeps a map's sides, as in Tiny YOLO: the last windows are cut off."""
     return F.max_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)

@@ -1,12 +1,13 @@
 """YOLOv3: An Incremental Improvement (Redmon and Farhadi, 2018), section 2, beside the paper from top to bottom.
 
 Where the paper and the authors' program darknet differ or say nothing, and what detkit does:
-- The paper has squared errors; in darknet's yolo layer, as here, all but the sides have cross-entropy, whose gradient is
-  that of the paper's text, target - prediction. Box errors are weighed by 2 - the object's share of the input's area,
-  objects by 1 (darknet). See ops/yolov3.py.
+- The paper has squared errors; in darknet's yolo layer, as here, all but the sides have cross-entropy, whose gradient
+  is that of the paper's text, target - prediction. Box errors are weighed by 2 - the object's share of the input's
+  area (darknet). See ops/yolov3.py.
 - A place at which several objects lie learns the box of one of them at random, drawn anew at every visit, and the
   classes of all (darknet: the last one of a list in random order).
-- A prediction is ignored from an IoU of .5 on (paper, yolov3-voc.cfg); yolov3.cfg and yolov3-tiny.cfg, for COCO, have .7.
+- A prediction is ignored above an IoU of .5 (paper, yolov3-voc.cfg); yolov3.cfg and yolov3-tiny.cfg, for COCO, have
+  .7 (`model.ignore_iou`).
 - Images keep their aspect ratio, in the middle of a grey square; in training anywhere on it (darknet).
 - A new size is drawn for every batch, from 320 to 608; in darknet for every ten. Images are resized twice.
 - Difficult objects are not trained on (`data.difficult: false`, darknet); a place with such objects only has no loss,
@@ -79,8 +80,10 @@ class YOLOv3Config(DenseConfig):
     """The backbone's maps, finest first; null: the coarsest ones, at most as many as `convolutions` has scales."""
     pool: bool = False
     """Whether a 2x2 max pool of stride 1 follows the coarsest map, as in Tiny YOLOv3."""
-    convolutions: list[list[list[int]]] = field(default_factory=lambda: [published_convolutions(512 >> n) for n in range(3)])
-    """Of each scale, coarsest first, each [channels, kernel, 1]; in front of the last one the finer scale branches off."""
+    convolutions: list[list[list[int]]] = field(
+        default_factory=lambda: [published_convolutions(512 >> n) for n in range(3)]
+    )
+    """Of each scale, coarsest first, each [channels, kernel, 1]; in front of the last the finer scale branches off."""
     reduced: list[int] = within("[1, 100000]", [256, 128])
     """Channels that a coarser scale is reduced to before it is upsampled, of each scale but the coarsest."""
     batch_norm: bool | None = None
@@ -88,7 +91,7 @@ class YOLOv3Config(DenseConfig):
     anchors: list[list[float]] = within("(0, inf)", COCO_ANCHORS)
     """Width and height of each, in pixels, smallest first, see `detkit dataset anchors`."""
     masks: list[list[int]] | None = within("[0, inf)", None)
-    """Which of them each scale has, coarsest first, by their numbers from 0; null: shared out, the coarsest the last."""
+    """Which of them each scale has, coarsest first, by their numbers from 0; null: shared out, the coarsest's last."""
     ignore_iou: float = within("[0, 1]", 0.5)
     """IoU of a predicted box with an object above which its objectness is not pushed to 0, ignore_thresh."""
 
@@ -100,12 +103,16 @@ class YOLOv3Config(DenseConfig):
             raise UserError("model.convolutions: every scale needs one or more [channels, odd kernel, 1]")
         if len(self.reduced) != len(self.convolutions) - 1:
             scales = len(self.convolutions)
-            raise UserError(f"model.reduced: {self.reduced}, but model.convolutions has {scales} scales: {scales - 1} of it")
+            raise UserError(
+                f"model.reduced: {self.reduced}, but model.convolutions has {scales} scales: {scales - 1} of it"
+            )
         check_anchors(self.anchors)
         check_train_sizes(self.train_sizes)
         for mask in self.masks or []:
             if not mask or len(set(mask)) < len(mask) or max(mask) >= len(self.anchors):
-                raise UserError(f"model.masks: {mask} are not numbers of model.anchors, from 0 to {len(self.anchors) - 1}")
+                raise UserError(
+                    f"model.masks: {mask} are not numbers of model.anchors, from 0 to {len(self.anchors) - 1}"
+                )
 
 
 class YOLOv3Output(NamedTuple):
@@ -138,7 +145,7 @@ class Scale(nn.Module):
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The backbone's map, and what the coarser scale passes on -> what the next one gets, raw outputs (B, O, H, W)."""
+        """The backbone's map, and what the coarser scale passes on -> what the next gets, raw outputs (B, O, H, W)."""
         if coarser is not None:
             upsampled = F.interpolate(self.reduce(coarser), (x.shape[-2], x.shape[-1]))
             x = torch.cat((upsampled, x), 1)
@@ -169,7 +176,9 @@ class YOLOv3(DenseDetector):
         used = known if c.features else known[-len(c.convolutions) :]
         used.sort(key=lambda info: info.stride)
         if c.features and len(used) != len(c.convolutions):
-            raise UserError(f"model.features: {len(used)} maps, but model.convolutions has {len(c.convolutions)} scales")
+            raise UserError(
+                f"model.features: {len(used)} maps, but model.convolutions has {len(c.convolutions)} scales"
+            )
         backbone.truncate(used[-1].name)
         check_pixels(backbone, "size", c.size)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
@@ -246,8 +255,7 @@ class YOLOv3(DenseDetector):
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """2.5: of a batch at a side drawn at random, images anywhere on the canvas; in testing as in `compute`."""
         if not self.training:
-            raw = self.compute(images.pixels, images.sizes)
-            return self.loss(raw, self.assign(raw, targets), targets)
+            return super().losses(images, targets)
         self.check_batch(len(images))
         share = torch.rand(len(images), 2, device=images.pixels.device)
         pixels, offset = self.lay(images.pixels, images.sizes, self.train_sizes[-1], share)
@@ -285,10 +293,12 @@ class YOLOv3(DenseDetector):
 
     def anchor_step(self, raw: YOLOv3Output) -> AnchorStep:
         places = self.places(raw)
-        still = torch.zeros(1, raw.raw.shape[1], 4, device=raw.raw.device)  # in the middle of its cell, as the anchor is
+        still = torch.zeros(
+            1, raw.raw.shape[1], 4, device=raw.raw.device
+        )  # in the middle of its cell, as the anchor is
         boxes = decode_places(still, places)[0] - self.shift(raw)[0]
         counts = [rows * columns * len(anchors) for rows, columns, _, anchors, _ in places.maps]
-        note = "their shapes are those that k-means found among the objects of a data set, the largest on the coarsest map"
+        note = "their shapes are those that k-means found among a data set's objects, the largest on the coarsest map"
         return AnchorStep(list(boxes.split(counts)), self.map_shapes(raw), "anchors", note)
 
     def map_shapes(self, raw: YOLOv3Output) -> list[MapShape]:

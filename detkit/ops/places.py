@@ -88,11 +88,11 @@ def assign_places(
 ) -> PlaceMatch:
     """Return which object each place learns, and the best IoU of each predicted box with any object.
 
-    predicted: (B, P, 4) of `decode_places`; boxes: (B, N, 4) xyxy; valid: (B, N) bool, False for padding; ignore: (B, N)
-    bool, objects not trained on, or None; anchors: (K, 2), all of the detector's. An object belongs to the anchor of the
-    most similar shape, ties to the first, and so to the maps that have it, there to the cell of its centre (the authors'
-    code); of several at a place to the one of highest `priority` (B, N). A place of ignored objects only is IGNORED.
-    IoUs count ignored objects, too.
+    predicted: (B, P, 4) of `decode_places`; boxes: (B, N, 4) xyxy; valid: (B, N) bool, False for padding; ignore:
+    (B, N) bool, objects not trained on, or None; anchors: (K, 2), all of the detector's. An object belongs to the
+    anchor of the most similar shape, ties to the first, and so to the maps that have it, there to the cell of its
+    centre (the authors' code); of several at a place to the one of highest `priority` (B, N). A place of ignored
+    objects only is IGNORED. IoUs count ignored objects, too.
     """
     parts = xyxy_to_cxcywh(boxes)
     nearest = shape_iou(parts[..., 2:], anchors).argmax(-1)
@@ -105,9 +105,9 @@ def assign_places(
         found.append(torch.where(valid & (slot >= 0), place, -1))
         first += rows * columns * len(own)
     place = torch.stack(found, 1)
-    (batch, maps, count), flat = place.shape, place.flatten(1)
-    repeated = [None if one is None else one.repeat(1, maps) for one in (ignore, priority)]
-    index = place_objects(flat, flat >= 0, repeated[0], predicted.shape[1], repeated[1])
+    flat, count = place.flatten(1), place.shape[-1]
+    of_maps = [None if one is None else one.repeat(1, len(found)) for one in (ignore, priority)]
+    index = place_objects(flat, flat >= 0, of_maps[0], predicted.shape[1], of_maps[1])
     index = torch.where(index >= 0, index % max(count, 1), index)
     if ignore is not None:
         place = place.masked_fill(ignore.unsqueeze(1), -1)

@@ -51,6 +51,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "torchvision_ssd": [],
     "yolov1": [GridStep],
     "yolov2": [AnchorStep, MapStep],
+    "yolov3": [AnchorStep, MapStep],
 }
 
 
@@ -102,8 +103,10 @@ def check_step(step: Step, predicted: int, images: Images) -> None:
                 centres = (anchors[:, :2] + anchors[:, 2:]) / 2
                 # images are padded, so that maps may be larger than they are
                 extent = torch.tensor([shape.columns * shape.cell_width, shape.rows * shape.cell_height])
-                assert ((centres >= 0) & (centres <= extent)).all()
-                assert (extent >= limit[:2]).all()
+                begin = torch.tensor([shape.left, shape.top])
+                assert ((centres >= begin) & (centres <= begin + extent)).all()
+                assert (begin <= 0).all()
+                assert (begin + extent >= limit[:2]).all()
         case MapStep(level=level, maps=maps):
             assert level.shape == (predicted,)
             assert set(level.tolist()) == set(range(len(maps)))
@@ -332,12 +335,12 @@ def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) 
 
 
 def test_dense_parts_give_the_predictions() -> None:
-    for name in ("retinanet", "ssd", "yolov1", "yolov2"):
+    for name in ("retinanet", "ssd", "yolov1", "yolov2", "yolov3"):
         detector = build(name)
         images = zoo.sample_images(detector)
         (part,) = detector.export_parts().values()
         given = [getattr(images, key) for key in part.inputs]
-        assert list(part.inputs) == (["pixels", "sizes"] if name == "retinanet" else ["pixels"])
+        assert list(part.inputs) == (["pixels", "sizes"] if name in ("retinanet", "yolov3") else ["pixels"])
         with torch.inference_mode():
             boxes, scores = part.network(*given)
             expected = detector.predict(images)
