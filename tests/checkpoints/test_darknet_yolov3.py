@@ -165,7 +165,7 @@ def slow_network(path: Path, text: str, pixels: np.ndarray) -> list[np.ndarray]:
             size, stride = int(options["size"]), int(options["stride"])
             padding = size - 1
             rows, columns = ((side + padding - size) // stride + 1 for side in x.shape[1:])
-            begin, out = -padding // 2 + 1, np.full((x.shape[0], rows, columns), -np.inf)  # C rounds to 0: -1 / 2 is 0
+            begin, out = -(padding // 2), np.full((x.shape[0], rows, columns), -np.inf)
             for i in range(rows):
                 for j in range(columns):
                     for n in range(size):
