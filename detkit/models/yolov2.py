@@ -41,6 +41,7 @@ from detkit.ops import (
     AnchorMap,
     Match,
     Places,
+    anchor_boxes,
     assign_places,
     decode_places,
     lay_places,
@@ -232,10 +233,7 @@ class YOLOv2(DenseDetector):
         return [raw[..., :4], raw[..., 4:]]
 
     def anchor_step(self, raw: YOLOv2Output) -> AnchorStep:
-        still = torch.zeros(
-            1, raw.raw.shape[1], 4, device=raw.raw.device
-        )  # in the middle of its cell, as the anchor is
         places = self.places(raw)
         rows, columns, (width, height), *_ = places.maps[0]
         note = "their shapes are those that k-means found among the objects of a data set"
-        return AnchorStep([decode_places(still, places)[0]], [MapShape(rows, columns, height, width)], "anchors", note)
+        return AnchorStep([anchor_boxes(places)], [MapShape(rows, columns, height, width)], "anchors", note)

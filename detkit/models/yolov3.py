@@ -45,6 +45,7 @@ from detkit.ops import (
     AnchorMap,
     PlaceMatch,
     Places,
+    anchor_boxes,
     assign_places,
     decode_places,
     lay_places,
@@ -293,10 +294,7 @@ class YOLOv3(DenseDetector):
 
     def anchor_step(self, raw: YOLOv3Output) -> AnchorStep:
         places = self.places(raw)
-        still = torch.zeros(
-            1, raw.raw.shape[1], 4, device=raw.raw.device
-        )  # in the middle of its cell, as the anchor is
-        boxes = decode_places(still, places)[0] - self.shift(raw)[0]
+        boxes = anchor_boxes(places) - self.shift(raw)[0]
         counts = [rows * columns * len(anchors) for rows, columns, _, anchors, _ in places.maps]
         note = "their shapes are those that k-means found among a data set's objects, the largest on the coarsest map"
         return AnchorStep(list(boxes.split(counts)), self.map_shapes(raw), "anchors", note)

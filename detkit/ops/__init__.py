@@ -32,7 +32,7 @@ from detkit.ops.losses import (
 )
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
-from detkit.ops.places import AnchorMap, PlaceMatch, Places, assign_places, decode_places, lay_places
+from detkit.ops.places import AnchorMap, PlaceMatch, Places, anchor_boxes, assign_places, decode_places, lay_places
 from detkit.ops.ridge import fit_ridge
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool, spp_windows
 from detkit.ops.sampling import sample
@@ -53,6 +53,7 @@ __all__ = [
     "Match",
     "PlaceMatch",
     "Places",
+    "anchor_boxes",
     "anchor_classes",
     "area",
     "assign_cells",

@@ -76,6 +76,11 @@ def decode_places(raw: Tensor, places: Places) -> Tensor:
     return cxcywh_to_xyxy(torch.cat((centre, sides), -1))
 
 
+def anchor_boxes(places: Places) -> Tensor:
+    """Return the anchors (P, 4) xyxy, each in the middle of its cell."""
+    return cxcywh_to_xyxy(torch.cat(((places.corner + 0.5) * places.cell, places.anchor), -1))
+
+
 @torch.no_grad()
 def assign_places(
     predicted: Tensor,

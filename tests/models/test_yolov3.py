@@ -70,13 +70,13 @@ def test_the_tiny_network() -> None:
 
 
 def test_darknet53() -> None:
-    """Table 1 and 2: 53 layers, 18.7 billion operations at 256 pixels, of which the last layer's 2 million are left out
-    here; in darknet53.conv.74 the numbers of 52 convolutions."""
+    """Tables 1 and 2: 53 layers, the last of which is left out here, 18.7 billion operations at 256 pixels; the numbers
+    of 52 convolutions in darknet53.conv.74."""
     with torch.device("meta"):
         backbone = build("darknet53")
     assert bytes_of(backbone) == 162_482_580
     summary = describe_backbone("darknet53", 256)
-    assert summary.flops / 1e9 == pytest.approx(18.57, abs=0.01)
+    assert summary.flops / 1e9 == pytest.approx(18.57, abs=0.01)  # and 2 million of the last
     assert [(info.name, info.channels, info.stride) for info in summary.features] == [
         *(("c2", 128, 4), ("c3", 256, 8), ("c4", 512, 16), ("c5", 1024, 32)),
     ]
@@ -84,7 +84,7 @@ def test_darknet53() -> None:
 
 
 def test_a_letterbox_is_the_input() -> None:
-    """Images are as large as fits, whole pixels rounded down; in the middle of grey; boxes are in the image's pixels."""
+    """Images are as large as fits, rounded down, in the middle of grey; boxes are in the image's pixels."""
     spec = published(YOLOv3Config()).input
     assert str(spec) == "416x416, letterboxed"
     sides = ((375, 500), (500, 375), (416, 416), (333, 500), (1, 5000), (100, 77))
