@@ -206,7 +206,7 @@ def test_mirrored_images_have_mirrored_detections(case: str, backbone: str) -> N
     keys = dict(KEYS[case])
     if model == "torchvision_ssd":
         keys["size"] = ODD[backbone]
-    detector = zoo.build(model, backbone, **keys).eval()
+    detector: Any = zoo.build(model, backbone, **keys).eval()
     symmetrise(model, detector)
     height, width = detector.input.size if detector.input.resize == "stretch" else (HEIGHT, WIDTH)
     pixels = torch.cat([random_image(height, width, seed) for seed in range(2)])

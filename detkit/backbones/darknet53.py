@@ -17,8 +17,8 @@ class Residual(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__(convolution(channels, channels // 2, 1, 1), convolution(channels // 2, channels, 3, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
 
 
 @BACKBONES.register("darknet53")

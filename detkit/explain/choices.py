@@ -4,7 +4,7 @@ import numpy as np
 
 from detkit.explain.anchors import SHADES
 from detkit.explain.canvas import DARK, PANEL, TRUTH, Canvas, Key, Panel, Section, panel_side
-from detkit.explain.drawing import class_legend, draw, map_extent, map_title, object_name
+from detkit.explain.drawing import class_legend, draw, letter, map_extent, map_title, object_name
 from detkit.explain.explanation import Explanation
 from detkit.models.trace import AnchorChoiceStep
 from detkit.ops.kmeans import shape_iou
@@ -38,8 +38,8 @@ def draw_choices(step: AnchorChoiceStep, explanation: Explanation) -> list[Secti
             canvas.fill(corner, shade, 0.5)
             canvas.box(box, shade, 1.5)
             canvas.truth(explanation.truth.boxes[index], object_name(explanation, index))
-        caption = "; ".join(answers[index] for index in learned) or "no object"
-        panels.append(Panel(canvas.drawing(), f"{map_title(level, shape)}, {caption}"))
+        caption = ", ".join(map(letter, learned)) or "no object"
+        panels.append(Panel(canvas.drawing(), f"{map_title(level, shape)} learns {caption}"))
     text = (
         "Of an object training learns one box: that of the anchor which is most like it in shape, on the map that has "
         f"this anchor, in the cell of the object's centre. {'; '.join(answers)}."

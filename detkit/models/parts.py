@@ -71,12 +71,11 @@ def letterboxed_images(spec: InputSpec) -> dict[str, PartInput]:
     """Return the inputs of a network that takes images of any aspect ratio, padded to one size, and their sizes."""
     height, width = spec.size
     text = f"(batch, 3, {height}, {width}) uint8, RGB images, resized to fit, at the upper left, padded with anything"
-    fitting = [spec.fit(*sides) for sides in ((3, 4), (4, 3), (1, 1))]
-    examples = [(_pixels(batch, height, width), torch.tensor(fitting[:batch])) for batch in (2, 3)]
-    pixels, sizes = zip(*examples)
+    example, probe = (_pixels(batch, height, width) for batch in (2, 3))
+    sizes = torch.tensor([spec.fit(*sides) for sides in ((3, 4), (4, 3), (1, 1))])
     return {
-        "pixels": PartInput(*pixels, {0: "batch"}, text),
-        "sizes": PartInput(*sizes, {0: "batch"}, "(batch, 2) int64, height and width of each image"),
+        "pixels": PartInput(example, probe, {0: "batch"}, text),
+        "sizes": PartInput(sizes[:2], sizes, {0: "batch"}, "(batch, 2) int64, height and width of each image"),
     }
 
 

@@ -58,9 +58,7 @@ def lay_places(maps: Sequence[AnchorMap]) -> Places:
         y, x = (torch.arange(side, device=own.device, dtype=torch.float32) for side in (rows, columns))
         corner = torch.stack((x.expand(rows, columns), y.unsqueeze(1).expand(rows, columns)), -1)
         corners.append(corner.view(-1, 1, 2).expand(-1, len(own), -1).reshape(-1, 2))
-        cell = torch.full_like(corners[-1], width)
-        cell[:, 1] = height
-        cells.append(cell)
+        cells.append(torch.stack([torch.full_like(corners[-1][:, 0], side) for side in (width, height)], 1))
         anchors.append(own.repeat(rows * columns, 1))
     return Places(tuple(maps), torch.cat(corners), torch.cat(cells), torch.cat(anchors))
 

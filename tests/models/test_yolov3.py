@@ -16,6 +16,7 @@ from detkit.data.augment import Chain
 from detkit.errors import UserError
 from detkit.experiment import load_config
 from detkit.models import build_detector
+from detkit.models.yolov1 import UNIT
 from detkit.models.yolov3 import COCO_ANCHORS, YOLOv3, YOLOv3Config, shared_out
 from detkit.ops import BACKGROUND
 from detkit.structures import Images, InputSpec, Targets
@@ -113,7 +114,7 @@ def test_a_letterbox_is_the_input() -> None:
 def test_sizes_and_places_in_training_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = published(YOLOv3Config())
     assert defaults.train_sizes == list(range(320, 609, 32))
-    assert defaults.train_input == InputSpec((608, 608), (0.0,) * 3, (1.0,) * 3, resize="letterbox")
+    assert defaults.train_input == InputSpec((608, 608), *UNIT, resize="letterbox")
     detector: Any = zoo.build("yolov3", train_sizes=[96, 160])
     pixels = torch.full((2, 3, 80, 160), 200, dtype=torch.uint8)
     size = torch.tensor([[80, 160], [80, 100]])
