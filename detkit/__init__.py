@@ -47,8 +47,8 @@ def load(checkpoint: "str | Path", device: str = "auto", backend: str | None = N
     `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, and
     `torchvision/retinanet_resnet50_fpn`, trained on COCO, are fetched on first use; a file of such weights stands for a
     checkpoint, too.
-    darknet's yolov1.weights, yolov2.weights and others of their kinds stand for checkpoints where their cfgs lie beside
-    them.
+    darknet's yolov1.weights, yolov2.weights, yolov3.weights and others of their kinds stand for checkpoints where their
+    cfgs lie beside them.
     An .onnx file as `detkit export` writes it stands for its checkpoint, on the fastest of OpenVINO and ONNX Runtime
     that is installed. backend: `onnxruntime` or `openvino` to run the networks there, a checkpoint's after an export of
     some seconds, `torch`, or `auto` for the fastest; `detector.backend` says which it is.

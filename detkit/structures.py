@@ -271,8 +271,9 @@ class InputSpec:
     """How a network wants its images.
 
     resize: "stretch" fills `size`, (height, width) in pixels, regardless of the aspect ratio; "shortest" keeps it, and
-    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "none" leaves images as
-    they are, for networks that resize them, or regions of them, by themselves.
+    makes the shortest side size[0] long, or less where the longest would be more than size[1]; "letterbox" keeps it,
+    and makes images as large as fit into `size`, a canvas that the network lays them on by itself; "none" leaves images
+    as they are, for networks that resize them, or regions of them, by themselves.
     floor: whether sides of "shortest" are cut to whole pixels, as torchvision's are, and not rounded.
     Pixels become (value / divisor - mean) / std, channel by channel in RGB order.
     """
@@ -281,12 +282,14 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     divisor: float = 255.0
-    resize: Literal["stretch", "shortest", "none"] = "stretch"
+    resize: Literal["stretch", "shortest", "letterbox", "none"] = "stretch"
     floor: bool = False
 
     def __str__(self) -> str:
         if self.resize == "stretch":
             return f"{self.size[1]}x{self.size[0]}"
+        if self.resize == "letterbox":
+            return f"{self.size[1]}x{self.size[0]}, letterboxed"
         if self.resize == "none":
             return "images at their own size"
         return f"shortest side {self.size[0]}, longest at most {self.size[1]}"
@@ -297,6 +300,9 @@ class InputSpec:
             return self.size
         if self.resize == "none":
             return height, width
+        if self.resize == "letterbox":
+            rows, columns = self.size
+            return min(rows, max(1, height * columns // width)), min(columns, max(1, width * rows // height))
         factor = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
         to_int = math.floor if self.floor else round
         return max(1, to_int(height * factor)), max(1, to_int(width * factor))

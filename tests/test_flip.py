@@ -52,6 +52,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "torchvision_ssd": {},
     "yolov1": {"size": 128, "hidden": []},
     "yolov2": {"size": 128, "passthrough": 0},
+    "yolov3": {"size": WIDTH},
 }
 # sides from which torchvision's added layers see odd ones
 ODD = {"darknet_yolov1_tiny": 320, "darknet19": 288, "vgg11": 272, "vgg16_reduced": 272}
@@ -120,6 +121,12 @@ def symmetrise(model: str, detector: Any) -> None:
         outputs = detector.head.out_channels // len(detector.anchors)
         detector.head.weight[::outputs] = 0
         detector.head.bias[::outputs] = 0
+    if model == "yolov3":
+        for scale, count in zip(detector.scales, detector.counts):
+            liven(scale.head)
+            outputs = scale.head.out_channels // count
+            scale.head.weight[::outputs] = 0
+            scale.head.bias[::outputs] = 0
     if model == "yolov1":
         last, side, parts = detector.head.last, detector.grid, detector.parts
         liven(last)
@@ -172,6 +179,12 @@ def order(model: str, detector: Any, pixels: Tensor) -> Tensor | slice:
     if model == "yolov2":
         rows, _ = detector.network(pixels).sides
         return mirrored_cells(rows, len(detector.anchors))
+    if model == "yolov3":
+        places, first = [], 0
+        for (rows, _), count in zip(detector.network(pixels).sides, detector.counts):
+            places.append(first + mirrored_cells(rows, count))
+            first += len(places[-1])
+        return torch.cat(places)
     if model == "ssd":
         regressors = detector.head.regressors
     elif model == "torchvision_ssd":
@@ -193,7 +206,7 @@ def test_mirrored_images_have_mirrored_detections(case: str, backbone: str) -> N
     keys = dict(KEYS[case])
     if model == "torchvision_ssd":
         keys["size"] = ODD[backbone]
-    detector = zoo.build(model, backbone, **keys).eval()
+    detector: Any = zoo.build(model, backbone, **keys).eval()
     symmetrise(model, detector)
     height, width = detector.input.size if detector.input.resize == "stretch" else (HEIGHT, WIDTH)
     pixels = torch.cat([random_image(height, width, seed) for seed in range(2)])
@@ -205,7 +218,8 @@ def test_mirrored_images_have_mirrored_detections(case: str, backbone: str) -> N
         for x, boxes in ((pixels, regions), (pixels.flip(-1), mirror(regions, axis)))
     ]
     found, again = detector.predict(one), detector.predict(other)
-    places = order(model, detector, detector.normalise(one.pixels))
+    canvas = detector.lay(one.pixels, sizes, width)[0] if model == "yolov3" else detector.normalise(one.pixels)
+    places = order(model, detector, canvas)
     expected = Predictions(mirror(found.boxes, axis)[:, places], found.scores[:, places])
     spread = float(found.scores[found.scores > -torch.inf].std())
     assert spread > 1e-4

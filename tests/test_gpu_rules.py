@@ -33,6 +33,7 @@ TRAINING = {
     "ssd": {},
     "yolov1": {},
     "yolov2": {},
+    "yolov3": {},
 }
 
 

@@ -15,7 +15,10 @@ from detkit.structures import Images, Proposals, Targets
 from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
-MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "sppnet", "ssd", "torchvision_ssd", "yolov1", "yolov2")
+MODELS = (
+    *("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "sppnet", "ssd", "torchvision_ssd"),
+    *("yolov1", "yolov2", "yolov3"),
+)
 REGION = {"batch_size_per_image": 16}
 POOLED = {**REGION, "size": [96, 160], "freeze_stages": 0, "freeze_norms": False, "pool_size": 4}
 KEYS: dict[str, dict[str, Any]] = {
@@ -51,6 +54,13 @@ KEYS: dict[str, dict[str, Any]] = {
         "joined": [[16, 3, 1]],
         "anchors": [[1.0, 1.5], [2.0, 1.2]],
     },
+    "yolov3": {
+        "size": 96,
+        "train_sizes": [],
+        "convolutions": [[[16, 3, 1], [16, 1, 1], [16, 3, 1]], [[16, 3, 1]], [[16, 3, 1]]],
+        "reduced": [8, 8],
+        "anchors": [[16.0, 20.0], [32.0, 30.0], [50.0, 60.0]],
+    },
     "yolov1": {"size": 96, "convolutions": [[16, 3, 1]], "hidden": [16]},
 }
 POOLING = tuple(name for name in MODELS if "pool_size" in KEYS[name])
@@ -77,7 +87,9 @@ def trained(name: str, **keys: Any) -> Detector:
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)  # pyright: ignore
             layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
-        elif key.startswith(("head", "rpn", "classifier", "regressor")) and isinstance(layer, nn.Linear | nn.Conv2d):
+        elif key.startswith(("head", "rpn", "classifier", "regressor", "scales")) and isinstance(
+            layer, nn.Linear | nn.Conv2d
+        ):
             layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
     for key, buffer in detector.named_buffers():
         if key.startswith("head.delta"):

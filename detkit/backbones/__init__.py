@@ -4,6 +4,7 @@ from detkit.backbones import (  # noqa: F401 (importing a family's file register
     alexnet,
     darknet,
     darknet19,
+    darknet53,
     efficientnet_lite,
     inception,
     mobilenet,

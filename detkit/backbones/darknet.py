@@ -38,6 +38,15 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm:
     return nn.Sequential(layer, *norm, nn.LeakyReLU(SLOPE, inplace=True))
 
 
+def convolutions(specs: Sequence[Sequence[int]], inputs: int, batch_norm: bool) -> tuple[nn.Sequential, int]:
+    """Such layers, each [channels, kernel, stride], one after the other, and the channels that they give."""
+    layers = nn.Sequential()
+    for outputs, kernel, stride in specs:
+        layers.append(convolution(inputs, outputs, kernel, stride, batch_norm))
+        inputs = outputs
+    return layers, inputs
+
+
 class LocallyConnected(nn.Module):
     """A padded convolution of stride 1 with separate weights for each cell of a map of `size`, height and width.
 

@@ -1,20 +1,31 @@
-"""YOLOv1 and YOLOv2 in the files of the authors' program darknet: NAME.cfg, the network, and NAME.weights beside it.
+"""YOLOv1, v2 and v3 in the files of the authors' program darknet: NAME.cfg, the network, and NAME.weights beside it.
 
 Read are cfgs of the kind of yolov1.cfg, yolov1-tiny.cfg and the first ones without batch norm: the layers of a darknet
 backbone, convolutions, perhaps a locally connected layer and a dropout, connected layers, the first of which may be
 linear, and the detection layer. And those of the kind of yolov2.cfg and yolov2-tiny.cfg: the layers of Darknet-19, or
-the first ones of Fast YOLO and a pool, convolutions, perhaps the passthrough layer, and the region layer. Of what they
-say about training the scales of the losses, the threshold and whether sizes are random are taken over.
+the first ones of Fast YOLO and a pool, convolutions, perhaps the passthrough layer, and the region layer. YOLOv3's: see
+checkpoints/darknet_yolov3.py. Of what they say about training the scales of the losses, the threshold and whether sizes
+are random are taken over.
 """
 
-from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
-from detkit.backbones.darknet import YOLOV1, YOLOV1_TINY, Stages
+from detkit.backbones.darknet import YOLOV1, YOLOV1_TINY
 from detkit.backbones.darknet19 import BLOCKS
 from detkit.backbones.darknet_file import read_weights
+from detkit.checkpoints.darknet_cfg import (
+    Section,
+    convolution_of,
+    pairs_of,
+    pooled,
+    read_sections,
+    take,
+    take_backbone,
+    take_convolutions,
+    take_linear,
+)
+from detkit.checkpoints.darknet_yolov3 import parse_yolov3
 from detkit.config import BackboneConfig, Config, DataConfig, DetectConfig, TrainConfig
 from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
@@ -23,17 +34,15 @@ from detkit.files import read_text
 from detkit.models import Detector, build_detector
 from detkit.models.yolov1 import LOCAL_KERNEL, YOLOv1Config
 from detkit.models.yolov2 import YOLOv2Config
+from detkit.models.yolov3 import YOLOv3Config
 
-BACKBONES: dict[str, Stages] = {"darknet_yolov1": YOLOV1, "darknet_yolov1_tiny": YOLOV1_TINY}
+BACKBONES = {"darknet_yolov1": pooled(YOLOV1), "darknet_yolov1_tiny": pooled(YOLOV1_TINY)}
 # Tiny YOLOv2 begins as Fast YOLO does, up to the map of stride 32
 TINY_MAP = "c5"
-BACKBONES_V2: dict[str, Stages] = {
-    "darknet19": [[(size, 1 if number % 2 else 3, 1) for number, size in enumerate(block)] for block in BLOCKS],
-    "darknet_yolov1_tiny": YOLOV1_TINY[:6],
+BACKBONES_V2 = {
+    "darknet19": pooled([[(size, 1 if number % 2 else 3, 1) for number, size in enumerate(block)] for block in BLOCKS]),
+    "darknet_yolov1_tiny": pooled(YOLOV1_TINY[:6]),
 }
-POOL = {"size": "2", "stride": "2"}
-# a cfg's words for what detkit's layers always are; what a section leaves out is darknet's default
-CONVOLUTION = {"pad": "1", "activation": "leaky"}
 LOCAL = {"size": str(LOCAL_KERNEL), "stride": "1", "pad": "1", "activation": "leaky"}
 DETECTION = {"coords": "4", "softmax": "0", "sqrt": "1", "rescore": "1", "object_scale": "1", "class_scale": "1"}
 REGION = {"coords": "4", "softmax": "1", "rescore": "1", "bias_match": "1", "absolute": "1"}
@@ -41,47 +50,6 @@ REGION_FREE = (
     *("classes", "num", "jitter", "random", "thresh"),
     *("object_scale", "noobject_scale", "class_scale", "coord_scale"),
 )
-DEFAULTS = {
-    "activation": "logistic",
-    "probability": ".5",
-    "side": "7",
-    "thresh": ".5",
-    "layers": "none",
-    **dict.fromkeys(("batch_normalize", "pad", "softmax", "sqrt", "rescore", "bias_match", "absolute", "random"), "0"),
-    **dict.fromkeys(("size", "stride", "filters", "output", "coords", "classes", "num"), "1"),
-    **dict.fromkeys(("object_scale", "class_scale", "coord_scale", "noobject_scale"), "1"),
-}
-
-
-class Section(NamedTuple):
-    """A `[name]` of a cfg and its options; origin: file and line, for errors."""
-
-    name: str
-    options: dict[str, str]
-    origin: str
-
-    def number(self, key: str) -> float:
-        text = self.options.get(key, DEFAULTS[key])
-        try:
-            return float(text)
-        except ValueError:
-            raise UserError(f"{self.origin}: {key}={text} is not a number") from None
-
-    def integer(self, key: str) -> int:
-        value = self.number(key)
-        if not value.is_integer():
-            raise UserError(f"{self.origin}: {key}={self.options[key]} is not a whole number")
-        return int(value)
-
-    def expect(self, fixed: dict[str, str], free: Iterable[str] = ()) -> None:
-        """Raise UserError where an option is not as in `fixed`, or in neither `fixed` nor `free`."""
-        for key, expected in fixed.items():
-            value = self.options.get(key, DEFAULTS[key])
-            if value != expected and (not expected.isdecimal() or self.number(key) != float(expected)):
-                raise UserError(f"{self.origin}: [{self.name}] with {key}={value}; only {key}={expected} is read")
-        for key in self.options:
-            if key not in fixed and key not in free:
-                raise UserError(f"{self.origin}: [{self.name}] with {key}={self.options[key]}, which is not read")
 
 
 def load_darknet(weights: str | Path, overrides: list[str] | None = None) -> tuple[Detector, Config]:
@@ -108,12 +76,12 @@ def load_darknet(weights: str | Path, overrides: list[str] | None = None) -> tup
     return detector, config
 
 
-def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config | YOLOv2Config, int]:
+def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config | YOLOv2Config | YOLOv3Config, int]:
     """Return the config and the number of classes that a cfg's text describes.
 
     source: the file, for errors. Raises UserError, naming file and line, for anything that the config can't say.
     """
-    sections = [section for section in _sections(text, source) if section.name != "crop"]
+    sections = [section for section in read_sections(text, source) if section.name != "crop"]
     if not sections or sections[0].name not in ("net", "network"):
         raise UserError(f"{source}: a darknet cfg begins with [net]")
     net, *layers = sections
@@ -124,6 +92,8 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config | YOLOv2Config, int]
     # all convolutions have batch norm, or none has
     norm = "1" if layers[0].name == "convolutional" and layers[0].number("batch_normalize") else "0"
     kinds = {layer.name for layer in layers}
+    if "yolo" in kinds:
+        return parse_yolov3(layers, int(sizes[0]))
     if "region" in kinds and "connected" not in kinds:
         return _parse_yolov2(layers, int(sizes[0]))
     return _parse_yolov1(layers, norm, int(sizes[0]))
@@ -131,10 +101,10 @@ def parse_cfg(text: str, source: str) -> tuple[YOLOv1Config | YOLOv2Config, int]
 
 def _parse_yolov1(layers: list[Section], norm: str, size: int) -> tuple[YOLOv1Config, int]:
     """Parse what follows [net]. norm: batch_normalize of the convolutions; size: side of the input."""
-    name = _take_backbone(layers, norm, BACKBONES)
+    name = take_backbone(layers, norm, BACKBONES)
     convolutions = []
     while layers[0].name == "convolutional":
-        convolutions.append(list(_convolution(layers.pop(0), norm)))
+        convolutions.append(list(convolution_of(layers.pop(0), norm)))
     local = 0
     if layers[0].name == "local":
         layers[0].expect(LOCAL, ["filters"])
@@ -182,33 +152,27 @@ def _parse_yolov1(layers: list[Section], norm: str, size: int) -> tuple[YOLOv1Co
 
 def _parse_yolov2(layers: list[Section], size: int) -> tuple[YOLOv2Config, int]:
     """The same: the network's convolutions, perhaps the passthrough layer, a linear convolution and [region]."""
-    name = _take_backbone(layers, "1", BACKBONES_V2)
+    name = take_backbone(layers, "1", BACKBONES_V2)
     pool = layers[0].name == "maxpool"
     if pool:
         layers.pop(0).expect({"size": "2", "stride": "1"})
-    convolutions, joined, passthrough = _take_convolutions(layers), [], 0
+    convolutions, joined, passthrough = take_convolutions(layers), [], 0
     if name == "darknet19" and layers[0].name == "route":
         # the map in front of the last pool, from which the last block of Darknet-19 leads here
         layers.pop(0).expect({"layers": f"-{len(convolutions) + len(BLOCKS[-1]) + 2}"})
-        reduced = _take_convolutions(layers)
+        reduced = take_convolutions(layers)
         passthrough = reduced[0][0] if reduced else None
-        reorg = _take(layers, "reorg")
+        reorg = take(layers, "reorg", "YOLOv2")
         reorg.expect({"stride": "2"})
         if reduced and (len(reduced) > 1 or reduced[0][1:] != [1, 1]):
             raise UserError(f"{reorg.origin}: [reorg] behind {reduced}; read is one 1x1 convolution, or none")
-        _take(layers, "route").expect({"layers": f"-1,-{len(reduced) + 3}"})
-        joined = _take_convolutions(layers)
-    last, region = _take(layers, "convolutional"), _take(layers, "region")
-    last.expect({"size": "1", "stride": "1", "activation": "linear", "batch_normalize": "0"}, ["filters", "pad"])
+        take(layers, "route", "YOLOv2").expect({"layers": f"-1,-{len(reduced) + 3}"})
+        joined = take_convolutions(layers)
+    last, region = take_linear(layers, "YOLOv2"), take(layers, "region", "YOLOv2")
     region.expect(REGION, [*REGION_FREE, "anchors"])
-    _take(layers, "end")
+    take(layers, "end", "YOLOv2")
     classes, count = region.integer("classes"), region.integer("num")
-    try:
-        numbers = [float(number) for number in region.options.get("anchors", "").split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 2 * count or min(numbers) <= 0:
-        raise UserError(f"{region.origin}: anchors={region.options.get('anchors')} are not {2 * count} numbers above 0")
+    anchors = pairs_of(region, count)
     if last.integer("filters") != count * (5 + classes):
         outputs = f"filters={last.integer('filters')}, but [region] needs {count * (5 + classes)}"
         raise UserError(f"{last.origin}: {outputs}: num * (5 + classes)")
@@ -221,7 +185,7 @@ def _parse_yolov2(layers: list[Section], size: int) -> tuple[YOLOv2Config, int]:
         convolutions=convolutions,
         passthrough=passthrough,
         joined=joined,
-        anchors=[list(pair) for pair in zip(numbers[::2], numbers[1::2])],
+        anchors=anchors,
         coord=region.number("coord_scale"),
         object=region.number("object_scale"),
         noobj=region.number("noobject_scale"),
@@ -229,66 +193,6 @@ def _parse_yolov2(layers: list[Section], size: int) -> tuple[YOLOv2Config, int]:
         ignore_iou=region.number("thresh"),
     )
     return config, classes
-
-
-def _sections(text: str, source: str) -> list[Section]:
-    sections: list[Section] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        origin, line = f"{source} line {number}", line.strip()
-        if not line or line[0] in "#;":
-            continue
-        if line.startswith("[") and line.endswith("]"):
-            sections.append(Section(line[1:-1].strip(), {}, origin))
-        elif "=" in line and sections:
-            key, _, value = line.partition("=")
-            sections[-1].options[key.strip()] = ",".join(part.strip() for part in value.split(","))
-        else:
-            raise UserError(f"{origin}: {line!r} is neither a [section] nor key=value in one")
-    return sections
-
-
-def _convolution(section: Section, norm: str) -> tuple[int, int, int]:
-    """Channels, kernel and stride of a [convolutional]; norm: its batch_normalize."""
-    section.expect({"batch_normalize": norm, **CONVOLUTION}, ["filters", "size", "stride"])
-    return section.integer("filters"), section.integer("size"), section.integer("stride")
-
-
-def _take(layers: list[Section], name: str) -> Section:
-    """Remove the first section; UserError where it has another name."""
-    if layers[0].name != name:
-        raise UserError(f"{layers[0].origin}: [{layers[0].name}], where YOLOv2 has [{name}]")
-    return layers.pop(0)
-
-
-def _take_convolutions(layers: list[Section]) -> list[list[int]]:
-    """Remove the convolutions at the front but for a linear one; return them as in `YOLOv2Config`."""
-    taken = []
-    while layers[0].name == "convolutional" and layers[0].options.get("activation") != "linear":
-        taken.append(list(_convolution(layers.pop(0), "1")))
-    return taken
-
-
-def _take_backbone(layers: list[Section], norm: str, backbones: dict[str, Stages]) -> str:
-    """Remove the layers of a darknet backbone from the front of `layers`; return its name."""
-    furthest = 0
-    for name, stages in backbones.items():
-        expected = [layer for number, stage in enumerate(stages) for layer in (*[None] * (number > 0), *stage)]
-        for number, (section, layer) in enumerate(zip(layers, expected)):
-            furthest = max(furthest, number)
-            if section.name != ("maxpool" if layer is None else "convolutional"):
-                break
-            if layer is None:
-                section.expect(POOL)
-            elif _convolution(section, norm) != layer:
-                break
-        else:
-            if len(layers) > len(expected):
-                del layers[: len(expected)]
-                return name
-    raise UserError(
-        f"{layers[furthest].origin}: [{layers[furthest].name}] with which no backbone goes on; "
-        f"read are the layers of {' and '.join(backbones)}, then those of the detector's head"
-    )
 
 
 def _classes(names: Path, count: int) -> tuple[str, ...]:

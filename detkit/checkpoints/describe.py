@@ -15,7 +15,7 @@ from detkit.models.registry import MODELS
 
 CLASSES = tuple(f"class{number}" for number in range(20))  # as many as PASCAL VOC has
 IMAGE_SIZE = (375, 500)  # height and width of most of its images
-DARKNET_MODELS = ("yolov1", "yolov2")  # the detectors that darknet's files hold
+DARKNET_MODELS = ("yolov1", "yolov2", "yolov3")  # the detectors that darknet's files hold
 
 
 @dataclass(frozen=True)

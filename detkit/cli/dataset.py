@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "check": "name each broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
         "show": "write an image of what the loader feeds the network",
         "stats": "count images, objects and sizes of each class",
-        "anchors": "find the shapes that the objects' are most like, by k-means with IoU, as YOLOv2's anchors",
+        "anchors": "find the shapes that the objects' are most like, by k-means with IoU, as YOLOv2's and v3's anchors",
     }
     for name, text in about.items():
         action = add(name, text)
@@ -85,10 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
         if name == "anchors":
             action.add_argument("--count", type=whole(), default=5, metavar="N", help="how many (default: 5)")
-            text = "side of the stretched input (default: 416)"
+            text = "side of the input, to which images are stretched (default: 416)"
             action.add_argument("--size", type=whole(most=SIDE), default=416, metavar="PIXELS", help=text)
-            text = "side of a cell, whose multiples anchors are (default: 32)"
-            action.add_argument("--stride", type=whole(most=SIDE), default=32, metavar="PIXELS", help=text)
+            text = "side of a cell, whose multiples anchors are (default: 32; with --letterbox 1)"
+            action.add_argument("--stride", type=whole(most=SIDE), metavar="PIXELS", help=text)
+            text = "images keep their aspect ratio in the input, and anchors are in pixels, as YOLOv3 has them"
+            action.add_argument("--letterbox", action="store_true", help=text)
 
     convert = add("convert", "write a data set in another format")
     convert.add_argument("source", metavar="ROOT", help="the folder of a data set")
@@ -230,8 +232,14 @@ def _anchors(arguments: argparse.Namespace) -> None:
 
     dataset = open_sources(*_sources(arguments, ("train",)))
     truth = dataset.truth()
-    sides = (truth.boxes[:, 2:] - truth.boxes[:, :2]) / torch.from_numpy(dataset.sizes)[truth.image]
-    sides = sides[(sides > 0).all(1) & ~truth.ignore] * arguments.size / arguments.stride
+    extent, stride = (
+        torch.from_numpy(dataset.sizes)[truth.image],
+        arguments.stride or (1 if arguments.letterbox else 32),
+    )
+    if arguments.letterbox:
+        extent = extent.amax(1, keepdim=True)
+    sides = (truth.boxes[:, 2:] - truth.boxes[:, :2]) / extent
+    sides = sides[(sides > 0).all(1) & ~truth.ignore] * arguments.size / stride
     try:
         anchors, mean_iou = iou_kmeans(sides, arguments.count)
     except ValueError as error:
@@ -239,7 +247,7 @@ def _anchors(arguments: argparse.Namespace) -> None:
     say("model.anchors=" + str([[round(side, 4) for side in anchor] for anchor in anchors.tolist()]).replace(" ", ""))
     say(
         f"{dataset.name}: {len(sides)} objects, whose IoU with the most similar of these is {mean_iou:.3f} on average; "
-        f"in cells of {arguments.stride} pixels, at {arguments.size}x{arguments.size}"
+        f"in {'pixels' if stride == 1 else f'cells of {stride} pixels'}, at {arguments.size}x{arguments.size}"
     )
 
 

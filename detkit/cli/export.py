@@ -29,14 +29,14 @@ EPILOG = """examples:
   detkit export runs/ssd-1/best.pt --half ssd.pt
 
 ONNX: float32, for any batch. SSD, YOLOv1, YOLOv2: uint8 images of the detector's size -> boxes and scores, before
-NMS. RetinaNet: the same of images of any size.
+NMS. YOLOv3: the same of images that fit into this size; RetinaNet: of images of any size.
 Faster R-CNN: images of any size -> FILE-rpn.onnx: logits, deltas and anchors of each map, and the maps; pooled regions
 -> FILE-head.onnx: logits and deltas. Fast R-CNN and SPPNet: FILE-map.onnx and FILE-head.onnx; R-CNN: warped regions ->
 scores and deltas. Proposals, pooling and NMS lie between and behind. The files' metadata have the classes, mean and std
 (applied inside), what each input and output is, and what decoding and pooling need, as JSON. detkit detect, evaluate
 and detkit.load take the files as they take the checkpoint.
 
---nms, of SSD and YOLOv1: images -> boxes, scores and labels after NMS, padded (label -1), boxes in pixels of the input.
+--nms, of SSD and YOLO: images -> boxes, scores and labels after NMS, padded (label -1), boxes in pixels of the input.
 --fp16 halves the file; it is computed in float32, unless the program does otherwise. --int8, by NNCF, is for OpenVINO.
 
 LAYER is fc6 or fc7, a layer's path such as head.tail.1, or the end of one. Times are those of 300 regions on the CPU,

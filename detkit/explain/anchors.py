@@ -25,8 +25,8 @@ def draw_anchors(step: AnchorStep, explanation: Explanation) -> list[Section]:
         canvas = Canvas(explanation.image, panel_side(len(step.maps)), DARK)
         extent = np.array(map_extent(explanation, shape))
         canvas.grid(shape.rows, shape.columns, extent)
-        cells = np.array([shape.columns, shape.rows])
-        column, row = (centre / extent[2:] * cells).astype(int).clip(0, cells - 1).tolist()
+        cells, size = np.array([shape.columns, shape.rows]), extent[2:] - extent[:2]
+        column, row = ((centre - extent[:2]) / size * cells).astype(int).clip(0, cells - 1).tolist()
         of_cell = explanation.in_image(boxes.unflatten(0, (shape.rows, shape.columns, -1))[row, column])
         for box, shade in zip(of_cell, anchor_shades(of_cell)):
             canvas.box(box, shade, 1.2)

@@ -68,4 +68,5 @@ def map_title(index: int, shape: MapShape) -> str:
 def map_extent(explanation: Explanation, shape: MapShape) -> tuple[float, float, float, float]:
     """The box that a feature map covers, in pixels of the image."""
     down, across = explanation.factors.tolist()
-    return (0.0, 0.0, shape.columns * shape.cell_width * across, shape.rows * shape.cell_height * down)
+    bottom, right = shape.top + shape.rows * shape.cell_height, shape.left + shape.columns * shape.cell_width
+    return (shape.left * across, shape.top * down, right * across, bottom * down)

@@ -23,7 +23,7 @@ def with_nms(detector: Detector, parts: dict[str, ExportPart], settings: DetectC
     (end, part), *others = parts.items()
     if others or list(part.outputs) != ["boxes", "scores"]:
         raise UserError(f"--nms: what {detector.config.name} exports ends before its boxes; dense detectors have NMS")
-    if detector.input.resize != "stretch":
+    if detector.input.resize not in ("stretch", "letterbox"):
         raise UserError(
             f"--nms: {detector.config.name} takes images of any size; those of one size can have NMS inside"
         )
@@ -32,11 +32,11 @@ def with_nms(detector: Detector, parts: dict[str, ExportPart], settings: DetectC
     values = {key: value for key, value in asdict(settings).items() if key in SETTINGS}
     predict, size = part.network, torch.tensor(detector.input.size)
 
-    def suppressed(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        boxes, scores = predict(pixels)
+    def suppressed(pixels: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores = predict(pixels) if sizes is None else predict(pixels, sizes)
         top_k = min(settings.top_k, scores.shape[1])
         best, index = scores.transpose(1, 2).topk(top_k)  # (B, C, top_k)
-        rows = gather_boxes(clip(boxes, size), index.flatten(1))
+        rows = gather_boxes(clip(boxes, size if sizes is None else sizes), index.flatten(1))
         groups = rows.view(-1, top_k, 4)
         kept = greedy_nms(groups, best.flatten(0, 1), settings.nms_iou, settings.score_threshold).view_as(best)
         ranked = best.masked_fill(~kept, -torch.inf).flatten(1)

@@ -11,7 +11,15 @@ from detkit.backbones.describe import count_flops
 from detkit.config import Section, within
 from detkit.errors import UserError
 from detkit.models.base import Detector, Flops
-from detkit.models.parts import ExportPart, Function, PartRun, resized_images, stretched_images
+from detkit.models.parts import (
+    ExportPart,
+    Function,
+    PartRun,
+    letterboxed_images,
+    pad_to_canvas,
+    resized_images,
+    stretched_images,
+)
 from detkit.models.shape_checks import output_of
 from detkit.models.trace import AnchorStep, MapStep, SampleStep, Step, Trace
 from detkit.ops import Match
@@ -61,16 +69,20 @@ class DenseDetector(Detector):
         """Return the raw outputs that are worth decoding, and (B, K) which places' they are; by default all, None."""
         return raw, None
 
+    def compute(self, pixels: Tensor, sizes: Tensor | None) -> Any:
+        """Pixels (B, 3, H, W), 0 to 255, and the images' sizes (B, 2) -> raw outputs."""
+        return self.network(self.normalise(pixels, sizes))
+
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         self.check_batch(len(images))
         assignment = self.assign(None, targets) if self.assigns_before_network else None
-        raw = self.network(self.normalise(images.pixels, images.sizes))
+        raw = self.compute(images.pixels, images.sizes)
         if not self.assigns_before_network:
             assignment = self.assign(raw, targets)
         return self.loss(raw, assignment, targets)
 
     def predict(self, images: Images) -> Predictions:
-        selected, _ = self.select(self.network(self.normalise(images.pixels, images.sizes)))
+        selected, _ = self.select(self.compute(images.pixels, images.sizes))
         return self.decode(selected)
 
     def compile_network(self) -> None:
@@ -101,20 +113,22 @@ class DenseDetector(Detector):
     # what it tells of itself
 
     def raw_outputs(self, images: Images) -> list[Tensor]:
-        raw = self.network(self.normalise(images.pixels, images.sizes))
+        raw = self.compute(images.pixels, images.sizes)
         return [raw] if isinstance(raw, Tensor) else list(raw)
 
     def flops(self, height: int, width: int) -> Flops | None:
         device = next(self.parameters()).device
-        pixels = torch.empty(1, 3, *self.input.fit(height, width), device=device)
-        return Flops(count_flops(lambda: self.network(pixels)))
+        size = self.input.fit(height, width)
+        pixels, sizes = torch.empty(1, 3, *size, device=device), torch.tensor([size], device=device)
+        return Flops(count_flops(lambda: self.compute(pixels, sizes)))
 
     def export_parts(self) -> dict[str, ExportPart]:
         outputs = {
             "boxes": "(batch, boxes, 4) float32, x1, y1, x2, y2 in pixels of the input, neither clipped nor suppressed",
             "scores": f"(batch, boxes, {len(self.classes)}) float32, of each class",
         }
-        inputs = stretched_images(self.input) if self.input.resize == "stretch" else resized_images(self.input)
+        kinds = {"stretch": stretched_images, "letterbox": letterboxed_images}
+        inputs = kinds.get(self.input.resize, resized_images)(self.input)
         return {"": ExportPart(Function(self, self.boxes_and_scores), inputs, outputs)}
 
     def boxes_and_scores(self, pixels: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -122,13 +136,14 @@ class DenseDetector(Detector):
 
         sizes: (B, 2) of images that are padded.
         """
-        predictions = self.decode(self.network(self.normalise(pixels, sizes)))
+        predictions = self.decode(self.compute(pixels, sizes))
         return predictions.boxes, predictions.scores
 
     def use_parts(self, parts: Mapping[str, PartRun]) -> None:
         def predict(images: Images) -> Predictions:
             sizes = {} if self.input.resize == "stretch" else {"sizes": images.sizes}
-            return Predictions(*parts[""](pixels=images.pixels, **sizes))
+            pixels = pad_to_canvas(images.pixels, self.input) if self.input.resize == "letterbox" else images.pixels
+            return Predictions(*parts[""](pixels=pixels, **sizes))
 
         self.predict = predict
 
@@ -157,7 +172,7 @@ class DenseDetector(Detector):
         )
 
     def trace(self, images: Images, targets: Targets | None = None) -> Trace:
-        raw = self.network(self.normalise(images.pixels, images.sizes))
+        raw = self.compute(images.pixels, images.sizes)
         anchors = self.anchor_step(raw)
         if anchors is None:
             return Trace(self.decode(raw), [])

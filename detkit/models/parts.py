@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.errors import UserError
 from detkit.ops import BoxCoder
 from detkit.ops.coders import MAX_LOG_SCALE
 from detkit.structures import InputSpec
@@ -63,6 +65,26 @@ def stretched_images(spec: InputSpec) -> dict[str, PartInput]:
     text = f"(batch, 3, {height}, {width}) uint8, RGB images, each stretched to this size"
     example, probe = (_pixels(batch, height, width) for batch in (2, 3))
     return {"pixels": PartInput(example, probe, {0: "batch"}, text)}
+
+
+def letterboxed_images(spec: InputSpec) -> dict[str, PartInput]:
+    """Return the inputs of a network that takes images of any aspect ratio, padded to one size, and their sizes."""
+    height, width = spec.size
+    text = f"(batch, 3, {height}, {width}) uint8, RGB images, resized to fit, at the upper left, padded with anything"
+    example, probe = (_pixels(batch, height, width) for batch in (2, 3))
+    sizes = torch.tensor([spec.fit(*sides) for sides in ((3, 4), (4, 3), (1, 1))])
+    return {
+        "pixels": PartInput(example, probe, {0: "batch"}, text),
+        "sizes": PartInput(sizes[:2], sizes, {0: "batch"}, "(batch, 2) int64, height and width of each image"),
+    }
+
+
+def pad_to_canvas(pixels: Tensor, spec: InputSpec) -> Tensor:
+    """Pad a batch (B, 3, H, W) at the right and bottom to the size of `letterboxed_images`; UserError if larger."""
+    height, width = (canvas - side for canvas, side in zip(spec.size, pixels.shape[-2:]))
+    if min(height, width) < 0:
+        raise UserError(f"images of {pixels.shape[-1]}x{pixels.shape[-2]}, but the exported network takes {spec}")
+    return F.pad(pixels, (0, width, 0, height))
 
 
 def resized_images(spec: InputSpec) -> dict[str, PartInput]:

@@ -14,12 +14,15 @@ from detkit.structures import Predictions
 
 
 class MapShape(NamedTuple):
-    """A feature map: its cells down and across, and the pixels of the input that one cell stands for."""
+    """A feature map: its cells down and across, the pixels of the input that one cell stands for, and where it begins
+    in the input, outside of it where images are laid on a larger canvas."""
 
     rows: int
     columns: int
     cell_height: float
     cell_width: float
+    top: float = 0.0
+    left: float = 0.0
 
 
 class Step:
@@ -66,6 +69,22 @@ class SampleStep(Step):
     legend: tuple[str, str]
     captions: tuple[str, str] = ("of objects", "of background")
     level: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AnchorChoiceStep(Step):
+    """Which anchors, and so which maps, answer for the image's objects in training.
+
+    anchors: (K, 2) width and height; on_map: (M, K) bool, which of them each map has. sides: (N, 2) width and height of
+    the objects. place: (M, N) where each one's anchor is in `boxes`, (A, 4), the anchors of all maps; -1 for none.
+    """
+
+    anchors: Tensor
+    on_map: Tensor
+    sides: Tensor
+    place: Tensor
+    boxes: Tensor
+    maps: list[MapShape]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.backbones import create_backbone
-from detkit.backbones.darknet import convolution
+from detkit.backbones.darknet import convolutions
 from detkit.config import BackboneConfig, within
 from detkit.errors import UserError
 from detkit.models.base import Paper
@@ -29,8 +28,27 @@ from detkit.models.dense import DenseConfig, DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
 from detkit.models.trace import AnchorStep, MapShape
+from detkit.models.yolo_parts import (
+    at_random_size,
+    check_anchors,
+    check_convolutions,
+    check_train_sizes,
+    pool_same,
+    sizes_between,
+)
 from detkit.models.yolov1 import IMAGENET, UNIT
-from detkit.ops import Match, assign_places, decode_places, reorg, world_size, yolov2_loss
+from detkit.ops import (
+    AnchorMap,
+    Match,
+    Places,
+    anchor_boxes,
+    assign_places,
+    decode_places,
+    lay_places,
+    reorg,
+    world_size,
+    yolov2_loss,
+)
 from detkit.structures import Images, InputSpec, Predictions, Targets
 
 VOC_ANCHORS = [[1.3221, 1.73145], [3.19275, 4.00944], [5.05587, 8.09892], [9.47112, 4.84053], [11.2364, 10.0071]]
@@ -83,20 +101,16 @@ class YOLOv2Config(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("convolutions", "joined"):
-            for spec in getattr(self, key):
-                if len(spec) != 3 or min(spec) < 1 or spec[1] % 2 == 0 or spec[2] != 1:
-                    raise UserError(f"model.{key}: {spec} is not [channels, odd kernel, 1]")
-        if not self.anchors or any(len(anchor) != 2 for anchor in self.anchors):
-            raise UserError(f"model.anchors: {self.anchors} is not a list of [width, height]")
-        if self.train_sizes and (len(self.train_sizes) != 2 or self.train_sizes[0] > self.train_sizes[1]):
-            raise UserError(f"model.train_sizes: {self.train_sizes} is not [least, largest]")
+        check_convolutions("convolutions", self.convolutions)
+        check_convolutions("joined", self.joined)
+        check_anchors(self.anchors)
+        check_train_sizes(self.train_sizes)
         if self.passthrough is not None and self.passthrough % 4:
             raise UserError(f"model.passthrough: {self.passthrough} is not a multiple of 4")
 
 
 class YOLOv2Output(NamedTuple):
-    """raw: (B, places, 5 + C), see ops/yolov2.py. sides: rows and columns of the map. size: of the input, pixels."""
+    """raw: (B, places, 5 + C), see ops/places.py. sides: rows and columns of the map. size: of the input, pixels."""
 
     raw: Tensor
     sides: tuple[int, int]
@@ -111,6 +125,7 @@ class YOLOv2(DenseDetector):
     paper = Paper("YOLO9000: Better, Faster, Stronger", 2017)
     class_layers = ("head.",)
     anchors: Tensor
+    slots: Tensor
     seen: Tensor
 
     def __init__(self, config: YOLOv2Config, classes: tuple[str, ...]) -> None:
@@ -132,35 +147,23 @@ class YOLOv2(DenseDetector):
         if c.passthrough == 0 or len(sides) == 1 or sides[0] != 2 * sides[1]:
             finer, self.features = [], self.features[-1:]
         batch_norm = has_batch_norm(backbone) if c.batch_norm is None else c.batch_norm
-        self.convolutions, channels = self.layers(c.convolutions, last.channels, batch_norm)
+        self.convolutions, channels = convolutions(c.convolutions, last.channels, batch_norm)
         self.reduce = nn.Sequential()
         if finer:
             reduced = [] if c.passthrough is None else [[c.passthrough, 1, 1]]
-            self.reduce, joining = self.layers(reduced, finer[-1].channels, batch_norm)
+            self.reduce, joining = convolutions(reduced, finer[-1].channels, batch_norm)
             channels += 4 * joining
-        self.joined, channels = self.layers(c.joined, channels, batch_norm)
-        self.stride = last.stride
+        self.joined, channels = convolutions(c.joined, channels, batch_norm)
         self.single_cell_norm = batch_norm and self.dry_run()[-1] == 1
-        steps = range(c.train_sizes[0], c.train_sizes[1] + 1, self.stride) if c.train_sizes else [c.size]
-        self.train_sizes = list(steps)
-        if c.train_sizes and (steps[-1] != c.train_sizes[1] or steps[0] % self.stride):
-            raise UserError(f"model.train_sizes: {c.train_sizes} are not multiples of the map's stride, {self.stride}")
+        self.train_sizes = sizes_between(c.train_sizes, c.size, last.stride)
 
         # 2 anchor boxes, dimension clusters: boxes in each cell, each with its objectness and classes
         self.register_buffer("anchors", torch.tensor(c.anchors), persistent=False)
+        self.register_buffer("slots", torch.arange(len(c.anchors)), persistent=False)
         self.head = nn.Conv2d(channels, len(c.anchors) * (5 + len(classes)), 1)
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(channels))
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    @staticmethod
-    def layers(specs: list[list[int]], channels: int, batch_norm: bool) -> tuple[nn.Sequential, int]:
-        """Return convolutions, and the channels that they give."""
-        layers = nn.Sequential()
-        for outputs, kernel, stride in specs:
-            layers.append(convolution(channels, outputs, kernel, stride, batch_norm))
-            channels = outputs
-        return layers, channels
 
     def feature_maps(self, pixels: Tensor) -> list[Tensor]:
         features = self.backbone(pixels)
@@ -170,7 +173,7 @@ class YOLOv2(DenseDetector):
         """Normalised images -> raw outputs of all places."""
         *finer, x = self.feature_maps(pixels)
         if self.config.pool:
-            x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+            x = pool_same(x)
         x = self.convolutions(x)
         if finer:
             x = torch.cat((reorg(self.reduce(finer[0]), self.config.adjacent), x), 1)
@@ -178,16 +181,12 @@ class YOLOv2(DenseDetector):
         raw = x.reshape(x.shape[0], -1, 5 + len(self.classes))
         return YOLOv2Output(raw, (x.shape[1], x.shape[2]), (pixels.shape[-2], pixels.shape[-1]))
 
-    def scale(self, raw: YOLOv2Output) -> Tensor:
-        """Return pixels a cell: width, height, width, height."""
+    def places(self, raw: YOLOv2Output) -> Places:
+        """Return the anchors of each cell."""
         (rows, columns), (height, width) = raw.sides, raw.size
-        scale = self.anchors.new_full((4,), width / columns)
-        scale[1::2] = height / rows
-        return scale
-
-    def boxes(self, raw: YOLOv2Output) -> Tensor:
-        """Return the predicted boxes (B, places, 4) xyxy in cells."""
-        return decode_places(raw.raw, self.anchors, *raw.sides)
+        cell = (width / columns, height / rows)
+        anchors = torch.stack([side * pixels for side, pixels in zip(self.anchors.unbind(1), cell)], 1)
+        return lay_places([AnchorMap(rows, columns, cell, anchors, self.slots)])
 
     # training
 
@@ -199,35 +198,33 @@ class YOLOv2(DenseDetector):
         """2, multi-scale training: of every batch at a side drawn at random."""
         self.check_batch(len(images))
         pixels = self.normalise(images.pixels, images.sizes)
-        if self.training and len(self.train_sizes) > 1:
-            side = self.train_sizes[int(torch.randint(len(self.train_sizes), ()))]  # on the host: no sync
-            factor = side / pixels.shape[-1]
-            pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
-            targets = replace(targets, boxes=targets.boxes * factor)
+        if self.training:
+            pixels, targets = at_random_size(pixels, targets, self.train_sizes)
         raw = self.network(pixels)
         return self.loss(raw, self.assign(raw, targets), targets)
 
     def assign(self, raw: YOLOv2Output, targets: Targets) -> Match:
         """Which object each place learns; of several at a place one at random, drawn anew at every visit."""
         priority = torch.rand(targets.labels.shape, device=targets.labels.device)
-        objects = (targets.boxes / self.scale(raw), targets.valid, targets.ignore)
-        return assign_places(self.boxes(raw), *objects, self.anchors, *raw.sides, priority)
+        places = self.places(raw)
+        predicted, anchors = decode_places(raw.raw, places), places.maps[0].anchors
+        return assign_places(predicted, targets.boxes, targets.valid, targets.ignore, anchors, places, priority)
 
     def loss(self, raw: YOLOv2Output, assignment: Match, targets: Targets) -> dict[str, Tensor]:
         c = self.config
         prior = torch.where(self.seen < c.prior_images, PRIOR_WEIGHT, 0.0)
         if self.training:
             self.seen += len(raw.raw) * world_size()
-        objects = (targets.boxes / self.scale(raw), targets.labels)
+        places = self.places(raw)
+        learned = (decode_places(raw.raw, places), assignment, targets.boxes, targets.labels, places)
         weights = {"coord": c.coord, "positive": c.object, "negative": c.noobj, "classes": c.class_weight}
-        places = (raw.raw, self.boxes(raw), assignment, *objects, self.anchors, *raw.sides)
-        return yolov2_loss(*places, **weights, ignore_iou=c.ignore_iou, prior=prior)
+        return yolov2_loss(raw.raw, *learned, **weights, ignore_iou=c.ignore_iou, prior=prior)
 
     def decode(self, raw: YOLOv2Output) -> Predictions:
         """Boxes of all places; a box's score for a class is its objectness times the class's softmax."""
         values = raw.raw.float()
         scores = values[..., 4:5].sigmoid() * values[..., 5:].softmax(-1)
-        return Predictions(self.boxes(raw) * self.scale(raw), scores)
+        return Predictions(decode_places(raw.raw, self.places(raw)), scores)
 
     # what it tells of itself
 
@@ -236,9 +233,7 @@ class YOLOv2(DenseDetector):
         return [raw[..., :4], raw[..., 4:]]
 
     def anchor_step(self, raw: YOLOv2Output) -> AnchorStep:
-        scale = self.scale(raw)
-        still = torch.zeros(1, raw.raw.shape[1], 4, device=scale.device)  # in the middle of its cell, as the anchor is
-        boxes = decode_places(still, self.anchors, *raw.sides)[0] * scale
-        (rows, columns), (height, width) = raw.sides, raw.size
+        places = self.places(raw)
+        rows, columns, (width, height), *_ = places.maps[0]
         note = "their shapes are those that k-means found among the objects of a data set"
-        return AnchorStep([boxes], [MapShape(rows, columns, height / rows, width / columns)], "anchors", note)
+        return AnchorStep([anchor_boxes(places)], [MapShape(rows, columns, height, width)], "anchors", note)

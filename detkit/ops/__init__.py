@@ -15,6 +15,7 @@ from detkit.ops.boxes import (
 from detkit.ops.coders import BoxCoder
 from detkit.ops.crops import crop_warp, crops_per_chunk
 from detkit.ops.kmeans import iou_kmeans
+from detkit.ops.letterbox import letterbox
 from detkit.ops.losses import (
     anchor_classes,
     focal_loss,
@@ -31,6 +32,7 @@ from detkit.ops.losses import (
 )
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
+from detkit.ops.places import AnchorMap, PlaceMatch, Places, anchor_boxes, assign_places, decode_places, lay_places
 from detkit.ops.ridge import fit_ridge
 from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool, spp_windows
 from detkit.ops.sampling import sample
@@ -39,14 +41,19 @@ from detkit.ops.soft_nms import soft_nms_dense
 from detkit.ops.svd import truncated_svd
 from detkit.ops.svm import feature_scale, fit_svm
 from detkit.ops.yolo import Cells, assign_cells, decode_cells, responsible_boxes, yolo_loss
-from detkit.ops.yolov2 import assign_places, decode_places, reorg, yolov2_loss
+from detkit.ops.yolov2 import reorg, yolov2_loss
+from detkit.ops.yolov3 import yolov3_loss
 
 __all__ = [
     "BACKGROUND",
     "IGNORED",
+    "AnchorMap",
     "BoxCoder",
     "Cells",
     "Match",
+    "PlaceMatch",
+    "Places",
+    "anchor_boxes",
     "anchor_classes",
     "area",
     "assign_cells",
@@ -69,6 +76,8 @@ __all__ = [
     "hard_negative_mask",
     "hard_negatives",
     "iou_kmeans",
+    "lay_places",
+    "letterbox",
     "match_regions",
     "match_rpn",
     "match_ssd",
@@ -103,4 +112,5 @@ __all__ = [
     "xyxy_to_cxcywh",
     "yolo_loss",
     "yolov2_loss",
+    "yolov3_loss",
 ]

@@ -37,6 +37,6 @@ def iou_kmeans(sides: Tensor, count: int, seed: int = 0) -> tuple[Tensor, float]
 
 
 def shape_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the IoU (N, K) of boxes with sides (N, 2) and (K, 2) that share a corner."""
-    shared = torch.minimum(a.unsqueeze(1), b).prod(-1)
-    return shared / (a.prod(-1).unsqueeze(1) + b.prod(-1) - shared)
+    """Return the IoU (..., N, K) of boxes with sides (..., N, 2) and (K, 2) that share a corner."""
+    shared = torch.minimum(a.unsqueeze(-2), b).prod(-1)
+    return shared / (a.prod(-1).unsqueeze(-1) + b.prod(-1) - shared)

@@ -72,6 +72,8 @@ def test_response_norm_is_caffes_within_channel():
         ("nin", 7_595_176 - 1_025_000),
         # 20.8 million with the classifier
         ("darknet19", 20_842_376 - 1_025_000),
+        # 41.6 million with the classifier
+        ("darknet53", 41_609_928 - 1_025_000),
         # 4.65 million with the classifier of 1280 x 1000 and 1000 biases
         ("efficientnet_lite0", 4_652_008 - 1_281_000),
     ],

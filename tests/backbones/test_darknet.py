@@ -169,7 +169,7 @@ def test_the_papers_layers() -> None:
     assert [info.stride for info in tiny.info] == [4, 8, 16, 32, 64]
 
 
-@pytest.mark.parametrize("name", ["darknet_yolov1", TINY])
+@pytest.mark.parametrize("name", ["darknet_yolov1", TINY, "darknet53"])
 @torch.no_grad()
 def test_cut_and_tail_leave_the_same_function(name: str) -> None:
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ KINDS = {
     "ssd_ema": _kind("ssd", 60, "train.batch=4", "train.ema=0.9", "train.accumulate=2"),
     "yolov1": _kind("yolov1", 60, "train.batch=4"),
     "yolov2": _kind("yolov2", 60, "train.batch=4", "model.prior_images=120"),
+    "yolov3": _kind("yolov3", 60, "train.batch=4"),
     "retinanet": _kind("retinanet", 30, "train.batch=2"),
     "faster_rcnn": _kind("faster_rcnn", 30, "train.batch=2"),
     "alternating": _kind("faster_rcnn", 10, "train.batch=2", "model.training=alternating"),

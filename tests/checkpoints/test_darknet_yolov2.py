@@ -45,7 +45,7 @@ PASSTHROUGH = f"[route]\nlayers=-9\n\n{convolution(8, 1)}[reorg]\nstride=2\n\n[r
 
 
 def layers(name: str) -> str:
-    return POOL.join("".join(convolution(size, k) for size, k, _ in stage) for stage in BACKBONES_V2[name])
+    return "".join(POOL if isinstance(layer, str) else convolution(*layer[:2]) for layer in BACKBONES_V2[name])
 
 
 def cfg() -> str:

@@ -25,6 +25,7 @@ SECTIONS = {
     "ssd": ["default-boxes", "matching", "maps", *LAST],
     "retinanet": ["anchors", "matching", "focal", "maps", *LAST],
     "yolov2": ["anchors", "matching", "maps", *LAST],
+    "yolov3": ["anchors", "choice", "maps", *LAST],
     "yolov1": ["class-map", "boxes", "responsible", *LAST],
     "faster_rcnn": ["anchors", "anchor-matching", "objectness", *REGIONS],
     "fast_rcnn": REGIONS,
@@ -32,7 +33,7 @@ SECTIONS = {
     "sppnet": REGIONS,
     "torchvision_ssd": LAST,
 }
-TRAINING = {"matching", "focal", "responsible", "anchor-matching", "regions"}
+TRAINING = {"matching", "choice", "focal", "responsible", "anchor-matching", "regions"}
 
 
 @pytest.fixture(scope="module")

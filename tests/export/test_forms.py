@@ -63,6 +63,21 @@ def test_nms_inside_is_detkits(tmp_path: Path) -> None:
             check_scales(other, DetectConfig(**{**SETTINGS, key: value}))
 
 
+def test_nms_inside_a_file_that_letterboxes(tmp_path: Path) -> None:
+    """Boxes are clipped to each image, not to the canvas."""
+    detector, path = exported(tmp_path, "yolov3", Form(nms=True, overrides=OVERRIDES))
+    images, settings = zoo.sample_images(detector, 3), DetectConfig(**SETTINGS)
+    with torch.inference_mode():
+        expected = postprocess(detector.predict(images), images, settings)[0].unpad()
+    for backend in INSTALLED:
+        other, config = open_detector(path, backend=backend)
+        with torch.inference_mode():
+            found = postprocess(other.predict(images), images, config.detect)[0].unpad()
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.valid.sum() > 5
+            assert_same_detections(ours.image(0), theirs.image(0), score=0.3, iou=0.4, keep=25)
+
+
 def test_a_fixed_batch_runs_any_number(tmp_path: Path) -> None:
     detector, path = exported(tmp_path, "faster_rcnn", Form(batch=2))
     check_backends(detector, path)

@@ -14,6 +14,7 @@ from detkit.errors import UserError
 from detkit.export import onnx
 from detkit.inference.backends import tracing
 from detkit.models import Detector
+from detkit.models.parts import pad_to_canvas
 from detkit.models.region_features import ImagePyramid
 from detkit.models.rpn import RPNOutput
 from detkit.ops import crop_warp
@@ -95,6 +96,22 @@ def test_boxes_and_scores(name: str, keys: dict[str, Any], tmp_path: Path) -> No
     assert spec["normalisation"] == "inside", "a program that runs the file leaves it to the network"
     assert list(file.metadata["outputs"]) == ["boxes", "scores"]
     assert list(file.metadata["inputs"]) == ["pixels"]
+
+
+def test_yolov3(tmp_path: Path) -> None:
+    """On images that fit, of any aspect ratio, which the file lays in the middle of its canvas."""
+    detector: Any = zoo.trained("yolov3")
+    (file,) = exported(detector, tmp_path).values()
+    for images in (padded((96, 96)), padded((80, 96), (96, 51)), padded((33, 96), (96, 90), (96, 96))):
+        pixels = pad_to_canvas(images.pixels, detector.input)
+        found = file(pixels=pixels, sizes=images.sizes)
+        with torch.inference_mode():
+            expected = detector.predict(images)
+        torch.testing.assert_close(found["boxes"], expected.boxes, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found["scores"], expected.scores, **CLOSE)
+    assert expected.scores.std() > 1e-3
+    assert list(file.metadata["inputs"]) == ["pixels", "sizes"]
+    assert file.metadata["input"]["resize"] == "letterbox"
 
 
 @pytest.mark.parametrize("anchors", ["py_faster_rcnn", "torchvision"])

@@ -12,6 +12,7 @@ from detkit.models import Detector, rpn
 from detkit.models.region import SampledRegions
 from detkit.models.region_features import CropFeatures
 from detkit.models.trace import (
+    AnchorChoiceStep,
     AnchorStep,
     FocalStep,
     GridStep,
@@ -27,6 +28,7 @@ from detkit.models.trace import (
     Trace,
 )
 from detkit.ops import IGNORED
+from detkit.ops.kmeans import shape_iou
 from detkit.structures import Images, Targets
 from tests import zoo
 
@@ -51,6 +53,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "torchvision_ssd": [],
     "yolov1": [GridStep],
     "yolov2": [AnchorStep, MapStep],
+    "yolov3": [AnchorStep, MapStep],
 }
 
 
@@ -102,8 +105,10 @@ def check_step(step: Step, predicted: int, images: Images) -> None:
                 centres = (anchors[:, :2] + anchors[:, 2:]) / 2
                 # images are padded, so that maps may be larger than they are
                 extent = torch.tensor([shape.columns * shape.cell_width, shape.rows * shape.cell_height])
-                assert ((centres >= 0) & (centres <= extent)).all()
-                assert (extent >= limit[:2]).all()
+                begin = torch.tensor([shape.left, shape.top])
+                assert ((centres >= begin) & (centres <= begin + extent)).all()
+                assert (begin <= 0).all()
+                assert (begin + extent >= limit[:2]).all()
         case MapStep(level=level, maps=maps):
             assert level.shape == (predicted,)
             assert set(level.tolist()) == set(range(len(maps)))
@@ -177,6 +182,27 @@ def test_retinanets_focal_weights_are_those_of_its_loss(gamma: float) -> None:
     learned = step_of(trace, SampleStep)
     assert torch.equal(learned.boxes, torch.cat(raw.anchors)[step.positive])
     assert torch.equal(learned.level, step.level[step.positive])
+
+
+def test_yolov3s_choices_are_the_anchors_that_its_loss_has_a_gradient_for() -> None:
+    detector: Any = build("yolov3")
+    images, targets = one_image(detector)
+    step = step_of(detector.trace(images, targets), AnchorChoiceStep)
+    raw = detector.compute(images.pixels, images.sizes)
+    values = raw.raw.detach().requires_grad_()
+    losses = detector.loss(raw._replace(raw=values), detector.assign(raw, targets), targets)
+    (gradient,) = torch.autograd.grad(losses["centre"] + losses["side"], values)
+    learned = (gradient[0].abs().sum(-1) > 0).nonzero().flatten().tolist()
+    assert sorted(step.place[step.place >= 0].tolist()) == learned
+    assert len(learned) == 2
+    for index, place in enumerate(step.place.amax(0).tolist()):
+        sides = step.boxes[place, 2:] - step.boxes[place, :2]
+        assert torch.equal(sides, step.anchors[shape_iou(step.sides[index : index + 1], step.anchors).argmax()])
+        distance = (
+            step.boxes[place, :2] + step.boxes[place, 2:] - targets.boxes[0, index, :2] - targets.boxes[0, index, 2:]
+        ) / 2
+        level = int((step.place[:, index] >= 0).nonzero())
+        assert (distance.abs() <= step.maps[level].cell_width / 2).all()  # in the same cell
 
 
 def logits_gradients(logits: list[Tensor]) -> list[Tensor]:
@@ -332,12 +358,12 @@ def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) 
 
 
 def test_dense_parts_give_the_predictions() -> None:
-    for name in ("retinanet", "ssd", "yolov1", "yolov2"):
+    for name in ("retinanet", "ssd", "yolov1", "yolov2", "yolov3"):
         detector = build(name)
         images = zoo.sample_images(detector)
         (part,) = detector.export_parts().values()
         given = [getattr(images, key) for key in part.inputs]
-        assert list(part.inputs) == (["pixels", "sizes"] if name == "retinanet" else ["pixels"])
+        assert list(part.inputs) == (["pixels", "sizes"] if name in ("retinanet", "yolov3") else ["pixels"])
         with torch.inference_mode():
             boxes, scores = part.network(*given)
             expected = detector.predict(images)

@@ -14,6 +14,7 @@ from tests.ops import reference
 
 ROWS, COLUMNS, CLASSES = 3, 4, 3
 ANCHORS = torch.tensor([[1.0, 1.5], [2.5, 1.0], [3.0, 3.0]])
+PLACES = ops.lay_places([ops.AnchorMap(ROWS, COLUMNS, (1.0, 1.0), ANCHORS, torch.arange(3))])  # pixels are cells
 
 
 def scene(seed: int, count: int = 4, batch: int = 3) -> dict[str, Tensor]:
@@ -32,10 +33,10 @@ def scene(seed: int, count: int = 4, batch: int = 3) -> dict[str, Tensor]:
 
 def losses_of(s: dict[str, Tensor], prior: float, raw: Tensor | None = None) -> dict[str, Tensor]:
     raw = s["raw"] if raw is None else raw
-    predicted = ops.decode_places(raw, ANCHORS, ROWS, COLUMNS)
+    predicted = ops.decode_places(raw, PLACES)
     objects = (s["boxes"], s["labels"] >= 0, s["ignore"])
-    match = ops.assign_places(predicted, *objects, ANCHORS, ROWS, COLUMNS, s["priority"])
-    places = (raw, predicted, match, s["boxes"], s["labels"], ANCHORS, ROWS, COLUMNS)
+    match = ops.assign_places(predicted, *objects, ANCHORS, PLACES, s["priority"])
+    places = (raw, predicted, match, s["boxes"], s["labels"], PLACES)
     return ops.yolov2_loss(*places, prior=prior, coord=1.0, positive=5.0, negative=0.7, classes=1.3)
 
 
@@ -135,7 +136,7 @@ def test_a_known_place() -> None:
     raw = torch.zeros(1, ROWS * COLUMNS * 3, 8)
     place = (1 * COLUMNS + 2) * 3 + 1  # row 1, column 2, the second anchor
     raw[0, place, :4] = torch.tensor([0.0, math.log(3), math.log(2), 0.0])
-    box = ops.decode_places(raw, ANCHORS, ROWS, COLUMNS)[0, place]
+    box = ops.decode_places(raw, PLACES)[0, place]
     torch.testing.assert_close(box, torch.tensor([2.5 - 2.5, 1.75 - 0.5, 2.5 + 2.5, 1.75 + 0.5]))
 
 
