@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from detkit import extensions
 from detkit.backbones import BACKBONES
 from detkit.config import Config
+from detkit.data.drawn import DRAWINGS
 from detkit.data.formats import DATASETS
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_file
@@ -82,7 +83,7 @@ def parse_config(
     for origin, layer in layers:
         merged = _merge(merged, layer, origin)
     config = _to_object(merged, source)
-    formats = dict.fromkeys(("auto", "voc", "coco", "yolo", "shapes", *DATASETS))
+    formats = dict.fromkeys(("auto", "voc", "coco", "yolo", *DRAWINGS, *DATASETS))
     if config.data.format not in formats:
         raise UserError(f"{source}: data.format: {config.data.format!r} is not one of {', '.join(formats)}")
     if trusted:  # the command line's --import is part of an experiment, too
@@ -105,7 +106,7 @@ def _check_values(value: Any, origin: str, key: str = "") -> None:
 
 def _check_code(values: DictConfig, source: str) -> None:
     """Raise UserError where names are unknown that the code in `imports` would register."""
-    known = {"model.name": MODELS, "model.backbone.name": BACKBONES, "data.format": ("auto", "shapes", *DATASETS)}
+    known = {"model.name": MODELS, "model.backbone.name": BACKBONES, "data.format": ("auto", *DRAWINGS, *DATASETS)}
     for key, names in known.items():
         name = OmegaConf.select(values, key)
         if values.get("imports") and isinstance(name, str) and "/" not in name and name not in names:
