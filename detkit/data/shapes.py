@@ -59,7 +59,7 @@ def ensure_shapes(
     manifest = _manifest(counts or COUNTS, seed, drawing)
     if (old := _read_manifest(root)) == manifest:
         return root
-    empty = not root.exists() or root.is_dir() and not any(root.iterdir())
+    empty = not root.exists() or (root.is_dir() and not any(root.iterdir()))
     if not empty and old.get("drawn by") != manifest["drawn by"]:
         kind = drawing.name.replace("_", " ")
         raise UserError(f"{root} is not a {kind} data set and is left alone; draw it elsewhere with data.root=PATH")
