@@ -37,6 +37,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "test_pre_nms_top_n": 200,
         "test_post_nms_top_n": 60,
     },
+    "rfcn": {
+        **REGIONS,
+        "pool_size": 3,
+        "reduced": 128,
+        "scales": [2.0, 4.0, 7.0],
+        "rpn_width": 64,
+        "min_size": 4.0,
+        "pre_nms_top_n": 200,
+        "post_nms_top_n": 60,
+        "test_pre_nms_top_n": 200,
+        "test_post_nms_top_n": 60,
+    },
     "retinanet": {
         "size": [SHORT, LONG],
         "freeze_stages": 0,

@@ -15,7 +15,18 @@ from detkit.structures import Images, Proposals, Targets
 from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
-MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "rfcn", "sppnet", "ssd", "torchvision_ssd", "yolov1", "yolov2")
+MODELS = (
+    "fast_rcnn",
+    "faster_rcnn",
+    "rcnn",
+    "retinanet",
+    "rfcn",
+    "sppnet",
+    "ssd",
+    "torchvision_ssd",
+    "yolov1",
+    "yolov2",
+)
 REGION = {"batch_size_per_image": 16}
 POOLED = {**REGION, "size": [96, 160], "freeze_stages": 0, "freeze_norms": False, "pool_size": 4}
 RPN = {
@@ -78,7 +89,9 @@ def trained(name: str, **keys: Any) -> Detector:
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)  # pyright: ignore
             layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
-        elif key.startswith(("head", "rpn", "classifier", "regressor", "score_maps", "box_maps")) and isinstance(layer, nn.Linear | nn.Conv2d):
+        elif key.startswith(("head", "rpn", "classifier", "regressor", "score_maps", "box_maps")) and isinstance(
+            layer, nn.Linear | nn.Conv2d
+        ):
             layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
     for key, buffer in detector.named_buffers():
         if key.startswith("head.delta"):
