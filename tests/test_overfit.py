@@ -39,8 +39,9 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "rfcn": {
         **REGIONS,
+        "batch_size_per_image": 48,
         "pool_size": 3,
-        "reduced": 128,
+        "reduced": 256,
         "scales": [2.0, 4.0, 7.0],
         "rpn_width": 64,
         "min_size": 4.0,
