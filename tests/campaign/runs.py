@@ -52,6 +52,7 @@ KINDS = {
     "yolov1": _kind("yolov1", 60, "train.batch=4"),
     "yolov2": _kind("yolov2", 60, "train.batch=4", "model.prior_images=120"),
     "retinanet": _kind("retinanet", 30, "train.batch=2"),
+    "rfcn": _kind("rfcn", 30, "train.batch=2"),
     "faster_rcnn": _kind("faster_rcnn", 30, "train.batch=2"),
     "alternating": _kind("faster_rcnn", 10, "train.batch=2", "model.training=alternating"),
     "fast_rcnn": _kind("fast_rcnn", 30, "train.batch=2", *GIVEN),
