@@ -80,8 +80,9 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
 
     format: str = "auto"
-    """`voc`, `coco` or `yolo`; `auto` finds out which by what `root` holds; `shapes` is drawn by detkit on first use;
-    or one of your own, see `data/custom.py`. `given` stands for data sets that `detkit.train` was given in Python."""
+    """`voc`, `coco` or `yolo`; `auto` finds out which by what `root` holds; `shapes` and `hard_shapes` are drawn by
+    detkit on first use; or one of your own, see `data/custom.py`. `given` stands for data sets that `detkit.train` was
+    given in Python."""
     root: str = MISSING
     """The folder of the data set, or the folder above several of them."""
     train: list[str] | None = None

@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from detkit import extensions
 from detkit.backbones import BACKBONES
 from detkit.config import Config
+from detkit.data.drawn import DRAWINGS
 from detkit.data.formats import DATASETS
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_file
@@ -82,7 +83,7 @@ def parse_config(
     for origin, layer in layers:
         merged = _merge(merged, layer, origin)
     config = _to_object(merged, source)
-    formats = dict.fromkeys(("auto", "voc", "coco", "yolo", "shapes", "given", *DATASETS))
+    formats = dict.fromkeys(("auto", "voc", "coco", "yolo", *DRAWINGS, "given", *DATASETS))
     if config.data.format not in formats:
         raise UserError(f"{source}: data.format: {config.data.format!r} is not one of {', '.join(formats)}")
     if trusted:  # the command line's --import is part of an experiment, too
@@ -108,7 +109,7 @@ def _check_code(values: DictConfig, source: str) -> None:
     known = {
         "model.name": MODELS,
         "model.backbone.name": BACKBONES,
-        "data.format": ("auto", "shapes", "given", *DATASETS),
+        "data.format": ("auto", *DRAWINGS, "given", *DATASETS),
     }
     for key, names in known.items():
         name = OmegaConf.select(values, key)

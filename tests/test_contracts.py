@@ -30,6 +30,7 @@ MISFITS = {
 # detectors that cannot predict without values, and what these are needed for
 NEEDS_VALUES = {
     "faster_rcnn": "what NMS leaves of its proposals",
+    "rfcn": "what NMS leaves of its proposals",
     "sppnet": "what NMS leaves of its regions",
     "torchvision_ssd": "default boxes on the CPU",
 }

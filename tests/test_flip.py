@@ -8,7 +8,8 @@ Backbones: those whose strided layers halve an even side into equal windows, 2x2
 the others (ResNet's, MobileNet's, tiny's) begin at the left border of an even side and end before the right one: cell
 i has its middle at .5 + i * stride, see Backbone.first_cell_centre, which is not its mirror image's.
 Left out for the same reason: SSD's added layers of 3x3 and stride 2 on an even side (odd sides and 4x4 are taken), and
-FPN, whose coarsest map is every second cell of the one before, and RetinaNet, whose two coarsest maps are. And
+FPN, whose coarsest map is every second cell of the one before, RetinaNet, whose two coarsest maps are, and R-FCN, which
+has other maps for left than for right. And
 YOLOv2's passthrough layer, whose channels tell left from right.
 Two detectors mirror boxes about another axis, x -> width - 1 - x, since the authors' codes count pixels or cells with
 both ends included: R-CNN's crops, and RoI pooling. No one axis does for Faster R-CNN with RoI pooling, whose anchors
@@ -253,7 +254,7 @@ def test_mirrored_images_have_mirrored_detections(case: str, backbone: str) -> N
 
 
 def test_every_model_is_mirrored() -> None:
-    assert {case.split()[0] for case in KEYS} == set(zoo.MODELS) - {"retinanet"}
+    assert {case.split()[0] for case in KEYS} == set(zoo.MODELS) - {"retinanet", "rfcn"}
 
 
 def test_a_network_that_is_no_mirror_image_is_noticed() -> None:

@@ -29,6 +29,7 @@ TRAINING = {
     "faster_rcnn": NMS,  # of the RPN's proposals
     "rcnn": {},
     "retinanet": {},
+    "rfcn": NMS,
     "sppnet": {"scales.py:rescale": 1},  # the canvas of each scale, of which there is one here
     "ssd": {},
     "yolov1": {},

@@ -16,23 +16,23 @@ from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
 MODELS = (
-    *("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "sppnet", "ssd", "torchvision_ssd"),
+    *("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "rfcn", "sppnet", "ssd", "torchvision_ssd"),
     *("yolov1", "yolov2", "yolov3"),
 )
 REGION = {"batch_size_per_image": 16}
 POOLED = {**REGION, "size": [96, 160], "freeze_stages": 0, "freeze_norms": False, "pool_size": 4}
+RPN = {
+    "scales": [1.0, 2.0],
+    "rpn_width": 16,
+    "min_size": 1.0,
+    "pre_nms_top_n": 60,
+    "post_nms_top_n": 30,
+    "test_pre_nms_top_n": 60,
+    "test_post_nms_top_n": 12,
+}
 KEYS: dict[str, dict[str, Any]] = {
     "fast_rcnn": POOLED,
-    "faster_rcnn": {
-        **POOLED,
-        "scales": [1.0, 2.0],
-        "rpn_width": 16,
-        "min_size": 1.0,
-        "pre_nms_top_n": 60,
-        "post_nms_top_n": 30,
-        "test_pre_nms_top_n": 60,
-        "test_post_nms_top_n": 12,
-    },
+    "faster_rcnn": {**POOLED, **RPN},
     "rcnn": {"batch_size_per_image": 8, "crop": 96, "context": 8, "pool_size": 4},
     "retinanet": {
         "size": [96, 160],
@@ -43,6 +43,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "size_divisor": 32,
         "pre_nms_top_n": 100_000,
     },
+    "rfcn": {**POOLED, **RPN, "pool_size": 3, "reduced": 16},
     "sppnet": {"batch_size_per_image": 8, "scales": [96], "pyramid": [2, 1], "frozen": False},
     "ssd": {"size": 96},
     "torchvision_ssd": {"size": 300},
@@ -63,7 +64,9 @@ KEYS: dict[str, dict[str, Any]] = {
     },
     "yolov1": {"size": 96, "convolutions": [[16, 3, 1]], "hidden": [16]},
 }
-POOLING = tuple(name for name in MODELS if "pool_size" in KEYS[name])
+# layers whose weights as built give outputs that are too small, or all alike
+DRAWN = ("head", "rpn", "classifier", "regressor", "scales", "score_maps", "box_maps")
+POOLING = tuple(name for name in MODELS if "pool_size" in KEYS[name] and name != "rfcn")
 HEIGHT, WIDTH = 96, 112  # of images for detectors that keep the aspect ratio
 PADDED = 13  # columns by which the second image of a batch is narrower
 
@@ -87,9 +90,7 @@ def trained(name: str, **keys: Any) -> Detector:
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)  # pyright: ignore
             layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
-        elif key.startswith(("head", "rpn", "classifier", "regressor", "scales")) and isinstance(
-            layer, nn.Linear | nn.Conv2d
-        ):
+        elif key.startswith(DRAWN) and isinstance(layer, nn.Linear | nn.Conv2d):
             layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
     for key, buffer in detector.named_buffers():
         if key.startswith("head.delta"):

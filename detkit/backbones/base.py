@@ -1,5 +1,6 @@
 """What a backbone is."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -67,6 +68,13 @@ class Backbone(nn.Module):
         self.truncate(self.region)
         return fully_connected(self.info[-1].channels * size**2, self.width)
 
+    def dilate(self) -> None:
+        """Give the map behind `region`, the last one from here on, the cells of `region` (the à trous algorithm).
+
+        Where the layers between them can't be dilated, `region` is the last map.
+        """
+        self.truncate(self.region)
+
     def drop_tail(self) -> None:
         """Remove the layers that only `tail` uses."""
 
@@ -80,6 +88,27 @@ class Backbone(nn.Module):
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published classifier (torchvision's keys) to this module's keys."""
         return state
+
+
+def dilate(layers: Iterable[nn.Module]) -> bool:
+    """Let layers keep the size of maps: strides become 1, and the convolutions behind them read every second cell.
+
+    Returns False, and changes nothing, where other layers than convolutions shrink maps, or convolutions are not padded
+    by half their kernel.
+    """
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    found = [layer for each in layers for layer in each.modules() if isinstance(layer, kinds)]
+    convs = [layer for layer in found if isinstance(layer, nn.Conv2d)]
+    if len(convs) < len(found) or any(conv.padding != tuple(side // 2 for side in conv.kernel_size) for conv in convs):
+        return False
+    rate = 1
+    for conv in convs:
+        if max(conv.stride) > 1:
+            conv.stride, rate = (1, 1), 2
+        elif max(conv.kernel_size) > 1 and rate > 1:
+            conv.dilation = (rate, rate)
+            conv.padding = tuple(rate * (side // 2) for side in conv.kernel_size)
+    return True
 
 
 def rename_layers(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import Backbone, dilate
 from detkit.errors import UserError
 
 
@@ -48,6 +48,20 @@ class SequentialBackbone(Backbone):
         deep = self.features[end:]
         self.truncate(self.region)
         return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def dilate(self) -> None:
+        names = [info.name for info in self.info]
+        index = names.index(self.region)
+        if self.region != names[-1] and dilate(self._between(index)):
+            self.truncate(names[index + 1])
+            deep = self.info[-1]._replace(stride=self.info[index].stride)
+            self.info = (*self.info[:-1], deep)
+        else:
+            self.truncate(self.region)
+
+    def _between(self, index: int) -> Sequence[nn.Module]:
+        """The layers behind a map, up to the next one."""
+        return self._layers()[self._ends[index] : self._ends[index + 1]]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = {}

@@ -1,5 +1,7 @@
 """MobileNetV2 (Sandler et al., 2018) and V3 (Howard et al., 2019): torchvision's, with the maps that SSDLite reads."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torchvision import models
 
@@ -36,6 +38,10 @@ class MobileNet(SequentialBackbone):
         deep = (self._inner_layers(block)[1:], self.features[block + 1 :])
         self.truncate(self.region)
         return nn.Sequential(*deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def _between(self, index: int) -> Sequence[nn.Module]:
+        block = self.blocks[self.info[index].name]
+        return [self._inner_layers(block)[1:], *super()._between(index)]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = {}

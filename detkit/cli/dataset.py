@@ -168,6 +168,7 @@ def _sources(
     uses: of a config's splits, which of them.
     """
     from detkit.data.dataset import parse_splits
+    from detkit.data.drawn import written_format
     from detkit.data.formats import find_splits
     from detkit.data.opening import split_names
 
@@ -177,7 +178,7 @@ def _sources(
             raise UserError("--split goes with --root; with a config, name splits as data.train=[...] data.test=[...]")
         data = config.data
         splits = dict.fromkeys(name for use in uses for name in split_names(data, use))
-        return parse_splits(data.root, list(splits)), data.classes, "voc" if data.format == "shapes" else data.format
+        return parse_splits(data.root, list(splits)), data.classes, written_format(data.format)
     splits = arguments.split or find_splits(arguments.root, arguments.format)
     return parse_splits(arguments.root, splits), None, arguments.format
 

@@ -22,7 +22,7 @@ from detkit.comparison.times import read_times, timed
 from detkit.comparison.training import log_path, part, train_entry
 from detkit.data.dataset import DetectionDataset
 from detkit.errors import Attempt, UserError, in_a_line
-from detkit.evaluation.diagnosis import operating_score
+from detkit.evaluation.diagnosis import object_groups, operating_score
 from detkit.evaluation.errors import analyse_errors
 from detkit.files import write_atomic
 from detkit.proposals.make import make_store
@@ -101,10 +101,11 @@ class Comparison:
         cost = measure_cost(entry.config, entry.best, self.setting.device)
         errors = analyse_errors(detections, truth, result.metric)
         score = operating_score(errors, detections.scores)
+        groups = object_groups(detections, truth, result.metric)
         working = analyse_errors(detections.part(detections.scores >= score), truth, result.metric)
         images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
         training = Training(images_per_second, logged if clocked is None else clocked, clocked is not None)
-        return Compared(entry, result, detections, errors, score, working, cost, training)
+        return Compared(entry, result, detections, errors, groups, score, working, cost, training)
 
     def _with_speed(self, rows: list[Compared], say: Say, update: Update) -> list[Compared]:
         entries = [row.entry for row in rows]
@@ -145,7 +146,7 @@ class Comparison:
         protocol = self.protocol(rows)
         caption = f"{protocol['dataset']}: {protocol['images']} images, {protocol['metric']}\n{protocol['machine']}"
         caption += "\nimages/s: detection, from decoded pixels, proposals stored"
-        caption += "\nkinds of errors: mAP at IoU .5 to gain"
+        caption += "\nkinds of errors: mAP at IoU .5 to gain; sizes and crowding: AP at IoU .5"
         if any(not row.training.clocked for row in rows):
             caption += "\n~ training: steps and evaluations, by the run's log"
         return screen_table(rows, caption)

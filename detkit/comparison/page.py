@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detkit.comparison.rows import Compared, cells
+from detkit.comparison.rows import Compared, by_group, cells
 from detkit.comparison.side_by_side import side_by_side
 from detkit.data.dataset import DetectionDataset
 from detkit.evaluation.errors import KINDS, STATES
@@ -53,6 +53,7 @@ def write_comparison(
         failures="".join(f"<p class=note>{escape(text)}</p>" for text in failures.values()),
         table=_numbers(rows),
         speed=_speed(points),
+        parts=_parts(rows),
         classes=_classes(rows),
         errors=_errors(rows),
         pr=figure(plots.pr_comparison(dict(zip(names, (row.result.curves for row in rows)))), legend(names)),
@@ -120,6 +121,20 @@ def _classes(rows: Sequence[Compared]) -> str:
     foot = line("mAP", [compared.result.mAP for compared in rows])
     titles = ["class", *(escape(compared.entry.label) for compared in rows)]
     return scroll("AP of each class", table(titles, lines, "sortable", foot))
+
+
+def _parts(rows: Sequence[Compared]) -> str:
+    """AP and recall of each group of objects, a column a detector."""
+    lines = []
+    for name, *groups in by_group(rows):
+        best = max(group.ap for group in groups)
+        data = (
+            cell(f"{digits(group.ap)}<small>{digits(group.recall)}</small>", " class=best" if group.ap == best else "")
+            for group in groups
+        )
+        lines.append(row(f"{name}<small>{groups[0].objects:,}</small>", data))
+    titles = ["objects", *(escape(compared.entry.label) for compared in rows)]
+    return scroll("Sizes and crowding", table(titles, lines, "sortable"))
 
 
 def _errors(rows: Sequence[Compared]) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from detkit.comparison.detecting import BATCHES, Cost
 from detkit.comparison.entries import Entry
 from detkit.evaluation import COCOResult, Result
+from detkit.evaluation.diagnosis import Group
 from detkit.evaluation.errors import KINDS, ErrorAnalysis
 from detkit.names import cell_text, shown
 from detkit.report.markup import digits
@@ -34,15 +35,16 @@ class Training:
 class Compared:
     """All that is known of one detector.
 
-    score: where F1 is best; working: the errors from there on. images_per_second: in detection, by images at once,
-    proposals stored; empty where it was not measured. proposals: seconds an image that making them takes, None where
-    there are none or it is not known.
+    groups: of objects by size, crowding and flags. score: where F1 is best; working: the errors from there on.
+    images_per_second: in detection, by images at once, proposals stored; empty where it was not measured. proposals:
+    seconds an image that making them takes, None where there are none or it is not known.
     """
 
     entry: Entry
     result: Result
     detections: DetectionSet
     errors: ErrorAnalysis
+    groups: Sequence[Group]
     score: float
     working: ErrorAnalysis
     cost: Cost
@@ -90,6 +92,7 @@ class Compared:
             "error_counts": {kind: errors["counts"][kind] for kind in ("right", *KINDS)},
             "error_mAP_cost": {kind: errors["mAP_cost"][kind] for kind in KINDS},
             "best_F1_score": self.score,
+            "groups": {group.name: group.to_dict() for group in self.groups},
         }
 
 
@@ -144,7 +147,16 @@ def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     for kind, kind_costs in zip(KINDS, zip(*(row.errors.cost.tolist() for row in rows))):
         gains = (f"{cost:+.4f}" if cost == cost else "–" for cost in kind_costs)
         table.add_row(kind, *gains)
+    table.add_section()
+    for name, *groups in by_group(rows):
+        table.add_row(name, *(digits(group.ap) for group in groups))
     return table
+
+
+def by_group(rows: Sequence[Compared]) -> list[tuple[str, *tuple[Group, ...]]]:
+    """Return the name of each group of objects that there are, and what each detector finds of it."""
+    groups = zip(*(row.groups for row in rows))
+    return [(of_one[0].name, *of_one) for of_one in groups if of_one[0].objects and of_one[0].name != "all"]
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detkit.comparison.entries import Entry
 from detkit.data.dataset import DetectionDataset, parse_splits
+from detkit.data.drawn import written_format
 from detkit.data.formats import open_sources
 from detkit.data.opening import open_dataset, split_names
 from detkit.errors import UserError
@@ -34,8 +35,7 @@ def _dataset(entry: Entry, path: Path, alone: bool) -> DetectionDataset:
     splits = {use: split_names(data, use) for use in USES}
     if alone:
         names = list(dict.fromkeys(name for use in USES for name in splits[use]))
-        kind = "voc" if data.format == "shapes" else data.format
-        return open_sources(parse_splits(data.root, names), data.classes, kind)
+        return open_sources(parse_splits(data.root, names), data.classes, written_format(data.format))
     parts = path.stem.split("-")
     for use, names in splits.items():
         if names and all(name.rpartition("/")[2] in parts for name in names):

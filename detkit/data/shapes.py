@@ -10,7 +10,9 @@ Image i of a split depends on the seed, the split and i alone.
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +28,6 @@ from detkit.runtime.progress import Progress
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 9600, "val": 200, "test": 400}
-VERSION = 6
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
@@ -35,52 +36,73 @@ MAX_TURN = np.pi / 8
 SHIFT = 4  # cv2 takes coordinates in 1/16 pixels
 
 
-def ensure_shapes(root: str | Path, counts: dict[str, int] | None = None, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class Drawing:
+    """A data set that detkit draws. name: of it. draw: takes the seed, the split and the image's number, returns the
+    image, (H, W, 3) RGB uint8, and its objects. version: of what `draw` draws."""
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
+    draw: Callable[[tuple[int, ...]], tuple[np.ndarray, list[AnnotatedObject]]]
+
+
+def ensure_shapes(
+    root: str | Path, counts: dict[str, int] | None = None, seed: int = 0, drawing: Drawing | None = None
+) -> Path:
     """Draw the data set at `root` unless it is there, complete, from this version and seed; return `root`.
 
-    An older drawing is replaced as a whole. UserError where `root` holds something that detkit did not draw.
+    An older drawing is replaced as a whole. drawing: which set, by default SHAPES. UserError where `root` holds
+    something else than this set.
     """
-    root = Path(root)
-    manifest = _manifest(counts or COUNTS, seed)
-    if _is_current(root, manifest):
+    root, drawing = Path(root), drawing or SHAPES
+    manifest = _manifest(counts or COUNTS, seed, drawing)
+    if (old := _read_manifest(root)) == manifest:
         return root
-    if root.exists() and not (root / MANIFEST).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} is not a shapes data set and is left alone; draw it elsewhere with data.root=PATH")
-    draw_shapes(root, counts, seed)
+    empty = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    if not empty and old.get("drawn by") != manifest["drawn by"]:
+        kind = drawing.name.replace("_", " ")
+        raise UserError(f"{root} is not a {kind} data set and is left alone; draw it elsewhere with data.root=PATH")
+    draw_shapes(root, counts, seed, drawing)
     return root
 
 
-def draw_shapes(root: str | Path, counts: dict[str, int] | None = None, seed: int = 0) -> None:
+def draw_shapes(
+    root: str | Path, counts: dict[str, int] | None = None, seed: int = 0, drawing: Drawing | None = None
+) -> None:
     """Draw the data set into a temporary folder beside `root`, then put it in the place of `root`."""
-    root = Path(root)
+    root, drawing = Path(root), drawing or SHAPES
     counts = counts or COUNTS
-    manifest = _manifest(counts, seed)
+    manifest = _manifest(counts, seed, drawing)
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent, ignore_cleanup_errors=True) as temporary:
         drawn, old = Path(temporary) / "new", Path(temporary) / "old"
-        _draw_into(drawn, counts, seed)
+        _draw_into(drawn, counts, seed, drawing)
         write_atomic(drawn / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         if root.exists():
             os.replace(root, old)
         try:
             os.replace(drawn, root)
         except OSError:
-            if not _is_current(root, manifest):  # else another process has drawn the same meanwhile
+            if _read_manifest(root) != manifest:  # else another process has drawn the same meanwhile
                 raise
 
 
-def _manifest(counts: dict[str, int], seed: int) -> dict:
-    return {"drawn by": "detkit shapes", "version": VERSION, "seed": seed, "counts": counts, "classes": list(CLASSES)}
+def _manifest(counts: dict[str, int], seed: int, drawing: Drawing) -> dict:
+    facts = {"version": drawing.version, "seed": seed, "counts": counts, "classes": list(drawing.classes)}
+    return {"drawn by": f"detkit {drawing.name}", **facts}
 
 
-def _is_current(root: Path, manifest: dict) -> bool:
+def _read_manifest(root: Path) -> dict:
+    """Return what `root` says of itself, {} where it says nothing."""
     try:
-        return json.loads((root / MANIFEST).read_text()) == manifest
+        manifest = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
-        return False
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _draw_into(root: Path, counts: dict[str, int], seed: int) -> None:
+def _draw_into(root: Path, counts: dict[str, int], seed: int, drawing: Drawing) -> None:
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     jobs = [(split, i) for split, count in counts.items() for i in range(count)]
@@ -90,21 +112,21 @@ def _draw_into(root: Path, counts: dict[str, int], seed: int) -> None:
     workers = min(os.cpu_count() or 1, 16)
     if len(jobs) < 50 or workers == 1:
         for job in jobs:
-            _write_image(root, seed, job)
+            _write_image(root, seed, drawing, job)
         return
     # the bar is inside: its thread starts after the processes
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool, Progress(unit="images") as bars:
-        for done, _ in enumerate(pool.map(partial(_write_image, root, seed), jobs, chunksize=25), 1):
+        for done, _ in enumerate(pool.map(partial(_write_image, root, seed, drawing), jobs, chunksize=25), 1):
             bars.update("shapes drawn", done, len(jobs))
 
 
-def _write_image(root: Path, seed: int, job: tuple[str, int]) -> None:
+def _write_image(root: Path, seed: int, drawing: Drawing, job: tuple[str, int]) -> None:
     import cv2
 
     cv2.setNumThreads(0)
     split, i = job
     name = f"{split}_{i:05d}"
-    image, objects = draw_image((seed, sorted(COUNTS).index(split) if split in COUNTS else len(COUNTS), i))
+    image, objects = drawing.draw((seed, sorted(COUNTS).index(split) if split in COUNTS else len(COUNTS), i))
     quality = 88 + i % 8
     ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
@@ -114,13 +136,11 @@ def _write_image(root: Path, seed: int, job: tuple[str, int]) -> None:
 
 def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]]:
     """Return one image as (H, W, 3) RGB uint8 and the objects in it."""
-    import cv2
-
     random = np.random.default_rng(seed)
     height, width = (int(side) for side in random.integers(128, 161, 2))
-    image = _background(random, height, width)
+    image = background(random, height, width)
     for _ in range(int(random.integers(0, 4))):
-        _distract(random, image)
+        distract(random, image)
 
     masks: list[np.ndarray] = []  # (H, W) bool of what is still visible of each object
     full: list[tuple[str, int]] = []  # its class, and the area of the whole shape, in pixels, also outside the image
@@ -136,7 +156,7 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]
         places.append(centre)
         sizes.append(size)
         alpha, area = _shape(random, name, centre, size, height, width)
-        _paint(random, image, alpha)
+        paint(random, image, alpha)
         inside = alpha > 127
         for mask in masks:
             mask &= ~inside
@@ -144,25 +164,37 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]
         full.append((name, area))
     for _ in range(int(random.integers(0, 2))):  # a thing in front of the objects
         over = places[int(random.integers(len(places)))] if places and random.random() < 0.5 else None
-        covered = _distract(random, image, over)
+        covered = distract(random, image, over)
         for mask in masks:
             mask &= ~covered
 
-    objects = []
-    for mask, (name, area) in zip(masks, full):
-        visible = mask.sum() / max(area, 1)
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        if visible < HIDDEN_BELOW or len(columns) < 5 or len(rows) < 5:
-            continue
-        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        difficult, truncated = bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)
-        objects.append(AnnotatedObject(name, box, difficult, truncated=truncated))
+    objects = [visible_object(mask, name, area) for mask, (name, area) in zip(masks, full)]
+    return photograph(random, image), [item for item in objects if item is not None]
+
+
+def visible_object(mask: np.ndarray, name: str, area: int, unclear: bool = False) -> AnnotatedObject | None:
+    """Annotate an object by what is visible of it, mask (H, W) bool; None where that is next to nothing.
+
+    area: of the whole shape, in pixels. unclear: whether it can't be told from others.
+    """
+    visible = mask.sum() / max(area, 1)
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if visible < HIDDEN_BELOW or len(columns) < 5 or len(rows) < 5:
+        return None
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    difficult, truncated = bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)
+    return AnnotatedObject(name, box, difficult or unclear, truncated=truncated)
+
+
+def photograph(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Return the image with a camera's faults: sometimes a blur, always some grain."""
+    import cv2
 
     if random.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.1)))
     grain = random.integers(0, 256, image.shape, dtype=np.uint8).view(np.int8)
     noise = grain * np.float32(random.uniform(0, 8 / 128))
-    return np.clip(image + noise, 0, 255).astype(np.uint8), objects
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def _place(
@@ -185,7 +217,7 @@ def _colour(random: np.random.Generator) -> np.ndarray:
     return random.uniform(15, 240, 3)
 
 
-def _background(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+def background(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A gradient between two colours plus noise of several scales."""
     import cv2
 
@@ -202,7 +234,7 @@ def _background(random: np.random.Generator, height: int, width: int) -> np.ndar
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray | None = None) -> np.ndarray:
+def distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray | None = None) -> np.ndarray:
     """Draw something of no class, near the point `over` if given; return its pixels as (H, W) bool."""
     import cv2
 
@@ -214,24 +246,24 @@ def _distract(random: np.random.Generator, image: np.ndarray, over: np.ndarray |
     if kind == 0:  # a worm
         turns = np.cumsum(random.uniform(-0.7, 0.7, 14)) + random.uniform(0, 2 * np.pi)
         points = centre + size / 6 * np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1), 0)
-        cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(5, 10)), cv2.LINE_AA, SHIFT)
+        cv2.polylines(mask, [fixed(points)], False, 255, int(random.integers(5, 10)), cv2.LINE_AA, SHIFT)
     elif kind == 1:  # a scribble
         points = centre + np.cumsum(random.uniform(-size, size, (int(random.integers(3, 8)), 2)), 0)
-        cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(1, 4)), cv2.LINE_AA, SHIFT)
+        cv2.polylines(mask, [fixed(points)], False, 255, int(random.integers(1, 4)), cv2.LINE_AA, SHIFT)
     elif kind == 2:  # a bar across
         points = random.uniform((0, 0), (width, height), (2, 2))
-        cv2.polylines(mask, [_fixed(points)], False, 255, int(random.integers(2, 7)), cv2.LINE_AA, SHIFT)
+        cv2.polylines(mask, [fixed(points)], False, 255, int(random.integers(2, 7)), cv2.LINE_AA, SHIFT)
     else:  # a letter
         letter = "ABEFGHKMNRSWZ2345789"[int(random.integers(20))]
         place = (int(centre[0]) - 10, int(centre[1]) + 10)
         cv2.putText(
             mask, letter, place, cv2.FONT_HERSHEY_DUPLEX, size / 16, 255, int(random.integers(1, 4)), cv2.LINE_AA
         )
-    _paint(random, image, mask)
+    paint(random, image, mask)
     return mask > 127
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
+def fixed(points: np.ndarray) -> np.ndarray:
     return np.round(points * (1 << SHIFT)).astype(np.int32)
 
 
@@ -261,22 +293,35 @@ def _shape(
     random: np.random.Generator, name: str, centre: np.ndarray, size: float, height: int, width: int
 ) -> tuple[np.ndarray, int]:
     """Return the coverage (H, W) uint8 of a turned and stretched shape, and its whole area in pixels."""
-    import cv2
-
     angle = random.uniform(-MAX_TURN, MAX_TURN)
     stretch = np.exp(random.uniform(-0.2, 0.2))
+    return filled(_outlines(name), angle, stretch, centre, size, (height, width))
+
+
+def filled(
+    outlines: list[np.ndarray], angle: float, stretch: float, centre: np.ndarray, size: float, image: tuple[int, int]
+) -> tuple[np.ndarray, int]:
+    """Return the coverage (H, W) uint8 of outlines, stretched, then turned by `angle`, and their whole area in pixels.
+
+    outlines: within [-1, 1], which become `size` pixels; the second is a hole. image: its height and width.
+    """
+    import cv2
+
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
-    alpha = np.zeros((height, width), np.uint8)
+    alpha = np.zeros(image, np.uint8)
     area = 0.0
-    for level, outline in enumerate(_outlines(name)):
+    for level, outline in enumerate(outlines):
         points = (outline * (stretch, 1 / stretch) * (size / 2)) @ turn.T
-        cv2.fillPoly(alpha, [_fixed(points + centre)], 0 if level else 255, cv2.LINE_AA, SHIFT)
+        cv2.fillPoly(alpha, [fixed(points + centre)], 0 if level else 255, cv2.LINE_AA, SHIFT)
         area += (-1 if level else 1) * cv2.contourArea(points.astype(np.float32))
     return alpha, int(area)
 
 
-def _paint(random: np.random.Generator, image: np.ndarray, alpha: np.ndarray) -> None:
-    """Paint a region with a colour that stands out from what is below, plain, shaded or striped, maybe outlined."""
+def paint(random: np.random.Generator, image: np.ndarray, alpha: np.ndarray, outlined: float = 0.3) -> None:
+    """Paint a region with a colour that stands out from what is below, plain, shaded or striped.
+
+    outlined: the probability of an outline.
+    """
     import cv2
 
     left, top, width, height = cv2.boundingRect(alpha)
@@ -301,7 +346,7 @@ def _paint(random: np.random.Generator, image: np.ndarray, alpha: np.ndarray) ->
             wave = np.sin(wave * np.float32(random.uniform(0.5, 1.5))) * np.float32(random.uniform(10, 30))
         fill = fill + np.clip(wave, -45, 45)[..., None]
     _blend(image, fill, alpha)
-    if random.random() < 0.3:
+    if random.random() < outlined:
         edge = cv2.morphologyEx(alpha, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) & alpha
         _blend(image, _colour(random).astype(np.float32), edge)
 
@@ -310,3 +355,6 @@ def _blend(image: np.ndarray, fill: np.ndarray, alpha: np.ndarray) -> None:
     """Lay `fill` over `image`, in place, as far as alpha (H, W) uint8 covers it."""
     cover = alpha[..., None] * np.float32(1 / 255)
     image[:] = np.clip(image + (fill - image) * cover, 0, 255)
+
+
+SHAPES = Drawing("shapes", 6, CLASSES, draw_image)

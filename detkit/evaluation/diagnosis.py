@@ -8,11 +8,14 @@ from torch import Tensor
 
 from detkit.evaluation.coco import AREAS, coco_ap
 from detkit.evaluation.errors import IGNORED, RIGHT, ErrorAnalysis, average, classless, match
-from detkit.evaluation.flat import join, plain
+from detkit.evaluation.flat import candidates, join, plain
 from detkit.evaluation.voc import voc_matches
+from detkit.ops.boxes import paired_iou
 from detkit.structures import DetectionSet, TruthSet
 
 BINS = 10
+# by the largest IoU with another object: from, and below; NMS at the papers' .3 loses one of two crowded objects
+CROWDING = {"alone": (0.0, 1e-9), "overlapping": (1e-9, 0.3), "crowded": (0.3, 1.1)}
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,12 @@ class Calibration:
 
 
 def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> list[Group]:
-    """Return AP (IoU .5) of objects by area, and by what the annotation says of them: truncated, difficult.
+    """Return AP (IoU .5) of objects by area, by crowding, and by what the annotation says: truncated, difficult.
 
     Areas are COCO's: small below 32^2 square pixels of the image, medium to 96^2, large above. Objects of other groups
-    are ignored. Between sizes a false positive belongs to its own area's group, as by COCO's rules; between flags, of
-    which it has none, it counts in both groups, so that a small group's AP is lower: compare recall there.
+    are ignored. Between sizes a false positive belongs to its own area's group, as by COCO's rules; between flags, and
+    by crowding, of which it has none, it counts in all groups, so that a small group's AP is lower: compare recall
+    there. Crowding is that of CROWDING, by `crowding`; left out where no object overlaps another.
     """
     area = (truth.boxes[:, 2:] - truth.boxes[:, :2]).double().prod(1) if truth.area is None else truth.area.double()
     detection_area = (detections.boxes[:, 2:] - detections.boxes[:, :2]).double().prod(1)
@@ -69,6 +73,10 @@ def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> lis
             _group(name, detections, truth, metric, _between(area, limits), _between(detection_area, limits))
             for name, limits in AREAS.items()
         ]
+    overlap = crowding(truth)
+    if overlap.any():
+        for name, (low, high) in CROWDING.items():
+            groups.append(_group(name, detections, truth, metric, (overlap >= low) & (overlap < high), all_detections))
     if truth.truncated is not None:
         groups.append(_group("truncated", detections, truth, metric, truth.truncated, all_detections))
         groups.append(_group("not truncated", detections, truth, metric, ~truth.truncated, all_detections))
@@ -76,6 +84,24 @@ def object_groups(detections: DetectionSet, truth: TruthSet, metric: str) -> lis
         found = replace(truth, ignore=truth.ignore & ~truth.difficult)
         groups.append(_group("difficult", detections, found, metric, truth.difficult, all_detections))
     return groups
+
+
+def crowding(truth: TruthSet) -> Tensor:
+    """Return (G,) float64, the largest IoU of each object with another of its image, of any class.
+
+    Difficult objects are others, too; COCO's crowds, which are many objects in one box, are not.
+    """
+    single = ~truth.ignore if truth.difficult is None else ~truth.ignore | truth.difficult
+    boxes = truth.boxes.double()
+    largest = boxes.new_zeros(len(boxes))
+    # crowds lie in an image of their own
+    for part, row, other in candidates(
+        truth.image, torch.where(single, truth.image, len(truth.ids)), len(truth.ids) + 1
+    ):
+        one = part[row]
+        iou = torch.where(one == other, 0.0, paired_iou(boxes[one], boxes[other]))
+        largest.scatter_reduce_(0, one, iou, "amax")
+    return largest
 
 
 def _between(values: Tensor, limits: tuple[float, float]) -> Tensor:

@@ -34,7 +34,7 @@ def draw_pooled(step: PooledStep, explanation: Explanation) -> list[Section]:
     for number, (region, image) in enumerate(zip(shown.tolist(), images)):
         pieces = [image]
         for level in levels:
-            pieces += [gap, _heat(level[number], level)]
+            pieces += [gap, heat(level[number], level)]
         detections = np.flatnonzero(explanation.source == region).tolist()
         caption = detection_name(explanation, detections[0]) if detections else "not detected"
         if step.scales is not None:
@@ -72,12 +72,15 @@ def _tile(image: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
     return np.asarray(drawing.resize((TILE, TILE), Image.Resampling.BICUBIC, box=part))
 
 
-def _heat(values: np.ndarray, of_all: np.ndarray) -> np.ndarray:
-    """A map (n, n) as cells from black to yellow, on the scale of all regions' maps."""
+def heat(values: np.ndarray, of_all: np.ndarray, side: int | None = None) -> np.ndarray:
+    """A map (h, w) as cells from black to yellow, on the scale of all maps.
+
+    side: pixels of a cell, by default as many as fill TILE.
+    """
     low, high = np.percentile(of_all, (2, 98)).tolist()  # a few cells may be far above all others
     share = ((values - low) / max(high - low, 1e-9)).clip(0, 1)
-    side = math.ceil(TILE / len(values))
-    cells = np.kron(share, np.ones((side, side)))[:TILE, :TILE, None]
+    cells = np.kron(share, np.ones((side or math.ceil(TILE / len(values)),) * 2))[..., None]
+    cells = cells if side else cells[:TILE, :TILE]
     return (np.clip(cells * (2, 1.6, 3) - (0, 0.3, 2.2), 0, 1) * 255).astype(np.uint8)
 
 

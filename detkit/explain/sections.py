@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 # Each of these registers the drawings of some steps
-from detkit.explain import anchors, choices, grid, proposals, regions, samples  # noqa: F401
+from detkit.explain import anchors, choices, grid, positions, proposals, regions, samples  # noqa: F401
 from detkit.explain.canvas import DARK, PROPOSAL, TRUTH, Canvas, Key, Panel, Section, panel_side, square_around
 from detkit.explain.drawing import class_legend, detection_name, draw, plural
 from detkit.explain.explanation import Explanation

@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from detkit.models import fast_rcnn, faster_rcnn, rcnn, retinanet, sppnet, ssd, torchvision_ssd, yolov1, yolov2, yolov3
+from detkit.models import (
+    fast_rcnn,
+    faster_rcnn,
+    rcnn,
+    retinanet,
+    rfcn,
+    sppnet,
+    ssd,
+    torchvision_ssd,
+    yolov1,
+    yolov2,
+    yolov3,
+)
 from detkit.models.base import SGD, Detector, Stage, StageRun
 from detkit.models.compress import restructure
 from detkit.models.dense import DenseDetector
@@ -25,7 +37,7 @@ __all__ = [
 ]
 
 # importing a file registers its names
-PAPERS = (fast_rcnn, faster_rcnn, rcnn, retinanet, sppnet, ssd, torchvision_ssd, yolov1, yolov2, yolov3)
+PAPERS = (fast_rcnn, faster_rcnn, rcnn, retinanet, rfcn, sppnet, ssd, torchvision_ssd, yolov1, yolov2, yolov3)
 
 
 def model_config_type(name: str) -> type:

@@ -14,9 +14,8 @@ Where the paper and its Python code differ, and what detkit does:
 - Boxes are continuous: no "+ 1".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,15 +24,13 @@ from detkit.config import one_of, within
 from detkit.errors import UserError
 from detkit.models.base import SGD, Paper, Stage, StageRun
 from detkit.models.fpn import FPN, fpn_tail, pad_to
-from detkit.models.parts import ExportPart, PartRun, coder_facts
 from detkit.models.region import PooledConfig, RegionDetector, cell_offsets, stored_proposals
 from detkit.models.region_features import MapFeatures
 from detkit.models.region_head import DeltaStatistics, RegionHead
 from detkit.models.registry import MODELS
-from detkit.models.rpn import CODER as RPN_CODER
-from detkit.models.rpn import RPN, RPNConfig, RPNOutput
-from detkit.models.trace import Step
-from detkit.structures import Images, InputSpec, Predictions, Proposals, Targets
+from detkit.models.rpn import RPN, RPNConfig
+from detkit.models.rpn_detector import RPNDetector
+from detkit.structures import Images, InputSpec, Targets
 
 
 @dataclass
@@ -100,12 +97,11 @@ RESET = {"fast_rcnn": ("backbone", "neck"), "rpn_shared": ("rpn",)}
 
 
 @MODELS.register("faster_rcnn")
-class FasterRCNN(RegionDetector):
+class FasterRCNN(RPNDetector):
     """Backbone (and neck), region proposal network, and Fast R-CNN's head on the same maps."""
 
     config_type = FasterRCNNConfig
     paper = Paper("Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", 2015)
-    takes_proposals: ClassVar[bool] = False
     head: RegionHead
     stage = "sgd"  # of training, see `begin_stage`
 
@@ -122,7 +118,7 @@ class FasterRCNN(RegionDetector):
             maps = self.choose_maps([self.backbone.region], "features")
             tail = self.take_tail(c.pool_size)
             self.neck = None
-            offset, anchor_offset = cell_offsets(c, self.backbone)
+            offset, anchor_offset = cell_offsets(c.geometry, c.pool, self.backbone)
         else:
             used = self.choose_maps(c.features, "features", min_stride=4)
             self.backbone.truncate(used[-1].name)
@@ -138,7 +134,7 @@ class FasterRCNN(RegionDetector):
 
         # 3.2 Fast R-CNN on the same maps; the coarsest map of a pyramid serves the RPN alone
         pooled = maps if self.neck is None else maps[:-1]
-        self.pooled_maps = len(pooled)
+        self.pooled_maps, self.pooled_names = slice(len(pooled)), [info.name for info in pooled]
         self.features = MapFeatures(pooled, c.pool, c.pool_size, c.canonical_scale, offset)
         self.head = RegionHead(tail, maps[0].channels, c.pool_size, len(classes), c.beta)
         self.freeze_layers(c.freeze_stages, c.freeze_norms)
@@ -169,77 +165,13 @@ class FasterRCNN(RegionDetector):
         self.freeze(self.head if stage.startswith("rpn") else self.rpn)
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        if not self.stage.startswith(("fast_rcnn", "rpn")):
+            return super().losses(images, targets)
         maps = self.features.prepare(images, self)
-        if self.stage.startswith("fast_rcnn"):
-            return self.region_losses(maps, stored_proposals(images), targets)
-        output = self.rpn(maps)
-        losses = self.rpn.losses(output, images.sizes, targets)
         if self.stage.startswith("rpn"):
-            return losses
-        return losses | self.region_losses(maps, self.rpn.propose(output, images, self.training), targets)
-
-    # 3.1, 3.3 proposals
-
-    def propose(self, images: Images, prepared: list[Tensor]) -> Proposals:
-        return self.rpn.propose(self.rpn(prepared), images, self.many_proposals)
+            return self.rpn.losses(self.rpn(maps), images.sizes, targets)
+        return self.region_losses(maps, stored_proposals(images), targets)
 
     @property
     def many_proposals(self) -> bool:
-        """Whether images get as many proposals as in training, which those of a next step are for, too."""
-        return self.training or self.stage.startswith("propose")
-
-    def propose_regions(self, images: Images) -> Proposals:
-        return self.propose(images, self.features.prepare(images, self))
-
-    def proposal_settings(self) -> dict[str, Any]:
-        return {"size": list(self.config.size), **self.rpn.settings(self.many_proposals)}
-
-    def limit_proposals(self, count: int) -> None:
-        self.config.test_post_nms_top_n = count
-
-    # what it tells of itself
-
-    def raw_outputs(self, images: Images) -> list[Tensor]:
-        maps = self.features.prepare(images, self)
-        output = self.rpn(maps)
-        # any regions will do, and proposals need values, which a network on the meta device has not
-        boxes = output.anchors[0][:5].expand(len(images), -1, -1)
-        return [*output.logits, *output.deltas, *self.head(self.features.pool(maps, boxes))]
-
-    def image_network(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Return logits, deltas and anchors of each map, then the maps that are pooled."""
-        maps = self.maps(pixels, sizes)
-        logits, deltas, anchors = self.rpn(maps)
-        return (*logits, *deltas, *anchors, *maps[: self.pooled_maps])
-
-    def export_image_parts(self) -> dict[str, ExportPart]:
-        of_map = {
-            "logits": "(batch, anchors) float32, object or not; a sigmoid makes it a score",
-            "deltas": "(batch, anchors, 4) float32, from the anchors, see proposals",
-            "anchors": "(anchors, 4) float32, x1, y1, x2, y2 in pixels of the input",
-        }
-        names = [info.name for info in self.map_info]
-        outputs = {f"{kind}_{name}": text for kind, text in of_map.items() for name in names}
-        for name in names[: self.pooled_maps]:
-            outputs[f"map_{name}"] = "(batch, channels, rows, columns) float32, pooled from, see pooling"
-        proposals = {**self.rpn.settings(training=False), "deltas": coder_facts(RPN_CODER)}
-        return {"-rpn": self.image_part(outputs, {"proposals": proposals, **self.features.facts()})}
-
-    def use_parts(self, parts: Mapping[str, PartRun]) -> None:
-        super().use_parts(parts)
-        count = len(self.map_info)
-
-        def predict(images: Images) -> Predictions:
-            outputs = [*parts["-rpn"](pixels=images.pixels, sizes=images.sizes)]
-            output = RPNOutput(*(outputs[kind * count : (kind + 1) * count] for kind in range(3)))
-            proposals = self.rpn.propose(output, images, training=False)
-            return self.predict_regions(outputs[3 * count :], proposals)
-
-        self.predict = predict
-
-    def trace_proposals(
-        self, images: Images, prepared: list[Tensor], targets: Targets | None
-    ) -> tuple[Proposals, list[Step]]:
-        output = self.rpn(prepared)
-        steps = self.rpn.trace(prepared, output, images, targets, self.many_proposals)
-        return self.rpn.propose(output, images, self.many_proposals), steps
+        return super().many_proposals or self.stage.startswith("propose")

@@ -51,8 +51,8 @@ class RegionConfig(Section):
 
 
 @dataclass
-class PooledConfig(RegionConfig):
-    """What the configs of Fast and Faster R-CNN share."""
+class MapConfig(RegionConfig):
+    """What the configs of detectors share that pool regions from an image's maps."""
 
     size: list[int] = within("[1, 10000]", [600, 1000])
     """Shortest side and largest longest side of the input, pixels."""
@@ -60,8 +60,6 @@ class PooledConfig(RegionConfig):
     """How many first layer groups of the backbone stay as they are."""
     freeze_norms: bool = True
     """Whether the backbone's batch norms stay as they are."""
-    pool: str = "pool"
-    """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
     pool_size: int = within("[1, 100]", 7)
     """Cells a side of a pooled region."""
     geometry: str = "backbone"
@@ -73,19 +71,30 @@ class PooledConfig(RegionConfig):
         super().__post_init__()
         if len(self.size) != 2 or not 0 < self.size[0] <= self.size[1]:
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
-        one_of("model.pool", self.pool, POOLS)
         one_of("model.geometry", self.geometry, ("backbone", "published"))
 
 
-def cell_offsets(config: PooledConfig, backbone: Backbone) -> tuple[float, float]:
+@dataclass
+class PooledConfig(MapConfig):
+    """What the configs of Fast and Faster R-CNN share."""
+
+    pool: str = "pool"
+    """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("model.pool", self.pool, POOLS)
+
+
+def cell_offsets(geometry: str, pool: str, backbone: Backbone) -> tuple[float, float]:
     """Return how far a single map's cells lie right of and below where they are published to be.
 
-    In pixels, of the pooling and of anchors; 0 where the config says `published`.
+    In pixels, of the pooling and of anchors; 0 where the config says `published`. geometry, pool: of the config.
     """
-    if config.geometry == "published":
+    if geometry == "published":
         return 0.0, 0.0
     half = backbone.info[-1].stride / 2
-    pooled = {"pool": 0.5, "align": half, "align_v1": 0.0}[config.pool]
+    pooled = {"pool": 0.5, "align": half, "align_v1": 0.0}[pool]
     return backbone.first_cell_centre - pooled, backbone.first_cell_centre - half
 
 
@@ -117,23 +126,39 @@ def with_objects(proposals: Proposals, targets: Targets) -> Proposals:
 
 
 @torch.no_grad()
+def label_regions(proposals: Proposals, targets: Targets, classes: int, config: RegionConfig) -> SampledRegions:
+    """Tell of all proposals, and of the objects themselves, what training would learn of each.
+
+    valid: False for what overlaps neither an object enough nor `config.bg_iou`.
+    """
+    regions, (low, high) = with_objects(proposals, targets), config.bg_iou
+    objects = (targets.boxes, targets.valid, targets.ignore)
+    match = match_regions(*objects, regions.boxes, regions.valid, config.fg_iou, (low, high))
+    matched, positive = match.index.clamp(min=0), match.index >= 0
+    labels = targets.labels.gather(1, matched) if targets.labels.shape[1] else matched
+    labels = torch.where(positive, labels, classes)
+    valid = positive | (match.index == BACKGROUND)
+    return SampledRegions(regions.boxes, labels, gather_boxes(targets.boxes, matched), match.index, valid)
+
+
+@torch.no_grad()
 def sample_regions(proposals: Proposals, targets: Targets, classes: int, config: RegionConfig) -> SampledRegions:
     """Sample regions for training (Fast R-CNN, section 2.3).
 
     `config.batch_size_per_image` of each image, at most `config.positive_fraction` of them positive. The objects
     themselves are among the regions that are sampled from.
     """
-    regions, (low, high) = with_objects(proposals, targets), config.bg_iou
-    objects = (targets.boxes, targets.valid, targets.ignore)
-    match = match_regions(*objects, regions.boxes, regions.valid, config.fg_iou, (low, high))
-    positive, negative = match.index >= 0, match.index == BACKGROUND
+    regions = label_regions(proposals, targets, classes, config)
+    positive = regions.matched_gt_index >= 0
+    negative = regions.valid & ~positive
     index, sampled = sample(positive, negative, config.batch_size_per_image, config.positive_fraction)
-    matched_gt_index = match.index.gather(1, index)
-    matched = matched_gt_index.clamp(min=0)
-    labels = targets.labels.gather(1, matched) if targets.labels.shape[1] else matched
-    labels = torch.where(sampled & (matched_gt_index >= 0), labels, classes)
-    boxes, gt_boxes = gather_boxes(regions.boxes, index), gather_boxes(targets.boxes, matched)
-    return SampledRegions(boxes, labels, gt_boxes, matched_gt_index, sampled)
+    return SampledRegions(
+        gather_boxes(regions.boxes, index),
+        torch.where(sampled, regions.labels.gather(1, index), classes),
+        gather_boxes(regions.gt_boxes, index),
+        regions.matched_gt_index.gather(1, index),
+        sampled,
+    )
 
 
 class Head(Protocol):
@@ -150,7 +175,7 @@ class Head(Protocol):
         ...
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (B, R, C), and deltas (B, R, C, 4) for `coder`."""
+        """Return scores (B, R, C), and deltas (B, R, C, 4) for `coder`, or (B, R, 1, 4) for all classes alike."""
         ...
 
     def raw(self, pooled: Tensor) -> tuple[Tensor, ...]:
@@ -226,7 +251,8 @@ class RegionDetector(Detector):
             boxes.append(self.head.coder.decode(deltas, regions.unsqueeze(2)))
         # padding is detected as nothing
         valid = proposals.valid.unsqueeze(-1)
-        return Predictions(torch.cat(boxes, 1), torch.where(valid, torch.cat(scores, 1), -torch.inf))
+        # one set of deltas for all classes is one box
+        return Predictions(torch.cat(boxes, 1).squeeze(2), torch.where(valid, torch.cat(scores, 1), -torch.inf))
 
     def chunks(self, boxes: Tensor) -> tuple[Tensor, ...]:
         """Cut regions (B, R, 4) into as many as fit in memory at once."""
@@ -322,7 +348,7 @@ class RegionDetector(Detector):
         means: list[Tensor] = []
         predictions = self.predict_regions(prepared, proposals, lambda pooled: means.append(pooled.float().mean(2)))
         if targets is not None:
-            steps.append(self.sample_step(proposals, targets))
+            steps.append(self.sample_step(prepared, proposals, targets))
 
         def crop(index: Tensor) -> Tensor | None:
             crops = self.features.crops(prepared, proposals.boxes[:, index])
@@ -339,7 +365,7 @@ class RegionDetector(Detector):
         proposals = self.propose(images, prepared)
         return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]], self.takes_proposals)]
 
-    def sample_step(self, proposals: Proposals, targets: Targets) -> SampleStep:
+    def sample_step(self, prepared: Any, proposals: Proposals, targets: Targets) -> SampleStep:
         """The regions of one image that training would learn from."""
         sampled = sample_regions(proposals, targets, len(self.classes), self.config)
         valid = sampled.valid[0]

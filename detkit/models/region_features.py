@@ -1,7 +1,8 @@
 """Features of regions: what a region head reads of each, (B, R, ...).
 
 The history of the R-CNN family is here: a crop of the image for each region (R-CNN), the maps of the image at several
-scales (SPPNet), one map that all regions share (Fast R-CNN), a pyramid of maps (FPN).
+scales (SPPNet), one map that all regions share (Fast R-CNN), a pyramid of maps (FPN), maps that are each for one part
+of a region (R-FCN).
 """
 
 import math
@@ -18,6 +19,7 @@ from detkit.backbones import FeatureInfo
 from detkit.ops import (
     crop_warp,
     crops_per_chunk,
+    psroi_pool,
     pyramid_pool,
     rescale,
     roi_align,
@@ -180,6 +182,29 @@ class MapFeatures(RegionFeatures):
         # of several maps a region's is chosen by its size
         chosen = {"canonical_scale": self.canonical_scale} if len(self.strides) > 1 else {}
         return {"pooling": {**self.pooling.facts(), "strides": self.strides, **chosen}}
+
+
+class PositionSensitive(RegionFeatures):
+    """What the k x k bins of a region find each in a map of its own (R-FCN, section 2.2).
+
+    Of the network's maps the last two are of scores and of boxes, size ** 2 for each of their channels. channels: of
+    both together; size: k. offset: how many pixels the cells lie right of and below where they are taken to be.
+    """
+
+    def __init__(self, channels: int, size: int, stride: float, offset: float = 0.0) -> None:
+        self.shape = (channels, size, size)
+        self.stride, self.offset = stride, offset
+
+    def prepare(self, images: Images, network: ImageNetwork) -> list[Tensor]:
+        return network.maps(images.pixels, images.sizes)
+
+    def pool(self, prepared: list[Tensor], boxes: Tensor) -> Tensor:
+        boxes = boxes - self.offset
+        return torch.cat([psroi_pool(x, boxes, self.shape[1], self.stride) for x in prepared[-2:]], 2)
+
+    def facts(self) -> dict[str, Any]:
+        moved = {"offset": self.offset} if self.offset else {}
+        return {"pooling": {"kind": "psroi", "size": self.shape[1], "strides": [self.stride], **moved}}
 
 
 class ImagePyramid(NamedTuple):

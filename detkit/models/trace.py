@@ -182,6 +182,21 @@ class PooledStep(Step):
 
 
 @dataclass(frozen=True)
+class PositionStep(Step):
+    """What the parts of a region find in the maps that are for them.
+
+    regions: (R, 4) and scores: (R, C), of the rows of the predictions. cell: pixels of the input between cells of the
+    maps. parts: takes a region's index and a class, returns that class's maps (k, k, H, W), row and column of the part
+    in front, and what the region pools of them, (k, k).
+    """
+
+    regions: Tensor
+    scores: Tensor
+    cell: float
+    parts: Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
 class RegressionStep(Step):
     """Regions (R, 4), of the rows of the predictions, before the head moved them."""
 

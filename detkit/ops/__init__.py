@@ -21,7 +21,9 @@ from detkit.ops.losses import (
     focal_loss,
     hard_negative_mask,
     hard_negatives,
+    hard_regions,
     multibox_loss,
+    ohem_loss,
     region_loss,
     retinanet_loss,
     rpn_loss,
@@ -34,7 +36,7 @@ from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.places import AnchorMap, PlaceMatch, Places, anchor_boxes, assign_places, decode_places, lay_places
 from detkit.ops.ridge import fit_ridge
-from detkit.ops.roi import pyramid_pool, roi_align, roi_pool, spp_pool, spp_windows
+from detkit.ops.roi import psroi_pool, pyramid_pool, roi_align, roi_pool, spp_pool, spp_windows
 from detkit.ops.sampling import sample
 from detkit.ops.scales import rescale, short_side_scale, sppnet_scale
 from detkit.ops.soft_nms import soft_nms_dense
@@ -75,6 +77,7 @@ __all__ = [
     "grid_anchors",
     "hard_negative_mask",
     "hard_negatives",
+    "hard_regions",
     "iou_kmeans",
     "lay_places",
     "letterbox",
@@ -85,7 +88,9 @@ __all__ = [
     "nms",
     "nms_dense",
     "nms_suppressors",
+    "ohem_loss",
     "paired_iou",
+    "psroi_pool",
     "pyramid_pool",
     "region_loss",
     "reorg",

@@ -193,6 +193,43 @@ def region_loss(
     }
 
 
+def hard_regions(
+    logits: Tensor, deltas: Tensor, target: Tensor, target_deltas: Tensor, valid: Tensor, number: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cross-entropy and smooth L1 of each region, (B, R) each, and which of them are hard, (B, R) bool.
+
+    Hard are in each image the `number` valid regions of the largest sum of both (OHEM: Shrivastava et al., 2016;
+    without NMS, as R-FCN's code has it); all valid ones where `number` is None. Arguments: of `ohem_loss`.
+    """
+    entropy = _cross_entropy(logits, target)
+    positive = target < logits.shape[-1] - 1
+    box = torch.where(positive, smooth_l1(deltas, target_deltas).sum(-1), 0)
+    if number is None or number >= valid.shape[1]:
+        return entropy, box, valid
+    index = (entropy + box).detach().masked_fill(~valid, -torch.inf).topk(number, dim=1).indices
+    return entropy, box, torch.zeros_like(valid).scatter_(1, index, True) & valid
+
+
+def ohem_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    target: Tensor,
+    target_deltas: Tensor,
+    valid: Tensor,
+    number: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the loss {"classification", "box"} of the hardest regions (R-FCN, section 2.2, with lambda = 1).
+
+    logits: (B, R, C + 1), background last; deltas: (B, R, 4), one set for all classes; target: (B, R) int64, 0..C, C
+    for background; target_deltas: (B, R, 4), used where the target is a class; valid: (B, R) bool; number: see
+    `hard_regions`. Both are summed and divided by the number of hard regions in the batch, at least 1, averaged over
+    processes.
+    """
+    entropy, box, hard = hard_regions(logits, deltas, target, target_deltas, valid, number)
+    count = world_mean(hard.sum(), min_total=1.0)
+    return {"classification": _mean(entropy, hard, count), "box": _mean(box, hard, count)}
+
+
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Of logits (B, R, C + 1) and target (B, R): (B, R) float32."""
     return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)

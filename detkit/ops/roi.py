@@ -81,6 +81,25 @@ def pyramid_pool(
     return _per_image(pooled, boxes)
 
 
+def psroi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
+    """Return (B, R, C, size, size): position-sensitive RoI pooling (R-FCN, section 2.2, equation 1).
+
+    features: (B, C * size ** 2, H, W), one cell each `stride` pixels; of channel c the map c * size ** 2 + i * size + j
+    is for the bin in row i, column j, and that bin alone reads it. A box, cut to the map, covers the cells
+    round(x1 / stride) up to round(x2 / stride), at least one; bin i of n cells runs from floor(i * n / size) up to
+    ceil((i + 1) * n / size); its value is the mean of its cells, 0 outside the map. round takes halves up.
+    """
+    rows, columns = features.shape[-2:]
+    # torchvision's kernel reads neither the last row nor the last column: a border that no bin reaches stands for them.
+    # Beyond it gradients are not those of the values, so that boxes are cut.
+    features = torch.nn.functional.pad(as_float(features), (0, 1, 0, 1))
+    image, left, top, right, bottom = _rois(features, boxes).unbind(1)
+    left, right = (x.clamp(0, columns * stride) for x in (left, right))
+    top, bottom = (y.clamp(0, rows * stride) for y in (top, bottom))
+    rois = torch.stack((image, left, top, right, bottom), 1)
+    return _per_image(_kernels().ps_roi_pool(features, rois, size, 1 / stride), boxes)
+
+
 def spp_pool(
     features: Tensor,
     boxes: Tensor,

@@ -53,6 +53,7 @@ KINDS = {
     "yolov2": _kind("yolov2", 60, "train.batch=4", "model.prior_images=120"),
     "yolov3": _kind("yolov3", 60, "train.batch=4"),
     "retinanet": _kind("retinanet", 30, "train.batch=2"),
+    "rfcn": _kind("rfcn", 30, "train.batch=2"),
     "faster_rcnn": _kind("faster_rcnn", 30, "train.batch=2"),
     "alternating": _kind("faster_rcnn", 10, "train.batch=2", "model.training=alternating"),
     "fast_rcnn": _kind("fast_rcnn", 30, "train.batch=2", *GIVEN),

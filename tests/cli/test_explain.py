@@ -28,6 +28,7 @@ SECTIONS = {
     "yolov3": ["anchors", "choice", "maps", *LAST],
     "yolov1": ["class-map", "boxes", "responsible", *LAST],
     "faster_rcnn": ["anchors", "anchor-matching", "objectness", *REGIONS],
+    "rfcn": ["anchors", "anchor-matching", "objectness", "proposals", "regions", "positions", "regression", *LAST],
     "fast_rcnn": REGIONS,
     "rcnn": REGIONS,
     "sppnet": REGIONS,

@@ -1,6 +1,7 @@
 """The drawn data set."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,11 +82,12 @@ def test_hidden_parts_count_where_they_lie_outside_the_image():
 def test_an_older_drawing_is_replaced_as_a_whole(tmp_path, monkeypatch):
     root = shapes.ensure_shapes(tmp_path / "shapes", {"train": 3})
     (root / "stray").write_text("")
-    monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
+    newer = replace(shapes.SHAPES, version=shapes.SHAPES.version + 1)
+    monkeypatch.setattr(shapes, "SHAPES", newer)
     shapes.ensure_shapes(root, {"train": 2})
     assert not (root / "stray").exists()
     assert len(list((root / "JPEGImages").iterdir())) == 2
-    assert json.loads((root / shapes.MANIFEST).read_text())["version"] == shapes.VERSION
+    assert json.loads((root / shapes.MANIFEST).read_text())["version"] == newer.version
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 

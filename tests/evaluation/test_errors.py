@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from detkit.errors import UserError
 from detkit.evaluation import coco_ap, flat, score
 from detkit.evaluation.coco import coco_matches
-from detkit.evaluation.diagnosis import calibrate, confusion_matrix, histogram, object_groups, operating_score
+from detkit.evaluation.diagnosis import (
+    calibrate,
+    confusion_matrix,
+    crowding,
+    histogram,
+    object_groups,
+    operating_score,
+)
 from detkit.evaluation.errors import KINDS, ORACLES, STATES, analyse_errors
+from detkit.ops import box_iou
 from detkit.structures import DetectionSet, TruthSet
 from tests.evaluation.reference import area
 from tests.evaluation.sets import detection_set, random_sets, truth_set
@@ -265,7 +273,7 @@ def test_sizes_are_those_of_coco(seed: int, stretch: int):
     found, truth = random_sets(np.random.default_rng(seed))
     found, truth = replace(found, boxes=found.boxes * stretch), replace(truth, boxes=truth.boxes * stretch)
     result = coco_ap(found, truth)
-    for index, group in enumerate(object_groups(found, truth, "coco")):
+    for index, group in enumerate(object_groups(found, truth, "coco")[:4]):
         assert group.objects == int(result.npos[index].sum())
         assert group.ap == pytest.approx(float(result.precision[index, 0].nanmean()), abs=1e-12, nan_ok=True)
 
@@ -289,6 +297,42 @@ def test_flags_of_objects():
         "difficult": (1, 1),
     }
     assert math.isnan(groups["large"].ap)
+
+
+def test_crowding_of_objects():
+    """The largest IoU with another object: of any class, difficult ones too; with crowds and other images' not."""
+    objects = [
+        ("a", "cat", (0, 0, 10, 10)),
+        ("a", "dog", (5, 0, 15, 10)),  # 1/3 with the first
+        ("a", "cat", (14, 0, 24, 10), True),  # difficult, 1/19 with the second
+        ("a", "cat", (100, 0, 110, 10)),
+        ("b", "cat", (100, 0, 110, 10)),
+        ("a", "cat", (95, 0, 115, 10), True),  # a crowd around the fourth
+    ]
+    truth = replace(truth_set(objects), difficult=torch.tensor([False, False, True, False, False, False]))
+    expected = [1 / 3, 1 / 3, 1 / 19, 0, 0, 0]
+    assert crowding(truth)[:5].tolist() == pytest.approx(expected[:5])
+    # detections of the first and the third cat
+    rows = [("a", "cat", 0.9, (0, 0, 10, 10)), ("b", "cat", 0.8, (100, 0, 110, 10))]
+    groups = {group.name: group for group in object_groups(detection_set(rows), truth, "voc")}
+    assert {name: (groups[name].objects, groups[name].recall) for name in ("alone", "overlapping", "crowded")} == {
+        "alone": (2, 0.5),
+        "overlapping": (0, pytest.approx(math.nan, nan_ok=True)),
+        "crowded": (2, 0.5),
+    }
+    assert groups["crowded"].ap == 0.5  # of the cat 1, of the dog 0
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32))
+def test_crowding_equals_a_loop(seed: int):
+    _, truth = random_sets(np.random.default_rng(seed))
+    expected = []
+    for one, box in enumerate(truth.boxes):
+        others = [k for k in range(len(truth.boxes)) if k != one and truth.image[k] == truth.image[one]]
+        others = [k for k in others if not truth.ignore[k]]
+        expected.append(max([0.0, *(float(box_iou(box[None], truth.boxes[k][None])) for k in others)]))
+    assert crowding(truth).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_confusion():

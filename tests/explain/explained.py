@@ -10,7 +10,7 @@ from detkit.explain import Explanation, explain
 from tests import zoo
 from tests.builders import random_image
 
-MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "sppnet", "ssd", "yolov1", "yolov2", "yolov3")
+MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "rfcn", "sppnet", "ssd", "yolov1", "yolov2", "yolov3")
 BOXES = ((8.0, 10.0, 60.0, 70.0), (50.0, 20.0, 110.0, 90.0))
 TRUTH = Truth.of(np.array(BOXES, np.float32), np.array([0, 1]), size=(130, 100), origin="a test")
 SCORES = {"ssd": 0.34, "torchvision_ssd": 0.35}

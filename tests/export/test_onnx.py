@@ -130,6 +130,26 @@ def test_retinanet(anchors: str, tmp_path: Path) -> None:
     assert file.metadata["input"]["resize"] == "shortest"
 
 
+def test_rfcn(tmp_path: Path) -> None:
+    """Of the position-sensitive maps regions are pooled outside; the head is their vote."""
+    detector: Any = zoo.trained("rfcn")
+    files = exported(detector, tmp_path)
+    assert list(files) == ["-rpn", "-head"]
+    for images in (padded((96, 112)), padded((96, 112), (80, 131))):
+        found = files["-rpn"](pixels=images.pixels, sizes=images.sizes)
+        with torch.inference_mode():
+            maps = detector.maps(images.pixels, images.sizes)
+            proposals = detector.propose(images, maps)
+            scores, deltas = detector.head.predict(detector.features.pool(maps, proposals.boxes))
+            pooled = detector.features.pool([found["map_scores"], found["map_boxes"]], proposals.boxes)
+        for name, own in zip(("map_scores", "map_boxes"), maps[1:], strict=True):
+            torch.testing.assert_close(found[name], own, **CLOSE)
+        scored = files["-head"](pooled=pooled.flatten(0, 1))
+        torch.testing.assert_close(scored["logits"].softmax(-1)[:, :-1], scores.flatten(0, 1), **CLOSE)
+        torch.testing.assert_close(scored["deltas"], deltas.flatten(0, 2), **CLOSE)
+    assert files["-rpn"].metadata["pooling"]["kind"] == "psroi"
+
+
 @pytest.mark.parametrize("keys", [{}, FPN], ids=["one map", "pyramid"])
 def test_faster_rcnn(keys: dict[str, Any], tmp_path: Path) -> None:
     detector: Any = zoo.trained("faster_rcnn", **keys)

@@ -19,6 +19,7 @@ from detkit.models.trace import (
     MapStep,
     ObjectnessStep,
     PooledStep,
+    PositionStep,
     ProposalNMSStep,
     ProposalStep,
     RegressionStep,
@@ -46,6 +47,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "fast_rcnn scales": [ProposalStep, *REGION_STEPS],
     "faster_rcnn": RPN_STEPS,
     "faster_rcnn fpn": RPN_STEPS,
+    "rfcn": [AnchorStep, ObjectnessStep, ProposalNMSStep, PositionStep, RegressionStep],
     "rcnn": [ProposalStep, *REGION_STEPS],
     "retinanet": [AnchorStep, MapStep],
     "sppnet": [ProposalStep, *REGION_STEPS],
@@ -132,6 +134,11 @@ def check_step(step: Step, predicted: int, images: Images) -> None:
                 assert (len(crops), crops.ndim) == (2, 4)
                 assert 3 in crops.shape[1:]
                 assert ((crops >= 0) & (crops <= 255)).all()
+        case PositionStep(regions=regions, scores=scores, parts=parts):
+            assert regions.shape == (predicted, 4)
+            maps, pooled = parts(predicted - 1, 1)
+            assert maps.shape[:2] == pooled.shape == (3, 3)
+            assert scores.shape == (predicted, 2)
         case RegressionStep(regions=regions):
             assert regions.shape == (predicted, 4)
             assert ((regions >= 0) & (regions <= limit)).all()
@@ -400,6 +407,17 @@ FACTS: list[tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = [
             "-rpn": {
                 "proposals": RPN_FACTS,
                 "pooling": {"kind": "align", "size": 4, "strides": [8, 16, 32], "canonical_scale": 112.0},
+            },
+            "-head": HEAD_FACTS,
+        },
+    ),
+    (
+        "rfcn",
+        RPN_KEYS,
+        {
+            "-rpn": {
+                "proposals": RPN_FACTS,
+                "pooling": {"kind": "psroi", "size": 3, "strides": [8], "offset": -3.5},
             },
             "-head": HEAD_FACTS,
         },

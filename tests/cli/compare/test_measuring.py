@@ -94,10 +94,10 @@ def test_missing_proposals_are_made_and_timed(toys: Path, tmp_path: Path, monkey
 
 
 def test_the_papers_order(tmp_path: Path):
-    for name in ("retinanet", "yolov3", "ssd", "yolov2", "rcnn", "yolov1", "fast_rcnn", "sppnet", "faster_rcnn"):
+    papers = ["rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd", "rfcn", "yolov2", "retinanet", "yolov3"]
+    for name in papers:
         shutil.copy(Path(__file__).parents[3] / "configs" / "shapes" / f"{name}.yaml", tmp_path)
-    found = [entry.name for entry in find_entries([str(tmp_path)], [], tmp_path / "out")]
-    assert found == ["rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd", "yolov2", "retinanet", "yolov3"]
+    assert [entry.name for entry in find_entries([str(tmp_path)], [], tmp_path / "out")] == papers
 
 
 def test_measured_in_processes_of_their_own(toys: Path, tmp_path: Path):

@@ -47,6 +47,7 @@ def test_the_csv_has_the_same_numbers(compared: Path):
         assert float(row["AP.circle"]) == one["AP"]["circle"]
         assert float(row["images_per_second.16"]) == one["images_per_second"]["16"]
         assert float(row["error_mAP_cost.missed"]) == one["error_mAP_cost"]["missed"]
+        assert float(row["groups.small.AP"]) == one["groups"]["small"]["AP"]
         assert row["proposals_seconds_per_image"] == ""
 
 
@@ -58,6 +59,8 @@ def test_the_page_is_whole_and_alone(compared: Path):
         assert f"{one['mAP']:.4f}" in page.text
         for cost in one["error_mAP_cost"].values():
             assert f"{cost:+.4f}" in page.text
+        for group in one["groups"].values():
+            assert not group["objects"] or f"{group['recall']:.4f}" in page.text
 
 
 def test_the_images_show_the_detections_of_each_detector(compared: Path):
