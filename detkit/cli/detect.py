@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli import explain
-from detkit.cli.arguments import add_backend, whole
+from detkit.cli.arguments import add_backend, backend_overrides, whole
 from detkit.cli.detect_report import Listing, open_all, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean, late
 from detkit.names import unused_name
@@ -149,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.explain or arguments.truth is not None:
         return explain.run(arguments)
+    overrides = backend_overrides(arguments)
     sources = Sources(arguments.source)
     _check_out(arguments.out, sources)
     if arguments.crops is not None:
@@ -172,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
     from detkit.runtime.signals import Interrupt
 
     memory.tune()
-    detector, config = open_detector(arguments.checkpoint, arguments.device, arguments.backend)
+    detector, config = open_detector(arguments.checkpoint, arguments.device, arguments.backend, overrides)
     score, class_scores = arguments.score
     if arguments.max_side is not None and not detector.takes_proposals:
         raise UserError(f"--max-side {arguments.max_side}: {config.model.name} needs no selective search")
@@ -316,4 +317,5 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
         f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
         f"at most {settings.detections_per_image} an image{views}; "
         f"{next(detector.parameters()).device}{f', {detector.backend}' * (detector.backend != 'torch')}"
+        f"{', compiled' * config.detect.compile}"
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 # options of detect that have no meaning, or would need an image of their own
-UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side", "backend")
+UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side", "backend", "compile")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

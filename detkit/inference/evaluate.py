@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,12 +107,15 @@ def detect_batch(
     config: `config.train` has the number format and memory layout. score_thresholds: (C,), on the device, see
     `postprocess`.
     """
-    images = images_to_device(images, device, config.train.channels_last)
-    with autocast(device, config.train.amp):
+    count, fast = len(images), detector.fast
+    images = images_to_device(images if fast is None else fast.filled(images), device, config.train.channels_last)
+    running = nullcontext if fast is None else fast.running
+    with running(), autocast(device, config.train.amp):
         predictions = predict_views(detector, images, config.detect)
     detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
-    with autocast(device, config.train.amp):
-        return detector.refine(images, detections, predictions.features)
+    with running(), autocast(device, config.train.amp):
+        detections = detector.refine(images, detections, predictions.features)
+    return detections if count == len(images) else detections.part(slice(count))
 
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:
