@@ -133,8 +133,8 @@ class Fast:
 
     def __init__(self, detector: Detector, compiled: bool = False) -> None:
         self.compiled, self._detector, self._batch = compiled, detector, 0
-        self._layers: list[dict[str, nn.Module | None]] = []
-        self._weights: list[dict[str, Tensor | None]] = []
+        self._layers: list[Any] = []
+        self._weights: list[Any] = []
         self._made_of: list[Any] = []
         self._instead: list[tuple[dict[str, Any], str, Callable[..., Any]]] | None = None
 

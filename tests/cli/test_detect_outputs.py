@@ -263,7 +263,7 @@ def test_profile(weights: str, image_files: Path, clip: Path, capsys: pytest.Cap
     steps = ("decoding", "resizing", "network", "post-processing", "drawing", "writing", "lists")
     assert [*table] == [*steps, "by the clock"]
     *_, whole = table.values()
-    assert all(0 <= seconds for seconds, *_ in table.values())
+    assert all(seconds >= 0 for seconds, *_ in table.values())
     assert table["network"][0] + table["post-processing"][0] <= whole[0] + 0.02, "both are in one thread"
     detect(weights, image_files, "--no-images", "--profile")
     names = [line[:16].strip() for line in capsys.readouterr().out.splitlines()]

@@ -4,6 +4,7 @@ import copy
 import pickle
 from dataclasses import fields
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,17 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import detkit
 from detkit.backbones import Backbone, FeatureInfo, create_backbone
+from detkit.cli import main
 from detkit.config import BackboneConfig, Config, TrainConfig
 from detkit.errors import UserError
+from detkit.files import write_image
 from detkit.inference import fast
 from detkit.inference.backends import open_detector
 from detkit.inference.evaluate import detect_batch
 from detkit.inference.fast import Convolution, Fast
 from detkit.models import Detector
 from tests import zoo
-from tests.builders import images_of, random_image, save_checkpoint
+from tests.builders import images_of, random_image, sample_image, save_checkpoint
 
 # one of each family, with what stands behind its convolutions
 BACKBONES = (
@@ -111,8 +114,8 @@ def test_what_stands_behind_a_convolution() -> None:
     torch.manual_seed(0)
     network = Between().eval()
     spread_norms(network)
-    network.frozen.running_mean.normal_()
-    network.frozen.running_var.uniform_(0.5, 1.5)
+    for buffer in network.frozen.buffers():
+        buffer.uniform_(0.5, 1.5)
     graph = fast._graph(network)
     assert graph is not None
     kinds = [type(graph.get_submodule(str(node.target))) for node in graph.graph.nodes if node.op == "call_module"]
@@ -168,8 +171,9 @@ def test_new_weights_and_layers_count() -> None:
     norm = next(layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d))
     norm.running_mean.data = norm.running_mean + 1  # pyright: ignore
     seen.append(check())
-    detector.head.classifiers[0] = copy.deepcopy(detector.head.classifiers[0])
-    detector.head.classifiers[0].bias.data.add_(1)
+    classifiers: Any = detector.get_submodule("head.classifiers")
+    classifiers[0] = copy.deepcopy(classifiers[0])
+    classifiers[0].bias.data.add_(1)
     seen.append(check())
     detector.train()
     detector.losses(images, zoo.some_objects(detector))["classification"].backward()
@@ -247,3 +251,22 @@ def test_compile(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert capsys.readouterr().err == line
     with pytest.raises(UserError, match="compile"):
         open_detector(path, "cpu", overrides=["detect.compile=maybe"])
+
+
+def test_compile_is_an_option(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "best.pt", zoo.trained("ssd"))
+    write_image(tmp_path / "a.png", sample_image(40, 50))
+    compiled: list[dict] = []
+    monkeypatch.setattr(torch, "compile", lambda network, options: compiled.append(options) or network)
+    assert main(["detect", "best.pt", "a.png", "--compile"]) == 0
+    assert compiled == [{"freezing": True}]
+    assert capsys.readouterr().out.splitlines()[0].endswith("; cpu, compiled")
+    for arguments in (["detect", "net.onnx", "a.png"], ["detect", "best.pt", "a.png", "--backend", "auto"]):
+        assert main([*arguments, "--compile"]) == 2
+        assert capsys.readouterr().err.startswith("error: --compile is for a checkpoint on torch: leave it out")
+    assert main(["evaluate", "--detections", "x.json", "--dataset", ".", "--compile"]) == 2
+    assert "leave --compile out" in capsys.readouterr().err
+    assert main(["detect", "best.pt", "a.png", "--explain", "--compile"]) == 2
+    assert "leave --compile out" in capsys.readouterr().err
+    assert len(compiled) == 1

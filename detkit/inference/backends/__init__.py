@@ -65,7 +65,7 @@ def _open_files(path: Path, device: str | None, backend: str, overrides: list[st
     if name == "torch":
         raise UserError(f"{path}: torch runs no ONNX files; {' or '.join(RUNTIMES)} does: pip install onnxruntime")
     asked = [text.partition("=")[2] for text in overrides or () if text.startswith("train.device=")]
-    _check(name, path, device or [*asked, "auto"][0])
+    _check(name, path, device or ["auto", *asked][-1])  # the last one counts
     choose_device("cpu")  # which it tunes
     return open_exported(read_files(path), name, path, overrides)
 
