@@ -135,6 +135,7 @@ class Fast:
         self.compiled, self._detector, self._batch = compiled, detector, 0
         self._layers: list[Any] = []
         self._weights: list[Any] = []
+        self._hooks: list[Any] = []
         self._made_of: list[Any] = []
         self._instead: list[tuple[dict[str, Any], str, Callable[..., Any]]] | None = None
 
@@ -173,6 +174,7 @@ class Fast:
         modules = [*self._detector.modules()]
         self._layers = [module._modules for module in modules if module._modules]
         self._weights = [place for module in modules for place in (module._parameters, module._buffers) if place]
+        self._hooks = [hooks for module in modules for hooks in _hooks(module)]
         self._made_of = self._state()
         if self.compiled and self._detector.compiled is not None:
             self._instead = [self._compile(self._detector.compiled)]
@@ -180,10 +182,11 @@ class Fast:
             self._instead = [(module.__dict__, "forward", other) for module, other in _fast_layers(self._detector)]
 
     def _state(self) -> list[Any]:
-        """Return what differs once a layer is another, or a weight has other values, or lies elsewhere."""
+        """Return what differs once a layer is another or has other hooks, or a weight has other values, or moved."""
         layers = [layer for place in self._layers for layer in place.values()]
         weights = [weight for place in self._weights for weight in place.values() if weight is not None]
-        return [*layers, *((id(one), one.data_ptr(), one.is_inference() or one._version) for one in weights)]
+        hooks = [len(hooks) for hooks in self._hooks]
+        return [*layers, *hooks, *((id(one), one.data_ptr(), one.is_inference() or one._version) for one in weights)]
 
     def _compile(self, name: str) -> tuple[dict[str, Any], str, Callable[..., Any]]:
         plain = getattr(self._detector, name)
@@ -201,6 +204,10 @@ class Fast:
         return self._detector.__dict__, name, run
 
 
+def _hooks(module: nn.Module) -> tuple[Any, Any]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
 def _fast_layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield the networks below a module, as large as they become graphs, and others that stand for them."""
     for child in module.children():
@@ -208,10 +215,10 @@ def _fast_layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield child, Convolution(child)  # pyright: ignore[reportArgumentType]
         elif any(map(_is_plain, child.modules())):
             # a detector's own parts are called in several ways, a backbone by its forward alone
-            whole = _is_known(child) and (
-                isinstance(child, Backbone) or not type(child).__module__.startswith("detkit")
-            )
-            graph = _graph(child) if whole else None
+            whole = isinstance(child, Backbone) or not type(child).__module__.startswith("detkit")
+            # and what watches a layer, or is in its place, has to see it run
+            watched = any(any(_hooks(layer)) or "forward" in layer.__dict__ for layer in child.modules())
+            graph = _graph(child) if whole and _is_known(child) and not watched else None
             if graph is None:
                 yield from _fast_layers(child)
             else:

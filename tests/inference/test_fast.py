@@ -183,6 +183,36 @@ def test_new_weights_and_layers_count() -> None:
     assert all(not torch.equal(one, other) for one, other in pairwise(seen))
 
 
+def test_hooks_see_their_layers() -> None:
+    """Those of a layer within a backbone, too, as long as they are there; so does a forward that a user put in."""
+    detector = zoo.trained("ssd")
+    detector.fast = Fast(detector)
+    images = zoo.sample_images(detector)
+    seen: list[Tensor] = []
+
+    def predict() -> int:
+        seen.clear()
+        with torch.inference_mode():
+            expected = detector.predict(images).scores
+            count = len(seen)
+            with detector.fast.running():
+                assert_near(detector.predict(images).scores, expected)
+        assert len(seen) == 2 * count
+        if count:
+            assert_near(seen[1], seen[0])
+        return count
+
+    assert predict() == 0
+    norm = next(layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d))
+    hook = norm.register_forward_hook(lambda layer, inputs, output: seen.append(output.clone()))
+    assert predict() == 1
+    hook.remove()
+    assert predict() == 0
+    detector.fast = Fast(detector)
+    norm.forward = lambda x: seen.append(x.clone()) or x * 2
+    assert predict() == 1
+
+
 def test_the_detector_stays_as_it_is(tmp_path) -> None:
     """From Python: saved, copied, trained, counted, with gradients, it is what the checkpoint has."""
     plain = zoo.trained("ssd")
