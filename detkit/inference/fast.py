@@ -1,10 +1,12 @@
 """A detector's layers as detection on torch runs them: fewer, and with weights laid out for the processor.
 
-A convolution takes the batch norm and the activation behind it into itself. On a CPU its weights are reordered once,
-where torch does so at every call, and the activation is applied while the result is in the cache: oneDNN's operators,
-as torch's own compiler uses them. The detector stays as it is; `Fast.running` puts the others in place for a while.
+A convolution takes the batch norm, the sum and the activation behind it into itself. On a CPU its weights are reordered
+once, where torch does so at every call, and what is behind it is applied while the result is in the cache: oneDNN's
+operators, as torch's own compiler uses them. The detector stays as it is; `Fast.running` puts the others in place for a
+while.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,7 @@ from detkit.structures import Images
 
 NORMS = nn.BatchNorm2d, FrozenBatchNorm2d
 RELUS = F.relu, torch.relu, torch.relu_, "relu", "relu_"
+SUMS = operator.add, operator.iadd, torch.add
 # the name and the numbers that oneDNN has for an activation behind a convolution
 ACTIVATIONS: dict[type, Callable[[Any], tuple[str, list[float]]]] = {
     nn.Identity: lambda _: ("none", []),
@@ -38,7 +41,7 @@ KNOWN = "detkit", "torch", "torchvision", "timm"
 
 
 class Convolution(nn.Module):
-    """A convolution, with the batch norm and the activation behind it, where there are such."""
+    """A convolution, with the batch norm, the sum and the activation behind it, where there are such."""
 
     def __init__(self, layer: nn.Conv2d, norm: Any = None, activation: nn.Module | None = None) -> None:
         super().__init__()
@@ -53,16 +56,27 @@ class Convolution(nn.Module):
         self.reorders = on_cpu and torch.backends.mkldnn.is_available()
         self.reordered: dict[bool, Tensor] = {}  # for one image, and for several, whose best order may be another
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """added: what the result is added to, before the activation."""
         padding, stride, dilation, groups = self.geometry
-        if not self.reorders or x.dtype != torch.float32 or not x.numel() or torch.is_autocast_enabled("cpu"):
-            return self.activation(F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
+        plain = not self.reorders or x.dtype != torch.float32 or not x.numel() or torch.is_autocast_enabled("cpu")
+        if plain or (added is not None and added.shape != self._shape(x)):  # which may be broadcast
+            result = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            return self.activation(result if added is None else result + added)
         several, onednn = len(x) > 1, torch.ops.mkldnn
         if several not in self.reordered:
             layout = padding, stride, dilation, groups, x.shape
             self.reordered[several] = onednn._reorder_convolution_weight(self.weight, *layout)
         weight, (name, numbers) = self.reordered[several], ACTIVATIONS[type(self.activation)](self.activation)
-        return onednn._convolution_pointwise(x, weight, self.bias, *self.geometry, name, numbers, "")
+        if added is None:
+            return onednn._convolution_pointwise(x, weight, self.bias, *self.geometry, name, numbers, "")
+        last = None if name == "none" else name, numbers, ""
+        return onednn._convolution_pointwise.binary(x, added, weight, self.bias, *self.geometry, "add", 1, *last)
+
+    def _shape(self, x: Tensor) -> tuple[int, ...]:
+        sides = zip(x.shape[2:], self.weight.shape[2:], *self.geometry[:3])
+        cells = ((side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, pad, step, gap in sides)
+        return len(x), len(self.weight), *cells
 
 
 class _Tracer(fx.Tracer):
@@ -102,19 +116,37 @@ def _graph(network: nn.Module) -> fx.GraphModule | None:
     for node in [*graph.nodes]:
         if not _is_plain(convolution := layer(node)):
             continue
-        parts, joined = [], [node]  # of which each but the last has no other reader than the next
-        for kinds in (NORMS, ACTIVATIONS):
-            reader = next(iter(joined[-1].users)) if len(joined[-1].users) == 1 else None
-            found = layer(reader)
-            fits = type(found) in kinds and getattr(found, "running_mean", found) is not None
-            parts.append(found if fits else None)
-            joined += [reader] if fits and reader is not None else []
+        joined, order = [node], {other: number for number, other in enumerate(graph.nodes)}
+        norm = activation = added = None  # each read by nobody else than what comes behind
+        if type(found := layer(_reader(node))) in NORMS and found.running_mean is not None:
+            norm, joined = found, [*joined, _reader(node)]
+        reader = _reader(joined[-1])
+        if reader is not None and reader.target in SUMS and len(reader.args) == 2 and not reader.kwargs:
+            others = [other for other in reader.args if isinstance(other, fx.Node) and other is not joined[-1]]
+            late = bool(others) and order[others[0]] > order[node]
+            # then it runs there, where nobody else reads its input; else where it is, if nobody reads the other between
+            alone = _reader(node.args[0]) is node and isinstance(layer(node.args[0]), Convolution)
+            quiet = all(not order[node] < order[user] < order[reader] for other in others for user in other.users)
+            if others and (alone if late else quiet):
+                added, joined = others[0], [*joined, reader]
+                if late:
+                    reader.prepend(node)
+        kinds = ACTIVATIONS if added is None else (nn.ReLU,)  # all that oneDNN has behind a sum
+        if type(found := layer(_reader(joined[-1]))) in kinds:
+            activation, joined = found, [*joined, _reader(joined[-1])]
+        if added is not None:
+            node.args = (node.args[0], added)
         joined[-1].replace_all_uses_with(node)
         for reader in joined[:0:-1]:
             graph.erase_node(reader)
         node.target = f"fast_{node.name}"
-        named[node.target] = Convolution(convolution, *parts)
+        named[node.target] = Convolution(convolution, norm, activation)
     return fx.GraphModule(named, graph)
+
+
+def _reader(node: Any) -> Any:
+    """Return the node that reads a node's result, None where several do."""
+    return next(iter(node.users)) if isinstance(node, fx.Node) and len(node.users) == 1 else None
 
 
 def _named(network: nn.Module, name: Any) -> Any:

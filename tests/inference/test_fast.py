@@ -126,6 +126,44 @@ def test_what_stands_behind_a_convolution() -> None:
         assert_near(graph(x), network(x))
 
 
+def test_sums() -> None:
+    """A sum goes inside where what is added is there by then, of the same shape, and nothing changes in between."""
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.relu = (
+                nn.Conv2d(4, 4, 3, 2, 1),
+                nn.Conv2d(4, 4, 3, 1, 1),
+                nn.ReLU(inplace=True),
+            )
+            self.norm, self.down, self.act = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, 2), nn.Hardswish()
+            self.one = nn.Conv2d(4, 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.second(x)  # what is added is there
+            out = self.norm(self.second(self.relu(self.first(x))))
+            out += self.down(x)  # it comes later, and nobody reads between
+            out = self.relu(out)
+            out = self.act(out + self.second(out))  # an activation that no sum has
+            late = self.second(out)
+            out = late + out.relu_()  # reads what is changed before the sum
+            return out + self.one(out)  # broadcast
+
+    Sums.__module__ = "torchvision.sums"
+    torch.manual_seed(0)
+    network = Sums().eval()
+    spread_norms(network)
+    graph = fast._graph(network)
+    assert graph is not None
+    sums = [node for node in graph.graph.nodes if node.op == "call_function"]
+    assert len(sums) == 1, "but one is inside"
+    with torch.inference_mode():
+        for batch in (1, 3):
+            x = torch.randn(batch, 4, 9, 9)
+            assert_near(graph(x.clone()), network(x.clone()))
+
+
 class Own(Backbone):
     """A user's, that a graph would get wrong: it looks at the image."""
 
@@ -209,7 +247,7 @@ def test_hooks_see_their_layers() -> None:
     hook.remove()
     assert predict() == 0
     detector.fast = Fast(detector)
-    norm.forward = lambda x: seen.append(x.clone()) or x * 2
+    norm.forward = lambda input: seen.append(input.clone()) or input * 2
     assert predict() == 1
 
 
