@@ -40,7 +40,9 @@ __version__ = "0.1.0"
 _MODULES = ("evaluation", "ops", "viz")
 
 
-def load(checkpoint: "str | Path", device: str = "auto", backend: str | None = None) -> "Detector":
+def load(
+    checkpoint: "str | Path", device: str = "auto", backend: str | None = None, *, compile: bool = False
+) -> "Detector":
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
     `voc`, a small SSD that knows PASCAL VOC's 20 classes, is part of detkit.
@@ -52,11 +54,12 @@ def load(checkpoint: "str | Path", device: str = "auto", backend: str | None = N
     An .onnx file as `detkit export` writes it stands for its checkpoint, on the fastest of OpenVINO and ONNX Runtime
     that is installed. backend: `onnxruntime` or `openvino` to run the networks there, a checkpoint's after an export of
     some seconds, `torch`, or `auto` for the fastest; `detector.backend` says which it is.
+    compile: whether torch compiles the network at the first image, which takes up to minutes, seconds later on.
     Raises detkit.errors.UserError, in one line, for a file that is missing, damaged or of another architecture.
     """
     from detkit.inference.backends import open_detector
 
-    detector, config = open_detector(checkpoint, device, backend)
+    detector, config = open_detector(checkpoint, device, backend, ["detect.compile=true"] * compile)
     detector.experiment = config
     return detector
 

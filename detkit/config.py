@@ -209,6 +209,8 @@ class DetectConfig(Section):
     """Test-time augmentation: whether each image is also seen mirrored. All that is found goes through one NMS."""
     scales: list[float] = within("[0.1, 10]", [1.0])
     """Test-time augmentation: each image is seen at these factors of its usual size."""
+    compile: bool = False
+    """Whether the network is compiled by torch.compile, with its weights as constants."""
     proposals: str = "fast"
     """Mode of selective search on images that are in no store, for detectors that classify given regions: `single`,
     `fast` or `quality`."""

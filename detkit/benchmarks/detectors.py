@@ -7,6 +7,7 @@ how much of the difference is due to them.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,11 +18,12 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from detkit.checkpoints import checkpoint
 from detkit.checkpoints.torchvision_files import from_state
-from detkit.config import DetectConfig
-from detkit.models import Detector, build_detector, postprocess
+from detkit.config import BackboneConfig, DetectConfig
+from detkit.inference.fast import Fast
+from detkit.models import DenseDetector, Detector, build_detector, postprocess
 from detkit.models.ssd import SSDConfig
 from detkit.runtime.device import images_to_device, to_device
-from detkit.runtime.race import Job, Setting, against_torchvision
+from detkit.runtime.race import Benchmark, Job, Runner, Setting, against_torchvision
 from detkit.structures import Images, Targets
 
 CLASSES = 20
@@ -109,10 +111,31 @@ def detection(detector: Detector, images: Images, settings: DetectConfig, device
     """Return the job from pixels to detections, as detkit's commands do it."""
     to_device(detector.eval(), torch.device(device), channels_last=True)
     images = images_to_device(images, torch.device(device), channels_last=True)
+    fast = Fast(detector)
 
     @torch.inference_mode()
     def job() -> object:
-        return postprocess(detector.predict(images), images, settings)
+        with fast.running():
+            return postprocess(detector.predict(images), images, settings)
+
+    return job
+
+
+def network_alone(batch: int, how: str, setting: Setting) -> Job:
+    """Return the job of SSD300 on MobileNetV2 without decoding: as detection runs it, as torch does, or compiled."""
+    device = torch.device(setting.device)
+    config = SSDConfig(backbone=BackboneConfig("mobilenet_v2"))
+    detector = build_detector(config, tuple(f"class{i}" for i in range(CLASSES))).eval()
+    to_device(detector, device, channels_last=True)
+    pixels = SSD.pixels(batch, setting.device).float().contiguous(memory_format=torch.channels_last)
+    assert isinstance(detector, DenseDetector)
+    network = torch.compile(detector.network, options={"freezing": True}) if how == "compile" else detector.network
+    running = Fast(detector).running if how == "detkit" else nullcontext
+
+    @torch.inference_mode()
+    def job() -> object:
+        with running():
+            return network(detector.normalise(pixels))
 
     return job
 
@@ -163,7 +186,17 @@ def train_torchvision(network: Network, batch: int, setting: Setting) -> Job:
     return training(lambda: model([image / 255 for image in pixels], targets), model, network, fused=False)
 
 
-DETECT = tuple(
+NETWORK = tuple(
+    Benchmark(
+        f"SSD300 on MobileNetV2, network alone, {batch} image{'s' * (batch > 1)}",
+        tuple(
+            Runner(name, partial(network_alone, batch, how), True)
+            for name, how in (("detkit", "detkit"), ("torch, layer by layer", ""), ("torch.compile, frozen", "compile"))
+        ),
+    )
+    for batch in (1, 8)
+)
+DETECT = NETWORK + tuple(
     against_torchvision(name, partial(detect_detkit, network, batch), partial(detect_torchvision, network, batch))
     for name, network, batch in (
         ("ssd300_vgg16, 1 image", SSD, 1),

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from detkit.errors import UserError
 from detkit.names import shown
 
 MOST = 2**31 - 1  # what everything that takes a number holds
@@ -30,13 +31,25 @@ def whole(least: int | None = None, most: int = MOST) -> Callable[[str], int]:
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    """Add the option of which program runs a detector's networks."""
+    """Add the options of what runs a detector's networks, see `backend_overrides`."""
     parser.add_argument(
         "--backend",
         metavar="NAME",
         help="what runs the networks: torch, onnxruntime, openvino, or auto, the fastest that is installed (default: "
         "auto for an .onnx file; torch for a checkpoint, which the others run after an export of some seconds)",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch.compile compile the network, with constant weights: up to minutes, kept for the next time",
+    )
+
+
+def backend_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return the changes to a config that `add_backend`'s options are; UserError where no torch runs the network."""
+    if arguments.compile and (arguments.backend not in (None, "torch") or str(arguments.checkpoint).endswith(".onnx")):
+        raise UserError("--compile is for a checkpoint on torch: leave it out, or --backend")
+    return ["detect.compile=true"] * arguments.compile
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from detkit.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-BENCHMARKS = ("ops", "data", "detect", "regions", "train", "svm", "evaluate", "proposals")
+BENCHMARKS = ("ops", "data", "detect", "path", "regions", "train", "svm", "evaluate", "proposals")
 
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
@@ -25,6 +25,7 @@ EPILOG = """Each runner has a process of its own; every round runs each once, in
 round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
+  detkit benchmark path --checkpoint best.pt --images data/VOCdevkit/VOC2007/JPEGImages --rounds 3
   detkit benchmark proposals --contrib contrib/bin/python --root data/VOCdevkit/VOC2007 --split test
 
 opencv-contrib replaces cv2, so it has an environment of its own:
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=whole(), default=10, help="times that each runs (default 10)")
     parser.add_argument("--threads", type=whole(), help="CPU threads of each; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--images", metavar="DIR", help="of path: the folder that `detect` reads; without, no path")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", help="of path: what detects (default voc)")
     parser.add_argument(
         "--contrib", metavar="PYTHON", help="of proposals: beside opencv-contrib, which this Python has"
     )
@@ -56,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise UserError("--rounds and --threads are at least 1")
     _check_proposals(arguments)
+    if "path" in arguments.names and arguments.images is None:
+        raise UserError("path is of a folder of images: give --images DIR")
 
     from rich.console import Console
 
@@ -68,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(_machine(setting))
     console.print(LINE.format("", "runner", "best ms", "median ms", "times detkit"))
     rows = []
-    for name in arguments.names or BENCHMARKS:
+    default = [name for name in BENCHMARKS if name != "path" or arguments.images is not None]
+    for name in arguments.names or default:
         for benchmark in _benchmarks(name, arguments):
             with console.status(benchmark.name):
                 timings = race(benchmark, setting)
@@ -131,6 +137,10 @@ def _benchmarks(name: str, arguments: argparse.Namespace):
         from detkit.benchmarks.proposals import benchmarks
 
         return benchmarks(arguments.mode, arguments.contrib)
+    if name == "path":
+        from detkit.cli.path_benchmark import path_benchmarks
+
+        return path_benchmarks(arguments.checkpoint or "voc", arguments.images)
     if name in ("detect", "train"):
         return getattr(import_module("detkit.benchmarks.detectors"), name.upper())
     return import_module(f"detkit.benchmarks.{name}").BENCHMARKS

@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
+        "--compile", action="store_true", help="detect.compile=true: networks as torch.compile makes them, once trained"
+    )
+    parser.add_argument(
         "--rounds", type=whole(), default=10, help="times that each detector runs for its speed (default %(default)s)"
     )
 
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, evaluate, measure, write; return 1 where a detector failed."""
     names = [name for name in arguments.what if "=" not in name or Path(name).exists()]
-    overrides = [name for name in arguments.what if name not in names]
+    overrides = [name for name in arguments.what if name not in names] + ["detect.compile=true"] * arguments.compile
     if not names:
         raise UserError("what to compare? an example: detkit compare configs/shapes")
     if arguments.rounds < 1:

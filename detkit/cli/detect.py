@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli import explain
-from detkit.cli.arguments import add_backend, whole
+from detkit.cli.arguments import add_backend, backend_overrides, whole
 from detkit.cli.detect_report import Listing, open_all, write_coco, write_csv, write_json
 from detkit.errors import UserError, did_you_mean, late
 from detkit.names import unused_name
@@ -56,6 +56,7 @@ exit status: 0; 1 if one of several sources could not be read, or an image or li
 done; 130 after Ctrl-C.
 """
 
+SWITCH_INTERVAL = 2e-4  # seconds
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = {
     "json": "detections.json",
@@ -84,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", type=_formats, default=[], metavar="A,B", help=f"of {', '.join(FORMATS)}: see below"
     )
     parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument("--no-images", action="store_true", help="draw and write no images and videos")
     parser.add_argument("--crops", metavar="DIR", type=Path, help="cut each detection out, into DIR/CLASS/")
     parser.add_argument("--show", action="store_true", help="show each image in a window; q there ends the work")
     parser.add_argument(
@@ -101,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add_backend(parser)
     parser.add_argument("--batch", type=whole(1), default=8, help="images at once (default %(default)s)")
+    parser.add_argument("--profile", action="store_true", help="print where the time went, step by step")
     explain.add_arguments(parser)
 
 
@@ -149,8 +152,11 @@ def run(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.explain or arguments.truth is not None:
         return explain.run(arguments)
+    overrides = backend_overrides(arguments)
     sources = Sources(arguments.source)
-    _check_out(arguments.out, sources)
+    _check_folder("--out", arguments.out)
+    if not arguments.no_images:
+        _check_out(arguments.out, sources)
     if arguments.crops is not None:
         _check_crops(arguments.crops, sources)
     for video in sources.videos():
@@ -170,9 +176,12 @@ def run(arguments: argparse.Namespace) -> int:
     from detkit.inference.tta import check_scales
     from detkit.runtime import memory
     from detkit.runtime.signals import Interrupt
+    from detkit.runtime.stopwatch import Stopwatch
 
     memory.tune()
-    detector, config = open_detector(arguments.checkpoint, arguments.device, arguments.backend)
+    # a thread that wants Python's lock gets it sooner: else each operator of the network waits for those who draw
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    detector, config = open_detector(arguments.checkpoint, arguments.device, arguments.backend, overrides)
     score, class_scores = arguments.score
     if arguments.max_side is not None and not detector.takes_proposals:
         raise UserError(f"--max-side {arguments.max_side}: {config.model.name} needs no selective search")
@@ -184,6 +193,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_scales(detector, config.detect)
     say(_protocol(arguments, detector, config))
 
+    watch = Stopwatch(next(detector.parameters()).device, ("network", "post-processing"))
+    timed = {"timed": watch.timed} if arguments.profile else {}
     start = time.perf_counter()
     formats = [name for name in FORMATS if name in arguments.format or (name == "json" and arguments.json)]
     listings = _listings(formats, arguments, detector, config)
@@ -191,7 +202,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             with Interrupt() as stop, open_all(listings, attempt) as report:
                 out, crops, batch, alone = arguments.out, arguments.crops, arguments.batch, len(sources) == 1
-                job = Job(detector, config, thresholds, batch, out, report, stop, alone, crops, window)
+                keys = {"draws": not arguments.no_images, **timed}
+                job = Job(detector, config, thresholds, batch, out, report, stop, alone, crops, window, **keys)
                 pairs = takewhile(lambda _: not job.is_over(), zip(sources, drawn_names(sources)))
                 # images that follow each other share batches
                 for _, group in groupby(pairs, key=lambda pair: isinstance(pair[0], Path)):
@@ -207,7 +219,10 @@ def run(arguments: argparse.Namespace) -> int:
                     raise job.unwritten[0]
         except torch.OutOfMemoryError:
             raise UserError(f"out of GPU memory; try a --batch below {arguments.batch}") from None
-        say(job.summary(time.perf_counter() - start, [FORMATS[name] for name in formats]))
+        seconds = time.perf_counter() - start
+        say(job.summary(seconds, [FORMATS[name] for name in formats]))
+        if arguments.profile:
+            say(*job.profile(watch.seconds, seconds))
         if job.unwritten:
             with attempt(f"{len(job.unwritten)} images"):
                 raise job.unwritten[0]
@@ -269,8 +284,7 @@ def _check_folder(option: str, folder: Path) -> None:
 
 
 def _check_out(out: Path, sources: "Sources") -> None:
-    """Refuse an output folder that can't be one, or in which a source would be overwritten."""
-    _check_folder("--out", out)
+    """Refuse an output folder in which a source would be overwritten."""
     folder = os.path.realpath(out)
     originals = {name for parent, name in map(os.path.split, _real_paths(sources)) if parent == folder}
     if not originals:
@@ -316,4 +330,5 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
         f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
         f"at most {settings.detections_per_image} an image{views}; "
         f"{next(detector.parameters()).device}{f', {detector.backend}' * (detector.backend != 'torch')}"
+        f"{', compiled' * config.detect.compile}"
     )

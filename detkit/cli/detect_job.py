@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from detkit.config import Config
 from detkit.errors import UserError
 from detkit.files import write_image
 from detkit.inference.images import Frame, ImageSource
-from detkit.inference.predict import detect_images
+from detkit.inference.predict import STEPS, detect_images
 from detkit.inference.results import ImageDetections
 from detkit.inference.sources import Video, VideoReader, video_writer
 from detkit.models import Detector
@@ -27,12 +27,15 @@ from detkit.names import LONGEST, fit_name, plain_name
 from detkit.runtime.progress import Progress
 from detkit.runtime.screen import complain, say
 from detkit.runtime.signals import Interrupt
+from detkit.runtime.stopwatch import Timed, untimed
 from detkit.viz.window import Window
 
 T = TypeVar("T")
 
 MANY = 50  # images, from which a terminal shows a bar instead of a line each
 WRITERS = 2  # threads that draw and encode
+AHEAD = 8  # images, at most, that wait to be written: those of a batch come together
+WRITING = ("drawing", "writing", "lists")  # steps of an image, beside those of predict.STEPS
 
 
 @dataclass
@@ -41,7 +44,8 @@ class Job:
 
     report: lists what was seen. stop: entered all the while; what it has received ends the work early, with whole
     files, after the batch at hand. alone: whether there is but one source, whose error ends the work. crops: the folder
-    that detections are cut out into. ended_a_camera: which only the user can, so that it is no interruption. written,
+    that detections are cut out into. draws: whether images and videos are written, with what was found. timed: takes
+    the time of the steps, see STEPS. ended_a_camera: which only the user can, so that it is no interruption. written,
     unwritten: images, crops and videos; what is not written does not end the work, which may have other results.
     """
 
@@ -55,6 +59,8 @@ class Job:
     alone: bool
     crops: Path | None
     window: Window | None
+    draws: bool = True
+    timed: Timed = untimed
     sources: int = 0
     failures: int = 0
     damaged: int = 0
@@ -80,7 +86,8 @@ class Job:
 
         with (
             closing(self._detect(paths(), self.batch)) as results,
-            _in_background() as submit,
+            _in_background(WRITERS) as submit,
+            _in_background(1) as listed,
             Progress(transient=True) as bars,
         ):
             for result in results:
@@ -95,11 +102,12 @@ class Job:
                     self.failures += 1
                     complain(str(result))
                 else:
-                    seen = Seen(str(path), name, result)
-                    counts = self._seen(seen, submit)
+                    seen = Seen(str(path), name, result, self.draws)
+                    counts = self._seen(seen, submit, listed)
                     if self.window is not None:
                         self.window.show(result.plot())
-                    submit(self._attempt, self._write_drawn, seen)
+                    if self.draws:
+                        submit(self._attempt, self._write_drawn, seen)
                     if lines:
                         width, height = seen.size
                         say(f"{path}  {width}x{height}  {_in_words(counts)}")
@@ -117,13 +125,17 @@ class Job:
             height, width = frames.size
 
             def images() -> Iterator[Frame]:
-                for index, (pixels, seconds) in enumerate(frames.timed()):
-                    yield Frame(video, pixels, index, seconds)
+                numbered = enumerate(frames.timed())
+                while (item := self._next(numbered)) is not None:
+                    yield Frame(video, item[1][0], item[0], item[1][1])
 
+            writer = video_writer(self.out / name, frames.fps, frames.size)
             with (
-                self._attempted(video_writer(self.out / name, frames.fps, frames.size)) as append,
+                self._attempted(writer) if self.draws else nullcontext() as append,
                 closing(self._detect(images(), batch)) as results,
-                _in_background() as submit,
+                _in_background(WRITERS) as submit,
+                _in_background(1) as listed,
+                _in_background(1) as appended,
                 Progress(transient=True) as bars,
             ):
                 begun = time.monotonic()
@@ -132,12 +144,12 @@ class Job:
                         raise result
                     if video.is_camera:  # its images come as the network is ready, whatever rate it states
                         result = replace(result, seconds=time.monotonic() - begun)
-                    seen = Seen(str(video), name, result)
-                    counts += self._seen(seen, submit)
-                    drawn = result.plot()
-                    append(drawn, result.seconds or 0.0)
+                    seen = Seen(str(video), name, result, self.draws)
+                    counts += self._seen(seen, submit, listed)
+                    if append is not None:
+                        appended(self._append, append, result)
                     if self.window is not None:
-                        self.window.show(drawn)
+                        self.window.show(result.plot())
                     number += 1
                     bars.move(str(video), number, frames.count or None)
                     if self.is_over():
@@ -153,21 +165,27 @@ class Job:
         rate = f"{self.done / seconds:.1f} images/s"
         broken = self.failures + self.damaged
         failed = f"; {broken} of {self.sources} sources damaged" if broken else ""
-        where = f"{', '.join([*listed, 'images'])} in {self.out}"
-        where += f", crops in {self.crops}" if self.crops else ""
+        files = [*listed, *["images"] * self.draws]
+        where = f"; {', '.join(files)} in {self.out}" if files else ""
+        where += f"{',' if files else ';'} crops in {self.crops}" if self.crops else ""
         images = f"{self.done} image{'s' * (self.done != 1)}"
-        return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}; {where}"
+        return f"{images} in {seconds:.1f} s ({rate}): {_in_words(self.counts)}{failed}{where}"
 
     def _detect(self, images: Iterator[ImageSource], batch: int) -> Generator[ImageDetections | UserError]:
-        return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=self.score_thresholds)
+        limits = self.score_thresholds
+        return detect_images(self.detector, images, self.config, batch=batch, score_thresholds=limits, timed=self.timed)
+
+    def _next(self, frames: Iterator[T]) -> T | None:
+        with self.timed("decoding"):
+            return next(frames, None)
 
     def is_over(self) -> bool:
         """Whether the user has ended it."""
         return bool(self.stop.received) or (self.window is not None and not self.window.open)
 
-    def _seen(self, seen: Seen, submit: Callable[..., None]) -> Counter[str]:
+    def _seen(self, seen: Seen, submit: Callable[..., None], listed: Callable[..., None]) -> Counter[str]:
         """Count, list and cut out the detections of an image or frame."""
-        self.report(seen)
+        listed(self._list, seen)
         if self.crops is not None:
             for path, pixels in _crops(self.crops, seen):
                 submit(self._attempt, write_image, path, pixels)
@@ -190,8 +208,33 @@ class Job:
             yield stack.enter_context(writer)
             self._attempt(stack.close)
 
+    def _list(self, seen: Seen) -> None:
+        with self.timed("lists"):
+            self.report(seen)
+
     def _write_drawn(self, seen: Seen) -> None:
-        write_image(self.out / seen.drawn, seen.found.plot())
+        drawn = self._drawn(seen.found)
+        with self.timed("writing"):
+            write_image(self.out / seen.drawn, drawn)
+
+    def _append(self, append: Callable[[np.ndarray, float], None], result: ImageDetections) -> None:
+        drawn = self._drawn(result)
+        with self.timed("writing"):
+            append(drawn, result.seconds or 0.0)
+
+    def _drawn(self, result: ImageDetections) -> np.ndarray:
+        with self.timed("drawing"):
+            return result.plot()
+
+    def profile(self, seconds: dict[str, float], whole: float) -> list[str]:
+        """Return a table of where the time went. seconds: of each step; whole: of all, from first to last."""
+        images = max(1, self.done)
+        rows = [f"{'step':16}{'seconds':>9}{'ms an image':>13}{'images/s':>11}"]
+        for step in (*STEPS, *WRITING):
+            if step in seconds:
+                spent = seconds[step]
+                rows.append(f"{step:16}{spent:9.2f}{spent / images * 1e3:13.2f}{images / max(spent, 1e-9):11.1f}")
+        return [*rows, f"{'by the clock':16}{whole:9.2f}{whole / images * 1e3:13.2f}{images / whole:11.1f}"]
 
 
 def _crops(folder: Path, seen: Seen) -> list[tuple[Path, np.ndarray]]:
@@ -227,14 +270,15 @@ def _in_words(counts: Counter[str]) -> str:
 
 
 @contextmanager
-def _in_background() -> Iterator[Callable[..., None]]:
-    """Yield a function that calls functions in a few threads, few waiting at a time; the first error comes back out."""
+def _in_background(threads: int) -> Iterator[Callable[..., None]]:
+    """Yield a function that calls functions in some threads, few waiting at a time, in order where there is one thread;
+    the first error comes back out."""
     waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
 
         def submit(function: Callable[..., None], *arguments: Any) -> None:
             waiting.append(pool.submit(function, *arguments))
-            if len(waiting) > 2 * WRITERS:
+            if len(waiting) > AHEAD:
                 waiting.popleft().result()
 
         yield submit

@@ -23,12 +23,13 @@ COLUMNS = ("file", "frame", "seconds", "width", "height", "class", "score", "lef
 class Seen:
     """One image or frame and its detections, with its pixels.
 
-    source: as the user named it. drawn: name of its drawn image or video.
+    source: as the user named it. drawn: name of its drawn image or video. is_drawn: whether there is one.
     """
 
     source: str
     drawn: str
     found: "ImageDetections"
+    is_drawn: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,7 +76,8 @@ def write_json(path: Path, classes: Sequence[str], header: dict[str, Any]) -> It
         append = _appender(file)
 
         def add(seen: Seen) -> None:
-            entry = {"file": seen.source, **seen.found.moment(), "drawn": seen.drawn}
+            drawn = seen.drawn if seen.is_drawn else None
+            entry = {"file": seen.source, **seen.found.moment(), "drawn": drawn}
             append({**entry, **seen.found.to_dict(), "file": seen.source})
 
         yield add

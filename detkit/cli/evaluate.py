@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from detkit.cli.arguments import add_backend
+from detkit.cli.arguments import add_backend, backend_overrides
 from detkit.cli.explain import explain_image
 from detkit.errors import Attempt, UserError, did_you_mean, late
 from detkit.files import write_atomic, write_file
@@ -132,8 +132,8 @@ def _score_detections(arguments: argparse.Namespace) -> Scored:
     """Score stored detections against annotations."""
     if arguments.checkpoint is not None:
         raise UserError(f"--detections takes no checkpoint and no key=value: leave {arguments.checkpoint!r} out")
-    if arguments.backend is not None:
-        raise UserError("--detections runs no network: leave --backend out")
+    if arguments.backend is not None or arguments.compile:
+        raise UserError(f"--detections runs no network: leave --{'compile' if arguments.compile else 'backend'} out")
     if arguments.dataset is None:
         raise UserError("--detections needs --dataset ROOT, the folder of a data set")
     path: Path = arguments.detections
@@ -199,7 +199,8 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
     from detkit.inference.backends import open_detector
     from detkit.inference.evaluate import evaluate
 
-    detector, config = open_detector(arguments.checkpoint, backend=arguments.backend, overrides=arguments.overrides)
+    overrides = [*arguments.overrides, *backend_overrides(arguments)]
+    detector, config = open_detector(arguments.checkpoint, backend=arguments.backend, overrides=overrides)
     config.evaluate.metric = arguments.metric or config.evaluate.metric
     _check_reference(arguments, config.evaluate.metric)
     dataset = open_dataset(config.data, arguments.split, detector.classes)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from detkit.models import Detector
 
 # options of detect that have no meaning, or would need an image of their own
-UNUSED = ("classes", "format", "json", "crops", "show", "soft_nms", "flip", "scales", "max_side", "backend")
+UNUSED = (
+    *("classes", "format", "json", "no_images", "crops", "show", "soft_nms", "flip", "scales", "max_side"),
+    *("backend", "compile", "profile"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

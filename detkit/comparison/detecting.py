@@ -28,6 +28,7 @@ from detkit.errors import UserError
 from detkit.experiment import to_plain
 from detkit.extensions import import_code
 from detkit.inference.evaluate import detect_batch
+from detkit.inference.fast import Fast
 from detkit.models import Detector
 from detkit.proposals.methods import METHODS, find_method
 from detkit.runtime.device import choose_device, images_to_device, to_device
@@ -55,7 +56,9 @@ class Cost:
 def load_best(config: Config, best: Path) -> Detector:
     """Read a checkpoint as `config` says, which may differ from its own in what is not a weight; in eval mode."""
     import_code(config.imports)  # this may be a new process
-    return build({**load(best), "config": to_plain(config)}, best)[0].eval()
+    detector = build({**load(best), "config": to_plain(config)}, best)[0].eval()
+    detector.fast = Fast(detector, config.detect.compile)
+    return detector
 
 
 class ComparedImages:

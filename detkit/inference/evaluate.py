@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from detkit.inference.tta import predict_views
 from detkit.models import Detector, postprocess
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, images_to_device
+from detkit.runtime.stopwatch import Timed, untimed
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
 
@@ -102,18 +104,24 @@ def detect_batch(
     config: Config,
     device: torch.device,
     score_thresholds: Tensor | None = None,
+    timed: Timed = untimed,
 ) -> Detections:
     """Move a batch to the device, predict, post-process, refine.
 
     config: `config.train` has the number format and memory layout. score_thresholds: (C,), on the device, see
-    `postprocess`.
+    `postprocess`. timed: takes the time of `network` and `post-processing`.
     """
-    images = images_to_device(images, device, config.train.channels_last)
-    with autocast(device, config.train.amp):
-        predictions = predict_views(detector, images, config.detect)
-    detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
-    with autocast(device, config.train.amp):
-        return detector.refine(images, detections, predictions.features)
+    count, fast = len(images), detector.fast
+    images = images_to_device(images if fast is None else fast.filled(images), device, config.train.channels_last)
+    running = nullcontext if fast is None else fast.running
+    with running():
+        with timed("network"), autocast(device, config.train.amp):
+            predictions = predict_views(detector, images, config.detect)
+        with timed("post-processing"):
+            detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
+        with timed("network"), autocast(device, config.train.amp):
+            detections = detector.refine(images, detections, predictions.features)
+    return detections if count == len(images) else detections.part(slice(count))
 
 
 def join(shares: list[DetectionSet], ids: tuple[str, ...]) -> DetectionSet:

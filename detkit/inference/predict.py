@@ -26,12 +26,14 @@ from detkit.inference.results import ImageDetections
 from detkit.inference.thresholds import score_thresholds
 from detkit.models import Detector
 from detkit.proposals.methods import Method, find_method
+from detkit.runtime.stopwatch import Timed, untimed
 from detkit.structures import Detections
 
 T = TypeVar("T")
 
 BATCH = 8
 READERS = 4  # threads that decode
+STEPS = ("decoding", "proposals", "resizing", "network", "post-processing")  # of an image, as `timed` is told them
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,19 @@ def detect_images(
     *,
     batch: int = BATCH,
     score_thresholds: Tensor | None = None,
+    timed: Timed = untimed,
 ) -> Generator[ImageDetections | UserError]:
     """Detect on each image, in order, `batch` at once, on the detector's device.
 
     An image that can't be read gives the error that says why. Results keep their pixels.
     config: that of the detector's checkpoint; `config.detect` has the score threshold and NMS, `config.train` the
     number format and memory layout that evaluation uses too. score_thresholds: (C,) a threshold for each class in place
-    of its own, see `thresholds.score_thresholds`. Close the iterator if you leave it early.
+    of its own, see `thresholds.score_thresholds`. timed: takes the time of the steps, see STEPS. Close the iterator if
+    you leave it early.
     """
     score_thresholds = None if score_thresholds is None else score_thresholds.to(next(detector.parameters()).device)
     propose = proposal_method(config) if detector.takes_proposals else None
-    prepare = partial(_prepare, transform=build_test(detector.input), propose=propose)
+    prepare = partial(_prepare, transform=build_test(detector.input), propose=propose, timed=timed)
     images = iter(images)
     chunks = iter(lambda: list(islice(images, batch)), [])
     with ThreadPoolExecutor(READERS) as pool:
@@ -67,7 +71,7 @@ def detect_images(
         with closing(_one_ahead(prepared)) as batches:
             for items in batches:
                 usable = [item for item in items if isinstance(item, _Prepared)]
-                found = iter(_detect(detector, usable, config, score_thresholds) if usable else ())
+                found = iter(_detect(detector, usable, config, score_thresholds, timed) if usable else ())
                 for item in items:
                     yield _result(item, next(found), detector.classes) if isinstance(item, _Prepared) else item
 
@@ -115,13 +119,18 @@ def proposal_method(config: Config) -> Method:
     return lambda image: method(image)[: config.data.proposal_count]
 
 
-def _prepare(source: ImageSource, transform: Transform, propose: Method | None) -> _Prepared | UserError:
+def _prepare(source: ImageSource, transform: Transform, propose: Method | None, timed: Timed) -> _Prepared | UserError:
     try:
-        image = read_pixels(source)
+        with timed("decoding"):
+            image = read_pixels(source)
     except UserError as error:
         return error
-    regions = np.zeros((0, 4), np.float32) if propose is None else propose(image)
-    pixels, regions, _ = transform(image, regions, objects=0)
+    regions = np.zeros((0, 4), np.float32)
+    if propose is not None:
+        with timed("proposals"):
+            regions = propose(image)
+    with timed("resizing"):
+        pixels, regions, _ = transform(image, regions, objects=0)
     return _Prepared(source, image, pixels, regions)
 
 
@@ -135,17 +144,20 @@ def _result(item: _Prepared, found: Detections, classes: tuple[str, ...]) -> Ima
 
 
 def _detect(
-    detector: Detector, items: list[_Prepared], config: Config, score_thresholds: Tensor | None
+    detector: Detector, items: list[_Prepared], config: Config, score_thresholds: Tensor | None, timed: Timed
 ) -> Iterator[Detections]:
     """The network on one batch."""
     regions = [item.regions for item in items] if detector.takes_proposals else None
     original = [item.image.shape[:2] for item in items]
-    images = make_batch([item.pixels for item in items], original, regions=regions)
-    training = detector.training
-    detector.eval()
+    with timed("resizing"):
+        images = make_batch([item.pixels for item in items], original, regions=regions)
+    device = next(detector.parameters()).device
+    if training := detector.training:  # since telling every layer takes as long as a small network's post-processing
+        detector.eval()
     with torch.inference_mode():
-        detections = detect_batch(detector, images, config, next(detector.parameters()).device, score_thresholds)
-    detector.train(training)
+        detections = detect_batch(detector, images, config, device, score_thresholds, timed)
+    if training:
+        detector.train()
     # waits for the device, once a batch: its readers draw and print next
     yield from detections.to("cpu").unpad()
 

@@ -176,7 +176,8 @@ class Detector(nn.Module):
     class_layers: how the names begin of the weights whose meaning depends on the classes.
     classes: the names behind labels 0..C-1. input: how images must arrive.
     experiment: the whole config of the checkpoint that it was loaded from, if it was. backend: what computes its
-    networks, for people. fixed_nms: settings of the NMS that is inside of them, if it is.
+    networks, for people. fixed_nms: settings of the NMS that is inside of them, if it is. fast: what predictions on
+    torch run by, see inference/fast.py. compiled: the method that `compile_network` compiles, of whole images alone.
     """
 
     config_type: ClassVar[type]
@@ -191,6 +192,8 @@ class Detector(nn.Module):
     experiment: Config | None = None
     backend: str = "torch"
     fixed_nms: Mapping[str, float] | None = None
+    fast: Any = None
+    compiled: ClassVar[str | None] = None
     _shift: Tensor
     _scale: Tensor
     _frozen_norms: Sequence[nn.Module] = ()
@@ -314,6 +317,8 @@ class Detector(nn.Module):
 
     def compile_network(self) -> None:
         """Compile what is computed of whole images; matching, pooling and losses stay as they are."""
+        if self.compiled is not None:
+            setattr(self, self.compiled, torch.compile(getattr(self, self.compiled)))
 
     # what the detector tells of itself
 

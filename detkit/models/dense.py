@@ -46,6 +46,7 @@ class DenseDetector(Detector):
     """
 
     kind: ClassVar[str] = "dense"
+    compiled: ClassVar[str | None] = "network"
     assigns_before_network: ClassVar[bool] = False
     single_cell_norm: bool = False
 
@@ -84,9 +85,6 @@ class DenseDetector(Detector):
     def predict(self, images: Images) -> Predictions:
         selected, _ = self.select(self.compute(images.pixels, images.sizes))
         return self.decode(selected)
-
-    def compile_network(self) -> None:
-        self.network = torch.compile(self.network)
 
     # what the constructors need
 

@@ -195,6 +195,7 @@ class RegionDetector(Detector):
 
     kind: ClassVar[str] = "region"
     takes_proposals: ClassVar[bool] = True
+    compiled: ClassVar[str | None] = "backbone_maps"
     supports_svd: ClassVar[bool] = True
     class_layers: ClassVar[tuple[str, ...]] = (
         *("head.classifier.", "head.regressor.", "head.delta_", "head.svm", "head.regression_fitted"),
@@ -267,9 +268,6 @@ class RegionDetector(Detector):
             features = self.head.tail(pooled) if tail else pooled.flatten(1)
             chunks.append(features.float().unflatten(0, regions.shape[:2]))
         return torch.cat(chunks, 1)
-
-    def compile_network(self) -> None:
-        self.backbone_maps = torch.compile(self.backbone_maps)
 
     # layers
 

@@ -238,3 +238,34 @@ def test_a_list_that_cannot_be_completed_costs_no_other(weights, image_files, mo
     assert detect(weights, "images", "--format", "json,yolo") == 1
     assert capsys.readouterr().err == "warning: not written: yolo/: No space left on device; all else is complete\n"
     assert len(report()["images"]) == 3
+
+
+def test_no_images(weights: str, image_files: Path, clip: Path) -> None:
+    """Lists alone; an image that is not written overwrites none, so they may lie beside the images."""
+    assert detect(weights, image_files, clip, "--score", ".3", "--json") == 0
+    expected, written = found(), files()
+    assert all(entry["drawn"] in written for entry in report()["images"])
+    assert detect(weights, image_files, clip, "--score", ".3", "--json", "--no-images", "--out", image_files) == 0
+    assert found(str(image_files)) == expected
+    assert {entry["drawn"] for entry in report(str(image_files))["images"]} == {None}
+    assert detect(weights, image_files, clip, "--no-images", "--out", "none") == 0
+    assert not Path("none").exists()
+
+
+def test_profile(weights: str, image_files: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every step that there was has a line, none is longer than it can be, and nothing else changes."""
+    assert detect(weights, image_files, clip, "--score", ".3", "--json") == 0
+    plain = capsys.readouterr().out.splitlines()
+    assert detect(weights, image_files, clip, "--score", ".3", "--json", "--profile") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(plain) + 9
+    table = {line[:16].strip(): [float(value) for value in line[16:].split()] for line in lines[len(plain) + 1 :]}
+    steps = ("decoding", "resizing", "network", "post-processing", "drawing", "writing", "lists")
+    assert [*table] == [*steps, "by the clock"]
+    *_, whole = table.values()
+    assert all(seconds >= 0 for seconds, *_ in table.values())
+    assert table["network"][0] + table["post-processing"][0] <= whole[0] + 0.02, "both are in one thread"
+    detect(weights, image_files, "--no-images", "--profile")
+    names = [line[:16].strip() for line in capsys.readouterr().out.splitlines()]
+    assert "drawing" not in names
+    assert "writing" not in names

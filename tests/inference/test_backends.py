@@ -97,6 +97,9 @@ def test_what_can_not_run_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert f"{path}: torch runs no ONNX files; openvino or onnxruntime does" in refused(path, backend="torch")
     assert f"no file {tmp_path / 'none.onnx'}" in refused(tmp_path / "none.onnx")
     assert f"{path}: backend {INSTALLED[0]} runs on the CPU; device cuda" in refused(path, "cuda", INSTALLED[0])
+    for keys in (["train.device=cuda"], ["train.device=cpu", "train.device=cuda:1"]):
+        assert f"runs on the CPU; device {keys[-1][13:]} goes" in refused(path, overrides=keys)
+    assert open_detector(path, overrides=["train.device=cuda", "train.device=cpu"])[1].train.device == "cpu"
     peer = save_checkpoint(tmp_path / "peer.pt", zoo.build("torchvision_ssd"))
     assert "torchvision_ssd can't be exported to ONNX: it loops over images" in refused(peer, backend=INSTALLED[0])
     with monkeypatch.context() as patch:

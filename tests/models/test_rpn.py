@@ -7,6 +7,7 @@ import torch
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detkit.backbones import FeatureInfo
+from detkit.models.map_anchors import KEPT, MapAnchors
 from detkit.models.rpn import CODER, RPN, RPNConfig, RPNOutput
 from detkit.ops import BACKGROUND, IGNORED, Match, box_iou, clip, grid_anchors, rpn_anchors
 from detkit.structures import Images
@@ -157,3 +158,23 @@ def test_proposals_are_as_many_as_the_config_says_and_as_far_apart(training: boo
     for boxes, valid in zip(found.boxes, found.valid):
         overlap = box_iou(boxes[valid], boxes[valid]).fill_diagonal_(0)
         assert overlap.max() <= 0.3
+
+
+def test_anchors_are_made_once_a_size() -> None:
+    """Training can read those that detection made, and many sizes take no memory."""
+    maps = [FeatureInfo("p3", 4, 8), FeatureInfo("p4", 4, 16)]
+    anchors = MapAnchors("torchvision", maps, (0.5, 1), [(4,), (4,)])
+    with torch.inference_mode():
+        first = anchors([(6, 4), (3, 2)])
+    for one, other in zip(anchors([(6, 4), (3, 2)]), first, strict=True):
+        assert one is other
+        weight = torch.ones(4, requires_grad=True)
+        (weight * one).sum().backward()
+        assert weight.grad is not None
+    for rows in range(1, 4 * KEPT):
+        fine, coarse = anchors([(2 * rows, 4), (rows, 2)])
+        assert torch.equal(fine, grid_anchors(2 * rows, 4, (8, 8), anchors.get_buffer("cell0")))
+        assert len(coarse) == rows * 2 * 2
+    assert len(anchors._made) == KEPT
+    anchors.double()
+    assert anchors([(6, 4), (3, 2)])[0].dtype == torch.float64

@@ -20,6 +20,7 @@ from detkit.inference.backends.forms import AfterNMS, OfBatches
 from detkit.inference.backends.onnx_file import ONNXFile, read_files, seal_parts, verify
 from detkit.inference.backends.runtimes import RUNTIMES
 from detkit.inference.backends.tracing import check_packages, export_parts, trace_parts
+from detkit.inference.fast import Fast
 from detkit.models import Detector
 from detkit.models.parts import PartRun
 from detkit.runtime.device import choose_device, to_device
@@ -50,6 +51,7 @@ def open_detector(
     if name == "auto":
         name = fastest() if place.type == "cpu" and _can_export(detector) else "torch"
     if name == "torch":
+        detector.fast = Fast(detector, config.detect.compile)
         return detector, config
     _check(name, path, place.type)
     check_packages(f"--backend {name}, for which checkpoints are exported,")
@@ -62,7 +64,8 @@ def _open_files(path: Path, device: str | None, backend: str, overrides: list[st
     name = fastest() if backend == "auto" else backend
     if name == "torch":
         raise UserError(f"{path}: torch runs no ONNX files; {' or '.join(RUNTIMES)} does: pip install onnxruntime")
-    _check(name, path, device or "auto")
+    asked = [text.partition("=")[2] for text in overrides or () if text.startswith("train.device=")]
+    _check(name, path, device or ["auto", *asked][-1])  # the last one counts
     choose_device("cpu")  # which it tunes
     return open_exported(read_files(path), name, path, overrides)
 
