@@ -28,9 +28,10 @@ def draw_positions(step: PositionStep, explanation: Explanation) -> list[Section
     beside = [int(np.where(near, iou, -1).argmax())] if near.any() else []
     panels: list[Panel] = []
     of_all = step.parts(region, label)[0].cpu().numpy()
+    k = len(of_all)
     for index in (region, *beside):
         pooled = step.parts(index, label)[1].cpu().numpy()
-        k, box = len(pooled), explanation.in_image(step.regions[index])
+        box = explanation.in_image(step.regions[index])
         canvas = Canvas(explanation.image, SIDE // 2, DARK)
         canvas.box(box, shade, 2)
         canvas.grid(k, k, box, 1.0)

@@ -56,7 +56,7 @@ class FastRCNN(RegionDetector):
         # 2.1, 2.2: the last pooling layer of an ImageNet network becomes RoI pooling, its classifier two layers
         self.backbone = create_backbone(c.backbone, tail=True)
         tail = self.take_tail(c.pool_size)
-        conv5, (offset, _) = self.backbone.info[-1], cell_offsets(c.geometry, c.pool, self.backbone)
+        conv5, (offset, _) = self.backbone.info[-1], cell_offsets(c, self.backbone)
         if c.scales:  # 2.4 and 3: scale invariance by an image pyramid
             pooling = RoIPooling(c.pool, c.pool_size, conv5.stride, offset)
             self.features = PyramidFeatures(conv5, pooling, c.scales, c.longest, random_scale=True)

@@ -118,7 +118,7 @@ class FasterRCNN(RPNDetector):
             maps = self.choose_maps([self.backbone.region], "features")
             tail = self.take_tail(c.pool_size)
             self.neck = None
-            offset, anchor_offset = cell_offsets(c.geometry, c.pool, self.backbone)
+            offset, anchor_offset = cell_offsets(c, self.backbone)
         else:
             used = self.choose_maps(c.features, "features", min_stride=4)
             self.backbone.truncate(used[-1].name)

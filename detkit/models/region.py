@@ -73,6 +73,11 @@ class MapConfig(RegionConfig):
             raise UserError(f"model.size: {self.size} is not [shortest side, largest longest side]")
         one_of("model.geometry", self.geometry, ("backbone", "published"))
 
+    @property
+    def cells(self) -> str:
+        """The `pool` of PooledConfig that takes cells to lie where this pooling does: each spans a stride's pixels."""
+        return "align"
+
 
 @dataclass
 class PooledConfig(MapConfig):
@@ -85,16 +90,20 @@ class PooledConfig(MapConfig):
         super().__post_init__()
         one_of("model.pool", self.pool, POOLS)
 
+    @property
+    def cells(self) -> str:
+        return self.pool
 
-def cell_offsets(geometry: str, pool: str, backbone: Backbone) -> tuple[float, float]:
+
+def cell_offsets(config: MapConfig, backbone: Backbone) -> tuple[float, float]:
     """Return how far a single map's cells lie right of and below where they are published to be.
 
-    In pixels, of the pooling and of anchors; 0 where the config says `published`. geometry, pool: of the config.
+    In pixels, of the pooling and of anchors; 0 where the config says `published`.
     """
-    if geometry == "published":
+    if config.geometry == "published":
         return 0.0, 0.0
     half = backbone.info[-1].stride / 2
-    pooled = {"pool": 0.5, "align": half, "align_v1": 0.0}[pool]
+    pooled = {"pool": 0.5, "align": half, "align_v1": 0.0}[config.cells]
     return backbone.first_cell_centre - pooled, backbone.first_cell_centre - half
 
 

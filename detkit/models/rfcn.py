@@ -120,7 +120,7 @@ class RFCN(RPNDetector):
         self.backbone.dilate()
         self.map_info = self.choose_maps([self.backbone.region], "backbone")
         deepest, bins = self.backbone.info[-1], c.pool_size**2
-        offset, anchor_offset = cell_offsets(c.geometry, "align", self.backbone)
+        offset, anchor_offset = cell_offsets(c, self.backbone)
         self.rpn = RPN(self.map_info, c, anchor_offset)
 
         # 2.2 position-sensitive score maps, and those of boxes

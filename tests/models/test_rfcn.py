@@ -109,10 +109,10 @@ def test_hard_regions_are_those_of_the_largest_loss(number: int | None) -> None:
 
 
 def test_only_hard_regions_have_gradients() -> None:
-    logits, deltas, *others = random_regions()
+    logits, deltas, target, target_deltas, valid = random_regions()
     logits, deltas = logits.requires_grad_(), deltas.requires_grad_()
-    *_, hard = hard_regions(logits, deltas, *others, 3)
-    sum(ohem_loss(logits, deltas, *others, 3).values()).backward()
+    *_, hard = hard_regions(logits, deltas, target, target_deltas, valid, 3)
+    torch.stack([*ohem_loss(logits, deltas, target, target_deltas, valid, 3).values()]).sum().backward()
     assert torch.equal(logits.grad.abs().sum(-1) > 0, hard)  # pyright: ignore[reportOptionalMemberAccess]
     assert hard.sum(1).tolist() == [3, 3]
 
@@ -121,7 +121,7 @@ def test_nothing_to_learn_from_is_no_loss() -> None:
     logits, deltas, target, target_deltas, valid = random_regions()
     losses = ohem_loss(logits.requires_grad_(), deltas, target, target_deltas, valid & False, 3)
     assert all(loss.detach() == 0 for loss in losses.values())
-    sum(losses.values()).backward()
+    torch.stack([*losses.values()]).sum().backward()
 
 
 def test_training_is_of_the_proposals_and_the_objects() -> None:

@@ -36,7 +36,7 @@ class Windows(RegionDetector):
         self.backbone = create_backbone(config.backbone, tail=True)
         tail = self.take_tail(config.pool_size)
         last = self.backbone.info[-1]
-        offset, _ = cell_offsets(config.geometry, config.pool, self.backbone)
+        offset, _ = cell_offsets(config, self.backbone)
         self.features = MapFeatures([last], config.pool, config.pool_size, offset=offset)
         self.head = RegionHead(tail, last.channels, config.pool_size, len(classes))
         self.freeze_layers(config.freeze_stages, config.freeze_norms)
