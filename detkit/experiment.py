@@ -21,11 +21,12 @@ from detkit.config import Config
 from detkit.data.formats import DATASETS
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_file
+from detkit.known_configs import find_config
 from detkit.models import MODELS, model_config_type
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML config, then apply `key=value` arguments.
+    """Read a YAML config, a file or detkit's own of that name, then apply `key=value` arguments.
 
     Raises UserError, in one line: a missing or broken file, an unknown key, a wrong type, a missing value.
     """
@@ -117,10 +118,7 @@ def _check_code(values: DictConfig, source: str) -> None:
 
 def read_yaml(path: str | Path) -> DictConfig:
     """Read a YAML mapping; UserError where the file is missing, unreadable or something else."""
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"no config {path}" + (did_you_mean(str(path), near) if near else ""))
+    path = find_config(path)
     try:
         values = OmegaConf.load(path)
         written = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)

@@ -12,6 +12,7 @@ from detkit.data.opening import open_dataset
 from detkit.engine.resume import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain
+from detkit.known_configs import find_config, find_folder
 from detkit.models import MODELS
 
 # by the year of the papers; others come after them, by name
@@ -82,13 +83,14 @@ def _is_run(folder: Path) -> bool:
 
 def _resolve(path: Path) -> list[Path]:
     """Return config files and folders of runs."""
+    path = find_folder(path)
     if path.is_file():
         if path.suffix in (".yaml", ".yml"):
             return [path]
         hint = f"; the folder of its run would be {path.parent}" if path.suffix == ".pt" else ""
         raise UserError(f"{path} is neither a .yaml config nor the folder of a run{hint}")
     if not path.is_dir():
-        load_config(path)  # says what is wrong, and which config may be meant
+        return [find_config(path)]
     if _is_run(path):
         return [path]
     found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) or sorted(
