@@ -24,6 +24,8 @@ from detkit.files import write_file
 from detkit.known_configs import find_config
 from detkit.models import MODELS, model_config_type
 
+LENGTHS = ("iterations", "epochs")  # keys of `train`, of which one is given
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML config, a file or detkit's own of that name, then apply `key=value` arguments.
@@ -81,7 +83,7 @@ def parse_config(
     except UserError as error:
         raise UserError(f"{source}: model.name: {error}") from None
     for origin, layer in layers:
-        merged = _merge(merged, layer, origin)
+        merged = _merge(_with_one_length(merged, layer), layer, origin)
     config = _to_object(merged, source)
     formats = dict.fromkeys(("auto", "voc", "coco", "yolo", "shapes", *DATASETS))
     if config.data.format not in formats:
@@ -168,6 +170,16 @@ def from_plain(values: dict[str, Any], source: str, overrides: list[str] | None 
         raise UserError(f"{source}: config: {getattr(error, 'full_key', None) or 'its values'}: {reason}") from None
 
 
+def _with_one_length(base: DictConfig, layer: DictConfig) -> DictConfig:
+    """Take from `base` the length of training that `layer` gives in the other way."""
+    train = layer.get("train")
+    given = [key for key in LENGTHS if isinstance(train, DictConfig) and train.get(key)]
+    for key in LENGTHS:
+        if len(given) == 1 and key not in given:
+            OmegaConf.update(base, f"train.{key}", 0)
+    return base
+
+
 def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
     try:
         return OmegaConf.merge(base, layer)  # pyright: ignore[reportReturnType]
@@ -204,8 +216,16 @@ def _to_object(merged: DictConfig, source: str) -> Config:
     if missing:
         raise UserError(f"{source}: missing {', '.join(missing)}")
     try:
-        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
+        config: Config = OmegaConf.to_object(merged)  # pyright: ignore[reportAssignmentType]
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+    if not config.train.iterations and not config.train.epochs:
+        raise UserError(f"{source}: missing train.iterations, or train.epochs")
+    if config.train.iterations and config.train.epochs:
+        raise UserError(
+            f"{source}: train.iterations {config.train.iterations} and train.epochs {config.train.epochs:g} are two "
+            "lengths of one training; give one"
+        )
+    return config

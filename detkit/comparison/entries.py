@@ -9,6 +9,7 @@ from detkit.checkpoints import checkpoint
 from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.data.opening import open_dataset
+from detkit.engine.length import in_steps
 from detkit.engine.resume import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain
@@ -48,6 +49,12 @@ class Entry:
     def best(self) -> Path:
         """The checkpoint that is compared: the best on val."""
         return self.folder / "best.pt"
+
+    @property
+    def iterations(self) -> int:
+        """Of its training."""
+        recipe = self.config.train
+        return recipe.iterations or in_steps(recipe, len(open_dataset(self.config.data, "train"))).iterations
 
     @property
     def finished(self) -> bool:

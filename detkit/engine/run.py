@@ -12,10 +12,11 @@ import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.checkpoints.training import check_stage
-from detkit.config import Config, DataConfig
+from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import train_loader
 from detkit.engine.environment import environment
+from detkit.engine.length import in_steps
 from detkit.engine.log import Log, read_lines, truncate
 from detkit.experiment import save_config
 from detkit.files import read_text, write_file
@@ -37,7 +38,8 @@ class Run:
     see `session.run_state`. changed: what is not as last.pt has it, in words, until env.txt has it too. resumed: the
     content of last.pt, until the stage that it belongs to has taken it. logged: lines of log.jsonl behind that, until
     the others are dropped. stage: the name of the one at work. before: iterations of the stages that are done. best:
-    the highest mAP on val so far, None before the first. metrics: the latest evaluation on val.
+    the highest mAP on val so far, None before the first. waited: evaluations of this stage since then. metrics: the
+    latest evaluation on val.
     """
 
     config: Config
@@ -53,7 +55,18 @@ class Run:
     stage: str = ""
     before: int = 0
     best: float | None = None
+    waited: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The config's, its length in iterations."""
+        return in_steps(self.config.train, len(self.train))
+
+    @property
+    def stalled(self) -> bool:
+        """Whether this stage has waited for a better mAP as long as `train.patience` allows."""
+        return 0 < self.config.train.patience <= self.waited
 
     @property
     def last(self) -> Path:
@@ -114,7 +127,7 @@ class Run:
             self.metrics = {"iteration": iteration, "stage": self.stage, **evaluation.metrics(split="val")}
             value = self.metrics["mAP"]
             better = self.best is None or (value is not None and value > self.best)
-            self.best = value if better else self.best
+            self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
             log.evaluation(iteration, self.metrics, better and value is not None)
         if better:
             self.save_best(detector, iteration)
@@ -125,6 +138,7 @@ class Run:
         if resumed is not None:
             training = resumed["training"]
             self.best, self.metrics, self.logged = training["best"], resumed["metrics"], training["run"]["log"]
+            self.waited = training.get("waited", 0)
         return resumed
 
     def restore(
@@ -147,7 +161,8 @@ class Run:
         if self.writes:
             iteration = self.before if iteration is None else iteration
             log = len(read_lines(self.folder / "log.jsonl"))
-            training = {"stage": self.stage, "best": self.best, "run": {**self.state, "log": log}, **state}
+            own = {"stage": self.stage, "best": self.best, "waited": self.waited}
+            training = {**own, "run": {**self.state, "log": log}, **state}
             checkpoint.save(
                 self.last, detector, self.config, iteration=iteration, metrics=self.metrics, training=training
             )
