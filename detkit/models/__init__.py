@@ -3,7 +3,7 @@
 from typing import Any
 
 from detkit.models import fast_rcnn, faster_rcnn, rcnn, retinanet, sppnet, ssd, torchvision_ssd, yolov1, yolov2
-from detkit.models.base import SGD, Detector, Stage, StageRun
+from detkit.models.base import SGD, Detector, Stage, StageRun, Thresholds
 from detkit.models.compress import restructure
 from detkit.models.dense import DenseDetector
 from detkit.models.postprocess import postprocess
@@ -18,6 +18,7 @@ __all__ = [
     "RegionDetector",
     "Stage",
     "StageRun",
+    "Thresholds",
     "build_detector",
     "list_models",
     "model_config_type",
