@@ -57,19 +57,28 @@ def train(
 ) -> "TrainedRun":
     """Train a detector and test the best checkpoint, as `detkit train` does; return what is in the run's folder.
 
-    config: a YAML file, or a detkit.config.Config. overrides: sections with the keys that they change, as in
-    `data={"root": "cards"}, train={"iterations": 2000}`. out: the run's folder, new or empty; by default
-    runs/CONFIG-NUMBER. resume: the folder of an earlier run to go on with, in place of a config.
+    config: a YAML file, the name of one that comes with detkit (`shapes/ssd`), or a detkit.config.Config. Without one,
+    `data` is a folder of your own images, and `model` may be a name, as of `detkit train --data`. overrides: sections
+    with the keys that they change, as in `data={"root": "cards"}, train={"iterations": 2000}`. out: the run's folder,
+    new or empty; by default runs/CONFIG-NUMBER. resume: the folder of an earlier run to go on with, in place of a
+    config.
     Raises detkit.errors.UserError, in one line, for whatever is wrong, before the folder is made, and
     detkit.runtime.signals.Stopped after Ctrl-C, with all saved.
     """
-    from detkit.engine import session
+    from detkit.engine import own_data, session
     from detkit.engine.trained import TrainedRun
     from detkit.errors import UserError
     from detkit.experiment import override_texts
 
+    if config is None and resume is None and isinstance(data := overrides.get("data"), str | os.PathLike):
+        model = overrides.get("model") if isinstance(overrides.get("model"), str) else None
+        own = {"data"} if model is None else {"data", "model"}
+        texts = override_texts({key: value for key, value in overrides.items() if key not in own})
+        return TrainedRun(own_data.train(str(data), model, texts, None if out is None else str(out)))
     if (resume is None) == (config is None):
-        raise UserError("train: give a config, such as 'configs/shapes/ssd.yaml', or resume, the folder of a run")
+        raise UserError(
+            "train: give a config, such as 'shapes/ssd', data, a folder of images, or resume, the folder of a run"
+        )
     if resume is not None and out is not None:
         raise UserError("train: resume goes on in its folder; leave out away")
     start = str(config) if isinstance(config, str | os.PathLike) else config

@@ -92,6 +92,9 @@ class DataConfig(Section):
     """Splits that choose the best checkpoint; null: what `root` holds. Without any, `best.pt` is the last one."""
     test: list[str] | None = None
     """Splits that are evaluated on once, at the end; null: what `root` holds."""
+    split_file: str | None = None
+    """A JSON file that shares out the images of `root`, in place of splits that are null: ids of `train`, `val` and
+    `test`, as `train --data` writes it for a data set without splits."""
     classes: list[str] | None = None
     """Names in label order; null: read from the annotations."""
     difficult: bool = True

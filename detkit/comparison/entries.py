@@ -157,7 +157,8 @@ def _classes(entry: Entry) -> tuple[str, ...]:
 
 
 def _sources(dataset: DetectionDataset) -> list[str]:
-    return [f"{root.resolve()}/{split}" for root, split in dataset.sources]
+    sources = [f"{root.resolve()}/{split}" for root, split in dataset.sources]
+    return [*sources, dataset.fingerprint()["ids"]] if dataset.listed else sources
 
 
 def _check_same(what: str, one: tuple[Entry, list[str]], other: tuple[Entry, list[str]], hint: str = "") -> None:
