@@ -64,6 +64,6 @@ def _alike(signs: Sequence[np.ndarray | None]) -> Iterator[tuple[int, int]]:
         for members in np.split(order, np.flatnonzero(np.diff(key[order].astype(int))) + 1):
             while len(members) > 1:
                 first, members = members[0], members[1:]
-                near = np.unpackbits(bits[members] ^ bits[first], axis=1).sum(1) <= MOST
+                near = np.unpackbits(np.bitwise_xor(bits[members], bits[first]), axis=1).sum(1) <= MOST
                 for other in members[near].tolist():
                     yield int(rows[first]), int(rows[other])
