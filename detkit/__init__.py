@@ -78,43 +78,50 @@ def train(
 ) -> "TrainedRun":
     """Train a detector and test the best checkpoint, as `detkit train` does; return what is in the run's folder.
 
-        run = detkit.train("configs/custom/ssd_mobilenet_v2.yaml", data="cards", train={"iterations": 2000})
+        run = detkit.train(data="cards")  # chooses a recipe for a folder of your own images
+        run = detkit.train("custom/ssd_mobilenet_v2", data="cards", train={"iterations": 2000})
         run.metrics["mAP"], run.best, run.plot()
 
-    config: a YAML file, or a detkit.config.Config. data: the root of a data set; or a dict of keys of the config's
-    section; or the images to train on themselves, then with val, which chooses the best checkpoint, and test, where
-    there are such: each a data set of `open_dataset`, or a torch Dataset of (image, {"boxes", "labels"}), see
-    detkit.data.given.TorchDataset. classes: their names in label order, where the data set does not say them.
-    callbacks: see detkit.Callback. out: the run's folder, new or empty; by default runs/CONFIG-NUMBER. resume: the
-    folder of an earlier run to go on with, in place of a config. overrides: other sections with the keys that they
-    change, as in `train={"iterations": 2000}`.
+    config: a YAML file, the name of one that comes with detkit, or a detkit.config.Config. Without one, `data` is a
+    folder of your own images, and `model` may be a name, as of `detkit train --data`. data: the root of a data set; or
+    a dict of keys of the config's section; or the images to train on themselves, then with val, which chooses the best
+    checkpoint, and test, where there are such: each a data set of `open_dataset`, or a torch Dataset of (image,
+    {"boxes", "labels"}), see detkit.data.given.TorchDataset. classes: their names in label order, where the data set
+    does not say them. callbacks: see detkit.Callback. out: the run's folder, new or empty; by default
+    runs/CONFIG-NUMBER. resume: the folder of an earlier run to go on with, in place of a config. overrides: other
+    sections with the keys that they change, as in `train={"iterations": 2000}`.
     Raises detkit.errors.UserError, in one line, for whatever is wrong, before the folder is made, and
     detkit.runtime.signals.Stopped after Ctrl-C, with all saved.
     """
-    from detkit.engine import session
+    from detkit.engine import own_data, session
     from detkit.engine.trained import TrainedRun
     from detkit.errors import UserError
     from detkit.experiment import override_texts
 
-    if (resume is None) == (config is None):
-        raise UserError("train: give a config, such as 'configs/shapes/ssd.yaml', or resume, the folder of a run")
+    if (resume is None) == (config is None) and (resume is not None or not isinstance(data, str | os.PathLike)):
+        raise UserError(
+            "train: give a config, such as 'shapes/ssd', data, a folder of images, or resume, the folder of a run"
+        )
     if resume is not None and out is not None:
         raise UserError("train: resume goes on in its folder; leave out away")
-    start = str(config) if isinstance(config, str | os.PathLike) else config
-    folders = (None if path is None else str(path) for path in (out, resume))
-    given = None
-    if data is None or isinstance(data, str | os.PathLike | Mapping):
-        if val is not None or test is not None:
-            raise UserError(
-                "train: val and test are data sets in Python, and so must data be; or name splits in a dict"
-            )
-        named = {} if data is None else {"root": data, "format": "auto"}
-        overrides["data"] = data if isinstance(data, Mapping) else named
-    else:
+    folders = [None if path is None else str(path) for path in (out, resume)]
+    given, named = None, {}
+    if data is not None and not isinstance(data, str | os.PathLike | Mapping):
         given = {"train": data, "val": val, "test": test}
+    elif val is not None or test is not None:
+        raise UserError("train: val and test are data sets in Python, and so must data be; or name splits in a dict")
+    elif isinstance(data, Mapping):
+        named = {"data": data}
+    elif config is not None and data is not None:
+        named = {"data": {"root": data, "format": "auto"}}
     if classes is not None:
-        overrides["data.classes"] = list(classes)
-    texts = override_texts(overrides)
+        named["data.classes"] = list(classes)
+    if config is None and resume is None:
+        model = overrides.pop("model") if isinstance(overrides.get("model"), str) else None
+        texts = override_texts({**overrides, **named})
+        return TrainedRun(own_data.train(str(data), model, texts, folders[0], callbacks))
+    start = str(config) if isinstance(config, str | os.PathLike) else config
+    texts = override_texts({**overrides, **named})
     return TrainedRun(session.train(start, texts, *folders, given=given, callbacks=callbacks))
 
 

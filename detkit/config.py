@@ -93,6 +93,9 @@ class DataConfig(Section):
     """Splits that choose the best checkpoint; null: what `root` holds. Without any, `best.pt` is the last one."""
     test: list[str] | None = None
     """Splits that are evaluated on once, at the end; null: what `root` holds."""
+    split_file: str | None = None
+    """A JSON file that shares out the images of `root`, in place of splits that are null: ids of `train`, `val` and
+    `test`, as `train --data` writes it for a data set without splits."""
     classes: list[str] | None = None
     """Names in label order; null: read from the annotations."""
     difficult: bool = True
@@ -110,6 +113,22 @@ class DataConfig(Section):
     """The best so many proposals of each image, padded where it has fewer; null: all, padded to the most in a batch."""
 
 
+def parse_every(value: int | float | str) -> tuple[float, str]:
+    """Return `train.evaluate_every` as (number, "iterations" | "shares" | "epochs"); UserError for what is none."""
+    if isinstance(value, str):
+        epochs = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*epochs?\s*", value)
+        if epochs and float(epochs[1]):
+            return float(epochs[1]), "epochs"
+    elif isinstance(value, int):
+        return value, "iterations"
+    elif value < 1:
+        return value, "shares" if value else "iterations"
+    raise UserError(
+        f"train.evaluate_every: {value!r} is no number of iterations (500), share of the training (0.1), or number of "
+        "epochs ('2 epochs')"
+    )
+
+
 @dataclass
 class TrainConfig(Section):
     """The recipe of a stage of gradient descent."""
@@ -119,8 +138,12 @@ class TrainConfig(Section):
     weights: str | None = None
     """The detector that training starts from: a checkpoint, `voc` or `torchvision/NAME`; null: none. Where its classes
     are others, the layers that tell classes apart are left out."""
-    iterations: int = within("[1, inf)", MISSING)
-    """Optimiser steps."""
+    iterations: int = within("[0, inf)", 0)
+    """Optimiser steps; 0: as many as `epochs` take. One of the two is given; on the command line either replaces the
+    other."""
+    epochs: float = within("[0, inf)", 0.0)
+    """Times that the images of `data.train` are seen; 0: as often as `iterations` allow. `milestones` and `warmup` are
+    iterations in any case."""
     batch: int = within("[1, 100000]", 32)
     """Images a step, over all processes."""
     optimizer: str = "sgd"
@@ -163,8 +186,12 @@ class TrainConfig(Section):
     """Decay of the averaged weights; 0: none."""
     compile: bool = False
     """Whether the network is compiled by torch.compile."""
-    evaluate_every: int = within("[0, inf)", 0)
-    """Iterations between evaluations on `data.val`; 0: at the end alone."""
+    evaluate_every: int | float | str = within("[0, inf)", 0)
+    """Between evaluations on `data.val`: iterations (500), a share of the training (0.1: ten times), or epochs
+    (`2 epochs`); 0: at the end alone."""
+    patience: int = within("[0, inf)", 0)
+    """Evaluations on `data.val` in a row without a better mAP after which training ends early; 0: it does not. The
+    learning rate falls as if it did not, so with `cosine` what is left out is what trains best."""
     save_every: int = within("[0, inf)", 0)
     """Iterations between saves of `last.pt`; 0: at the end alone."""
     seed: int = within("[0, 4294967295]", 0)
@@ -183,6 +210,7 @@ class TrainConfig(Section):
         one_of("train.amp", self.amp, ("none", "auto", "bf16", "fp16"))
         for logger in self.loggers:
             one_of("train.loggers", logger, ("tensorboard", "wandb", "mlflow"))
+        parse_every(self.evaluate_every)
         if self.batch % self.accumulate:
             raise UserError(f"train.batch: {self.batch} is not a multiple of train.accumulate {self.accumulate}")
 

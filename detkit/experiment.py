@@ -22,11 +22,14 @@ from detkit.data.drawn import DRAWINGS
 from detkit.data.formats import DATASETS
 from detkit.errors import UserError, did_you_mean
 from detkit.files import write_file
+from detkit.known_configs import find_config
 from detkit.models import MODELS, model_config_type
+
+LENGTHS = ("iterations", "epochs")  # keys of `train`, of which one is given
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML config, then apply `key=value` arguments.
+    """Read a YAML config, a file or detkit's own of that name, then apply `key=value` arguments.
 
     Raises UserError, in one line: a missing or broken file, an unknown key, a wrong type, a missing value.
     """
@@ -81,7 +84,7 @@ def parse_config(
     except UserError as error:
         raise UserError(f"{source}: model.name: {error}") from None
     for origin, layer in layers:
-        merged = _merge(merged, layer, origin)
+        merged = _merge(_with_one_length(merged, layer), layer, origin)
     config = _to_object(merged, source)
     formats = dict.fromkeys(("auto", "voc", "coco", "yolo", *DRAWINGS, "given", *DATASETS))
     if config.data.format not in formats:
@@ -122,10 +125,7 @@ def _check_code(values: DictConfig, source: str) -> None:
 
 def read_yaml(path: str | Path) -> DictConfig:
     """Read a YAML mapping; UserError where the file is missing, unreadable or something else."""
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"no config {path}" + (did_you_mean(str(path), near) if near else ""))
+    path = find_config(path)
     try:
         values = OmegaConf.load(path)
         written = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
@@ -175,6 +175,16 @@ def from_plain(values: dict[str, Any], source: str, overrides: list[str] | None 
         raise UserError(f"{source}: config: {getattr(error, 'full_key', None) or 'its values'}: {reason}") from None
 
 
+def _with_one_length(base: DictConfig, layer: DictConfig) -> DictConfig:
+    """Take from `base` the length of training that `layer` gives in the other way."""
+    train = layer.get("train")
+    given = [key for key in LENGTHS if isinstance(train, DictConfig) and train.get(key)]
+    for key in LENGTHS:
+        if len(given) == 1 and key not in given:
+            OmegaConf.update(base, f"train.{key}", 0)
+    return base
+
+
 def _merge(base: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
     try:
         return OmegaConf.merge(base, layer)  # pyright: ignore[reportReturnType]
@@ -211,8 +221,16 @@ def _to_object(merged: DictConfig, source: str) -> Config:
     if missing:
         raise UserError(f"{source}: missing {', '.join(missing)}")
     try:
-        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
+        config: Config = OmegaConf.to_object(merged)  # pyright: ignore[reportAssignmentType]
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+    if not config.train.iterations and not config.train.epochs:
+        raise UserError(f"{source}: missing train.iterations, or train.epochs")
+    if config.train.iterations and config.train.epochs:
+        raise UserError(
+            f"{source}: train.iterations {config.train.iterations} and train.epochs {config.train.epochs:g} are two "
+            "lengths of one training; give one"
+        )
+    return config

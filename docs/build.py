@@ -89,7 +89,7 @@ def written(value: Any) -> str:
 def table(title: str, introduction: str, rows: list[Key]) -> str:
     lines = [f"## {title}", "", introduction, "", "| key | type | default | meaning |", "|---|---|---|---|"]
     for key in rows:
-        kind = f"`{key.type.removesuffix(' | None')}`" + (" or null" if key.type.endswith(" | None") else "")
+        kind = " or ".join("null" if part == "None" else f"`{part}`" for part in key.type.split(" | "))
         lines.append(f"| `{key.path}` | {kind} | {key.default} | {key.meaning} |")
     return "\n".join(lines) + "\n"
 

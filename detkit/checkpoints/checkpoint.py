@@ -7,11 +7,13 @@ A checkpoint is a dict with
     classes      names, in the order of the labels
     iteration    optimiser steps behind these weights
     metrics      the latest evaluation, {} where there was none
+    best_scores  in those of a training that was evaluated: split and scores of a detkit.models.Thresholds
     training     in last.pt only: whatever a resume needs
 """
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from detkit.config import Config
 from detkit.errors import UserError, did_you_mean
 from detkit.experiment import from_plain, to_plain
 from detkit.files import write_file
-from detkit.models import Detector, build_detector
+from detkit.models import Detector, Thresholds, build_detector
 from detkit.names import shown
 from detkit.verified import nonfinite, read_torch
 
@@ -38,6 +40,7 @@ def save(
     *,
     iteration: int = 0,
     metrics: dict[str, Any] | None = None,
+    best_scores: Thresholds | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; UserError where the disk is full, with any earlier file of that name intact."""
@@ -49,6 +52,8 @@ def save(
         "iteration": iteration,
         "metrics": metrics or {},
     }
+    if best_scores is not None:
+        content["best_scores"] = best_scores._asdict()
     if training is not None:
         content["training"] = training
     write(path, content)
@@ -109,7 +114,13 @@ def build(content: dict[str, Any], path: str | Path, overrides: list[str] | None
     config = from_plain(content["config"], str(path), overrides)
     detector = make_detector(config, tuple(content["classes"]), path)
     load_weights(detector, content["model"], path)
+    detector.best_scores = thresholds_of(content)
     return detector, config
+
+
+def thresholds_of(content: Mapping[str, Any]) -> Thresholds | None:
+    """Return the thresholds that a checkpoint has, None where it has none."""
+    return Thresholds(**content["best_scores"]) if "best_scores" in content else None
 
 
 def make_detector(config: Config, classes: tuple[str, ...], path: str | Path) -> Detector:

@@ -46,6 +46,8 @@ def check_content(content: Any, path: str | Path) -> dict[str, Any]:
         refuse(path, "iteration", "a whole number from 0 on")
     if not isinstance(content["metrics"], dict) or not _is_json(content["metrics"]):
         refuse(path, "metrics", "a dict of plain values")
+    if "best_scores" in content and not _are_thresholds(content["best_scores"], classes):
+        refuse(path, "best_scores", "a split, val or test, and the scores of classes")
     return content
 
 
@@ -79,6 +81,12 @@ def is_count(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _are_thresholds(value: Any, classes: list[str]) -> bool:
+    scores = value.get("scores") if isinstance(value, dict) and value.keys() == {"split", "scores"} else None
+    known = isinstance(scores, dict) and scores.keys() <= {*classes} and all(map(is_number, scores.values()))
+    return known and value["split"] in ("val", "test")
 
 
 def _is_json(value: Any) -> bool:

@@ -33,6 +33,8 @@ def check_training(content: dict[str, Any], path: str | Path) -> None:
         refuse(path, f"{KEY}.finished", "True or False")
     if not is_count(training.get("iteration", 0)):
         refuse(path, f"{KEY}.iteration", "a number of steps")
+    if not is_count(training.get("waited", 0)):
+        refuse(path, f"{KEY}.waited", "a number of evaluations")
     run = training.get("run")
     if not isinstance(run, dict) or not is_count(run.get("processes")) or not is_count(run.get("log")):
         refuse(path, f"{KEY}.run", "what a run keeps: its data, processes and lines of log.jsonl")

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a checkpoint as ONNX, or compress it",
     "dataset": "fetch, check, show, convert and split data sets",
     "proposals": "make, measure and convert region proposals",
+    "configs": "list the configs that come with detkit, or print one",
     "models": "list the detectors",
     "backbones": "list the backbones",
     "benchmark": "time detkit beside torchvision",

@@ -354,7 +354,7 @@ def _split(arguments: argparse.Namespace) -> None:
     shares = {name: getattr(arguments, name) for name in ("train", "val", "test")}
     counts, copies = split_dataset(arguments.source, shares, arguments.seed, arguments.format, arguments.divide)
     if copies:
-        say(f"note: {copies} images are byte-identical to others; copies stay in one split")
+        say(f"note: {copies} images are copies of others, or nearly the same; such stay in one split")
     say(f"{arguments.source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + " images")
 
 

@@ -29,7 +29,7 @@ DESCRIPTION = (
 )
 EPILOG = """examples:
   detkit detect voc image.jpg
-  detkit detect runs/cards-1/best.pt image.jpg
+  detkit detect runs/cards-1/best.pt image.jpg --score best
   detkit detect runs/cards-1/best.pt images/ 'more/**/*.jpg' clip.mp4 --score 0.3 --out found --format json,csv
   detkit detect runs/cards-1/best.pt images/ --classes ace,king --score 0.5,king=0.8 --crops cut
   detkit detect runs/cards-1/best.pt images/ --flip --scales 0.75,1 --soft-nms gaussian
@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_scores,
         default="0.5",
         metavar="S[,CLASS=S...]",
-        help="score threshold, and those of single classes (default %(default)s)",
+        help="score threshold, and those of single classes (default %(default)s); best: of each class that which had "
+        "the best F1 on val in training",
     )
     parser.add_argument("--classes", type=_names, metavar="A,B", help="find these alone")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("detections"), help="default %(default)s")
@@ -117,15 +118,15 @@ def _finite(text: str) -> float:
     return value
 
 
-def _scores(text: str) -> tuple[float, dict[str, float]]:
-    """`0.5,cat=0.3` -> (0.5, {"cat": 0.3})"""
+def _scores(text: str) -> tuple[float | str, dict[str, float]]:
+    """`0.5,cat=0.3` -> (0.5, {"cat": 0.3}); `best` stays a text"""
     score, class_scores = 0.5, {}
     for part in text.split(","):
         name, equals, value = part.rpartition("=")
         if equals:
             class_scores[name.strip()] = _finite(value)
         else:
-            score = _finite(part)
+            score = "best" if part.strip() == "best" else _finite(part)
     return score, class_scores
 
 
@@ -188,8 +189,9 @@ def run(arguments: argparse.Namespace) -> int:
     changes = {"nms": arguments.soft_nms, "flip": arguments.flip, "scales": arguments.scales}
     changes["proposal_side"] = arguments.max_side
     changes = {key: value for key, value in changes.items() if value is not None}
-    config = replace(config, detect=replace(config.detect, score_threshold=score, **changes))
     thresholds = score_thresholds(detector, score, arguments.classes, class_scores)
+    least = float(thresholds.min()) if isinstance(score, str) else score
+    config = replace(config, detect=replace(config.detect, score_threshold=least, **changes))
     check_scales(detector, config.detect)
     say(_protocol(arguments, detector, config))
 
@@ -239,6 +241,8 @@ def _listings(
     from detkit.cli.detect_datasets import write_voc, write_yolo
 
     settings, (score, class_scores) = config.detect, arguments.score
+    if isinstance(score, str) and detector.best_scores is not None:
+        class_scores = {**detector.best_scores.scores, **class_scores}
     header = {
         "checkpoint": str(arguments.checkpoint),
         "model": config.model.name,
@@ -316,7 +320,8 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
     classes = f"{len(detector.classes)} classes"
     if arguments.classes is not None:
         classes = f"{', '.join(arguments.classes)} of {classes}"
-    scores = "".join(f", {name} >= {value:g}" for name, value in class_scores.items())
+    scores = f"score of {detector.best_scores}, else 0.5" if isinstance(score, str) else f"score >= {score:g}"
+    scores += "".join(f", {name} >= {value:g}" for name, value in class_scores.items())
     nms = f"NMS IoU {settings.nms_iou:g}"
     if settings.nms != "hard":
         nms = f"linear soft-NMS from IoU {settings.nms_iou:g}" if settings.nms == "linear" else "Gaussian soft-NMS"
@@ -327,7 +332,7 @@ def _protocol(arguments: argparse.Namespace, detector: "Detector", config: "Conf
         side = "" if settings.proposal_side is None else f" in at most {settings.proposal_side} pixels"
         views += f"; selective search ({settings.proposals}){side}"
     return (
-        f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; score >= {score:g}{scores}, {nms}, "
+        f"{arguments.checkpoint}: {config.model.name}{inside}, {classes}; {scores}, {nms}, "
         f"at most {settings.detections_per_image} an image{views}; "
         f"{next(detector.parameters()).device}{f', {detector.backend}' * (detector.backend != 'torch')}"
         f"{', compiled' * config.detect.compile}"

@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.explain:
         raise UserError("--truth goes with --explain")
     score, of_classes = arguments.score
+    if isinstance(score, str):
+        raise UserError(f"--explain takes one score threshold, and --score {score} is one for each class")
     others = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in UNUSED}
     others["--score CLASS=S"] = of_classes
     if wrong := [name for name, value in others.items() if value]:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.cli.listing import billions, millions, table, where
@@ -19,8 +18,8 @@ EPILOG = """examples:
 dense detectors classify cells or anchors of an image, region detectors regions: stored ones (detkit proposals), or
 their own (an RPN). All numbers are those of the paper's config, the default, with 20 classes. GFLOPs: of one image of
 500x375, and of each region besides; a multiplication and an addition are two (tables that call them one show half).
-weights: trained detectors, for detect, evaluate, detkit.load and train.weights. configs: those in the
-folder configs that use the model.
+weights: trained detectors, for detect, evaluate, detkit.load and train.weights. configs: those of detkit that use the
+model, by name; `detkit configs` says more of each.
 """
 HEADER = ("name", "kind", "proposals", "backbone", "input", "parameters", "GFLOPs", "a region", "paper")
 
@@ -53,18 +52,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def find_configs() -> dict[str, list[str]]:
-    """Return the configs of each model: those below ./configs, else below that of detkit's checkout."""
-    import yaml
+    """Return the names of detkit's configs of each model."""
+    from detkit.experiment import read_yaml
+    from detkit.known_configs import known_configs
 
-    folders = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
-    folder = next((folder for folder in folders if folder.is_dir()), None)
     configs: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.yaml")) if folder is not None else ():
-        try:
-            name = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"]
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-            continue  # not a config of an experiment
-        configs.setdefault(name, []).append(str(path))
+    for name, path in known_configs().items():
+        configs.setdefault(read_yaml(path).model.name, []).append(name)
     return configs
 
 

@@ -9,9 +9,11 @@ from detkit.checkpoints import checkpoint
 from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.data.opening import open_dataset
+from detkit.engine.length import in_steps
 from detkit.engine.resume import difference
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, to_plain
+from detkit.known_configs import find_config, find_folder
 from detkit.models import MODELS
 
 # by the year of the papers; others come after them, by name
@@ -49,6 +51,12 @@ class Entry:
         return self.folder / "best.pt"
 
     @property
+    def iterations(self) -> int:
+        """Of its training."""
+        recipe = self.config.train
+        return recipe.iterations or in_steps(recipe, len(open_dataset(self.config.data, "train"))).iterations
+
+    @property
     def finished(self) -> bool:
         """Whether training came to its end."""
         return self.best.is_file() and (self.folder / "metrics.json").is_file()
@@ -82,13 +90,14 @@ def _is_run(folder: Path) -> bool:
 
 def _resolve(path: Path) -> list[Path]:
     """Return config files and folders of runs."""
+    path = find_folder(path)
     if path.is_file():
         if path.suffix in (".yaml", ".yml"):
             return [path]
         hint = f"; the folder of its run would be {path.parent}" if path.suffix == ".pt" else ""
         raise UserError(f"{path} is neither a .yaml config nor the folder of a run{hint}")
     if not path.is_dir():
-        load_config(path)  # says what is wrong, and which config may be meant
+        return [find_config(path)]
     if _is_run(path):
         return [path]
     found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) or sorted(
@@ -148,7 +157,8 @@ def _classes(entry: Entry) -> tuple[str, ...]:
 
 
 def _sources(dataset: DetectionDataset) -> list[str]:
-    return [f"{root.resolve()}/{split}" for root, split in dataset.sources]
+    sources = [f"{root.resolve()}/{split}" for root, split in dataset.sources]
+    return [*sources, dataset.fingerprint()["ids"]] if dataset.listed else sources
 
 
 def _check_same(what: str, one: tuple[Entry, list[str]], other: tuple[Entry, list[str]], hint: str = "") -> None:

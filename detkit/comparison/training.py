@@ -59,7 +59,7 @@ def train_entry(entry: Entry, overrides: list[str], out: Path, progress: Callabl
         command = [*COMMAND, str(entry.source), *overrides, "--out", str(entry.folder)]
         if entry.config.imports:  # those of this command's --import among them
             command.insert(-2, f"imports=[{','.join(entry.config.imports)}]")
-    total = entry.config.train.iterations
+    total = entry.iterations
     log = log_path(entry, out)
     with timed(out, part(entry)), open(log, "ab") as file:
         # a session of its own: Ctrl-C of a terminal would reach it beside what is passed on

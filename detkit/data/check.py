@@ -18,9 +18,13 @@ from detkit.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Report:
-    """Outcome of a check: the problems, sorted by file, what was looked at, and lines on what users should know."""
+    """Outcome of a check: the problems, sorted by file, what was looked at, and lines on what users should know.
+
+    unreadable: those of images that are not there or cannot be decoded, which opening a data set does not find.
+    """
 
     problems: list[Problem]
+    unreadable: list[Problem]
     images: int
     objects: int
     splits: tuple[str, ...]
@@ -66,13 +70,13 @@ def check_root(
     for known in images.values():
         for source, row in {source.file(row): (source, row) for source, row in known}.values():
             _check_objects(source, row, classes, problems)
-    _check_images(root, images, problems, progress)
+    unreadable = _check_images(root, images, problems, progress)
     objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for (source, row), *_ in images.values())
     if images and not objects and not any(len(source.broken()) for source in sources):
         file = kind.split_file.format(sources[0].split)
         problems.add(Problem(file, 0, "no object", "there is no object in any image"))
     notes = dict.fromkeys(note for source in sources for note in source.notes)
-    return Report(sorted(problems), len(images), objects, splits, tuple(notes))
+    return Report(sorted(problems), unreadable, len(images), objects, splits, tuple(notes))
 
 
 def _check_objects(source: Source, row: int, classes: Sequence[str] | None, problems: set[Problem]) -> None:
@@ -119,7 +123,9 @@ def _check_images(
     images: dict[str, list[tuple[Source, int]]],
     problems: set[Problem],
     progress: Callable[[int, int], None] | None,
-) -> None:
+) -> list[Problem]:
+    """Add problems of images; return those of images that cannot be read."""
+    unreadable = []
     for source in {id(source): source for known in images.values() for source, _ in known}.values():
         for row, text in source.other_sizes().items():
             problems.add(Problem(path_below(source.paths[row], root), 0, "size", text))
@@ -143,7 +149,7 @@ def _check_images(
             file = path_below(path, root)
             if reason:
                 kind = "missing file" if reason == "missing" else "unreadable image"
-                problems.add(Problem(file, 0, kind, reason))
+                unreadable.append(Problem(file, 0, kind, reason))
                 continue
             twin = first.setdefault(digest, path)
             if twin != path:
@@ -152,6 +158,8 @@ def _check_images(
                 if {*mine} != {*others}:
                     text += f", which is of {', '.join(others)}; this one is of {', '.join(mine)}"
                 problems.add(Problem(file, 0, "duplicate image", text))
+    problems.update(unreadable)
+    return unreadable
 
 
 def image_digest(path: str) -> str:

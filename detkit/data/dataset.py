@@ -24,6 +24,8 @@ from detkit.data.values import MAX_SIDE, path_below
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
 
+EVERYTHING = ""  # the split of all images, in VOC and YOLO layout: of roots that have no splits
+
 
 @dataclass(frozen=True)
 class Record:
@@ -110,6 +112,13 @@ class Source(ABC):
         """Return the path of an image of the index, whether it is there or not."""
         return Path(self.paths[row])
 
+    def keep(self, ids: Sequence[str]) -> None:
+        """Keep the images of these ids alone, in their order; UserError where one is not there."""
+        row_of = {str(self.index.ids[row]): row for row in self.rows.tolist()}
+        if missing := [name for name in ids if name not in row_of]:
+            raise UserError(f"{self.root} has no image {missing[0]}, which its list names{_more(len(missing) - 1)}")
+        self.rows = np.array([row_of[name] for name in ids], dtype=np.int64)
+
     def strays(self) -> list[Problem]:
         """Return the annotations that lie among this split's and belong to no image."""
         return []
@@ -148,7 +157,7 @@ class DetectionDataset(ABC):
 
     sources: (root, split) pairs, see `parse_splits`. classes: names in label order; None takes those of the
     annotations, in the format's order. Ids are unique: where there are several roots, the root's name stands
-    before each; where two splits use a name for different images, the split's.
+    before each; where two splits use a name for different images, the split's. ids: of each source those images alone.
 
     Raises UserError: missing data set or split, empty split, image without annotation, broken annotation or box,
     class that is not in `classes`; each names file and object. A box without any area is left out (the official COCO
@@ -158,17 +167,30 @@ class DetectionDataset(ABC):
     split_file = "{}"  # what lists the images of a split
 
     def __init__(
-        self, sources: Sequence[tuple[Path, str]], classes: Sequence[str] | None = None, name: str | None = None
+        self,
+        sources: Sequence[tuple[Path, str]],
+        classes: Sequence[str] | None = None,
+        name: str | None = None,
+        ids: Sequence[str] | None = None,
     ) -> None:
         if not sources:
             raise UserError("no split of the data set is given; an example: data.test=[test]")
         self.sources: tuple[tuple[Path, str], ...] = tuple((Path(root), split) for root, split in sources)
-        self._open(self.open_sources(self.sources), classes, name)
+        self._open(self.open_sources(self.sources), classes, name, ids)
 
-    def _open(self, opened: list[Source], classes: Sequence[str] | None, name: str | None) -> None:
+    def _open(
+        self,
+        opened: list[Source],
+        classes: Sequence[str] | None,
+        name: str | None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
         """Take over what the sources hold, see `__init__`."""
         self.opened = opened
+        self.listed = ids is not None
         for source in self.opened:
+            if ids is not None:
+                source.keep(ids)
             if source.problems:
                 raise UserError(f"{source.root}/{source.problems[0]}{_more(len(source.problems) - 1)}")
             if not len(source.rows):

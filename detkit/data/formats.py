@@ -79,15 +79,20 @@ def usual_split(root: str | Path, use: str, format_name: str = "auto") -> list[s
 
 
 def open_sources(
-    sources: Sequence[tuple[Path, str]], classes: Sequence[str] | None = None, format_name: str = "auto"
+    sources: Sequence[tuple[Path, str]],
+    classes: Sequence[str] | None = None,
+    format_name: str = "auto",
+    *,
+    name: str | None = None,
+    ids: Sequence[str] | None = None,
 ) -> DetectionDataset:
-    """Open (root, split) pairs, all of one format; see DetectionDataset for what UserError says."""
+    """Open (root, split) pairs, all of one format; see DetectionDataset for names and ids, and what UserError says."""
     kinds = {root: find_format(root, format_name) for root, _ in sources}
     if len(set(kinds.values())) > 1:
         text = ", ".join(f"{root} is {kind}" for root, kind in kinds.items())
         raise UserError(f"a data set is of one format: {text}; convert one with: python tools/dataset.py convert")
     kind = next(iter(kinds.values()), "voc")
-    return DATASETS[kind](sources, classes)
+    return DATASETS[kind](sources, classes, name, ids)
 
 
 def open_root(root: str | Path, splits: Sequence[str], format_name: str = "auto") -> DetectionDataset:

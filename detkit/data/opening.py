@@ -8,6 +8,7 @@ from detkit.data.dataset import DetectionDataset, parse_splits
 from detkit.data.drawn import DRAWINGS, written_format
 from detkit.data.formats import open_sources, usual_split
 from detkit.data.shapes import ensure_shapes
+from detkit.data.split_file import read_split_file
 from detkit.errors import UserError, did_you_mean
 
 
@@ -29,6 +30,9 @@ def split_names(data: DataConfig, use: str) -> list[str]:
     named = getattr(data, use)
     if named is not None:
         return list(named)
+    if data.split_file is not None:
+        shared = read_split_file(data.split_file)
+        return [shared.of] if use in shared.parts else []
     return [] if use == "val" and data.train is not None else usual_split(data.root, use, written_format(data.format))
 
 
@@ -41,8 +45,11 @@ def open_dataset(data: DataConfig, split: str, classes: Sequence[str] | None = N
     names = split_names(data, split)
     if not names:
         raise UserError(f"data.{split} is empty; name a split of {data.root}, as in data.{split}=[{split}]")
+    name = ids = None
+    if data.split_file is not None and getattr(data, split) is None:
+        name, ids = f"{Path(data.root).name}/{split}", read_split_file(data.split_file).parts[split]
     classes = data.classes if classes is None else classes
-    return open_sources(parse_splits(data.root, names), classes, written_format(data.format))
+    return open_sources(parse_splits(data.root, names), classes, written_format(data.format), name=name, ids=ids)
 
 
 def open_split(

@@ -1,19 +1,17 @@
 """Dividing a data set into splits, in its own format."""
 
 import json
-import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from detkit.data.check import image_digest
+from detkit.data.alike import group_alike
 from detkit.data.coco import PREFIX, COCOSource, coco_splits
 from detkit.data.coco_index import from_json, load_coco
-from detkit.data.finding import Finder
+from detkit.data.dataset import EVERYTHING
 from detkit.data.formats import find_format
 from detkit.data.index import Index
 from detkit.data.stratify import stratify
@@ -29,7 +27,7 @@ Write = Callable[[dict[str, np.ndarray]], None]  # rows of the index for each sp
 def split_dataset(
     root: str | Path, shares: Mapping[str, float], seed: int = 0, format_name: str = "auto", source: str | None = None
 ) -> tuple[dict[str, int], int]:
-    """Divide all annotated images of a root into new splits, see `stratify`; byte-identical images stay together.
+    """Divide all annotated images of a root into new splits, see `divide`.
 
     Returns how many images each split has, and how many images are copies or have some.
 
@@ -52,29 +50,31 @@ def split_dataset(
     for name in shares:
         if name in existing:
             raise UserError(f"{root} has a split {name} already, which is left as it is; remove it first")
-    rows = np.arange(len(index.ids))
+    parts, copies = divide(root, index, paths, np.arange(len(index.ids)), shares, seed)
+    write(parts)
+    return {name: len(members) for name, members in parts.items()}, copies
+
+
+def divide(
+    root: Path, index: Index, paths: Sequence[str], rows: np.ndarray, shares: Mapping[str, float], seed: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Share out rows of an index at random, see `stratify`; copies and images that are nearly the same stay together.
+
+    paths: of all images of the index. Returns the rows of each part, and how many images are such copies or have some.
+    UserError where a part would be empty.
+    """
     presence = np.zeros((len(rows), len(index.classes)), dtype=bool)
     objects, image = index.objects_of(rows)
     presence[image, index.objects.labels[objects]] = True
-    groups = group_copies(paths)
+    groups = group_alike([paths[int(row)] for row in rows])
     copies = int((np.bincount(groups)[groups] > 1).sum())
     part = stratify(presence, list(shares.values()), seed, groups)
     parts = {name: rows[part == number] for number, name in enumerate(shares)}
     for name, members in parts.items():
         if not len(members):
-            together = f", of which {copies} are byte-identical copies that stay together" if copies else ""
+            together = f", of which {copies} are copies, or nearly, that stay together" if copies else ""
             raise UserError(f"{root} has too few images for that, {len(rows)}{together}: {name} would be empty")
-    write(parts)
-    return {name: len(members) for name, members in parts.items()}, copies
-
-
-def group_copies(paths: Sequence[str]) -> np.ndarray:
-    """Return (F,) int64 from 0 on, the same for byte-identical files; only files of equal size are read."""
-    size = {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
-    counts = Counter(size.values())
-    number_of: dict[str, int] = {}
-    digests = [image_digest(path) if path in size and counts[size[path]] > 1 else path for path in paths]
-    return np.array([number_of.setdefault(digest, len(number_of)) for digest in digests], dtype=np.int64)
+    return parts, copies
 
 
 def _voc(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
@@ -112,11 +112,7 @@ def _coco(root: Path, source: str | None) -> tuple[Index, Sequence[str], list[st
 
 
 def _yolo(root: Path, _: str | None) -> tuple[Index, Sequence[str], list[str], Write]:
-    finder = Finder(root)
-    images = finder.images(finder.root)
-    if not images:
-        raise UserError(f"{root} holds no image")
-    opened = YOLOSource(root, "", images)
+    opened = YOLOSource(root, EVERYTHING)
     names = [path_below(path, root) for path in opened.paths]
     _refuse_line_ends(root, names)
     config = find_config(root)

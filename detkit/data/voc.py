@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detkit.data.annotations import Fault
-from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.dataset import EVERYTHING, DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index
@@ -162,6 +162,8 @@ class VOCRoot:
         class a number follows, which is left out.
         """
         layout = self.layout
+        if split == EVERYTHING:
+            return [*range(len(layout.names))], [], path_below(layout.folder, self.root)
         if split not in layout.splits():
             names = layout.splits()
             if not names:

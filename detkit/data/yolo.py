@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from detkit.data.annotations import Fault
-from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.dataset import EVERYTHING, DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index, texts
@@ -187,6 +187,10 @@ def _split_images(layout: Layout, split: str) -> list[str]:
     Raises UserError where there is no such split, or no image in it.
     """
     root, entries = layout.root, layout.splits.get(split)
+    if split == EVERYTHING:
+        if not (images := layout.finder.images(layout.finder.root)):
+            raise UserError(f"{root} holds no image")
+        return images
     if entries == []:
         raise UserError(f"{layout.config}: {split}: it names no folder of images, nor a list of them")
     if entries is None:

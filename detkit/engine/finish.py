@@ -11,9 +11,10 @@ from detkit.data.dataset import DetectionDataset
 from detkit.engine.log import read_log
 from detkit.engine.run import Run
 from detkit.errors import Attempt, late
-from detkit.evaluation import per_class_table
+from detkit.evaluation import best_scores, per_class_table
 from detkit.files import save_atomic, write_file
 from detkit.inference.evaluate import Evaluation, evaluate
+from detkit.models import Thresholds
 from detkit.names import LONGEST, fit_name, plain_name
 from detkit.report import write_report
 from detkit.runtime.device import to_device
@@ -37,17 +38,29 @@ def finish(run: Run) -> None:
         evaluation = evaluate(detector, run.test, run.config, run.device)
     if not run.writes:
         return
+    thresholds = keep_thresholds(run, best, evaluation)
     with late() as attempt:
         if run.test is not None and evaluation is not None:
-            conclude(run, run.test, evaluation, attempt)
+            conclude(run, run.test, evaluation, attempt, thresholds)
         else:
             run.say(f"{best} is not tested, since data.test is empty")
             with attempt("plots/loss.png"):
                 loss_plot(read_log(run.folder / "log.jsonl"), run.folder / "plots" / "loss.png")
 
 
-def conclude(run: Run, test: DetectionDataset, evaluation: Evaluation, attempt: Attempt) -> None:
-    """Show and write what an evaluation on the test split says, the numbers first."""
+def keep_thresholds(run: Run, best: Path, evaluation: Evaluation | None) -> str:
+    """Return a line on the thresholds in best.pt; those of the test split are written to it where there is no val."""
+    content = checkpoint.load(best)
+    if run.val is None and evaluation is not None:
+        scores = best_scores(evaluation.result, run.config.detect.score_threshold)
+        content["best_scores"] = Thresholds("test", scores)._asdict()
+        checkpoint.write(best, content)
+    thresholds = checkpoint.thresholds_of(content)
+    return "" if thresholds is None else f"--score best: {thresholds}"
+
+
+def conclude(run: Run, test: DetectionDataset, evaluation: Evaluation, attempt: Attempt, thresholds: str) -> None:
+    """Show and write what an evaluation on the test split says, the numbers first. thresholds: a line on them."""
     best = run.folder / "best.pt"
     protocol = {"split": "test", "dataset": test.name, "checkpoint": str(best)}
     try:
@@ -65,6 +78,7 @@ def conclude(run: Run, test: DetectionDataset, evaluation: Evaluation, attempt: 
     with attempt("report.html"):
         scored = evaluation.result, evaluation.detections, test.truth()
         write_report(run.folder, *scored, test, protocol=protocol, records=records)
+    run.say(thresholds)
     run.say(f"{run.folder}: best.pt, last.pt, metrics.json, log.jsonl, report.html, plots/, samples/")
 
 

@@ -9,12 +9,13 @@ from detkit.errors import UserError
 from detkit.files import TEMPORARY, clear_temporary
 from detkit.runtime import lock
 
+SPLITS = "splits.json"  # of `train --data`, before all else
 BEGUN = {"env.txt", "config.yaml"}  # what a run holds before its first last.pt, written in this order
 
 
 def begun(folder: Path) -> bool:
     """Whether nothing is in a folder but what a run leaves that is killed before its first last.pt."""
-    names = {path.name for path in folder.iterdir() if not TEMPORARY.fullmatch(path.name)} - {lock.NAME}
+    names = {path.name for path in folder.iterdir() if not TEMPORARY.fullmatch(path.name)} - {lock.NAME, SPLITS}
     return names <= BEGUN and (not names or "env.txt" in names)  # a config.yaml alone is the user's own
 
 

@@ -8,6 +8,7 @@ from detkit.checkpoints import checkpoint
 from detkit.checkpoints.training import check_training
 from detkit.config import Config
 from detkit.engine.folder import begun
+from detkit.engine.length import in_steps
 from detkit.engine.log import read_log
 from detkit.errors import UserError
 from detkit.experiment import from_plain, load_config, read_config, to_plain
@@ -94,12 +95,13 @@ def data_changes(old: dict[str, Any] | None, new: dict[str, Any] | None) -> str:
     )
 
 
-def check_iterations(last: Path, content: dict[str, Any], settings: Config, stages: Sequence[Stage]) -> None:
+def check_iterations(last: Path, content: dict[str, Any], new: int, stages: Sequence[Stage]) -> None:
     """Raise UserError where `train.iterations` is another, and the steps that are done do not allow it.
 
-    stages: the one that last.pt was saved in, and those before.
+    new: those of the run that goes on. stages: the one that last.pt was saved in, and those before.
     """
-    old, new = content["config"]["train"]["iterations"], settings.train.iterations
+    saved = from_plain(content["config"], str(last)).train
+    old = in_steps(saved, content["training"]["run"]["data"]["train"]["images"]).iterations
     done = content["training"].get("iteration")
     if old == new:
         return

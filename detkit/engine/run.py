@@ -12,16 +12,18 @@ import torch
 
 from detkit.checkpoints import checkpoint
 from detkit.checkpoints.training import check_stage
-from detkit.config import Config, DataConfig
+from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import train_loader
 from detkit.engine.callbacks import Callbacks
 from detkit.engine.environment import environment
+from detkit.engine.length import in_steps
 from detkit.engine.log import Log, read_lines, truncate
+from detkit.evaluation import best_scores
 from detkit.experiment import save_config
 from detkit.files import read_text, write_file
 from detkit.inference.evaluate import evaluate
-from detkit.models import SGD, Detector
+from detkit.models import SGD, Detector, Thresholds
 from detkit.models.base import TensorSpec
 from detkit.runtime import distributed
 from detkit.runtime.screen import say
@@ -38,7 +40,8 @@ class Run:
     see `session.run_state`. changed: what is not as last.pt has it, in words, until env.txt has it too. resumed: the
     content of last.pt, until the stage that it belongs to has taken it. logged: lines of log.jsonl behind that, until
     the others are dropped. callbacks: hear of it. stage: the name of the one at work. before: iterations of the stages
-    that are done. best: the highest mAP on val so far, None before the first. metrics: the latest evaluation on val.
+    that are done. best: the highest mAP on val so far, None before the first. waited: evaluations of this stage since
+    then. metrics: the latest evaluation on val, best_scores: what came with it.
     """
 
     config: Config
@@ -55,7 +58,19 @@ class Run:
     stage: str = ""
     before: int = 0
     best: float | None = None
+    waited: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    best_scores: Thresholds | None = None
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The config's, its length in iterations."""
+        return in_steps(self.config.train, len(self.train))
+
+    @property
+    def stalled(self) -> bool:
+        """Whether this stage has waited for a better mAP as long as `train.patience` allows."""
+        return 0 < self.config.train.patience <= self.waited
 
     @property
     def last(self) -> Path:
@@ -114,9 +129,10 @@ class Run:
         if self.val is not None:
             evaluation = evaluate(detector, self.val, self.config, self.device)
             self.metrics = {"iteration": iteration, "stage": self.stage, **evaluation.metrics(split="val")}
+            self.best_scores = Thresholds("val", best_scores(evaluation.result, self.config.detect.score_threshold))
             value = self.metrics["mAP"]
             better = self.best is None or (value is not None and value > self.best)
-            self.best = value if better else self.best
+            self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
             log.evaluation(iteration, self.metrics, better and value is not None)
         if better:
             self.save_best(detector, iteration)
@@ -127,6 +143,7 @@ class Run:
         if resumed is not None:
             training = resumed["training"]
             self.best, self.metrics, self.logged = training["best"], resumed["metrics"], training["run"]["log"]
+            self.waited, self.best_scores = training.get("waited", 0), checkpoint.thresholds_of(resumed)
         return resumed
 
     def restore(
@@ -149,12 +166,22 @@ class Run:
         if self.writes:
             iteration = self.before if iteration is None else iteration
             log = len(read_lines(self.folder / "log.jsonl"))
-            training = {"stage": self.stage, "best": self.best, "run": {**self.state, "log": log}, **state}
-            checkpoint.save(
-                self.last, detector, self.config, iteration=iteration, metrics=self.metrics, training=training
-            )
+            own = {"stage": self.stage, "best": self.best, "waited": self.waited}
+            training = {**own, "run": {**self.state, "log": log}, **state}
+            self._save(self.last, detector, iteration, training)
 
     def save_best(self, detector: Detector, iteration: int) -> None:
         """Write best.pt."""
         if self.writes:
-            checkpoint.save(self.folder / "best.pt", detector, self.config, iteration=iteration, metrics=self.metrics)
+            self._save(self.folder / "best.pt", detector, iteration)
+
+    def _save(self, path: Path, detector: Detector, iteration: int, training: dict[str, Any] | None = None) -> None:
+        checkpoint.save(
+            path,
+            detector,
+            self.config,
+            iteration=iteration,
+            metrics=self.metrics,
+            best_scores=self.best_scores,
+            training=training,
+        )

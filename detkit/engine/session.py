@@ -68,6 +68,7 @@ def train(
             datasets = [split for split in (data, val, test) if split is not None]
             check_proposals(settings, datasets)
         check_objects(data, settings.data.difficult)
+        check_patience(settings.train, val)
         state = run_state(data, val)
         changed = [] if resumed is None or folder is None else changes(folder / "last.pt", resumed, settings, state)
         torch.manual_seed(settings.train.seed)  # the weights of new layers
@@ -89,7 +90,7 @@ def train(
         run = StageContext(settings, folder, device, data, val, test, state, changed, resumed)
         for note in notes_on(datasets):
             run.say(f"note: {note}")
-        steps = settings.train.iterations * sum(stage.iterations_factor for stage in stages)
+        steps = run.recipe.iterations * sum(stage.iterations_factor for stage in stages)
         run.callbacks = Callbacks(hearing if run.writes else (), folder, settings, steps)
         with run.callbacks.until_the_end():
             run_stages(detector, run)
@@ -150,8 +151,9 @@ def run_stages(detector: Detector, run: StageContext) -> None:
         # what a stage draws as it begins is a function of its place alone, wherever a run was interrupted
         torch.manual_seed(step_seed(run.config.train.seed, run.before, number))
         detector.begin_stage(stage.name)
+        run.waited = 0
         stage.run(detector, run)
-        run.before += run.config.train.iterations * stage.iterations_factor
+        run.before += run.recipe.iterations * stage.iterations_factor
 
 
 def find_stage(detector: Detector, run: StageContext, content: dict[str, Any]) -> int:
@@ -161,18 +163,19 @@ def find_stage(detector: Detector, run: StageContext, content: dict[str, Any]) -
     if training["stage"] not in names:
         raise UserError(f"{run.last}: saved in stage {training['stage']!r}; this model has {', '.join(names)}")
     first = names.index(training["stage"])
-    check_iterations(run.last, content, run.config, stages[: first + 1])
+    recipe, stage = run.recipe, stages[first]
+    check_iterations(run.last, content, recipe.iterations, stages[: first + 1])
     for line in run.changed:
         run.say(f"changed: {line}")
-    recipe, stage = run.config.train, stages[first]
     run.before = recipe.iterations * sum(stage.iterations_factor for stage in stages[:first])
     if training.get("finished"):
         run.restore(detector)
-    if stage is stages[-1] and (
-        training.get("finished") or training.get("iteration") == recipe.iterations * stage.iterations_factor
-    ):
+    stalled = 0 < recipe.patience <= training.get("waited", 0)
+    done = training.get("iteration") == recipe.iterations * stage.iterations_factor
+    if stage is stages[-1] and (training.get("finished") or done or stalled):
         alone = not run.before and "iteration" in training
         more = f"train.iterations={2 * recipe.iterations}" if alone else f"a new run with train.weights={run.last}"
+        more = "train.patience=0" if stalled and not done else more
         run.say(f"{run.folder} is finished, only its test is done again; to train on: {more}")
     return first + bool(training.get("finished"))
 
@@ -197,6 +200,13 @@ def check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
     if dataset.truth(use_difficult).ignore.all():
         what = "crowds, boxes without area" + ("" if use_difficult else ", difficult ones: data.difficult=false")
         raise UserError(f"{dataset.name}: no object to train on in {len(dataset)} images ({what} are not counted)")
+
+
+def check_patience(recipe: TrainConfig, val: DetectionDataset | None) -> None:
+    """Raise UserError where training could end early, and nothing says when."""
+    if recipe.patience and (val is None or not recipe.evaluate_every):
+        missing = "there is no val split" if val is None else "train.evaluate_every is 0"
+        raise UserError(f"train.patience: {recipe.patience} evaluations, but {missing}; patience=0 trains to the end")
 
 
 def check_frozen(detector: Detector, model: Any) -> None:

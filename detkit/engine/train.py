@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import TrainConfig
 from detkit.engine.ema import ModelEMA
+from detkit.engine.length import due, evaluation_interval
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.nonfinite import stop_nonfinite
@@ -31,7 +32,8 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     by the iteration. So a resumed run repeats the uninterrupted one exactly, bit for bit on the CPU.
     Raises Stopped after SIGTERM or Ctrl-C, with last.pt saved; UserError where a loss is not finite.
     """
-    recipe = stage_recipe(run.config.train, stage)
+    recipe = stage_recipe(run.recipe, stage)
+    evaluate_every = evaluation_interval(recipe, len(run.train) * stage.iterations_factor)
     device, before = run.device, run.before
     to_device(detector, device, recipe.channels_last)
     detector.train()
@@ -41,6 +43,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     meter = Meter(device)
     state = State(detector, optimizer, scaler, average, meter)
     start = state.restore(resumed, run.last, recipe.iterations) if (resumed := run.take_resumed()) else 0
+    start = recipe.iterations if run.stalled else start
     # an augmentation that cannot be is refused here, before anything is written
     batches = run.batches(stage, detector.train_input, start, recipe.iterations)
     run.begin()
@@ -68,7 +71,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
             done = iteration + 1
             signal = distributed.all_reduce_max(interrupt.received)
             logging = due(done, LOG_EVERY, recipe.iterations)
-            evaluating = stage.can_evaluate and due(done, recipe.evaluate_every, recipe.iterations)
+            evaluating = stage.can_evaluate and due(done, evaluate_every, recipe.iterations)
             saving = bool(signal) or evaluating or due(done, recipe.save_every, recipe.iterations)
             # the one place where the host waits for a GPU, every LOG_EVERY steps and before anything is saved
             if logging or saving or meter.instant:
@@ -97,6 +100,9 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
                 meter.restart()
             if signal:
                 raise Stopped(signal, f"step {before + done}", run.folder)
+            if run.stalled:
+                log.say(f"{before + done}: ends early, with no better val mAP in {run.waited} evaluations")
+                break
     if average is not None:  # what a stage after this one goes on with
         detector.load_state_dict(average.detector.state_dict())
 
@@ -110,11 +116,6 @@ def stage_recipe(recipe: TrainConfig, stage: SGD) -> TrainConfig:
 def step_seed(seed: int, iteration: int, rank: int) -> int:
     """The seed of a step's random numbers (dropout): another for every iteration and process, nothing to save."""
     return (seed * 1_000_003 + iteration) * 4099 + rank
-
-
-def due(done: int, every: int, iterations: int) -> bool:
-    """Whether something happens after `done` steps: each `every` (0 = never), and always at the end."""
-    return done == iterations or (every > 0 and done % every == 0)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ Knows data sets and detections, but no models.
 from detkit.evaluation.coco import COCOResult, coco_ap
 from detkit.evaluation.coco_results import COCOResults, name_coco_results, parse_coco_results
 from detkit.evaluation.comp4 import read_comp4, write_comp4
+from detkit.evaluation.operating import best_scores
 from detkit.evaluation.pycoco import pycocotools_summary
 from detkit.evaluation.recall import ProposalRecall, proposal_recall
 from detkit.evaluation.score import Result, score
@@ -20,6 +21,7 @@ __all__ = [
     "ProposalRecall",
     "Result",
     "VOCResult",
+    "best_scores",
     "coco_ap",
     "name_coco_results",
     "parse_coco_results",

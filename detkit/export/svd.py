@@ -72,7 +72,7 @@ def export_svd(path: str | Path, out: str | Path, ranks: Mapping[str, int]) -> S
             for one in compressed
         )
     config.model.svd |= {one.name: one.after.rank for one in compressed}
-    checkpoint.save(out, detector, config, iteration=content["iteration"])
+    checkpoint.save(out, detector, config, iteration=content["iteration"], best_scores=detector.best_scores)
     height, width = images.pixels.shape[-2:]
     return SVDResult(layers, (parameters, count_parameters(detector)), score, box, (height, width), amp)
 

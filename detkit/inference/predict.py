@@ -80,7 +80,7 @@ def stream(
     detector: Detector,
     source: Source | Iterable[Source],
     *,
-    score: float = 0.5,
+    score: float | str = 0.5,
     classes: str | Collection[str] | None = None,
     thresholds: Mapping[str, float] | None = None,
     nms: str | None = None,

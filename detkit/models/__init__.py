@@ -15,7 +15,7 @@ from detkit.models import (
     yolov2,
     yolov3,
 )
-from detkit.models.base import SGD, Detector, Stage, StageRun
+from detkit.models.base import SGD, Detector, Stage, StageRun, Thresholds
 from detkit.models.compress import restructure
 from detkit.models.dense import DenseDetector
 from detkit.models.postprocess import postprocess
@@ -30,6 +30,7 @@ __all__ = [
     "RegionDetector",
     "Stage",
     "StageRun",
+    "Thresholds",
     "build_detector",
     "list_models",
     "model_config_type",

@@ -148,6 +148,21 @@ class Stage(Protocol):
         """
 
 
+class Thresholds(NamedTuple):
+    """The score of each class from which on its detections had the best F1 on a split; classes that had none lack.
+
+    split: `val`, or `test` where there is no val.
+    """
+
+    split: str
+    scores: Mapping[str, float]
+
+    def __str__(self) -> str:
+        few = [f"{name} {score:.2f}" for name, score in [*self.scores.items()][:8]]
+        more = ", ..." * (len(self.scores) > len(few))
+        return f"the best F1 on {self.split}: {', '.join(few) or 'of no class'}{more}"
+
+
 @dataclass(frozen=True)
 class SGD:
     """A stage of gradient descent on the detector's losses, by the config's `train` section.
@@ -175,9 +190,10 @@ class Detector(nn.Module):
     come with the images. supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`).
     class_layers: how the names begin of the weights whose meaning depends on the classes.
     classes: the names behind labels 0..C-1. input: how images must arrive.
-    experiment: the whole config of the checkpoint that it was loaded from, if it was. backend: what computes its
-    networks, for people. fixed_nms: settings of the NMS that is inside of them, if it is. fast: what predictions on
-    torch run by, see inference/fast.py. compiled: the method that `compile_network` compiles, of whole images alone.
+    experiment: the whole config of the checkpoint that it was loaded from, if it was. best_scores: the thresholds that
+    the checkpoint has, see `Thresholds`. backend: what computes its networks, for people. fixed_nms: settings of the
+    NMS that is inside of them, if it is. fast: what predictions on torch run by, see inference/fast.py. compiled: the
+    method that `compile_network` compiles, of whole images alone.
     """
 
     config_type: ClassVar[type]
@@ -190,6 +206,7 @@ class Detector(nn.Module):
     input: InputSpec
     backbone: Backbone
     experiment: Config | None = None
+    best_scores: "Thresholds | None" = None
     backend: str = "torch"
     fixed_nms: Mapping[str, float] | None = None
     fast: Any = None
@@ -361,7 +378,7 @@ class Detector(nn.Module):
         self,
         source: Any,
         *,
-        score: float = 0.5,
+        score: float | str = 0.5,
         classes: str | Collection[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
         nms: str | None = None,
@@ -377,9 +394,11 @@ class Detector(nn.Module):
         (H, W, 3) or tensor (3, H, W), a batch of such (B, H, W, 3) or (B, 3, H, W), or several of all these; a video
         gives one for each frame, see `stream`. bgr: arrays and tensors have blue first, as OpenCV reads images; all
         else is RGB whatever this says.
-        score: the score threshold. classes: those, or the one, that are kept, all by default. thresholds: another score
-        threshold for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales: test-time augmentation; all three
-        as the checkpoint's `detect` section says where they are None, see DetectConfig. batch: images at once.
+        score: the score threshold; `best`: of each class that with which F1 was best on val in training, or on test
+        where there was no val, see `best_scores`. classes: those, or the one, that are kept, all by default.
+        thresholds: another score threshold for some classes. nms: `hard`, `linear` or `gaussian`; flip, scales:
+        test-time augmentation; all three as the checkpoint's `detect` section says where they are None, see
+        DetectConfig. batch: images at once.
         Files are not kept in memory: what draws detections reads them again.
         Raises detkit.errors.UserError, naming the source, where one can't be read, and for an unknown class, a score
         that cannot be, or a setting that the detector cannot follow.

@@ -21,7 +21,7 @@ from detkit.inference.backends.onnx_file import ONNXFile, read_files, seal_parts
 from detkit.inference.backends.runtimes import RUNTIMES
 from detkit.inference.backends.tracing import check_packages, export_parts, trace_parts
 from detkit.inference.fast import Fast
-from detkit.models import Detector
+from detkit.models import Detector, Thresholds
 from detkit.models.parts import PartRun
 from detkit.runtime.device import choose_device, to_device
 
@@ -87,6 +87,8 @@ def open_exported(
     config = replace(config, train=replace(config.train, device="cpu", channels_last=False, amp="none"))
     with _NoRandomValues():
         detector = make_detector(config, tuple(own["classes"]), path)
+    if (thresholds := own.get("best_scores")) is not None:
+        detector.best_scores = Thresholds(**thresholds)
     parts: dict[str, PartRun] = {}
     for end, file in files.items():
         try:

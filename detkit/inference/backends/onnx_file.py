@@ -61,6 +61,7 @@ def seal_parts(
         "config": to_plain(config),
         "classes": detector.classes,
         "parts": [*parts],
+        "best_scores": None if detector.best_scores is None else detector.best_scores._asdict(),
         "export": sha256(b"".join(networks.values())).hexdigest(),
     }
     return {
