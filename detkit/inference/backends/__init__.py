@@ -104,10 +104,10 @@ def open_exported(
 
 def fastest() -> str:
     """Return the fastest backend that is installed, on a CPU."""
-    return _installed()[0]
+    return installed()[0]
 
 
-def _installed() -> list[str]:
+def installed() -> list[str]:
     """Return the backends that are there, the fastest first."""
     return [*(name for name in RUNTIMES if find_spec(name) is not None), "torch"]
 
@@ -122,7 +122,7 @@ def _can_export(detector: Detector) -> bool:
 
 def _check(name: str, path: str | Path, device: str) -> None:
     """Raise UserError unless a backend is installed and may run on this device."""
-    if name not in _installed():
+    if name not in installed():
         raise UserError(f"{path}: backend {name} is not installed; pip install {name}")
     if device not in ("auto", "cpu"):
         raise UserError(f"{path}: backend {name} runs on the CPU; device {device} goes with a checkpoint on torch")
