@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from detkit.data.dataset import DetectionDataset
 from detkit.data.opening import open_dataset
 from detkit.errors import UserError
-from detkit.inference.backends import installed, open_detector
+from detkit.inference.backends import check_name, installed, open_detector
+from detkit.inference.backends.onnx_file import read_files
 from detkit.inference.evaluate import evaluate
 from detkit.ops import box_iou
 from detkit.structures import DetectionSet
@@ -50,6 +52,10 @@ def compare_outputs(
     checkpoint = files[0]
     if checkpoint.endswith(".onnx"):
         raise UserError(f"{checkpoint}: the first file is compared with, on torch: name its checkpoint, as best.pt")
+    check_name(backend)
+    for file in files[1:]:  # before the work begins
+        if file.endswith(".onnx"):
+            read_files(Path(file))
     detector, config = open_detector(checkpoint, "cpu", "torch", overrides)
     dataset = open_dataset(config.data, split, detector.classes)
     names = [name for name in installed() if name != "torch"] if backend is None else [backend]

@@ -141,7 +141,14 @@ def test_what_can_not_run_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     for place in (100, len(content) // 2, len(content) - 200, len(content) - 60):
         head.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         assert f"{head}: " in (line := refused(path))
-        assert "damaged: its checksum is of other bytes" in line or "lacks the metadata" in line
+        assert (
+            "damaged, or changed by another program, as onnxsim: its checksum is of" in line
+            or "lacks the metadata" in line
+        )
+    simplified = onnx.load_from_string(content)
+    simplified.graph.node[0].name = "another"
+    head.write_bytes(simplified.SerializeToString())
+    assert "changed by another program" in refused(path)
     own = onnx_file.read_file(rpn).values
     for number in ("0", "2"):
         head.write_bytes(onnx_file.seal(b"", {}, {**own, "part": "-head", "format": f"detkit onnx {number}"}))

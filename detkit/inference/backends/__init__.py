@@ -38,8 +38,7 @@ def open_detector(
     Raises UserError, in one line: a file that is missing, damaged, another program's or another detkit's; a backend
     that is unknown or not installed, or that can't run this detector.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
+    check_name(backend)
     if str(path).endswith(".onnx"):
         return _open_files(Path(path), device, backend or "auto", overrides)
     place = None if device is None else choose_device(device)  # before the file is read
@@ -56,6 +55,12 @@ def open_detector(
     parts = export_parts(detector, path)
     contents = seal_parts(trace_parts(parts, path), detector, config, parts)
     return open_exported({end: verify(content, Path(path)) for end, content in contents.items()}, name, path)
+
+
+def check_name(backend: str | None) -> None:
+    """Raise UserError for a name that is no backend's."""
+    if backend is not None and backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
 
 
 def _open_files(path: Path, device: str | None, backend: str, overrides: list[str] | None) -> tuple[Detector, Config]:
