@@ -330,7 +330,7 @@ def _run(race: Race, setting: Setting, end: float) -> dict[str, dict[str, Any]]:
             found[runner.name] = {"seconds": float("inf")} | _syncs(job, setting)
             jobs[runner.name] = job
         except Exception as error:  # whatever it is: the others have something to say
-            found[runner.name] = {"error": f"{type(error).__name__}: {in_a_line(error)}"}
+            found[runner.name] = {"error": in_a_line(error)}
     for number in range(setting.rounds):
         if number and time.monotonic() > end:
             break

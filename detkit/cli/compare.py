@@ -107,6 +107,7 @@ def _outputs(names: list[str], overrides: list[str], arguments: argparse.Namespa
     from detkit.runtime.screen import say
 
     split = arguments.split or "test"
+    names = [str(Path(name, "best.pt")) if Path(name).is_dir() else name for name in names]  # of a run
     with Progress(transient=True) as bars:
         found, dataset = compare_outputs(
             names, overrides, split, arguments.backend, lambda done, total: bars.update("backends", done, total)

@@ -38,14 +38,15 @@ def test_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("COLUMNS", "160")
     objects = {"1": xml([("a", (1, 1, 20, 20))]), "2": xml([("b", (10, 10, 30, 30))])}
     root = make_root(tmp_path / "animals", objects, {"test": ["1", "2"]})
-    save_checkpoint(Path("best.pt"), zoo.trained("ssd"))
-    export_onnx("best.pt", "ssd.onnx")
-    export_onnx("best.pt", "half.onnx", Form(fp16=True))
+    Path("run").mkdir()
+    save_checkpoint(Path("run/best.pt"), zoo.trained("ssd"))
+    export_onnx("run/best.pt", "ssd.onnx")
+    export_onnx("run/best.pt", "half.onnx", Form(fp16=True))
     keys = [f"data.root={root}", "data.format=voc", "train.workers=0"]
-    assert main(["compare", "best.pt", "ssd.onnx", "half.onnx", *keys, "--out", "out"]) == 0
+    assert main(["compare", "run", "ssd.onnx", "half.onnx", *keys, "--out", "out"]) == 0
     assert "largest differences from the first line's detections" in capsys.readouterr().out
     outputs = json.loads(Path("out/outputs.json").read_text())["outputs"]
-    names = ["best.pt"] * (1 + len(INSTALLED)) + ["ssd.onnx"] * len(INSTALLED) + ["half.onnx"] * len(INSTALLED)
+    names = ["run/best.pt"] * (1 + len(INSTALLED)) + ["ssd.onnx"] * len(INSTALLED) + ["half.onnx"] * len(INSTALLED)
     assert [one["file"] for one in outputs] == names
     for one in outputs:
         assert one["count"] > 0
@@ -56,10 +57,10 @@ def test_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert not (exact and one["missing"])
     assert outputs[0]["boxes"] == outputs[0]["scores"] == 0
     for words, arguments in (
-        ("ssd.onnx: the first file is compared with, on torch: name its checkpoint", ["ssd.onnx", "best.pt"]),
-        ("--split val goes with .onnx files", ["best.pt", "--split", "val"]),
-        ("no file none.onnx", ["best.pt", "none.onnx", *keys]),
-        ("backend 'openvin' is not one of", ["best.pt", *keys, "--backend", "openvin"]),
+        ("ssd.onnx: the first file is compared with, on torch: name its checkpoint", ["ssd.onnx", "run"]),
+        ("--split val goes with .onnx files", ["run", "--split", "val"]),
+        ("no file none.onnx", ["run", "none.onnx", *keys]),
+        ("backend 'openvin' is not one of", ["run", *keys, "--backend", "openvin"]),
     ):
         assert main(["compare", *arguments]) == 2
         error = capsys.readouterr().err
