@@ -77,7 +77,7 @@ class Race:
     published: float | None = None
 
 
-def race_of(name: str, images: int | None = None, published: float | None = None, **runners: Any) -> Race:
+def race_of(name: str, images: int | None, published: float | None, **runners: Callable[[Setting], Job]) -> Race:
     names = {name: name.replace("_", " ") for name in runners}
     return Race(Benchmark(name, tuple(Runner(names[key], setup) for key, setup in runners.items())), images, published)
 
@@ -146,7 +146,8 @@ def network_alone(form: str, batch: int, setting: Setting) -> Job:
     device = torch.device(setting.device)
     to_device(detector.eval(), device, channels_last=True)
     pixels = MOBILENET.pixels(batch, setting.device).contiguous(memory_format=torch.channels_last)
-    job = torch.no_grad()(lambda: detector.boxes_and_scores(pixels))
+    part = detector.export_parts()[""].network
+    job = torch.no_grad()(lambda: part(pixels))
     if form == "compile":
         detector.compile_network()
     if form != "graph":
@@ -170,7 +171,7 @@ def decode(peer: bool, images: int, setting: Setting) -> Job:
     deltas = torch.rand(images, 8732, 4, generator=torch.Generator().manual_seed(0)).to(setting.device)
     if not peer:
         return lambda: CODER.decode(deltas, refs)
-    coder = TorchvisionCoder(CODER.weights)
+    coder = TorchvisionCoder((10.0, 10.0, 5.0, 5.0))
     return lambda: [coder.decode_single(one, refs) for one in deltas]
 
 
@@ -195,12 +196,16 @@ def pool(peer: bool, regions: int, setting: Setting) -> Job:
 def ops(sizes: Sizes) -> Iterator[Race]:
     yield race_of(
         "box_iou, 1000 x 1000",
+        None,
+        None,
         detkit=partial(compare_boxes, box_iou),
         torchvision=partial(compare_boxes, torchvision.ops.box_iou),
     )
     for images in {1, sizes.images}:
         yield race_of(
             f"nms, 20 classes, 10000 boxes, {images} images",
+            None,
+            None,
             detkit=partial(nms_detkit, images),
             torchvision_loop=partial(nms_torchvision, images),
         )
@@ -209,7 +214,8 @@ def ops(sizes: Sizes) -> Iterator[Race]:
         (f"match 8732 default boxes, {sizes.images} images", match, sizes.images),
         (f"roi_align, 2 images, {sizes.regions} regions each", pool, sizes.regions),
     ):
-        yield race_of(name, detkit=partial(function, False, count), torchvision_loop=partial(function, True, count))
+        ours, theirs = (partial(function, peer, count) for peer in (False, True))
+        yield race_of(name, None, None, detkit=ours, torchvision_loop=theirs)
 
 
 def detecting(sizes: Sizes) -> Iterator[Race]:
@@ -223,7 +229,7 @@ def detecting(sizes: Sizes) -> Iterator[Race]:
                 for end, amp in (("", "none"), ("_bf16", AMP))
                 for runner, function in runners.items()
             }
-            yield race_of(f"{name}, detection of {batch}", batch, **forms)
+            yield race_of(f"{name}, detection of {batch}", batch, None, **forms)
 
 
 def stepping(sizes: Sizes) -> Iterator[Race]:
@@ -234,7 +240,7 @@ def stepping(sizes: Sizes) -> Iterator[Race]:
         }
         if network.build_torchvision is not nn.Module:
             runners["torchvision"] = partial(train_torchvision, network, sizes.train)
-        yield race_of(f"{name}, training step of {sizes.train}", sizes.train, **runners)
+        yield race_of(f"{name}, training step of {sizes.train}", sizes.train, None, **runners)
 
 
 def published(sizes: Sizes) -> Iterator[Race]:
@@ -248,12 +254,12 @@ def published(sizes: Sizes) -> Iterator[Race]:
 def forms(sizes: Sizes) -> Iterator[Race]:
     for batch in sizes.detect:
         runners = {form: partial(network_alone, form, batch) for form in ("eager", "graph", "compile")}
-        yield race_of(f"ssd300_mobilenet_v2, network alone, {batch}", batch, **runners)
+        yield race_of(f"ssd300_mobilenet_v2, network alone, {batch}", batch, None, **runners)
 
 
 def scoring(sizes: Sizes) -> Iterator[Race]:
     name = f"VOC AP, {sizes.voc.images} images, {sizes.voc.detections} detections"
-    yield race_of(name, detkit=partial(score_detkit, sizes.voc))
+    yield race_of(name, None, None, detkit=partial(score_detkit, sizes.voc))
 
 
 class _Loaded(Dataset):
@@ -278,7 +284,7 @@ def load(count: int, _: Setting) -> Job:
 
 def loading(sizes: Sizes) -> Iterator[Race]:
     name = f"decode and augment {WIDTH}x{HEIGHT} to {SIZE}, {os.cpu_count()} workers"
-    yield race_of(name, sizes.loaded, detkit=partial(load, sizes.loaded))
+    yield race_of(name, sizes.loaded, None, detkit=partial(load, sizes.loaded))
 
 
 # in the order of their worth
