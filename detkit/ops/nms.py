@@ -236,20 +236,24 @@ def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
         rows = longest_first[first : first + count]
         keep[rows, :width] = _greedy_rows(boxes[rows, :width], valid[rows, :width], iou, block)
         first += len(rows)
-    if cpu:
-        _loop_rows(boxes, valid, iou, longest_first[first : first + sum(map(bool, lengths[first:]))].tolist(), keep)
+    lengths = [length for length in lengths[first:] if length]
+    if lengths and cpu:
+        _loop_rows(boxes, valid, iou, longest_first[first : first + len(lengths)].tolist(), lengths, keep)
     return keep
 
 
-def _loop_rows(boxes: Tensor, valid: Tensor, iou: float, rows: list[int], keep: Tensor) -> None:
+def _loop_rows(boxes: Tensor, valid: Tensor, iou: float, rows: list[int], lengths: list[int], keep: Tensor) -> None:
     """Greedy NMS of rows as in `_greedy`, into `keep`; one after the other, since on a CPU a short row takes less time
-    alone than padded among longer ones."""
-    boxes = as_float(boxes)
+    alone than padded among longer ones. lengths: of the rows, up to their last valid box."""
+    boxes = torch.where(valid.unsqueeze(-1), as_float(boxes), 0)  # boxes of no area overlap nothing
     iou = float(torch.tensor(iou, dtype=boxes.dtype))  # as a tensor is compared with it
-    best_first = torch.arange(boxes.shape[1], 0, -1, dtype=boxes.dtype)
-    for row in rows:
-        column = valid[row].nonzero().squeeze(1)
-        keep[row, column[nms_loop(boxes[row, column], best_first[: len(column)], iou)]] = True
+    width = boxes.shape[1]
+    best_first = torch.arange(width, 0, -1, dtype=boxes.dtype)
+    kept = [
+        nms_loop(boxes[row, :length], best_first[:length], iou).add_(row * width) for row, length in zip(rows, lengths)
+    ]
+    keep.view(-1)[torch.cat(kept)] = True
+    keep &= valid
 
 
 def _greedy_rows(boxes: Tensor, valid: Tensor, iou: float, block: int) -> Tensor:
