@@ -1,5 +1,6 @@
 """Every detector by the rules of a GPU, where there is none: see tests/pretend.py."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from tests.toys.fixtures import Train
 
 # Where the host waits in a training step. Of `rounds` how often depends on the data: greedy matching and NMS end early.
 ROUNDS = {"matching.py:_bipartite", "nms.py:_settle"}
-NMS = {"nms.py:_flat": 2, "nms.py:_greedy": 1, "nms.py:_suppress": 4, "sorting.py:ranked_rows": 4}
+NMS = {"nms.py:_flat": 2, "nms.py:_greedy": 1, "nms.py:_kept": 2, "nms.py:_suppress": 2, "sorting.py:ranked_rows": 4}
 TRAINING = {
     "fast_rcnn": {},
     "faster_rcnn": NMS,  # of the RPN's proposals
@@ -89,6 +90,30 @@ def test_a_training_step(name: str) -> None:
             optimizer.zero_grad()
             average.update(iteration)
         assert fixed(gpu.syncs) == TRAINING[name]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_training_step_on_cuda_waits_where_the_pretended_one_does(name: str) -> None:
+    device = torch.device("cuda")
+    detector = zoo.build(name)
+    to_device(detector, device, channels_last=True)
+    images, targets = images_to_device(zoo.sample_images(detector), device, True), zoo.some_objects(detector).to(device)
+    optimizer = build_optimizer(detector.train(), TrainConfig(iterations=10, lr=1e-4))
+    files: set[str] = set()
+    for _ in range(2):  # the first makes the optimiser's state
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                torch.stack([*detector(images, targets).values()]).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        files = {Path(warning.filename).name for warning in caught if "synchroniz" in str(warning.message)}
+    known = {place.partition(":")[0] for place in (*ROUNDS, *TRAINING[name])}
+    assert files <= known
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from detkit.backbones.base import FeatureInfo
@@ -33,5 +33,27 @@ class ResNet(SequentialBackbone):
         return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class ReducedResNet(ResNet):
+    """ResNet without conv5_x and with conv4_x at stride 1, as under NVIDIA's SSD300 (DeepLearningExamples, v1.1).
+
+    Features c2 (stride 4), c3 and c4 (8 both).
+    """
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(depth)
+        self.truncate("c4")
+        for layer in self.get_submodule("layer3.0").modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+        self.info = (*self.info[:2], self.info[2]._replace(stride=8))
+
+    def tail(self, size: int) -> nn.Module:
+        return SequentialBackbone.tail(self, size)
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: tensor for key, tensor in state.items() if not key.startswith("layer4.")}
+
+
 for _depth in (18, 34, 50, 101, 152):
     BACKBONES.register(f"resnet{_depth}")(partial(ResNet, _depth))
+BACKBONES.register("resnet50_reduced")(partial(ReducedResNet, 50))

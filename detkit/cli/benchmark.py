@@ -6,7 +6,9 @@ import os
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli.arguments import whole
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
 BENCHMARKS = ("ops", "data", "detect", "path", "regions", "train", "svm", "evaluate", "proposals")
 
+GPU = "gpu"  # by its own name alone
+
 LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
+GPU_LINE = "{:2}{:24}{:>12}{:>12}{:>12}{:>12}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
 DESCRIPTION = "Time detkit beside torchvision and others."
@@ -26,7 +31,11 @@ round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
   detkit benchmark path --checkpoint best.pt --images data/VOCdevkit/VOC2007/JPEGImages --rounds 3
+  detkit benchmark gpu --out gpu.json
   detkit benchmark proposals --contrib contrib/bin/python --root data/VOCdevkit/VOC2007 --split test
+
+gpu is one process, for CUDA: all of these, NVIDIA's SSD300 beside its published figures, CUDA graphs, and how often the
+host waits for the GPU; it ends after --budget seconds with what it has. --device cpu --tiny tries the command.
 
 opencv-contrib replaces cv2, so it has an environment of its own:
   python3 -m venv contrib && contrib/bin/pip install opencv-contrib-python-headless
@@ -36,7 +45,7 @@ recall`; "equal": of each image, both have as many boxes as the one with fewer. 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all; or gpu")
     parser.add_argument("--rounds", type=whole(), default=10, help="times that each runs (default 10)")
     parser.add_argument("--threads", type=whole(), help="CPU threads of each; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
@@ -49,10 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help="with --contrib: compare boxes on this data set, too")
     parser.add_argument("--split", action="append", metavar="SPLIT", help="of --root (default test), repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="of gpu: write its figures, row after row")
+    parser.add_argument("--budget", metavar="SECONDS", type=whole(1), help="of gpu: stop after these (default 220)")
+    parser.add_argument("--tiny", action="store_true", help="of gpu: few and small inputs, to try the command")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Time every runner of the benchmarks asked for."""
+    gpu = {"--out": arguments.out, "--budget": arguments.budget, "--tiny": arguments.tiny}
+    if arguments.names == [GPU]:
+        _gpu(arguments)
+        return
+    if GPU in arguments.names or any(gpu.values()):
+        wrong = ", ".join(name for name, value in gpu.items() if value) or f"{GPU} beside others"
+        raise UserError(f"{wrong}: goes with `benchmark gpu` alone")
     for name in arguments.names:
         if name not in BENCHMARKS:
             raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
@@ -92,6 +111,48 @@ def run(arguments: argparse.Namespace) -> None:
         result["proposals"] = _compare(arguments, console)
     if arguments.json:
         print(json.dumps(result, indent=1))
+
+
+def _gpu(arguments: argparse.Namespace) -> None:
+    """Run and print what benchmarks/gpu.py has; write it after each row: an interrupted run leaves something."""
+    from rich.console import Console
+
+    from detkit.benchmarks.gpu import TINY, Sizes, measure
+    from detkit.files import write_atomic
+    from detkit.runtime.device import choose_device
+    from detkit.runtime.race import Setting
+
+    device, sizes = str(choose_device(arguments.device)), TINY if arguments.tiny else Sizes(arguments.rounds)
+    budget = arguments.budget or 220
+    console = Console(stderr=arguments.json, highlight=False)
+    machine, start, rows = (
+        _machine(Setting(device, arguments.threads or os.cpu_count() or 1, sizes.rounds)),
+        monotonic(),
+        [],
+    )
+    console.print(f"{machine}; {budget} s")
+    console.print(GPU_LINE.format("", "runner", "best ms", "images/s", "published", "host syncs"))
+
+    def say(row: dict[str, Any]) -> None:
+        if not rows or rows[-1]["name"] != row["name"]:
+            console.print(f"{row['name']}    ({monotonic() - start:.0f} s)")
+        rows.append(row)
+        if "error" in row:
+            console.print(f"  {row['runner']}: {row['error']}", markup=False)
+        else:
+            rates = (
+                f"{row[key]:.0f}" if key in row else "" for key in ("images_per_second", "published_images_per_second")
+            )
+            console.print(
+                GPU_LINE.format("", row["runner"], f"{row['seconds'] * 1e3:.2f}", *rates, row.get("syncs", ""))
+            )
+        if arguments.out is not None:
+            write_atomic(arguments.out, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+    measure(device, sizes, budget, say)
+    console.print(f"{monotonic() - start:.0f} of {budget} s")
+    if arguments.json:
+        print(json.dumps({"machine": machine, "rows": rows}, indent=1))
 
 
 def _check_proposals(arguments: argparse.Namespace) -> None:

@@ -1,11 +1,13 @@
 """detkit compare: several detectors side by side on the same data."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.cli.arguments import whole
+from detkit.cli.arguments import add_backend, whole
+from detkit.cli.listing import print_table
 from detkit.errors import UserError, late
 from detkit.names import shown
 from detkit.runtime.screen import complain
@@ -24,6 +26,7 @@ EPILOG = """examples:
   detkit compare configs/shapes/ssd.yaml configs/shapes/yolov1.yaml train.iterations=500 --out runs/quick
   detkit compare runs/ssd-1 runs/faster_rcnn-1 data.root=data/mine --out runs/both
   detkit compare configs/custom data.root=data/mine
+  detkit compare runs/ssd-1/best.pt ssd.onnx ssd8.onnx --split val
 
 A config is trained into DIR/NAME, with what it prints in DIR/NAME.log, by `detkit train` in a process of its own, in
 the order of the papers; proposals that it names and that do not exist are made first. A run is taken as it is: its
@@ -34,6 +37,9 @@ All are evaluated here, on the one test split by the one metric. Speed is measur
 its own, on the same 16 images, from pixels to detections in the image: the fastest round counts. Detectors of stored
 regions get them from their stores; the time that making them takes has a column of its own.
 
+With .onnx files, behind their checkpoint, it is what torch, ONNX Runtime and OpenVINO find with each: mAP, and the
+largest differences from the checkpoint's detections on torch; --out DIR then writes outputs.json alone.
+
 exit status: 0; 1 where a detector failed and the others are compared, or a plot or the report is not written; 2 after
 an error; 130 after Ctrl-C.
 """
@@ -43,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="+",
-        metavar="CONFIG|RUN|FOLDER|key=value",
-        help="YAML configs, folders of runs, folders that hold either; key=value changes all configs",
+        metavar="CONFIG|RUN|FOLDER|FILE|key=value",
+        help="YAML configs, folders of runs, folders that hold either; or a checkpoint and .onnx files of it; "
+        "key=value changes all configs",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
@@ -53,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=whole(), default=10, help="times that each detector runs for its speed (default %(default)s)"
     )
+    parser.add_argument("--split", help="with .onnx files: what to detect on, train, val or test (default test)")
+    add_backend(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,6 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or Path("runs") / f"compare-{Path(names[0]).resolve().stem}"
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
+
+    if arguments.backend is not None or any(name.endswith(".onnx") for name in names):
+        _outputs(names, overrides, arguments)
+        return 0
+    if arguments.split is not None:
+        raise UserError(f"--split {arguments.split} goes with .onnx files; data.test=[SPLIT] changes configs and runs")
 
     from detkit.comparison.entries import find_entries, open_same
     from detkit.comparison.job import Comparison
@@ -85,6 +100,33 @@ def run(arguments: argparse.Namespace) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         print("interrupted; the same command goes on where it was stopped", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, Interrupted) else 2)
+
+
+def _outputs(names: list[str], overrides: list[str], arguments: argparse.Namespace) -> None:
+    """Compare backends, see comparison/outputs.py."""
+    from detkit.comparison.outputs import IOU, SCORE, compare_outputs
+    from detkit.files import write_atomic
+    from detkit.runtime.progress import Progress
+    from detkit.runtime.screen import say
+
+    split = arguments.split or "test"
+    names = [str(Path(name, "best.pt")) if Path(name).is_dir() else name for name in names]  # of a run
+    with Progress(transient=True) as bars:
+        found, dataset = compare_outputs(
+            names, overrides, split, arguments.backend, lambda done, total: bars.update("backends", done, total)
+        )
+    if arguments.out is not None:
+        content = {"dataset": dataset.name, "images": len(dataset), "outputs": [one.to_dict() for one in found]}
+        write_atomic(arguments.out / "outputs.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    rows = []
+    for one in found:
+        figures = (f"{one.mAP:.4f}", f"{one.images_per_second:.1f}", f"{one.boxes:.2g}", f"{one.scores:.2g}")
+        rows.append((one.file, one.backend, *figures, f"{one.missing} of {one.count}"))
+    print_table(("file", "backend", "mAP", "images/s", "boxes, pixels", "scores", "not found"), rows, texts=2)
+    say(
+        f"{dataset.name}, {len(dataset)} images; largest differences from the first line's detections of scores >= "
+        f"{SCORE}, paired by class and IoU >= {IOU}"
+    )
 
 
 def _work(job: "Comparison") -> int:

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.ops import nms as nms_loop
 
-from detkit.ops.boxes import box_iou, gather_boxes
+from detkit.ops.boxes import as_float, box_iou, gather_boxes
 from detkit.ops.sorting import argsort_descending, ranked_rows
 
 # Boxes of a group that are settled at once, and pairs of boxes compared at once (float32: 16 MiB and 256 MiB). Small
 # blocks compare fewer boxes that are dropped anyway, many pairs at once make fewer calls.
 CPU_BLOCK, CPU_PAIRS = 128, 1 << 22
 GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
+# On a CPU so many of the best candidates are settled first for each that may stay: most often they are enough.
+CPU_FIRST = 6
+CPU_LOOP = 400  # boxes of a group up to which torchvision's loop, one group after the other, beats blocks on a CPU
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Te
         if len(image):
             crowded = takes_part[image, :, label]
             values = scores[image, :, label].masked_fill(~crowded, -torch.inf)
-            last = values.topk(top_k).values[:, -1:]
+            last = values.topk(top_k, sorted=False).values.amin(1, keepdim=True)
             takes_part[image, :, label] = crowded & (values >= last)
     return _flat(takes_part, boxes, scores)
 
@@ -188,32 +192,72 @@ def _suppress(candidates: Candidates, iou: float, top_k: int, max_out: int) -> T
     if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
         return out
     best_first = argsort_descending(candidates.scores)
-    rows, filled = candidates.rows(best_first, top_k)
-    keep = _greedy(candidates.boxes[rows], filled, iou)
-    stays = torch.zeros_like(best_first, dtype=torch.bool)
-    stays[rows[keep]] = True
-    best_kept = best_first[stays[best_first]]  # host sync
+    best_kept = _first_kept(candidates, best_first, iou, top_k, max_out)
+    if best_kept is None:
+        best_kept = _kept(candidates, best_first, iou, top_k)
     rows, filled = ranked_rows(candidates.image, candidates.images, best_kept, max_out)
     kept, rank = rows[filled], filled.nonzero()[:, 1]  # host syncs: how many stay is data
     out[:, candidates.image[kept], rank] = torch.stack((candidates.index[kept], candidates.label[kept]))
     return out
 
 
+def _first_kept(candidates: Candidates, best_first: Tensor, iou: float, top_k: int, max_out: int) -> Tensor | None:
+    """Return what stays of each image's best candidates, where that is `max_out` or all: what is worse can't matter.
+
+    None where it is not, and on a GPU, which has to wait for the answer and compares all the same.
+    """
+    first = CPU_FIRST * max_out
+    if best_first.device.type != "cpu" or len(best_first) <= first:
+        return None
+    rows, filled = ranked_rows(candidates.image, candidates.images, best_first, first)
+    kept = _kept(candidates, rows[filled], iou, top_k)
+    counts = torch.bincount(candidates.image[kept], minlength=candidates.images)
+    return kept if bool(((counts >= max_out) | ~filled[:, -1]).all()) else None
+
+
+def _kept(candidates: Candidates, best_first: Tensor, iou: float, top_k: int) -> Tensor:
+    """Return those of `best_first` that stay, best first in each image."""
+    rows, filled = candidates.rows(best_first, top_k)
+    keep = _greedy(candidates.boxes[rows], filled, iou)
+    stays = torch.zeros(len(candidates.scores), dtype=torch.bool, device=best_first.device)
+    stays[rows[keep]] = True
+    return best_first[stays[best_first]]  # host sync
+
+
 def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     """Greedy NMS of rows: boxes (G, K, 4) best first, valid (G, K) with the padding last -> kept (G, K) bool."""
-    block, pairs = (CPU_BLOCK, CPU_PAIRS) if boxes.device.type == "cpu" else (GPU_BLOCK, GPU_PAIRS)
+    cpu = boxes.device.type == "cpu"
+    block, pairs = (CPU_BLOCK, CPU_PAIRS) if cpu else (GPU_BLOCK, GPU_PAIRS)
     sizes, longest_first = valid.sum(1).sort(descending=True)
+    valid = valid & boxes.isfinite().all(-1)
     lengths = sizes.tolist()  # host sync
     keep = torch.zeros_like(valid)
     first = 0
     # rows of like length together, so many that memory stays bounded
-    while first < len(lengths) and lengths[first] > 0:
+    while first < len(lengths) and lengths[first] > (CPU_LOOP if cpu else 0):
         width = lengths[first]
         count = max(1, pairs // (min(width, block) * width))
         rows = longest_first[first : first + count]
         keep[rows, :width] = _greedy_rows(boxes[rows, :width], valid[rows, :width], iou, block)
         first += len(rows)
+    lengths = [length for length in lengths[first:] if length]
+    if lengths and cpu:
+        _loop_rows(boxes, valid, iou, longest_first[first : first + len(lengths)].tolist(), lengths, keep)
     return keep
+
+
+def _loop_rows(boxes: Tensor, valid: Tensor, iou: float, rows: list[int], lengths: list[int], keep: Tensor) -> None:
+    """Greedy NMS of rows as in `_greedy`, into `keep`; one after the other, since on a CPU a short row takes less time
+    alone than padded among longer ones. lengths: of the rows, up to their last valid box."""
+    boxes = torch.where(valid.unsqueeze(-1), as_float(boxes), 0)  # boxes of no area overlap nothing
+    iou = float(torch.tensor(iou, dtype=boxes.dtype))  # as a tensor is compared with it
+    width = boxes.shape[1]
+    best_first = torch.arange(width, 0, -1, dtype=boxes.dtype)
+    kept = [
+        nms_loop(boxes[row, :length], best_first[:length], iou).add_(row * width) for row, length in zip(rows, lengths)
+    ]
+    keep.view(-1)[torch.cat(kept)] = True
+    keep &= valid
 
 
 def _greedy_rows(boxes: Tensor, valid: Tensor, iou: float, block: int) -> Tensor:
@@ -223,7 +267,6 @@ def _greedy_rows(boxes: Tensor, valid: Tensor, iou: float, block: int) -> Tensor
     """
     width = valid.shape[1]
     keep = valid.new_zeros(len(valid), width + 1)  # the last column takes what padding writes
-    valid = valid & boxes.isfinite().all(-1)
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0)  # boxes of no area overlap nothing
     column = torch.arange(width, device=valid.device).expand_as(valid)
     while True:

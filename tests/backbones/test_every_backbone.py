@@ -215,7 +215,7 @@ def test_vggs_pools_round_up_as_caffes(name):
 
 
 def test_imagenet_names_are_torchvisions():
-    assert {name for name in NAMES if skeleton(name).imagenet} == {*PUBLISHED, "vgg16_reduced"}
+    assert {name for name in NAMES if skeleton(name).imagenet} == {*PUBLISHED, "vgg16_reduced", "resnet50_reduced"}
     for name in PUBLISHED:
         imagenet = skeleton(name).imagenet
         assert imagenet is not None

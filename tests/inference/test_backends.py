@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import detkit
 from detkit.cli import main
@@ -17,6 +18,7 @@ from detkit.errors import UserError
 from detkit.export.onnx import export_onnx
 from detkit.inference import backends
 from detkit.inference.backends import onnx_file, open_detector
+from detkit.inference.backends.runtimes import OpenVINO
 from tests import zoo
 from tests.backends import INSTALLED, check_backends
 from tests.builders import few_regions, random_image, save_checkpoint
@@ -77,6 +79,26 @@ def test_auto_is_the_fastest_that_is_there(tmp_path: Path, monkeypatch: pytest.M
     assert open_detector(path, "cpu", "auto")[0].backend == "torch"
 
 
+def test_openvino_runs_any_number_of_images(tmp_path: Path) -> None:
+    """Few networks for many numbers of images, last batches filled up; a call's outputs outlive the next call."""
+    pytest.importorskip("openvino")
+    detector = zoo.trained("yolov1")
+    export_onnx(save_checkpoint(tmp_path / "best.pt", detector), tmp_path / "net.onnx")
+    runtime = OpenVINO((tmp_path / "net.onnx").read_bytes())
+    pixels = zoo.sample_images(detector, 6).pixels
+    found = runtime(pixels=pixels)
+    with torch.inference_mode():
+        expected = detector.boxes_and_scores(pixels)
+    compiled = []
+    for count in (5, 1, 1, 2, 3, 2, 4, 4, 6):
+        for one, alone in zip(found, runtime(pixels=pixels[:count]), strict=True):
+            torch.testing.assert_close(alone, one[:count])
+        compiled.append([*runtime._compiled])
+    assert compiled == [[6]] * 2 + [[6, 1]] * 3 + [[6, 1, 2]] * 2 + [[6, 1, 2, 4]] * 2
+    for one, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, theirs, atol=1e-3, rtol=1e-4)
+
+
 def refused(*arguments: Any, **keys: Any) -> str:
     with pytest.raises(UserError) as error:
         open_detector(*arguments, **keys)
@@ -122,7 +144,14 @@ def test_what_can_not_run_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     for place in (100, len(content) // 2, len(content) - 200, len(content) - 60):
         head.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         assert f"{head}: " in (line := refused(path))
-        assert "damaged: its checksum is of other bytes" in line or "lacks the metadata" in line
+        assert (
+            "damaged, or changed by another program, as onnxsim: its checksum is of" in line
+            or "lacks the metadata" in line
+        )
+    simplified = onnx.load_from_string(content)
+    simplified.graph.node[0].name = "another"
+    head.write_bytes(simplified.SerializeToString())
+    assert "changed by another program" in refused(path)
     own = onnx_file.read_file(rpn).values
     for number in ("0", "2"):
         head.write_bytes(onnx_file.seal(b"", {}, {**own, "part": "-head", "format": f"detkit onnx {number}"}))

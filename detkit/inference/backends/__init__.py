@@ -39,8 +39,7 @@ def open_detector(
     Raises UserError, in one line: a file that is missing, damaged, another program's or another detkit's; a backend
     that is unknown or not installed, or that can't run this detector.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
+    check_name(backend)
     if str(path).endswith(".onnx"):
         return _open_files(Path(path), device, backend or "auto", overrides)
     place = None if device is None else choose_device(device)  # before the file is read
@@ -58,6 +57,12 @@ def open_detector(
     parts = export_parts(detector, path)
     contents = seal_parts(trace_parts(parts, path), detector, config, parts)
     return open_exported({end: verify(content, Path(path)) for end, content in contents.items()}, name, path)
+
+
+def check_name(backend: str | None) -> None:
+    """Raise UserError for a name that is no backend's."""
+    if backend is not None and backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
 
 
 def _open_files(path: Path, device: str | None, backend: str, overrides: list[str] | None) -> tuple[Detector, Config]:
@@ -109,10 +114,10 @@ def open_exported(
 
 def fastest() -> str:
     """Return the fastest backend that is installed, on a CPU."""
-    return _installed()[0]
+    return installed()[0]
 
 
-def _installed() -> list[str]:
+def installed() -> list[str]:
     """Return the backends that are there, the fastest first."""
     return [*(name for name in RUNTIMES if find_spec(name) is not None), "torch"]
 
@@ -127,7 +132,7 @@ def _can_export(detector: Detector) -> bool:
 
 def _check(name: str, path: str | Path, device: str) -> None:
     """Raise UserError unless a backend is installed and may run on this device."""
-    if name not in _installed():
+    if name not in installed():
         raise UserError(f"{path}: backend {name} is not installed; pip install {name}")
     if device not in ("auto", "cpu"):
         raise UserError(f"{path}: backend {name} runs on the CPU; device {device} goes with a checkpoint on torch")

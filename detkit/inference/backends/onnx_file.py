@@ -9,6 +9,9 @@ runs it without detkit (see `metadata`), then what detkit reads, all as JSON:
         part     the end of this file's name; parts: those of all files of the detector
         export   the same for all of them, and another for another detector
     sha256   of all bytes before this entry, and how many of them the value of `detkit` has
+A file that another program has rewritten (onnxsim, onnxslim, a quantiser) is refused: nothing tells its change from
+damage, and boxes of a network that is a little wrong look right. OpenVINO and ONNX Runtime fold and fuse as much when
+they load a file, so that there is nothing to gain.
 """
 
 import json
@@ -103,7 +106,10 @@ def verify(content: bytes, path: Path) -> ONNXFile:
             "classes) and `sha256` at its end; detkit export CHECKPOINT --onnx FILE.onnx writes them"
         )
     if sha256(body).hexdigest().encode() != end[1]:
-        raise UserError(f"{path}: damaged: its checksum is of other bytes; export it again")
+        raise UserError(
+            f"{path}: damaged, or changed by another program, as onnxsim: its checksum is of other bytes; export it "
+            "again, and run it as it is: what runs it simplifies it by itself"
+        )
     values = json.loads(body[len(body) - int(end[2]) :])
     if values.get("format") != FORMAT:
         raise UserError(
