@@ -1,6 +1,6 @@
 """What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,6 +72,12 @@ class DenseDetector(Detector):
     def predict(self, images: Images) -> Predictions:
         selected, _ = self.select(self.network(self.normalise(images.pixels, images.sizes)))
         return self.decode(selected)
+
+    def follow(self, images: Images, row: int) -> Callable[[Images], Predictions]:
+        with torch.no_grad():
+            _, index = self.select(self.network(self.normalise(images.pixels, images.sizes)))
+        place = row if index is None else int(index[0, row])
+        return lambda changed: self.decode(self.network(self.normalise(changed.pixels, changed.sizes))).row(place)
 
     def compile_network(self) -> None:
         self.network = torch.compile(self.network)
