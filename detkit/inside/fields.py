@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.inside.network import Network, as_maps, watched
-from detkit.inside.rectify import NORMS
+from detkit.inside.network import NORMS, Network
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,16 @@ def receptive_fields(network: Network, layers: list[str], side: tuple[int, int] 
     pixels = torch.zeros(1, 3, *(side or network.side), device=network.device, requires_grad=True)
     through = lambda _module, inputs, _output: inputs[0] * 1  # noqa: E731
     hooks = [module.register_forward_hook(through) for module in network.body.modules() if isinstance(module, NORMS)]
-    found: dict[str, Any] = {}
     try:
-        with torch.enable_grad(), watched(network.body, layers, lambda name, output: found.update({name: output})):
-            network.run(pixels)
+        with torch.enable_grad():
+            maps = network.record(pixels, layers)
     finally:
         for hook in hooks:
             hook.remove()
     known: dict[Any, Field | None] = {}
     fields = {}
     for name in layers:
-        result = _field(found[name].grad_fn, known)
+        result = _field(maps[name].grad_fn, known)
         assert result is not None, f"{name} does not depend on the pixels"
         fields[name] = result
     return fields
@@ -69,9 +67,7 @@ def _pair(values: Any) -> np.ndarray:
 
 
 def _convolution(node: Any) -> tuple[np.ndarray, ...]:
-    return _pair(node._saved_weight.shape), *map(
-        _pair, (node._saved_stride, node._saved_padding, node._saved_dilation)
-    )
+    return _pair(node._saved_weight.shape), *map(_pair, (node._saved_stride, node._saved_padding, node._saved_dilation))
 
 
 def _pooling(node: Any) -> tuple[np.ndarray, ...]:
@@ -112,9 +108,7 @@ def _own(node: Any, sources: Sequence[Field | None]) -> Field | None:
     fields = [field for field in sources if field is not None]
     if not fields:
         return None
-    field = Field(
-        fields[0].stride, np.min([one.low for one in fields], 0), np.max([one.high for one in fields], 0)
-    )
+    field = Field(fields[0].stride, np.min([one.low for one in fields], 0), np.max([one.high for one in fields], 0))
     if kind in WINDOWS:
         kernel, stride, padding, dilation = WINDOWS[kind](node)
         low = field.low - field.stride * padding
@@ -138,10 +132,7 @@ def effective_field(network: Network, layer: str, pixels: Sequence[Tensor]) -> n
     total = torch.zeros(pixels[0].shape[-2:])
     for image in pixels:
         image = image.clone().requires_grad_()
-        found: dict[str, Tensor] = {}
-        with watched(network.body, [layer], lambda name, output: found.update({name: as_maps(output)})):
-            network.run(image)
-        units = found[layer]
+        units = network.record(image, [layer])[layer]
         middle = units[0, :, units.shape[2] // 2, units.shape[3] // 2].sum()
         (gradient,) = torch.autograd.grad(middle, image)
         total += gradient[0].abs().sum(0).cpu()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +106,7 @@ class Network:
     def check(self, layer: str, unit: int | None = None) -> str:
         """Return a layer's name; UserError, which says what there is, for an unknown layer or unit."""
         if layer not in self.shapes:
-            parts = f", and their parts, such as {[*self.shapes][0]}"
+            parts = f", and their parts, such as {next(iter(self.shapes))}"
             known = did_you_mean(layer, self.shapes)
             known = known if known.startswith("; did") else ""
             raise UserError(f"--layer {layer}: no layer of {self.name}{known}; it has {', '.join(self.layers)}{parts}")
@@ -120,10 +120,24 @@ class Network:
 
     def record(self, pixels: Tensor, layers: list[str]) -> dict[str, Tensor]:
         """(B, 3, H, W), 0 to 255 -> the maps (B, C, h, w) of layers, 1 x 1 for single values."""
+        return self.record_seen(self.normalise(pixels), layers)
+
+    def record_seen(self, seen: Tensor, layers: list[str]) -> dict[str, Tensor]:
+        """`record` of normalised images."""
         maps: dict[str, Tensor] = {}
-        with watched(self.body, layers, lambda name, output: maps.__setitem__(name, as_maps(output))):
-            self.run(pixels)
+
+        def see(name: str, output: Tensor) -> None:
+            maps[name] = as_maps(output)
+            if len(maps) == len(layers):
+                raise _Enough
+
+        with suppress(_Enough), watched(self.body, layers, see):
+            self.body(seen)
         return maps
+
+
+class _Enough(Exception):
+    """What is behind the layers that are looked at need not be computed."""
 
 
 def as_maps(output: Tensor) -> Tensor:

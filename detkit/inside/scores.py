@@ -1,4 +1,4 @@
-"""What is asked of a network, as one number of the pixels: the score of a class, of a detection, or a side of its box."""
+"""What is asked of a network, as one number of the pixels: the score of a class or detection, or a side of its box."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -65,19 +65,31 @@ def detection_scores(network: Network, image: np.ndarray, number: int = 1) -> tu
     score first, and all that it detects.
     """
     detector, config = network.detector, network.config
-    assert detector is not None and config is not None
+    assert detector is not None
+    assert config is not None
     found = explain(detector, image, config)
     if not 1 <= number <= len(found.boxes):
         there = f"there are {len(found.boxes)}, 1 to {len(found.boxes)}" if len(found.boxes) else "nothing is detected"
         raise UserError(f"--detection {number}: {there} with a score above {found.settings.score_threshold:g}")
     row, label = int(found.source[number - 1]), int(found.labels[number - 1])
+    title = f"{number} {detector.classes[label]} {found.scores[number - 1]:.2f}"
+    return place_scores(network, image, row, label, title, found.boxes[number - 1]), found
+
+
+def place_scores(
+    network: Network, image: np.ndarray, row: int, label: int, title: str, box: np.ndarray | None = None
+) -> list[Asked]:
+    """Ask a detector for the score of a class, and the four box sides, of what it predicts in one row; see `follow`."""
+    detector, config = network.detector, network.config
+    assert detector is not None
+    assert config is not None
     images = batch_of(detector, image, config).to(network.device)
     follow = detector.follow(images, row)
 
     def predict(pixels: Tensor) -> Predictions:
         count = len(pixels)
-        fields = {name: value.expand(count, -1) for name, value in (("sizes", images.sizes), ("original", images.original))}
-        return follow(_Smooth(pixels, ids=images.ids * count, **fields))
+        sizes, original = (size.expand(count, -1) for size in (images.sizes, images.original))
+        return follow(_Smooth(pixels, sizes, original, images.ids * count))
 
     def side(index: int) -> Score:
         def of_box(pixels: Tensor) -> Tensor:
@@ -86,7 +98,8 @@ def detection_scores(network: Network, image: np.ndarray, number: int = 1) -> tu
 
         return of_box
 
-    name = f"{number} {detector.classes[label]} {found.scores[number - 1]:.2f}"
-    score = Asked(name, image, images.pixels.float(), lambda pixels: predict(pixels).scores[:, 0, label], found.boxes[number - 1])
-    sides = [replace(score, title=f"{name}: {text} side", score=side(index)) for index, text in enumerate(SIDES)]
-    return [score, *sides], found
+    def score(pixels: Tensor) -> Tensor:
+        return predict(pixels).scores[:, 0, label]
+
+    whole = Asked(title, image, images.pixels.float(), score, box)
+    return [whole, *(replace(whole, title=f"{title}: {text} side", score=side(i)) for i, text in enumerate(SIDES))]
