@@ -9,8 +9,8 @@ from detkit.files import write_file, write_image
 from detkit.runtime.screen import say
 
 DESCRIPTION = (
-    "Look inside a backbone or a detector: its filters, what its units respond to and can learn, and where a class or a "
-    "detection looks."
+    "Look inside a backbone or a detector: its filters, what its units respond to and can learn, and where a class or "
+    "a detection looks."
 )
 EPILOG = """examples:
   detkit inside voc image.jpg
@@ -24,7 +24,9 @@ backbones`, with --weights; a file that has ImageNet's classifier gives that cla
 With --data each unit's strongest patches of a data set are shown, and what the deconvnet projects of them. They are
 kept in DIR/strongest.pt; the same command goes on there after Ctrl-C, and takes them from there when all is done.
 
-DIR then holds inside.html, and its pictures as SECTION-NAME-PICTURE.png. exit status: 0; 2 after an error; 130 after Ctrl-C.
+DIR then holds inside.html, and its pictures as SECTION-NAME-PICTURE.png.
+
+exit status: 0; 2 after an error; 130 after Ctrl-C.
 """
 
 

@@ -1,4 +1,4 @@
-"""inside.html: what the layers of a network have learnt and where it looks, in one page that needs nothing beside it."""
+"""inside.html: what the layers of a network have learnt and where it looks, in one page that stands alone."""
 
 from collections.abc import Sequence
 from html import escape
