@@ -15,8 +15,8 @@ from detkit.inside.fields import Field
 from detkit.inside.network import Network
 from detkit.inside.rectify import rectified
 
-STEPS = 96
-RATE = 0.06  # of Adam, in the units of the normalised input
+STEPS = 64
+RATE = 0.1  # of Adam, in the units of the normalised input
 DECAY = 0.005  # of a pixel's distance from the mean, a step
 BLUR_EVERY, BLUR = 6, 0.6  # steps; standard deviation, pixels
 JITTER = 4  # pixels at most
@@ -53,8 +53,7 @@ def maximise(
         down, right = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
         with rectified(network.body, "redirected"):
             score = values(x.roll((down, right), (2, 3)))
-        ascent.zero_grad()
-        (-score.sum()).backward()
+        x.grad = -torch.autograd.grad(score.sum(), x)[0]
         ascent.step()
         with torch.no_grad():
             x.mul_(1 - DECAY)

@@ -173,7 +173,7 @@ def _walk(module: nn.Module, prefix: str, known: Mapping[str, Any]) -> list[str]
             last = None if isinstance(child, RECTIFIERS) else last
         elif has_layers(child):
             wrapped = isinstance(module, Backbone) and len(list(module.children())) == 1  # timm's
-            rows += _walk(child, f"{path}.", known) if wrapped or _is_row(child) else [path]
+            rows += _walk(child, f"{path}.", known) if wrapped or _is_row(child) or path not in known else [path]
             last = None
         elif not isinstance(child, FOLLOWERS):
             last = None

@@ -8,4 +8,4 @@ from detkit.inside.scores import Asked
 
 def saliency(asked: Asked) -> torch.Tensor:
     """Return the absolute gradient of a score, the largest of each pixel's channels, (h, w)."""
-    return captum().Saliency(asked.score).attribute(asked.pixels.clone())[0].amax(0)
+    return captum().Saliency(asked.score).attribute(asked.pixels.clone().requires_grad_())[0].detach().amax(0)

@@ -56,7 +56,7 @@ class Best:
         cells = torch.stack((index // columns, index % columns), -1).transpose(0, 1).cpu()
         images = torch.arange(first, first + len(maps)).expand(maps.shape[1], -1)
         values = torch.cat((self.values, values.T.float().cpu()), 1)
-        order = values.sort(1, descending=True, stable=True).indices[:, :TOP]
+        order = values.sort(dim=1, descending=True, stable=True).indices[:, :TOP]
         self.values = values.gather(1, order)
         self.images = torch.cat((self.images, images), 1).gather(1, order)
         both = torch.cat((self.cells, cells), 1)
