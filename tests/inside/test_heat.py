@@ -56,11 +56,12 @@ def test_saliency_is_the_largest_slope_of_each_pixel() -> None:
 
 
 @pytest.mark.parametrize("name", ["ssd", "yolov2", "faster_rcnn"])
-def test_slopes_of_a_detection_and_its_box(name: str) -> None:
+def test_slopes_of_a_detection_and_its_box(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before NMS, at one anchor, place or region."""
     detector, config = build(name)
     (score, left, *_), found = detection_scores(of_detector(detector, config, name), photo(), 1)
     assert float(score.score(score.pixels)) == pytest.approx(float(found.scores[0]), rel=1e-5)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # decoding is in float32, whatever comes
     detector.double()
     pixels = score.pixels.double()
     for one in (score, left):

@@ -141,17 +141,17 @@ def test_maximised_images_raise_their_units_and_follow_the_seed() -> None:
     whole = network(side=48)
     field = receptive_fields(whole, ["3"])["3"]
     alive = range(6)
-    first, values = maximise(whole, "3", alive, field, seed=1, steps=12)
-    again, _ = maximise(whole, "3", alive, field, seed=1, steps=12)
-    other, _ = maximise(whole, "3", alive, field, seed=2, steps=12)
+    first, values = maximise(whole, "3", alive, field, seed=1, steps=40)
+    again, _ = maximise(whole, "3", alive, field, seed=1, steps=40)
+    other, _ = maximise(whole, "3", alive, field, seed=2, steps=40)
     assert first.shape == (6, 3, *field.size.astype(int).tolist())
     assert first.min() >= 0
     assert first.max() <= 255
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     _, start = maximise(whole, "3", alive, field, seed=1, steps=1)
-    assert (values > start).sum() >= 4  # a unit may have nothing to rise by
-    assert (values >= start - 1e-6).all()
+    assert (values > start).sum() >= 3  # of six random units some can't
+    assert (values >= start).all()
 
 
 def test_features_move_as_the_image_does() -> None:
