@@ -49,15 +49,17 @@ def maximise(
         maps = network.record_seen(seen, [layer])[layer]
         return maps[own, index, maps.shape[2] // 2, maps.shape[3] // 2]
 
+    # a field of a few pixels would be moved out of, and blurred away
+    jitter = int(min(JITTER, field.size.min() // 8))
     for step in range(steps):
-        down, right = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
+        down, right = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
         with rectified(network.body, "redirected"):
             score = values(x.roll((down, right), (2, 3)))
         x.grad = -torch.autograd.grad(score.sum(), x)[0]
         ascent.step()
         with torch.no_grad():
             x.mul_(1 - DECAY)
-            if step % BLUR_EVERY == BLUR_EVERY - 1 and step < steps - BLUR_EVERY:
+            if jitter and step % BLUR_EVERY == BLUR_EVERY - 1 and step < steps - BLUR_EVERY:
                 x.copy_(gaussian_blur(x, [5, 5], [BLUR, BLUR]))
             x.copy_(x.clamp(low, high))
     with torch.no_grad():
