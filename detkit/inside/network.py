@@ -54,7 +54,7 @@ class Network:
         (self.body if self.detector is None else self.detector).eval().requires_grad_(False)
         for module in self.body.modules():
             if hasattr(module, "inplace"):  # else a layer's output is the next one's
-                module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+                module.inplace = False  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
     @property
     def device(self) -> torch.device:
@@ -222,7 +222,9 @@ def _open_backbone(name: str, weights: str | None, device: torch.device | str) -
     body = create_backbone(BackboneConfig(name, weights))
     spec = _spec(body)
     if weights is not None and weights.endswith(CAFFE):
-        spec = InputSpec(spec.size, (0.482353, 0.458824, 0.407843), (1 / 255,) * 3)  # as Caffe's networks want it
+        spec = InputSpec(
+            spec.size, (0.482353, 0.458824, 0.407843), (1 / 255, 1 / 255, 1 / 255)
+        )  # as Caffe's networks want it
     return Network(name, body.to(device), spec, trained=weights is not None)
 
 
