@@ -166,6 +166,11 @@ class Predictions(BatchedObjects):
         batch, anchors, classes = self.scores.shape
         _expect(self, "boxes", (batch, anchors, 4) if self.boxes.ndim == 3 else (batch, anchors, classes, 4))
 
+    def row(self, index: int) -> "Predictions":
+        """Return one row of each image, (B, 1, ...)."""
+        rows = slice(index, index + 1)
+        return Predictions(self.boxes[:, rows], self.scores[:, rows])
+
 
 @dataclass(frozen=True)
 class Detections(BatchedObjects):

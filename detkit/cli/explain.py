@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detkit.explain import Section
     from detkit.models import Detector
 
+INSIDE = "inside.html"  # of detkit inside, which explain's page links to where both are written to one folder
 # options of detect that have no meaning, or would need an image of their own
 UNUSED = (
     *("classes", "format", "json", "no_images", "crops", "show", "soft_nms", "flip", "scales", "max_side"),
@@ -69,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     detector, config = load_detector(arguments.checkpoint, device)
     to_device(detector, device, config.train.channels_last)
     truth = _find_truth(arguments.truth, path, image, detector.classes)
-    page, sections, lines = explain_image(detector, config, image, truth, score, path.name, arguments.checkpoint)
+    inside = INSIDE if (arguments.out / INSIDE).is_file() else None
+    given = (truth, score, path.name, arguments.checkpoint, inside)
+    page, sections, lines = explain_image(detector, config, image, *given)
     for number, section in enumerate(sections, 1):
         write_image(arguments.out / f"{number}-{section.name}.png", section.sheet())
     write_file(arguments.out / "explain.html", page)
@@ -89,8 +92,9 @@ def explain_image(
     score: float,
     name: str,
     checkpoint: str,
+    inside: str | None = None,
 ) -> tuple[str, "list[Section]", list[str]]:
-    """Return the page that explains an image, its sections, and the lines above them."""
+    """Return the page that explains an image, its sections, and the lines above them; inside: see `explain_page`."""
     from detkit.explain import draw_sections, explain, explain_page
 
     # soft-NMS removes nothing, and several looks have no one image: what a config says of them is not shown
@@ -105,7 +109,7 @@ def explain_image(
         f"{settings.detections_per_image} an image; "
         + (f"objects of {truth.origin}" if truth is not None else "the image's objects are not known (--truth XML)")
     )
-    page = explain_page(result, sections, f"{config.model.name}, step by step: {name}", protocol)
+    page = explain_page(result, sections, f"{config.model.name}, step by step: {name}", protocol, inside)
     return page, sections, [protocol, *filter(None, [result.note])]
 
 

@@ -89,7 +89,7 @@ def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth 
     comes what training would learn from this image, by the detector's own matching, the weights as they are.
     """
     device = next(detector.parameters()).device
-    images = images_to_device(_images(detector, image, config), device, config.train.channels_last)
+    images = images_to_device(batch_of(detector, image, config), device, config.train.channels_last)
     targets = None if truth is None else _targets(detector, image, truth, config).to(device)
     training = detector.training
     detector.eval()
@@ -124,7 +124,7 @@ def _let_some_through(predictions: Predictions, settings: DetectConfig) -> tuple
     return replace(settings, score_threshold=float(lower)), note
 
 
-def _images(detector: Detector, image: np.ndarray, config: Config) -> Images:
+def batch_of(detector: Detector, image: np.ndarray, config: Config) -> Images:
     """Return a batch of the image as the test loader makes it, with proposals for a detector that takes them."""
     regions = proposal_method(config)(image) if detector.takes_proposals else np.zeros((0, 4), np.float32)
     pixels, regions, _ = build_test(detector.input)(image, regions, objects=0)

@@ -16,11 +16,16 @@ IMAGE = 1280  # pixels of the longer side of the image below the steps
 STEPS = 600  # candidates that a page shows in motion, the best
 
 
-def explain_page(explanation: Explanation, sections: Sequence[Section], title: str, protocol: str) -> str:
-    """Return the page's HTML: each section with its text, images and legend, and the suppression step by step."""
+def explain_page(
+    explanation: Explanation, sections: Sequence[Section], title: str, protocol: str, inside: str | None = None
+) -> str:
+    """Return the page's HTML: each section with its text, images and legend, and the suppression step by step.
+
+    inside: the address of the page of the network below, where there is one.
+    """
     height, width = explanation.image.shape[:2]
     body, style, script = (resource(f"explain.{kind}", "detkit.explain") for kind in ("html", "css", "js"))
-    parts = {section.name: _section(number, section) for number, section in enumerate(sections, 1)}
+    parts = {section.name: section_html(number, section) for number, section in enumerate(sections, 1)}
     stage = [*parts].index("nms") + 1  # where the player is
     return fill(
         body,
@@ -30,6 +35,7 @@ def explain_page(explanation: Explanation, sections: Sequence[Section], title: s
         title=escape(title),
         protocol=escape(protocol),
         note=f"<p class=note>{escape(explanation.note)}</p>" if explanation.note else "",
+        inside=f'<p><a href="{escape(inside)}">Inside the network below</a></p>' if inside else "",
         nav="".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
         until_nms="\n".join([*parts.values()][:stage]),
         after_nms="\n".join([*parts.values()][stage:]),
@@ -39,7 +45,8 @@ def explain_page(explanation: Explanation, sections: Sequence[Section], title: s
     )
 
 
-def _section(number: int, section: Section) -> str:
+def section_html(number: int, section: Section) -> str:
+    """Return a section's HTML: its text, images and legend."""
     size = " one" if len(section.panels) == 1 else " small" if len(section.panels) > 6 else ""
     figures = "".join(map(_figure, section.panels))
     legend = "".join(

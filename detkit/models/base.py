@@ -270,6 +270,11 @@ class Detector(nn.Module):
         """Return decoded boxes and scores, before NMS."""
         raise NotImplementedError(f"{type(self).__name__}.predict")
 
+    def follow(self, images: Images, row: int) -> Callable[[Images], Predictions]:
+        """Return what predicts again, of other pixels, what `predict` has in `row` of these images, of which there is
+        one: the same place or region, (B, 1, ...), with gradients."""
+        return lambda changed: self.predict(changed).row(row)
+
     def refine(self, images: Images, detections: Detections, features: Any) -> Detections:
         """Return the detections with what is computed of them after NMS, such as masks; by default as they are.
 

@@ -1,6 +1,6 @@
 """What the dense detectors share: one pass of a network gives scores and boxes for fixed places of the image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,6 +85,12 @@ class DenseDetector(Detector):
     def predict(self, images: Images) -> Predictions:
         selected, _ = self.select(self.compute(images.pixels, images.sizes))
         return self.decode(selected)
+
+    def follow(self, images: Images, row: int) -> Callable[[Images], Predictions]:
+        with torch.no_grad():
+            _, index = self.select(self.compute(images.pixels, images.sizes))
+        place = row if index is None else int(index[0, row])
+        return lambda changed: self.decode(self.compute(changed.pixels, changed.sizes)).row(place)
 
     # what the constructors need
 

@@ -264,6 +264,17 @@ class RegionDetector(Detector):
         # one set of deltas for all classes is one box
         return Predictions(torch.cat(boxes, 1).squeeze(2), torch.where(valid, torch.cat(scores, 1), -torch.inf))
 
+    def follow(self, images: Images, row: int) -> Callable[[Images], Predictions]:
+        with torch.no_grad():
+            region = self.propose(images, self.features.prepare(images, self)).boxes[:, row : row + 1]
+
+        def predict(changed: Images) -> Predictions:
+            regions = region.expand(len(changed), -1, -1)
+            valid = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+            return self.predict_regions(self.features.prepare(changed, self), Proposals(regions, valid))
+
+        return predict
+
     def chunks(self, boxes: Tensor) -> tuple[Tensor, ...]:
         """Cut regions (B, R, 4) into as many as fit in memory at once."""
         return boxes.split(self.features.chunk_size(len(boxes)), 1)
