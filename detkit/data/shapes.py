@@ -2,8 +2,9 @@
 
 Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles, bars and worms of no
 class. Sizes run from a sixth to two thirds of the image, with some rotation, stretch, blur, outlines and patterned
-fills. A box is tight around the visible part, as VOC's rule has it. An object of which less than half can be seen is
-difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not annotated.
+fills. A mask is the visible part, and a box is tight around it, as VOC's rule has it. An object of which less than
+half can be seen is difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not
+annotated.
 
 Image i of a split depends on the seed, the split and i alone.
 """
@@ -26,7 +27,7 @@ from detkit.runtime.progress import Progress
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 9600, "val": 200, "test": 400}
-VERSION = 6
+VERSION = 7
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
@@ -81,7 +82,7 @@ def _is_current(root: Path, manifest: dict) -> bool:
 
 
 def _draw_into(root: Path, counts: dict[str, int], seed: int) -> None:
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main", "SegmentationObject"):
         (root / folder).mkdir(parents=True)
     jobs = [(split, i) for split, count in counts.items() for i in range(count)]
     for split, count in counts.items():
@@ -110,6 +111,12 @@ def _write_image(root: Path, seed: int, job: tuple[str, int]) -> None:
     assert ok
     (root / "JPEGImages" / f"{name}.jpg").write_bytes(data.tobytes())
     (root / "Annotations" / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", image.shape[1::-1], objects))
+    numbers = np.zeros(image.shape[:2], np.uint8)  # what can be seen of two objects never overlaps
+    for number, item in enumerate(objects, 1):
+        numbers[item.mask] = number
+    ok, data = cv2.imencode(".png", numbers)
+    assert ok
+    (root / "SegmentationObject" / f"{name}.png").write_bytes(data.tobytes())
 
 
 def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]]:
@@ -156,7 +163,7 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]
             continue
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         difficult, truncated = bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)
-        objects.append(AnnotatedObject(name, box, difficult, truncated=truncated))
+        objects.append(AnnotatedObject(name, box, difficult, truncated=truncated, mask=mask))
 
     if random.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.1)))

@@ -29,6 +29,7 @@ from detkit.ops.losses import (
     world_mean,
     world_size,
 )
+from detkit.ops.masks import mask_targets, pack_masks, paste_masks, unpack_masks
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.ridge import fit_ridge
@@ -69,6 +70,7 @@ __all__ = [
     "hard_negative_mask",
     "hard_negatives",
     "iou_kmeans",
+    "mask_targets",
     "match_regions",
     "match_rpn",
     "match_ssd",
@@ -76,7 +78,9 @@ __all__ = [
     "nms",
     "nms_dense",
     "nms_suppressors",
+    "pack_masks",
     "paired_iou",
+    "paste_masks",
     "pyramid_pool",
     "region_loss",
     "reorg",
@@ -98,6 +102,7 @@ __all__ = [
     "sppnet_scale",
     "torchvision_anchors",
     "truncated_svd",
+    "unpack_masks",
     "world_mean",
     "world_size",
     "xyxy_to_cxcywh",
