@@ -50,6 +50,7 @@ def train(config: str | Config | None, overrides: list[str], out: str | None = N
             test = open_dataset(settings.data, "test", data.classes) if split_names(settings.data, "test") else None
             datasets = [split for split in (data, val, test) if split is not None]
             check_proposals(settings, datasets)
+            check_masks(settings, datasets)
         check_objects(data, settings.data.difficult)
         state = run_state(data, val)
         changed = [] if resumed is None or folder is None else changes(folder / "last.pt", resumed, settings, state)
@@ -155,6 +156,13 @@ def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
         )
     for dataset in datasets:
         open_proposals(dataset, settings.data)
+
+
+def check_masks(settings: Config, datasets: list[DetectionDataset]) -> None:
+    """Raise UserError where the detector learns masks and a data set has none."""
+    if MODELS.get(settings.model.name).takes_masks:
+        for dataset in datasets:
+            dataset.open_masks()
 
 
 def check_batch(recipe: TrainConfig, stages: Sequence[Stage]) -> None:

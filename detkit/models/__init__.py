@@ -2,7 +2,18 @@
 
 from typing import Any
 
-from detkit.models import fast_rcnn, faster_rcnn, rcnn, retinanet, sppnet, ssd, torchvision_ssd, yolov1, yolov2
+from detkit.models import (
+    fast_rcnn,
+    faster_rcnn,
+    mask_rcnn,
+    rcnn,
+    retinanet,
+    sppnet,
+    ssd,
+    torchvision_ssd,
+    yolov1,
+    yolov2,
+)
 from detkit.models.base import SGD, Detector, Stage, StageRun
 from detkit.models.compress import restructure
 from detkit.models.dense import DenseDetector
@@ -25,7 +36,7 @@ __all__ = [
 ]
 
 # importing a file registers its names
-PAPERS = (fast_rcnn, faster_rcnn, rcnn, retinanet, sppnet, ssd, torchvision_ssd, yolov1, yolov2)
+PAPERS = (fast_rcnn, faster_rcnn, mask_rcnn, rcnn, retinanet, sppnet, ssd, torchvision_ssd, yolov1, yolov2)
 
 
 def model_config_type(name: str) -> type:

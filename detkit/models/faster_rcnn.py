@@ -15,7 +15,7 @@ Where the paper and its Python code differ, and what detkit does:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -233,7 +233,8 @@ class FasterRCNN(RegionDetector):
             outputs = [*parts["-rpn"](pixels=images.pixels, sizes=images.sizes)]
             output = RPNOutput(*(outputs[kind * count : (kind + 1) * count] for kind in range(3)))
             proposals = self.rpn.propose(output, images, training=False)
-            return self.predict_regions(outputs[3 * count :], proposals)
+            maps = outputs[3 * count :]
+            return replace(self.predict_regions(maps, proposals), features=self.kept_features(images, maps))
 
         self.predict = predict
 

@@ -29,7 +29,7 @@ from detkit.ops.losses import (
     world_mean,
     world_size,
 )
-from detkit.ops.masks import mask_targets, pack_masks, paste_masks, unpack_masks
+from detkit.ops.masks import mask_targets, object_masks, pack_masks, paste_masks, unpack_masks
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.ridge import fit_ridge
@@ -78,6 +78,7 @@ __all__ = [
     "nms",
     "nms_dense",
     "nms_suppressors",
+    "object_masks",
     "pack_masks",
     "paired_iou",
     "paste_masks",

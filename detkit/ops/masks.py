@@ -9,6 +9,8 @@ from detkit.ops.boxes import as_float
 from detkit.ops.roi import roi_align
 
 BITS = 8
+THRESHOLD = 0.5  # Mask R-CNN, section 3.1: of the probability that a pixel is the object's
+PIXELS = 1 << 25  # of masks that are pasted at once
 
 
 def pack_masks(masks: np.ndarray) -> np.ndarray:
@@ -55,6 +57,18 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     # each axis by itself: what every pixel takes of every cell, so that two products of matrices paste all masks
     columns, rows = (_weights(low[:, axis], high[:, axis], side, (width, height)[axis]) for axis in (0, 1))
     return rows.to(masks) @ masks @ columns.to(masks).transpose(1, 2)
+
+
+def object_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (N, M, M) of boxes (N, 4) -> (N, H, W) bool, the pixels of an image that are the objects' (Mask R-CNN, 3.1).
+
+    See `paste_masks`, of which as many are computed at once as fit in memory.
+    """
+    step = max(1, PIXELS // max(1, size[0] * size[1]))
+    parts = [boxes.new_zeros(0, *size, dtype=torch.bool)]
+    for part, of in zip(masks.split(step), boxes.split(step)):
+        parts.append(paste_masks(part, of, size) > THRESHOLD)
+    return torch.cat(parts)
 
 
 def _weights(low: Tensor, high: Tensor, cells: int, pixels: int) -> Tensor:

@@ -202,7 +202,7 @@ def test_masks_follow_the_pixels(dataset: DetectionDataset, augment: list[Any]) 
         exact = augment[0].keys() <= {"HorizontalFlip", "Expand", "IoUCrop"} and not resized
         # resizing and turning mix the pixels at an edge
         inner = covered if exact else np.asarray(minimum_filter(covered, 5, mode="constant"), bool)
-        assert (found[inner] > 100).mean() > (0.999 if exact else 0.98)
+        assert (found[inner] <= 100).sum() <= (0 if exact else 0.05 * inner.sum())
         for box, mask in zip(kept, moved):
             ys, xs = np.nonzero(mask)
             if len(xs) and "Rotate" not in str(augment):
