@@ -27,6 +27,7 @@ NMS = {"nms.py:_flat": 2, "nms.py:_greedy": 1, "nms.py:_suppress": 4, "sorting.p
 TRAINING = {
     "fast_rcnn": {},
     "faster_rcnn": NMS,  # of the RPN's proposals
+    "mask_rcnn": NMS,  # of the RPN's proposals
     "rcnn": {},
     "retinanet": {},
     "sppnet": {"scales.py:rescale": 1},  # the canvas of each scale, of which there is one here

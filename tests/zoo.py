@@ -1,8 +1,10 @@
 """Every detector, small: configs, and batches that it takes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +13,23 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.models import Detector
 from detkit.models.region_features import PyramidFeatures
+from detkit.ops import pack_masks
 from detkit.structures import Images, Proposals, Targets
 from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
-MODELS = ("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "sppnet", "ssd", "torchvision_ssd", "yolov1", "yolov2")
+MODELS = (
+    "fast_rcnn",
+    "faster_rcnn",
+    "mask_rcnn",
+    "rcnn",
+    "retinanet",
+    "sppnet",
+    "ssd",
+    "torchvision_ssd",
+    "yolov1",
+    "yolov2",
+)
 REGION = {"batch_size_per_image": 16}
 POOLED = {**REGION, "size": [96, 160], "freeze_stages": 0, "freeze_norms": False, "pool_size": 4}
 KEYS: dict[str, dict[str, Any]] = {
@@ -29,6 +43,20 @@ KEYS: dict[str, dict[str, Any]] = {
         "post_nms_top_n": 30,
         "test_pre_nms_top_n": 60,
         "test_post_nms_top_n": 12,
+    },
+    "mask_rcnn": {
+        **POOLED,
+        "neck": "none",
+        "scales": [1.0, 2.0],
+        "rpn_width": 16,
+        "min_size": 1.0,
+        "pre_nms_top_n": 60,
+        "post_nms_top_n": 30,
+        "test_pre_nms_top_n": 60,
+        "test_post_nms_top_n": 12,
+        "mask_pool_size": 4,
+        "mask_convs": 1,
+        "mask_channels": 8,
     },
     "rcnn": {"batch_size_per_image": 8, "crop": 96, "context": 8, "pool_size": 4},
     "retinanet": {
@@ -77,7 +105,9 @@ def trained(name: str, **keys: Any) -> Detector:
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)  # pyright: ignore
             layer.running_var.uniform_(0.5, 1.5)  # pyright: ignore
-        elif key.startswith(("head", "rpn", "classifier", "regressor")) and isinstance(layer, nn.Linear | nn.Conv2d):
+        elif key.startswith(("head", "rpn", "mask_head", "classifier", "regressor")) and isinstance(
+            layer, nn.Linear | nn.Conv2d
+        ):
             layer.weight.data.normal_(0, 2 / layer.weight[0].numel() ** 0.5)
     for key, buffer in detector.named_buffers():
         if key.startswith("head.delta"):
@@ -130,4 +160,16 @@ def some_objects(detector: Detector) -> Targets:
     height, width = side(detector)
     share = torch.tensor([width - PADDED - 1, height] * 2)
     boxes = ([[0.1, 0.2, 0.5, 0.7], [0.4, 0.1, 0.9, 0.9]], [[0.3, 0.3, 0.8, 0.6]])
-    return objects_of(*((torch.tensor(image) * share).tolist() for image in boxes))
+    return with_masks(detector, objects_of(*((torch.tensor(image) * share).tolist() for image in boxes)))
+
+
+def with_masks(detector: Detector, targets: Targets) -> Targets:
+    """Give the objects masks, the left halves of their boxes, where the detector learns such."""
+    if not detector.takes_masks:
+        return targets
+    (height, width), (left, top, right, bottom) = side(detector), targets.boxes.unsqueeze(-1).unbind(2)
+    row, column = torch.arange(height + 0.0), torch.arange(width + 0.0)
+    rows, columns = (row >= top.floor()) & (row < bottom), (column >= left.floor()) & (column < (left + right) / 2)
+    masks = rows.unsqueeze(-1) & columns.unsqueeze(-2)
+    packed = [torch.from_numpy(pack_masks(of_image.numpy().astype(np.uint8))) for of_image in masks]
+    return replace(targets, extra={**targets.extra, "masks": torch.stack(packed)})

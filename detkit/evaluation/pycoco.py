@@ -32,6 +32,7 @@ def pycocotools_eval(detections: DetectionSet, truth: TruthSet, masks: bool = Fa
         for dataset, masks_of in ((objects, truth.masks), (found, detections.masks)):
             for annotation, mask in zip(dataset.dataset["annotations"], masks_of or ()):
                 annotation["segmentation"] = mask
+                dataset.imgs[annotation["image_id"]] |= dict(zip(("height", "width"), mask["size"]))
                 if masks and dataset is found:  # as loadRes does
                     annotation["area"] = float(rle.area([mask])[0])
         evaluator = COCOeval(objects, found, "segm" if masks else "bbox")

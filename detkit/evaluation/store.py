@@ -5,7 +5,8 @@
 
 `image` and `class` are indices into the lists before them; boxes are continuous pixels of the image, 0 at its left and
 upper edge. Of a detector that finds masks there is "masks" as well, run lengths as COCO has them, one for each
-detection: [{"size": [height, width], "counts": "..."}, ...]. Numbers have as many digits as their precision needs, so what is read is what was written, bit for bit.
+detection: [{"size": [height, width], "counts": "..."}, ...]. Numbers have as many digits as their precision needs, so
+what is read is what was written, bit for bit.
 """
 
 import json

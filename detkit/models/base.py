@@ -172,8 +172,9 @@ class Detector(nn.Module):
 
     config_type: the dataclass of its config. paper: where it was published, None for one that was not. kind: `dense`
     detectors classify fixed places of an image, `region` detectors classify regions. takes_proposals: whether these
-    come with the images. takes_masks: whether it learns objects' masks, and finds those of its detections. supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`).
-    class_layers: how the names begin of the weights whose meaning depends on the classes.
+    come with the images. takes_masks: whether it learns objects' masks, and finds those of its detections.
+    supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`). class_layers: how the
+    names begin of the weights whose meaning depends on the classes.
     classes: the names behind labels 0..C-1. input: how images must arrive.
     experiment: the whole config of the checkpoint that it was loaded from, if it was. backend: what computes its
     networks, for people. fixed_nms: settings of the NMS that is inside of them, if it is.

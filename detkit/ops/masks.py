@@ -60,9 +60,9 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def object_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (N, M, M) of boxes (N, 4) -> (N, H, W) bool, the pixels of an image that are the objects' (Mask R-CNN, 3.1).
+    """Masks (N, M, M) of boxes (N, 4) -> (N, H, W) bool, the pixels of an image that are the objects'.
 
-    See `paste_masks`, of which as many are computed at once as fit in memory.
+    (Mask R-CNN, section 3.1.) See `paste_masks`, of which as many are computed at once as fit in memory.
     """
     step = max(1, PIXELS // max(1, size[0] * size[1]))
     parts = [boxes.new_zeros(0, *size, dtype=torch.bool)]
