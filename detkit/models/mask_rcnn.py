@@ -139,7 +139,7 @@ class MaskRCNN(FasterRCNN):
         maps = self.features.prepare(images, self)
         boxes = self.rpn(maps).anchors[0][:5].expand(len(images), -1, -1)
         masks = self.mask_head(self.mask_features.pool(maps, boxes).flatten(0, 1))
-        return [*super().raw_outputs(images), masks]
+        return [*super().raw_outputs(images), masks.unflatten(0, boxes.shape[:2])]
 
     def export_parts(self) -> dict[str, ExportPart]:
         side = 2 * self.config.mask_pool_size
