@@ -33,7 +33,8 @@ def decode(masks: Sequence[RLE], size: tuple[int, int]) -> np.ndarray:
 
 def area(masks: Sequence[RLE]) -> np.ndarray:
     """(N,) float64, how many pixels each mask has."""
-    return np.asarray(coco.area([*masks]), np.float64).reshape(-1)
+    # by itself each: with NumPy 2 pycocotools 2.0.11 counts the masks of a list in 8 bits
+    return np.array([coco.area(mask) for mask in masks], np.float64)
 
 
 def boxes(masks: Sequence[RLE]) -> np.ndarray:

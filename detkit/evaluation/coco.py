@@ -4,6 +4,7 @@ They are those of pycocotools.cocoeval, its order of ties and its floats include
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -220,7 +221,9 @@ def _mask_pairs(detections: DetectionSet, order: Tensor, group: Tensor, truth: T
     for kind, numbers in enumerate((group, truth.image * len(truth.classes) + truth.labels)):
         for row, key in enumerate(numbers.tolist()):
             members[key][kind].append(row)
-    found, known, crowd = detections.masks or (), truth.masks or (), truth.ignore.tolist()
+    found: Sequence[rle.RLE] = detections.masks or ()
+    known: Sequence[rle.RLE] = truth.masks or ()
+    crowd = truth.ignore.tolist()
     place = order.tolist()
     none = group[:0]
     parts = [(none, none, none.double())]

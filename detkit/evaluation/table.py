@@ -29,7 +29,7 @@ def per_class_table(result: Result, *, split: str, source: str, masks: COCOResul
     else:
         columns, npos = _voc_columns(result), result.npos
     if masks is not None:
-        lines = NUMBERS[:6], NUMBERS[6:]
+        lines = [NUMBERS[at : at + 3] for at in range(0, len(NUMBERS), 3)]
         numbers = ["  ".join(f"{name} {_figure(masks.summary[name])}" for name in line) for line in lines]
         caption = "\n".join(["masks:", *numbers, masks.protocol, "boxes:", caption])
     table = Table(

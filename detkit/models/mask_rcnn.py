@@ -90,6 +90,7 @@ class MaskRCNN(FasterRCNN):
     def __init__(self, config: MaskRCNNConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes)
         c, maps = config, self.map_info[: self.pooled_maps]
+        assert isinstance(self.features, MapFeatures)
         offset = self.features.pooling.offset
         self.mask_features = MapFeatures(maps, c.pool, c.mask_pool_size, c.canonical_scale, offset)
         self.mask_head = MaskHead(maps[0].channels, c.mask_convs, c.mask_channels, len(classes))
