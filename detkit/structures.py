@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detkit.batched import LABELS, OF_IMAGES, SHARED, Batched, BatchedObjects
+from detkit.rle import RLE
 
 
 def _expect(structure: object, name: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
@@ -115,7 +116,8 @@ class Targets(BatchedObjects):
     """The objects of a batch, padded.
 
     boxes: (B, N, 4); labels: (B, N) int64, -1 for padding; ignore: (B, N) bool. extra: (B, N, ...) fields of a user's
-    own, such as track ids; augmentation drops and keeps their rows with the boxes, and leaves their values alone.
+    own, such as track ids; augmentation drops and keeps their rows with the boxes, and leaves their values alone. Of
+    detectors that learn masks it has `masks`, (B, N, h, bytes) uint8, in pixels of the input, see `ops.pack_masks`.
     """
 
     boxes: Tensor
@@ -213,7 +215,8 @@ class TruthSet(Batched):
 
     boxes: (G, 4); labels: (G,) int64; ignore: (G,) bool; image: (G,) int64 index into `ids`. area: (G,) square pixels,
     of any float type, as an annotation gives them (COCO's are those of its masks); None stands for the boxes' areas.
-    difficult, truncated: (G,) bool, as annotated; None where nobody knows. extra: (G, ...) fields of a user's own.
+    difficult, truncated: (G,) bool, as annotated; None where nobody knows. masks: G run lengths, see detkit/rle.py;
+    None where nobody asked for them. extra: (G, ...) fields of a user's own.
     """
 
     boxes: Tensor
@@ -225,6 +228,7 @@ class TruthSet(Batched):
     area: Tensor | None = None
     difficult: Tensor | None = None
     truncated: Tensor | None = None
+    masks: tuple[RLE, ...] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -236,8 +240,8 @@ class TruthSet(Batched):
 class DetectionSet(Batched):
     """All detections of a data set, flat.
 
-    boxes: (D, 4); scores: (D,); labels: (D,) int64; image: (D,) int64 index into `ids`. extra: (D, ...) fields of a
-    detector's own.
+    boxes: (D, 4); scores: (D,); labels: (D,) int64; image: (D,) int64 index into `ids`. masks: D run lengths, see
+    detkit/rle.py; None of a detector that finds none. extra: (D, ...) fields of a detector's own.
     """
 
     boxes: Tensor
@@ -246,6 +250,7 @@ class DetectionSet(Batched):
     image: Tensor
     ids: tuple[str, ...] = field(metadata=SHARED)
     classes: tuple[str, ...] = field(metadata=SHARED)
+    masks: tuple[RLE, ...] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:

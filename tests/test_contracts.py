@@ -30,6 +30,7 @@ MISFITS = {
 # detectors that cannot predict without values, and what these are needed for
 NEEDS_VALUES = {
     "faster_rcnn": "what NMS leaves of its proposals",
+    "mask_rcnn": "what NMS leaves of its proposals",
     "rfcn": "what NMS leaves of its proposals",
     "sppnet": "what NMS leaves of its regions",
     "torchvision_ssd": "default boxes on the CPU",
@@ -217,7 +218,7 @@ def batches(detector: Detector) -> dict[str, Targets]:
     some = zoo.some_objects(detector)
     pixel = [20.0, 30.0, 21.0, 31.0]
     many = zoo.regions(300, height, width - 14, 1).tolist()
-    return {
+    targets = {
         "some": some,
         "none": objects_of([], []),
         "some without": objects_of(some.boxes[0].tolist(), []),
@@ -225,6 +226,7 @@ def batches(detector: Detector) -> dict[str, Targets]:
         "one pixel": objects_of([pixel], [pixel, [0.0, 0.0, 1.0, 1.0]]),
         "300": objects_of(many, many[:7]),
     }
+    return {kind: zoo.with_masks(detector, objects) for kind, objects in targets.items()}
 
 
 def test_losses(model: str, backbone: str) -> None:
@@ -269,7 +271,7 @@ def test_cpu_is_cuda(model: str, backbone: str) -> None:
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_targets_without_a_single_column(name: str, fpn: bool) -> None:
     """(B, 0) objects are as good as (B, 1) of padding: nothing to find, and nothing to explain."""
-    if fpn and name != "faster_rcnn":
+    if fpn and name not in ("faster_rcnn", "mask_rcnn"):
         pytest.skip("has no neck")
     torch.manual_seed(0)
     detector = zoo.build(name, **({"neck": "fpn", "channels": 8, "scales": [2.0]} if fpn else {})).train()

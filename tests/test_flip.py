@@ -254,7 +254,8 @@ def test_mirrored_images_have_mirrored_detections(case: str, backbone: str) -> N
 
 
 def test_every_model_is_mirrored() -> None:
-    assert {case.split()[0] for case in KEYS} == set(zoo.MODELS) - {"retinanet", "rfcn"}
+    # Mask R-CNN's boxes are Faster R-CNN's
+    assert {case.split()[0] for case in KEYS} == set(zoo.MODELS) - {"retinanet", "rfcn", "mask_rcnn"}
 
 
 def test_a_network_that_is_no_mirror_image_is_noticed() -> None:

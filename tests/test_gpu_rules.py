@@ -28,6 +28,7 @@ NMS = {"nms.py:_flat": 2, "nms.py:_greedy": 1, "nms.py:_kept": 2, "nms.py:_suppr
 TRAINING = {
     "fast_rcnn": {},
     "faster_rcnn": NMS,  # of the RPN's proposals
+    "mask_rcnn": NMS,  # of the RPN's proposals
     "rcnn": {},
     "retinanet": {},
     "rfcn": NMS,

@@ -1,8 +1,10 @@
 """Every detector, small: configs, and batches that it takes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +13,13 @@ from detkit.backbones import create_backbone
 from detkit.config import BackboneConfig
 from detkit.models import Detector
 from detkit.models.region_features import PyramidFeatures
+from detkit.ops import pack_masks
 from detkit.structures import Images, Proposals, Targets
 from tests.builders import objects_of, random_image
 
 CLASSES = ("a", "b")
 MODELS = (
-    *("fast_rcnn", "faster_rcnn", "rcnn", "retinanet", "rfcn", "sppnet", "ssd", "torchvision_ssd"),
+    *("fast_rcnn", "faster_rcnn", "mask_rcnn", "rcnn", "retinanet", "rfcn", "sppnet", "ssd", "torchvision_ssd"),
     *("yolov1", "yolov2", "yolov3"),
 )
 REGION = {"batch_size_per_image": 16}
@@ -33,6 +36,7 @@ RPN = {
 KEYS: dict[str, dict[str, Any]] = {
     "fast_rcnn": POOLED,
     "faster_rcnn": {**POOLED, **RPN},
+    "mask_rcnn": {**POOLED, **RPN, "neck": "none", "mask_pool_size": 4, "mask_convs": 1, "mask_channels": 8},
     "rcnn": {"batch_size_per_image": 8, "crop": 96, "context": 8, "pool_size": 4},
     "retinanet": {
         "size": [96, 160],
@@ -65,7 +69,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "yolov1": {"size": 96, "convolutions": [[16, 3, 1]], "hidden": [16]},
 }
 # layers whose weights as built give outputs that are too small, or all alike
-DRAWN = ("head", "rpn", "classifier", "regressor", "scales", "score_maps", "box_maps")
+DRAWN = ("head", "rpn", "mask_head", "classifier", "regressor", "scales", "score_maps", "box_maps")
 POOLING = tuple(name for name in MODELS if "pool_size" in KEYS[name] and name != "rfcn")
 HEIGHT, WIDTH = 96, 112  # of images for detectors that keep the aspect ratio
 PADDED = 13  # columns by which the second image of a batch is narrower
@@ -143,4 +147,16 @@ def some_objects(detector: Detector) -> Targets:
     height, width = side(detector)
     share = torch.tensor([width - PADDED - 1, height] * 2)
     boxes = ([[0.1, 0.2, 0.5, 0.7], [0.4, 0.1, 0.9, 0.9]], [[0.3, 0.3, 0.8, 0.6]])
-    return objects_of(*((torch.tensor(image) * share).tolist() for image in boxes))
+    return with_masks(detector, objects_of(*((torch.tensor(image) * share).tolist() for image in boxes)))
+
+
+def with_masks(detector: Detector, targets: Targets) -> Targets:
+    """Give the objects masks, the left halves of their boxes, where the detector learns such."""
+    if not detector.takes_masks:
+        return targets
+    (height, width), (left, top, right, bottom) = side(detector), targets.boxes.unsqueeze(-1).unbind(2)
+    row, column = torch.arange(height + 0.0), torch.arange(width + 0.0)
+    rows, columns = (row >= top.floor()) & (row < bottom), (column >= left.floor()) & (column < (left + right) / 2)
+    masks = rows.unsqueeze(-1) & columns.unsqueeze(-2)
+    packed = [torch.from_numpy(pack_masks(of_image.numpy().astype(np.uint8))) for of_image in masks]
+    return replace(targets, extra={**targets.extra, "masks": torch.stack(packed)})

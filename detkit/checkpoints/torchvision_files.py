@@ -1,11 +1,11 @@
-"""torchvision's trained detectors in detkit's SSD, Faster R-CNN and RetinaNet: their configs, classes and weights.
+"""torchvision's trained detectors in detkit's SSD, Faster R-CNN, Mask R-CNN and RetinaNet: configs, classes, weights.
 
-Known are `ssd300_vgg16`, `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2` and `retinanet_resnet50_fpn`. What
-differs is converted:
+Known are `ssd300_vgg16`, `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, `maskrcnn_resnet50_fpn` and
+`retinanet_resnet50_fpn`. What differs is converted:
 - Classes: torchvision's 91 columns for COCO hold 10 names of no class, which are left out, and background comes first,
   where detkit has it last. RetinaNet's has a column too, which nothing was trained to, and which is left out.
 - SSD: torchvision clips default boxes to the image. The regressors' weights make up for that.
-- Faster R-CNN, RetinaNet: batch norms that were trained frozen divide by sqrt(var), where torch's divide by
+- Faster R-CNN, Mask R-CNN, RetinaNet: batch norms that were trained frozen divide by sqrt(var), where torch's divide by
   sqrt(var + eps). The norms' weights make up for that. Files whose norms count no batches are taken for such ones, as
   the published files are.
 """
@@ -24,6 +24,7 @@ from detkit.config import BackboneConfig, Config, DataConfig, DetectConfig, Eval
 from detkit.errors import UserError, did_you_mean
 from detkit.experiment import to_plain
 from detkit.models.faster_rcnn import FasterRCNNConfig
+from detkit.models.mask_rcnn import MaskRCNNConfig
 from detkit.models.retinanet import RetinaNetConfig
 from detkit.models.ssd import CODER, SSDConfig
 from detkit.ops import default_boxes
@@ -60,6 +61,11 @@ FASTER_RCNN_KEYS = {
     "roi_heads.box_head.5.": "head.tail.13.",
     "roi_heads.box_predictor.cls_score.": "head.classifier.",
     "roi_heads.box_predictor.bbox_pred.": "head.regressor.",
+    **{f"roi_heads.mask_head.{i}.0.": f"mask_head.convs.{i}." for i in range(4)},
+    # in older files
+    **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"mask_head.convs.{i}." for i in range(4)},
+    "roi_heads.mask_predictor.conv5_mask.": "mask_head.deconv.",
+    "roi_heads.mask_predictor.mask_fcn_logits.": "mask_head.predictor.",
 }
 RETINANET_ANCHORS = 9
 RETINANET_HEADS = ("classification_head", "classifier"), ("regression_head", "regressor")
@@ -177,6 +183,11 @@ def faster_rcnn_config() -> FasterRCNNConfig:
     )
 
 
+def mask_rcnn_config() -> MaskRCNNConfig:
+    """Return the config of `maskrcnn_resnet50_fpn`."""
+    return MaskRCNNConfig(**{**vars(faster_rcnn_config()), "name": "mask_rcnn"})
+
+
 def faster_rcnn_v2_config() -> FasterRCNNConfig:
     """Return the config of `fasterrcnn_resnet50_fpn_v2` (Li et al., 2021, Benchmarking Detection Transfer Learning)."""
     return replace(faster_rcnn_config(), neck_norm=True, head_convs=4, rpn_convs=2)
@@ -227,6 +238,8 @@ def _convert_faster_rcnn(state: dict[str, Tensor], kept: list[int]) -> dict[str,
             tensor = tensor[[*kept, 0]]
         elif name.startswith("head.regressor."):
             tensor = tensor.unflatten(0, (-1, 4))[kept].flatten(0, 1)
+        elif name.startswith("mask_head.predictor."):
+            tensor = tensor[kept]
         converted[name] = tensor
     converted["head.delta_mean"], converted["head.delta_std"] = torch.zeros(len(kept), 4), torch.ones(len(kept), 4)
     return _pyramid_converted(converted)
@@ -269,6 +282,15 @@ NETWORKS = {
         ssd_config,
         SSD_DETECT,
         _convert_ssd,
+    ),
+    "maskrcnn_resnet50_fpn": Network(  # before Faster R-CNN, all of which is in it
+        "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+        ("roi_heads.box_head.fc6.weight", "roi_heads.mask_predictor.conv5_mask.weight"),
+        RCNN_BIAS,
+        1,
+        mask_rcnn_config,
+        RCNN_DETECT,
+        _convert_faster_rcnn,
     ),
     "fasterrcnn_resnet50_fpn": Network(
         "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",

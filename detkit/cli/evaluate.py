@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from detkit.data.dataset import DetectionDataset
-    from detkit.evaluation import Result
+    from detkit.evaluation import COCOResult, Result
     from detkit.structures import DetectionSet, TruthSet
 Set = TypeVar("Set", "DetectionSet", "TruthSet")
 
@@ -56,6 +56,7 @@ class Scored(NamedTuple):
     protocol: dict[str, str]
     seconds: float
     explain: "Callable[[Path, int, float], None] | None" = None
+    masks: "COCOResult | None" = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +140,7 @@ def _score_detections(arguments: argparse.Namespace) -> Scored:
     path: Path = arguments.detections
     from detkit.data.coco import COCODataset
     from detkit.data.formats import open_root
-    from detkit.evaluation import read_comp4, read_results, score
+    from detkit.evaluation import coco_ap, read_comp4, read_results, score
 
     start = time.perf_counter()
     dataset = open_root(arguments.dataset, [arguments.split])
@@ -166,9 +167,14 @@ def _score_detections(arguments: argparse.Namespace) -> Scored:
             raise UserError(f"{path} has no detections of class {name!r}{hint}; --classes scores some classes alone")
     classes = chosen or detections.classes
     detections = _only(detections, classes)
-    result = score(detections, _only(dataset.ranked_truth(), classes), metric)
+    masked = detections.masks is not None
+    ranked = _only(dataset.ranked_truth(masks=masked), classes)
+    result = score(detections, ranked, metric)
+    masks = coco_ap(detections, ranked, masks=True) if masked else None
     protocol = {"split": arguments.split, "dataset": dataset.name, "detections": str(path)}
-    return Scored(result, detections, _only(truth, classes), dataset, protocol, time.perf_counter() - start)
+    return Scored(
+        result, detections, _only(truth, classes), dataset, protocol, time.perf_counter() - start, masks=masks
+    )
 
 
 def _read(path: Path, content: object, dataset: "DetectionDataset") -> "DetectionSet":
@@ -216,7 +222,7 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
 
     explains = explain if detector.backend == "torch" else None  # the others show nothing of what is between
     scored = evaluation.result, evaluation.detections, dataset.truth()
-    return Scored(*scored, dataset, protocol, evaluation.seconds, explains)
+    return Scored(*scored, dataset, protocol, evaluation.seconds, explains, evaluation.masks)
 
 
 def _check_reference(arguments: argparse.Namespace, metric: str) -> None:
@@ -267,11 +273,13 @@ def _report(arguments: argparse.Namespace, scored: Scored, attempt: Attempt) -> 
     out: Path | None = arguments.out
     try:
         if out is not None:
-            metrics = {**result.to_dict(), **protocol, "seconds": round(scored.seconds, 3)}
+            masks = {} if scored.masks is None else {"masks": scored.masks.to_dict()}
+            metrics = {**result.to_dict(), **masks, **protocol, "seconds": round(scored.seconds, 3)}
             write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
             write_detections(out / "detections.json", scored.detections)
     finally:  # a full disk costs the files, and not what the screen shows
-        Console(highlight=False).print(per_class_table(result, split=protocol["dataset"], source=source))
+        table = per_class_table(result, split=protocol["dataset"], source=source, masks=scored.masks)
+        Console(highlight=False).print(table)
     if out is None:
         return
     from detkit.viz import pr_plots
@@ -293,7 +301,7 @@ def _write_report(out: Path, scored: Scored, attempt: Attempt) -> None:
     from detkit.runtime.progress import Progress
 
     start = time.perf_counter()
-    result, detections, truth, dataset, protocol, _, explain_one = scored
+    result, detections, truth, dataset, protocol, _, explain_one, _ = scored
     checkpoint = Path(protocol.get("checkpoint", ""))
     records = read_log(checkpoint.parent / "log.jsonl") if checkpoint.is_file() else []
 

@@ -17,7 +17,19 @@ from detkit.known_configs import find_config, find_folder
 from detkit.models import MODELS
 
 # by the year of the papers; others come after them, by name
-PAPERS = ("rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd", "rfcn", "yolov2", "retinanet", "yolov3")
+PAPERS = (
+    "rcnn",
+    "sppnet",
+    "fast_rcnn",
+    "faster_rcnn",
+    "yolov1",
+    "ssd",
+    "rfcn",
+    "yolov2",
+    "mask_rcnn",
+    "retinanet",
+    "yolov3",
+)
 RUN_FILES = ("last.pt", "best.pt", "config.yaml", "metrics.json")  # each tells a folder of a run
 
 

@@ -23,7 +23,7 @@ class AnnotatedObject(NamedTuple):
     none. Augmentation and resizing drop them with their objects and never change them.
 
     truncated: as annotated. area: square pixels, NaN where the file says nothing. number: what the file calls the
-    object: its position from 1, its line, or its id.
+    object: its position from 1, its line, or its id. mask: (H, W) bool, of objects that detkit draws.
     """
 
     name: str | int
@@ -34,6 +34,7 @@ class AnnotatedObject(NamedTuple):
     truncated: bool = False
     area: float = math.nan
     number: int = 0
+    mask: Any = None
 
 
 class Fault(NamedTuple):

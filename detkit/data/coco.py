@@ -5,7 +5,8 @@ to any .json below the root. Images are looked for in the folder that is called 
 below `images` or not, in `images`, and in the root.
 
 Crowds are ignored, by training and evaluation. COCO knows no difficult and no truncated objects: annotations may have
-these keys beside `iscrowd`, and detkit's converter writes them. Masks and keypoints are not read.
+these keys beside `iscrowd`, and detkit's converter writes them. Masks are read where they are asked for, polygons and
+run lengths alike, see masks.py; keypoints are not.
 """
 
 import os
@@ -20,6 +21,7 @@ from detkit.data.coco_index import COCOIndex, from_json, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
+from detkit.data.masks import COCOMasks
 from detkit.data.values import as_path, path_below
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
@@ -89,6 +91,9 @@ class COCOSource(Source):
     def file(self, row: int) -> str:
         return f"{path_below(self.path, self.root)}: image {as_path(self.index.files[row])}"
 
+    def find_masks(self) -> COCOMasks:
+        return COCOMasks(self.root, self.path, self.sizes)
+
     def _find(self, finder: Finder, names: list[str]) -> list[str]:
         """The paths of images."""
         stem, beside = self.path.stem.removeprefix(PREFIX), str(self.path.parent)
@@ -144,9 +149,9 @@ class COCODataset(DetectionDataset):
         """The id that an image has in its file."""
         return tuple(key for source in self.opened for key in from_json(source.index.image_ids[source.rows]))
 
-    def ranked_truth(self) -> TruthSet:
+    def ranked_truth(self, masks: bool = False) -> TruthSet:
         """Return `truth`, its images in the order of their ids, as pycocotools takes those of a file."""
-        truth, ids = self.truth(), self.image_ids
+        truth, ids = self.truth(masks=masks), self.image_ids
         order = sorted(range(len(ids)), key=lambda image: (self._source[image], ids[image]))
         place = torch.tensor(order).argsort()
         return replace(truth, ids=tuple(truth.ids[image] for image in order), image=place[truth.image])

@@ -86,8 +86,7 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
     image_of, class_of = dict(zip(image_ids, images)), dict(zip(category_ids, classes))
     seen: set[int | str] = set()
     for position, annotation in enumerate(content["annotations"], 1):
-        key = annotation.get("id")
-        number = key if type(key) is int and abs(key) < MAX_NUMBER else position
+        key, number = annotation.get("id"), number_of(annotation, position)
         image, name = _find(image_of, annotation, "image_id"), _find(class_of, annotation, "category_id")
         if image is None:
             text = f"image_id {json.dumps(annotation.get('image_id'))[:60]} is not among the images"
@@ -116,6 +115,12 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
         general=texts(general),
         notes=texts(notes),
     )
+
+
+def number_of(annotation: dict[str, Any], position: int) -> int:
+    """Return what an annotation is called: its id where that is a number, else its position from 1."""
+    key = annotation.get("id")
+    return key if type(key) is int and abs(key) < MAX_NUMBER else position
 
 
 def _object(annotation: dict[str, Any], name: str, number: int) -> AnnotatedObject | str:

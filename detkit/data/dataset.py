@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -19,9 +20,11 @@ import torch
 from detkit.data.annotations import Annotations, Fault
 from detkit.data.image_file import decode_image
 from detkit.data.index import Index
+from detkit.data.masks import Masks, faults_of
 from detkit.data.sample import Sample
 from detkit.data.values import MAX_SIDE, path_below
 from detkit.errors import UserError, did_you_mean
+from detkit.rle import RLE
 from detkit.structures import TruthSet
 
 EVERYTHING = ""  # the split of all images, in VOC and YOLO layout: of roots that have no splits
@@ -122,6 +125,25 @@ class Source(ABC):
     def strays(self) -> list[Problem]:
         """Return the annotations that lie among this split's and belong to no image."""
         return []
+
+    @cached_property
+    def masks(self) -> Masks:
+        """The masks of the objects, found at first use; UserError where there are none."""
+        return self.find_masks()
+
+    def find_masks(self) -> Masks:
+        """See `masks`; for formats that have any."""
+        raise UserError(
+            f"{self.root}: it has no masks of objects, which this detector learns; COCO's annotations and VOC's "
+            "SegmentationObject have them"
+        )
+
+    def mask_faults(self, row: int) -> list[Problem]:
+        """Return what is wrong with the masks of an image; UserError where none can be read."""
+        numbers = self.index.objects.number[self.index.first[row] : self.index.first[row + 1]].tolist()
+        width, height = self.sizes[row].tolist()
+        faults = faults_of(numbers, self.masks(row, numbers, (height, width)))
+        return [Problem(self.file(row), one.number, "broken mask", one.text, self.unit) for one in faults]
 
     def faults(self, row: int) -> list[Problem]:
         """Return what is wrong with the annotations of an image."""
@@ -288,8 +310,29 @@ class DetectionDataset(ABC):
         """Return what is known of image `i`, and its pixels. seed: of random numbers, where reading draws any."""
         return self.record(i), self.image(i)
 
-    def truth(self, use_difficult: bool = False) -> TruthSet:
-        """Return all objects, flat; `ignore` marks crowds and, unless they are used, difficult objects."""
+    def open_masks(self) -> None:
+        """Find the objects' masks, before processes share the work; UserError where a split has none."""
+        for source in self.opened:
+            _ = source.masks
+
+    def masks(self, i: int) -> tuple[RLE, ...]:
+        """Return the masks of the objects of image `i`, in the order of its record. UserError names one that is wrong.
+
+        A split's are found when one is first asked for, an image's read when it is.
+        """
+        source, row = self.opened[self._source[i]], int(self._row[i])
+        numbers = self._annotations.number[self._first[i] : self._first[i + 1]].tolist()
+        width, height = self.sizes[i].tolist()
+        masks = source.masks(row, numbers, (height, width))
+        for number, text in faults_of(numbers, masks):
+            raise UserError(f"{source.root}/{source.file(row)}: {source.unit} {number}: {text}")
+        return tuple(mask for mask in masks if not isinstance(mask, str))
+
+    def truth(self, use_difficult: bool = False, masks: bool = False) -> TruthSet:
+        """Return all objects, flat; `ignore` marks crowds and, unless they are used, difficult objects.
+
+        masks: whether they come with their masks.
+        """
         objects = self._annotations
         return TruthSet(
             boxes=torch.from_numpy(objects.boxes.copy()),
@@ -301,12 +344,13 @@ class DetectionDataset(ABC):
             area=torch.from_numpy(objects.area.copy()),
             difficult=torch.from_numpy(objects.difficult.copy()),
             truncated=torch.from_numpy(objects.truncated.copy()),
+            masks=tuple(mask for i in range(len(self)) for mask in self.masks(i)) if masks else None,
             extra={name: torch.from_numpy(value.copy()) for name, value in objects.extra.items()},
         )
 
-    def ranked_truth(self) -> TruthSet:
+    def ranked_truth(self, masks: bool = False) -> TruthSet:
         """Return `truth`, its images in the order in which a metric takes detections of equal scores."""
-        return self.truth()
+        return self.truth(masks=masks)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return numbers and digests that tell images and objects, as they are trained on, from others; no pixels."""

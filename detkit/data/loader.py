@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detkit import rle
 from detkit.config import DataConfig, TrainConfig
 from detkit.data.annotations import Annotations
 from detkit.data.batch import make_batch, make_targets
@@ -25,6 +26,7 @@ from detkit.data.dataset import DetectionDataset, Record
 from detkit.data.proposal_store import StoredProposals
 from detkit.data.transforms import Transform, build_test, build_train
 from detkit.errors import UserError
+from detkit.ops import pack_masks
 from detkit.runtime.signals import held_back, let_through
 from detkit.structures import Images, InputSpec, Targets
 
@@ -88,17 +90,19 @@ class _Failure:
 
 
 class _Part(NamedTuple):
-    """An image of a sample. boxes: its objects', then its proposals'; scores: of these, where there are any."""
+    """An image of a sample. boxes: its objects', then its proposals'; scores: of these, where there are any; masks:
+    (N, H, W) uint8 of the objects, where they are learned."""
 
     record: Record
     image: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray | None
+    masks: np.ndarray | None
 
     @property
-    def given(self) -> tuple[np.ndarray, np.ndarray, int]:
+    def given(self) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
         """What a `Transform` is given."""
-        return self.image, self.boxes, len(self.record.annotations)
+        return self.image, self.boxes, len(self.record.annotations), self.masks
 
 
 @dataclass(eq=False)
@@ -111,6 +115,7 @@ class _Samples(Dataset):
     use_difficult: bool = False
     cache: bool = False
     proposals: StoredProposals | None = None
+    masks: bool = False
 
     def __post_init__(self) -> None:
         self.source = ImageCache(self.dataset) if self.cache else self.dataset
@@ -140,13 +145,13 @@ class _Samples(Dataset):
         seed = self.seed or 0, position
         parts = [self._part(self._image_at(position), seed)]
 
-        def other(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+        def other(random: np.random.Generator) -> tuple[Any, ...]:
             """Read another image, any of the data set."""
             parts.append(self._part(int(random.integers(len(self.dataset))), (*seed, len(parts))))
             return parts[-1].given
 
-        image, boxes, objects = parts[0].given
-        pixels, boxes, kept = self.transform(image, boxes, seed, objects, other)
+        image, boxes, objects, masks = parts[0].given
+        pixels, boxes, kept, masks = self.transform.run(image, boxes, masks, seed, objects, other)
         # of all boxes of all parts: which are objects, and the number of each among its kind
         is_object = np.concatenate([np.arange(len(part.boxes)) < len(part.record.annotations) for part in parts])
         number = np.where(is_object, np.cumsum(is_object), np.cumsum(~is_object))[kept] - 1
@@ -154,6 +159,8 @@ class _Samples(Dataset):
         known = [part.record.annotations for part in parts]
         objects_of_all = known[0] if len(known) == 1 else Annotations.concatenate(known)
         annotations = dataclasses.replace(objects_of_all.take(number[:remaining]), boxes=boxes[:remaining])
+        if masks is not None:
+            annotations = dataclasses.replace(annotations, extra={**annotations.extra, "masks": pack_masks(masks)})
         ranked = [part.scores for part in parts if part.scores is not None]
         scores = np.concatenate(ranked)[number[remaining:]] if ranked else None
         height, width = image.shape[:2]
@@ -165,7 +172,8 @@ class _Samples(Dataset):
         boxes, scores = record.annotations.boxes, None
         if self.proposals is not None:
             boxes, scores = np.concatenate([boxes, self.proposals.boxes(i)]), self.proposals.scores(i)
-        return _Part(record, image, boxes, scores)
+        masks = rle.decode(self.dataset.masks(i), image.shape[:2]) if self.masks else None
+        return _Part(record, image, boxes, scores, masks)
 
     def _image_at(self, position: int) -> int:
         if self.seed is None:
@@ -223,13 +231,17 @@ def train_loader(
     stop: int,
     rank: int = 0,
     world: int = 1,
+    masks: bool = False,
 ) -> _Loader:
     """Return an iterable of (Images, Targets), one for each iteration start..stop-1.
 
     Each process of `world` gets the `rank`-th contiguous share of an iteration's batch. Crowds come with
     ignore = True, and so do difficult objects where `data.difficult` is false. Where `data.proposals` names
     stores, Images have proposals: they move with the image, and images and objects are the same as without them.
+    masks: whether objects have theirs, in `Targets.extra`; UserError for a data set that has none.
     """
+    if masks:
+        dataset.open_masks()
     if train_config.batch % world:
         raise UserError(f"train.batch: {train_config.batch} is not a multiple of the {world} processes")
     proposals = open_proposals(dataset, data_config)
@@ -240,6 +252,7 @@ def train_loader(
         use_difficult=data_config.difficult,
         cache=data_config.cache,
         proposals=proposals,
+        masks=masks,
     )
     batch, share = train_config.batch, train_config.batch // world
     batches = [range(first, first + share) for first in range(start * batch + rank * share, stop * batch, batch)]

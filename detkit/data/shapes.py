@@ -2,8 +2,9 @@
 
 Six classes of shapes over textured, cluttered backgrounds that also hold letters, scribbles, bars and worms of no
 class. Sizes run from a sixth to two thirds of the image, with some rotation, stretch, blur, outlines and patterned
-fills. A box is tight around the visible part, as VOC's rule has it. An object of which less than half can be seen is
-difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not annotated.
+fills. A mask is the visible part, and a box is tight around it, as VOC's rule has it. An object of which less than
+half can be seen is difficult; one cut off or covered by a fifth is truncated; one hidden almost wholly is not
+annotated.
 
 Image i of a split depends on the seed, the split and i alone.
 """
@@ -28,6 +29,7 @@ from detkit.runtime.progress import Progress
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS = {"train": 9600, "val": 200, "test": 400}
+
 MANIFEST = "shapes.json"
 DIFFICULT_BELOW = 1 / 2
 TRUNCATED_BELOW = 0.8
@@ -103,7 +105,7 @@ def _read_manifest(root: Path) -> dict:
 
 
 def _draw_into(root: Path, counts: dict[str, int], seed: int, drawing: Drawing) -> None:
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main", "SegmentationObject"):
         (root / folder).mkdir(parents=True)
     jobs = [(split, i) for split, count in counts.items() for i in range(count)]
     for split, count in counts.items():
@@ -132,6 +134,12 @@ def _write_image(root: Path, seed: int, drawing: Drawing, job: tuple[str, int]) 
     assert ok
     (root / "JPEGImages" / f"{name}.jpg").write_bytes(data.tobytes())
     (root / "Annotations" / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", image.shape[1::-1], objects))
+    numbers = np.zeros(image.shape[:2], np.uint8)  # what can be seen of two objects never overlaps
+    for number, item in enumerate(objects, 1):
+        numbers[item.mask] = number
+    ok, data = cv2.imencode(".png", numbers)
+    assert ok
+    (root / "SegmentationObject" / f"{name}.png").write_bytes(data.tobytes())
 
 
 def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[AnnotatedObject]]:
@@ -183,7 +191,7 @@ def visible_object(mask: np.ndarray, name: str, area: int, unclear: bool = False
         return None
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     difficult, truncated = bool(visible < DIFFICULT_BELOW), bool(visible < TRUNCATED_BELOW)
-    return AnnotatedObject(name, box, difficult or unclear, truncated=truncated)
+    return AnnotatedObject(name, box, difficult or unclear, truncated=truncated, mask=mask)
 
 
 def photograph(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -357,4 +365,4 @@ def _blend(image: np.ndarray, fill: np.ndarray, alpha: np.ndarray) -> None:
     image[:] = np.clip(image + (fill - image) * cover, 0, 255)
 
 
-SHAPES = Drawing("shapes", 6, CLASSES, draw_image)
+SHAPES = Drawing("shapes", 7, CLASSES, draw_image)

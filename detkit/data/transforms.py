@@ -31,16 +31,30 @@ class Transform:
         boxes: np.ndarray,
         seed: tuple[int, int] = (0, 0),
         objects: int | None = None,
-        other: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, int]] | None = None,
+        other: Callable[[np.random.Generator], tuple[Any, ...]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Transform one image.
+        """Transform one image, see `run`, which has its masks as well."""
+        return self.run(image, boxes, None, seed, objects, other)[:3]
+
+    def run(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        masks: np.ndarray | None,
+        seed: tuple[int, int] = (0, 0),
+        objects: int | None = None,
+        other: Callable[[np.random.Generator], tuple[Any, ...]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Transform one image, its boxes, and the masks of its objects where there are any.
 
         image: (H, W, 3) uint8, not written to. boxes: (N, 4) float32 xyxy pixels. objects: how many of them, from the
         first, are objects, by default all; the others are proposals, which no random draw looks at and which stay
-        where any part of them is left. other: draws another image for those transforms that take several: pixels,
-        boxes, and how many of these are objects, as `image`, `boxes` and `objects`. Returns the image (h, w, 3) uint8
-        of the size that the spec gives it, the boxes (M, 4) float32 that remain, in its pixels, objects before
-        proposals, and which rows (M,) int64 they were; those of other images are numbered on, as these were drawn.
+        where any part of them is left. masks: (N, H, W) uint8, 0 or 1, of objects without proposals. other: draws
+        another image for those transforms that take several: pixels, boxes, how many of these are objects, and their
+        masks where there are any, as `image`, `boxes`, `objects` and `masks`. Returns the image (h, w, 3) uint8 of the
+        size that the spec gives it, the boxes (M, 4) float32 that remain, in its pixels, objects before proposals,
+        which rows (M,) int64 they were, and their masks (M, h, w); rows of other images are numbered on, as these were
+        drawn.
         """
         boxes = _as_shares(image, boxes)
         objects = len(boxes) if objects is None else objects
@@ -48,18 +62,19 @@ class Transform:
         rows[objects:] = -1 - rows[objects:]
         if self.chain is not None:
 
-            def draw(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+            def draw(random: np.random.Generator) -> tuple[Any, ...]:
                 assert other is not None
-                pixels, given, count = other(random)
-                return pixels, _as_shares(pixels, given), count
+                pixels, given, *others = other(random)
+                return pixels, _as_shares(pixels, given), *others
 
-            image, boxes, rows = self.chain(image, boxes, seed, objects, other and draw)
+            image, boxes, rows, masks = self.chain.run(image, boxes, masks, seed, objects, other and draw)
         size = self.spec.fit(*image.shape[:2])
         image = resize(image, size)
         boxes = boxes * np.array(size[::-1] * 2)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         keep = np.where(rows >= 0, area >= MIN_AREA, area > 0)
-        return image, boxes[keep].astype(np.float32), np.where(rows < 0, -1 - rows, rows)[keep]
+        masks = None if masks is None else resize_masks(masks[keep], size)
+        return image, boxes[keep].astype(np.float32), np.where(rows < 0, -1 - rows, rows)[keep], masks
 
 
 def _as_shares(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -75,6 +90,14 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == tuple(size):
         return image
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (N, H, W) to `size` (height, width), each pixel the nearest; the masks themselves where they have it."""
+    if masks.shape[1:] == tuple(size):
+        return masks
+    rows, columns = (((np.arange(n) + 0.5) * (m / n)).astype(np.int64) for n, m in zip(size, masks.shape[1:]))
+    return masks[:, rows[:, None], columns]
 
 
 def pad(images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

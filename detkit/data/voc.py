@@ -1,4 +1,4 @@
-"""Reader of PASCAL VOC data sets: XML files, images, and lists of both.
+"""Reader of PASCAL VOC data sets: XML files, images, and lists of both; masks of objects from SegmentationObject.
 
 VOC's own folders are Annotations, JPEGImages and ImageSets/Main. Others are read, too: annotations/ or annotations/xmls
 with images/, XML files and images in one folder, and, where there are no lists, folders of both that are called as the
@@ -20,6 +20,7 @@ from detkit.data.dataset import EVERYTHING, DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index
+from detkit.data.masks import Masks, VOCMasks
 from detkit.data.values import lines_of, path_below
 from detkit.data.voc_index import read_index
 from detkit.errors import UserError, did_you_mean
@@ -31,6 +32,7 @@ VOC_CLASSES = (
 )
 XML_FOLDERS = ("Annotations", "labels", "JPEGImages", "images")  # in upper or lower case
 IMAGE_FOLDERS = ("JPEGImages", "images")
+SEGMENTED = "segmentation_"  # begins the splits that ImageSets/Segmentation lists
 SPLIT_FOLDER = re.compile("(train|val|test)", re.IGNORECASE)
 
 
@@ -82,9 +84,12 @@ def _is_xml(name: str) -> bool:
 def voc_lists(finder: Finder) -> dict[str, str]:
     """Return the lists of a root's splits, by name."""
     sets = finder.folder("ImageSets")
-    folder = sets and finder.folder("Main", sets)
-    files = finder.files(folder) if folder else {}
-    return {name[:-4]: f"{folder}/{name}" for name in sorted(files) if name[-4:].lower() == ".txt"}
+    lists = {}
+    for name, prefix in (("Segmentation", SEGMENTED), ("Main", "")):
+        folder = finder.folder(name, sets) if sets else None
+        files = finder.files(folder) if folder else {}
+        lists |= {prefix + name[:-4]: f"{folder}/{name}" for name in sorted(files) if name[-4:].lower() == ".txt"}
+    return lists
 
 
 def is_voc(root: Path, others: bool) -> bool:
@@ -115,11 +120,13 @@ def how_to_get(root: Path) -> str:
 
 
 class VOCRoot:
-    """The annotations and images of a root in VOC's format, of whatever split. paths, sizes, faults: see Source."""
+    """The annotations and images of a root in VOC's format, of whatever split. paths, sizes, faults: see Source.
+    masks: the folder of masks, if there is one."""
 
     def __init__(self, root: Path) -> None:
         self.root, self._finder = root, Finder(root)
         self.layout = check_layout(root, self._finder)
+        self.masks = self._finder.folder("SegmentationObject")
         self.index: Index = read_index(self._finder, self.layout.folder, self.layout.names)
         self.faults: dict[int, list[Fault]] = {}
         self.paths: list[str] = []
@@ -217,6 +224,7 @@ class VOCSource(Source):
     def __init__(self, opened: VOCRoot, split: str) -> None:
         rows, missing, listed = opened.rows_of(split)
         self._folder, self._names = opened.layout.folder, opened.layout.names
+        self._masks_folder = opened.masks
         problems = [
             Problem(f"Annotations/{name}.xml", 0, "missing file", f"no annotation, which split {split!r} lists")
             for name in dict.fromkeys(missing)
@@ -224,6 +232,18 @@ class VOCSource(Source):
         super().__init__(
             opened.root, split, opened.index, rows, opened.paths, opened.sizes, listed, problems, opened.faults
         )
+
+    def find_masks(self) -> Masks:
+        if self._masks_folder is None:
+            return super().find_masks()
+        masks = VOCMasks(self._masks_folder, [name[:-4] for name in self._names])
+        for row in self.rows.tolist():
+            if not masks.path(row).is_file():
+                raise UserError(
+                    f"{masks.path(row)} is missing, which has the masks of an image of {self.split}; VOC's images with "
+                    f"masks are the splits {SEGMENTED}train, {SEGMENTED}val and {SEGMENTED}trainval"
+                )
+        return masks
 
     def file(self, row: int) -> str:
         return path_below(f"{self._folder}/{self._names[row]}", self.root)

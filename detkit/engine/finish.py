@@ -67,7 +67,9 @@ def conclude(run: Run, test: DetectionDataset, evaluation: Evaluation, attempt: 
         metrics = evaluation.metrics(**protocol)
         write_file(run.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     finally:  # a full disk costs the file, and not what the screen shows
-        Console(highlight=False).print(per_class_table(evaluation.result, split=test.name, source=str(best)))
+        Console(highlight=False).print(
+            per_class_table(evaluation.result, split=test.name, source=str(best), masks=evaluation.masks)
+        )
     records = []
     with attempt("plots"):
         records = read_log(run.folder / "log.jsonl")

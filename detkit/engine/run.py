@@ -23,7 +23,7 @@ from detkit.evaluation import best_scores
 from detkit.experiment import save_config
 from detkit.files import read_text, write_file
 from detkit.inference.evaluate import evaluate
-from detkit.models import SGD, Detector, Thresholds
+from detkit.models import MODELS, SGD, Detector, Thresholds
 from detkit.models.base import TensorSpec
 from detkit.runtime import distributed
 from detkit.runtime.screen import say
@@ -121,7 +121,8 @@ class Run:
         if workers is not None:
             recipe = replace(recipe, workers=workers)
         rank, world = distributed.rank(), distributed.world_size()
-        return train_loader(self.train, spec, data, recipe, start=start, stop=stop, rank=rank, world=world)
+        keys = {"rank": rank, "world": world, "masks": MODELS.get(self.config.model.name).takes_masks}
+        return train_loader(self.train, spec, data, recipe, start=start, stop=stop, **keys)
 
     def validate(self, detector: Detector, iteration: int, log: Log) -> None:
         """Evaluate on val and keep the best as best.pt; without val, or objects in it, the latest is best.pt."""

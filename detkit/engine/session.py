@@ -67,6 +67,7 @@ def train(
             data, val, test = open_splits(settings.data, classes)
             datasets = [split for split in (data, val, test) if split is not None]
             check_proposals(settings, datasets)
+            check_masks(settings, datasets)
         check_objects(data, settings.data.difficult)
         check_patience(settings.train, val)
         state = run_state(data, val)
@@ -233,6 +234,13 @@ def check_proposals(settings: Config, datasets: list[DetectionDataset]) -> None:
         )
     for dataset in datasets:
         open_proposals(dataset, settings.data)
+
+
+def check_masks(settings: Config, datasets: list[DetectionDataset]) -> None:
+    """Raise UserError where the detector learns masks and a data set has none."""
+    if MODELS.get(settings.model.name).takes_masks:
+        for dataset in datasets:
+            dataset.open_masks()
 
 
 def check_batch(recipe: TrainConfig, stages: Sequence[Stage]) -> None:

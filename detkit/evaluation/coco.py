@@ -3,6 +3,8 @@
 They are those of pycocotools.cocoeval, its order of ties and its floats included.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit import rle
 from detkit.evaluation.flat import Matches, by_class_and_score, candidates, join, plain, starts
 from detkit.evaluation.voc import VOCResult, voc_result
 from detkit.ops.boxes import paired_iou
@@ -82,7 +85,7 @@ class COCOResult:
         }
 
 
-def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
+def coco_ap(detections: DetectionSet, truth: TruthSet, masks: bool = False) -> COCOResult:
     """Score a data set's detections as pycocotools does.
 
     The best 100 detections of a class in an image, best score first, each take the free object that they overlap most,
@@ -96,6 +99,8 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     mark they have, it counts them as objects to find. `truth.area` decides on the range of an object, the box's area on
     that of a detection.
 
+    masks: whether the IoU and a detection's area are those of the masks, which both sets then have.
+
     detections, truth, and the errors raised: as in `voc_ap`. Of equal scores those of the first image in `truth.ids`
     come first, then those given first. All numbers are float64.
     """
@@ -105,6 +110,8 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     labels = labels[order]
     group = image[order] * classes + labels
     boxes, objects = _columns(detections.boxes[order]), _columns(truth.boxes)
+    if masks:
+        boxes[4] = boxes.new_tensor(rle.area(detections.masks or ()))[order]
 
     low, high = _tensor(tuple(AREAS.values()), boxes).T.unsqueeze(2)  # (A, 1) each
     area = objects[4] if truth.area is None else truth.area.double()
@@ -112,7 +119,7 @@ def coco_ap(detections: DetectionSet, truth: TruthSet) -> COCOResult:
     ignore = truth.ignore | (area < low) | (area > high)  # (A, G)
     npos = torch.stack([torch.bincount(truth.labels[~row], minlength=classes) for row in ignore])
 
-    pairs = _pairs(boxes, objects, group, truth)
+    pairs = _mask_pairs(detections, order, group, truth) if masks else _pairs(boxes, objects, group, truth)
     matched = _match(pairs, ignore, truth.ignore, len(order))
     tp = ~ignore[matched.cell // len(IOUS), matched.object]
     precision, recall = _average(matched, tp, inside, labels, rank, npos)
@@ -205,6 +212,32 @@ def _pairs(boxes: Tensor, objects: Tensor, group: Tensor, truth: TruthSet) -> Pa
         iou = paired_iou(a[:4].T, b[:4].T, areas=(a[4], b[4]), crowd=truth.ignore[candidate])
         near = (iou >= IOUS[0]).nonzero().squeeze(1)
         parts.append((part[row[near]], candidate[near], iou[near]))
+    return _best_first(parts)
+
+
+def _mask_pairs(detections: DetectionSet, order: Tensor, group: Tensor, truth: TruthSet) -> Pairs:
+    """Return the pairs whose masks reach the first of IOUS; order, group: of the detections, see `coco_ap`."""
+    members: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for kind, numbers in enumerate((group, truth.image * len(truth.classes) + truth.labels)):
+        for row, key in enumerate(numbers.tolist()):
+            members[key][kind].append(row)
+    found: Sequence[rle.RLE] = detections.masks or ()
+    known: Sequence[rle.RLE] = truth.masks or ()
+    crowd = truth.ignore.tolist()
+    place = order.tolist()
+    none = group[:0]
+    parts = [(none, none, none.double())]
+    for mine, theirs in members.values():  # run lengths are compared by pycocotools, a group at a time
+        if mine and theirs:
+            iou = rle.iou([found[place[i]] for i in mine], [known[j] for j in theirs], [crowd[j] for j in theirs])
+            row, column = (iou >= IOUS[0]).nonzero()
+            columns = np.array(mine)[row], np.array(theirs)[column], iou[row, column]
+            parts.append(tuple(torch.from_numpy(values).to(group.device) for values in columns))  # pyright: ignore
+    return _best_first(parts)
+
+
+def _best_first(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Pairs:
+    """Detections, objects and IoUs, those of a detection one after the other, its objects in the order given."""
     detection, item, iou = (torch.cat(column).flip(0) for column in zip(*parts))
     order = (-iou).sort(stable=True).indices
     return Pairs(detection[order], item[order], iou[order])

@@ -13,20 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit import rle
 from detkit.errors import UserError
+from detkit.rle import RLE
 from detkit.structures import DetectionSet
 
 KEYS = ("image_id", "category_id", "bbox", "score")
 
 
 class COCOResults(NamedTuple):
-    """A file's entries, in order. boxes: (D, 4) float64 xyxy; scores: (D,) float64; the ids as the file has them."""
+    """A file's entries, in order. boxes: (D, 4) float64 xyxy; scores: (D,) float64; the ids as the file has them.
+    masks: of every entry, where every one has a `segmentation`."""
 
     path: Path
     image_ids: list[int | str]
     category_ids: list[int | str]
     boxes: Tensor
     scores: Tensor
+    masks: tuple[RLE, ...] | None = None
 
 
 def parse_coco_results(path: Path, content: Sequence[Any]) -> COCOResults:
@@ -46,7 +50,13 @@ def parse_coco_results(path: Path, content: Sequence[Any]) -> COCOResults:
     if not fits or not table.isfinite().all() or not values.isfinite().all() or (table[:, 2:] < 0).any():
         raise _wrong(path, content)
     table = table.double()
-    return COCOResults(path, image_ids, category_ids, torch.cat((table[:, :2], table[:, :2] + table[:, 2:]), 1), values)
+    masks = [rle.parse(entry["segmentation"]) for entry in content] if content and all(map(_is_masked, content)) else []
+    for row, mask in enumerate(masks):
+        if isinstance(mask, str):
+            raise UserError(f"{path}: entry {row}: its segmentation {mask}")
+    xyxy = torch.cat((table[:, :2], table[:, :2] + table[:, 2:]), 1)
+    known = tuple(mask for mask in masks if not isinstance(mask, str))
+    return COCOResults(path, image_ids, category_ids, xyxy, values, known or None)
 
 
 def name_coco_results(
@@ -74,7 +84,8 @@ def name_coco_results(
             value = json.dumps(values[entry], ensure_ascii=False)[:60]
             raise UserError(f"{results.path}: entry {entry}: {key} {value} is not in {origin}") from None
     image, labels = columns
-    return DetectionSet(results.boxes, results.scores, labels, image, ids=ids, classes=classes)
+    boxes, scores = results.boxes, results.scores
+    return DetectionSet(boxes, scores, labels, image, ids=ids, classes=classes, masks=results.masks)
 
 
 def _wrong(path: Path, content: Sequence[Any]) -> UserError:
@@ -90,7 +101,7 @@ def _fault(entry: Any) -> str:
     if not isinstance(entry, dict):
         return f"{json.dumps(entry)[:40]} is not a mapping with {', '.join(KEYS)}"
     if missing := [key for key in KEYS if key not in entry]:
-        return f"no {' and no '.join(map(repr, missing))} in it; masks and keypoints are not scored"
+        return f"no {' and no '.join(map(repr, missing))} in it; keypoints, and masks without boxes, are not scored"
     for key in KEYS[:2]:
         if type(entry[key]) not in (int, str):
             return f"{key} {json.dumps(entry[key])[:40]} is neither a whole number nor a text"
@@ -100,6 +111,10 @@ def _fault(entry: Any) -> str:
     if min(box[2:]) < 0:
         return f"bbox {json.dumps(box)[:60]} has a negative width or height"
     return "" if _is_number(entry["score"]) else f"score {json.dumps(entry['score'])[:40]} is not a finite number"
+
+
+def _is_masked(entry: Any) -> bool:
+    return isinstance(entry.get("segmentation"), dict)
 
 
 def _is_number(value: Any) -> bool:

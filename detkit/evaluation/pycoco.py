@@ -7,28 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detkit import rle
 from detkit.evaluation.coco import NUMBERS
 from detkit.evaluation.flat import join
 from detkit.structures import DetectionSet, TruthSet
 
 
-def pycocotools_summary(detections: DetectionSet, truth: TruthSet) -> dict[str, float]:
-    """Return COCO's twelve numbers as pycocotools computes them; NaN where it has -1.
+def pycocotools_summary(detections: DetectionSet, truth: TruthSet, masks: bool = False) -> dict[str, float]:
+    """Return COCO's twelve numbers, of boxes or `masks`, as pycocotools computes them; NaN where it has -1.
 
     Takes what `detkit.evaluation.coco_ap` takes; it is some fifty times as slow.
     """
-    stats = pycocotools_eval(detections, truth).stats
+    stats = pycocotools_eval(detections, truth, masks).stats
     return {name: float("nan") if value == -1 else float(value) for name, value in zip(NUMBERS, stats)}
 
 
-def pycocotools_eval(detections: DetectionSet, truth: TruthSet) -> Any:
-    """Return pycocotools' COCOeval of boxes after all of its work: see its `stats` and `eval`."""
+def pycocotools_eval(detections: DetectionSet, truth: TruthSet, masks: bool = False) -> Any:
+    """Return pycocotools' COCOeval of boxes, or `masks`, after all of its work: see its `stats` and `eval`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         objects, found = coco_sets(detections, truth, COCO)
-        evaluator = COCOeval(objects, found, "bbox")
+        for dataset, masks_of in ((objects, truth.masks), (found, detections.masks)):
+            for annotation, mask in zip(dataset.dataset["annotations"], masks_of or ()):
+                annotation["segmentation"] = mask
+                dataset.imgs[annotation["image_id"]] |= dict(zip(("height", "width"), mask["size"]))
+                if masks and dataset is found:  # as loadRes does
+                    annotation["area"] = float(rle.area([mask])[0])
+        evaluator = COCOeval(objects, found, "segm" if masks else "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

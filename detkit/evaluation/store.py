@@ -4,7 +4,9 @@
  "columns": ["image", "class", "score", "left", "top", "right", "bottom"], "detections": [[0, 14, 0.9, ...], ...]}
 
 `image` and `class` are indices into the lists before them; boxes are continuous pixels of the image, 0 at its left and
-upper edge. Numbers have as many digits as their precision needs, so what is read is what was written, bit for bit.
+upper edge. Of a detector that finds masks there is "masks" as well, run lengths as COCO has them, one for each
+detection: [{"size": [height, width], "counts": "..."}, ...]. Numbers have as many digits as their precision needs, so
+what is read is what was written, bit for bit.
 """
 
 import json
@@ -14,9 +16,11 @@ from typing import Any
 
 import torch
 
+from detkit import rle
 from detkit.errors import UserError
 from detkit.evaluation.flat import check_detections
 from detkit.files import read_text, write_atomic
+from detkit.rle import RLE
 from detkit.structures import DetectionSet
 
 FORMAT = "detkit detections 1"
@@ -40,7 +44,10 @@ def write_detections(path: str | Path, detections: DetectionSet) -> None:
     columns = (detections.image, detections.labels, detections.scores, *detections.boxes.unbind(1))
     rows = ",\n".join([line % row for row in zip(*(column.tolist() for column in columns))])
     text = json.dumps(header, ensure_ascii=False)
-    write_atomic(path, f'{text[:-1]},\n"detections": [\n{rows}\n]}}\n')
+    masks = ""
+    if detections.masks is not None:
+        masks = ',\n"masks": [\n' + ",\n".join(json.dumps(rle.to_json(mask)) for mask in detections.masks) + "\n]"
+    write_atomic(path, f'{text[:-1]},\n"detections": [\n{rows}\n]{masks}}}\n')
 
 
 def read_detections(path: str | Path) -> DetectionSet:
@@ -89,7 +96,19 @@ def parse_detections(path: str | Path, content: Any) -> DetectionSet:
         image=image.long(),
         ids=ids,
         classes=classes,
+        masks=_masks(path, content["masks"], len(rows)) if "masks" in content else None,
     )
+
+
+def _masks(path: str | Path, masks: Any, count: int) -> tuple[RLE, ...]:
+    """The run lengths of so many detections, all of them whole."""
+    if not isinstance(masks, list) or len(masks) != count:
+        raise UserError(f"{path}: 'masks' is not a list of {count} masks, one for each detection")
+    parsed = [rle.parse(mask) for mask in masks]
+    for row, mask in enumerate(parsed):
+        if isinstance(mask, str):
+            raise UserError(f"{path}: the mask of detection {row} {mask}")
+    return tuple(mask for mask in parsed if not isinstance(mask, str))
 
 
 def _names(path: str | Path, key: str, names: Any) -> tuple[str, ...]:

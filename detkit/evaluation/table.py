@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from detkit.evaluation.coco import COCOResult
+from detkit.evaluation.coco import NUMBERS, COCOResult
 from detkit.evaluation.score import Result
 from detkit.evaluation.voc import VOCResult
 from detkit.names import shown
@@ -14,13 +14,13 @@ from detkit.names import shown
 Columns = dict[str, tuple[str, list[str]]]  # title -> foot, cells
 
 
-def per_class_table(result: Result, *, split: str, source: str) -> Table:
+def per_class_table(result: Result, *, split: str, source: str, masks: COCOResult | None = None) -> Table:
     """Return a rich table, one row a class, the means below.
 
     It has AP, objects, how many of them were found, and detections; for COCO's metric AP, AP50, AP75, AR100 and
     objects, with the others of its numbers in the caption. split, source: which images, and what was scored (a
     checkpoint, a file of detections); they stand in the caption beside metric and IoU, since a number says nothing
-    without its protocol.
+    without its protocol. masks: the result of the masks, whose numbers stand above the caption.
     """
     caption = f"{result.protocol}\n{shown(split)}: {result.images} images\n{shown(source)}"
     if isinstance(result, COCOResult):
@@ -28,6 +28,10 @@ def per_class_table(result: Result, *, split: str, source: str) -> Table:
         caption = "\n".join([*_others(result), caption])
     else:
         columns, npos = _voc_columns(result), result.npos
+    if masks is not None:
+        lines = [NUMBERS[at : at + 3] for at in range(0, len(NUMBERS), 3)]
+        numbers = ["  ".join(f"{name} {_figure(masks.summary[name])}" for name in line) for line in lines]
+        caption = "\n".join(["masks:", *numbers, masks.protocol, "boxes:", caption])
     table = Table(
         show_footer=True, caption=escape(caption), caption_justify="left", caption_style="", title_justify="left"
     )

@@ -16,9 +16,11 @@ from detkit.data.given import TorchDataset, as_dataset
 from detkit.data.loader import open_proposals, test_loader
 from detkit.data.opening import open_dataset, open_split
 from detkit.errors import UserError
-from detkit.evaluation import METRICS, Result, score
+from detkit.evaluation import METRICS, COCOResult, Result, coco_ap, score
+from detkit.inference.masks import take_masks
 from detkit.inference.tta import predict_views
 from detkit.models import Detector, postprocess
+from detkit.rle import RLE
 from detkit.runtime import distributed
 from detkit.runtime.device import autocast, images_to_device
 from detkit.runtime.stopwatch import Timed, untimed
@@ -27,15 +29,20 @@ from detkit.structures import Detections, DetectionSet, Images, Targets
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation. seconds: of reading, network and post-processing, all images, without the metric."""
+    """The result of an evaluation. seconds: of reading, network and post-processing, all images, without the metric.
+
+    masks: the result of the masks, always by COCO's rules; None of a detector that finds none.
+    """
 
     result: Result
     detections: DetectionSet
     seconds: float
+    masks: COCOResult | None = None
 
     def metrics(self, **protocol: Any) -> dict[str, Any]:
         """Return what metrics.json holds; `protocol` adds keys such as split and checkpoint."""
-        return {**self.result.to_dict(), **protocol, "seconds": round(self.seconds, 3)}
+        masks = {} if self.masks is None else {"masks": self.masks.to_dict()}
+        return {**self.result.to_dict(), **masks, **protocol, "seconds": round(self.seconds, 3)}
 
 
 def evaluate(
@@ -61,8 +68,10 @@ def evaluate(
     detections = detect_dataset(detector, loader, config, device)
     detections = join(distributed.gather(detections), tuple(dataset.ids))
     seconds = time.perf_counter() - start
-    result = score(detections, dataset.ranked_truth(), config.evaluate.metric)
-    return Evaluation(result, detections, seconds)
+    truth = dataset.ranked_truth(masks=detector.takes_masks)
+    result = score(detections, truth, config.evaluate.metric)
+    masks = coco_ap(detections, truth, masks=True) if detector.takes_masks else None
+    return Evaluation(result, detections, seconds, masks)
 
 
 def evaluate_on(
@@ -87,15 +96,24 @@ def evaluate_on(
 def detect_dataset(
     detector: Detector, loader: Iterable[tuple[Images, Targets]], config: Config, device: torch.device
 ) -> DetectionSet:
-    """Run a detector over every batch of a loader. Detections stay on the device until the end: no waits between."""
+    """Run a detector over every batch of a loader.
+
+    Detections stay on the device until the end: no waits between, but for their masks.
+    """
     batches: list[tuple[Detections, tuple[str, ...]]] = []
+    masks: list[RLE] = []
     training = detector.training
     detector.eval()
     with torch.inference_mode():
         for images, _ in loader:
-            batches.append((detect_batch(detector, images, config, device), images.ids))
+            detections = detect_batch(detector, images, config, device)
+            if detector.takes_masks:  # run lengths at once: those of a data set would fill the memory
+                detections, found = take_masks(detections, images.original)
+                masks += found
+            batches.append((detections, images.ids))
     detector.train(training)
-    return DetectionSet.from_batches(batches, detector.classes)
+    detections = DetectionSet.from_batches(batches, detector.classes)
+    return replace(detections, masks=tuple(masks)) if detector.takes_masks else detections
 
 
 def detect_batch(

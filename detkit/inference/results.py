@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit import viz
+from detkit import rle, viz
 from detkit.batched import SHARED, Batched
 from detkit.data.image_file import decode_image
 from detkit.errors import UserError
@@ -22,6 +22,8 @@ from detkit.inference.images import frames
 from detkit.inference.sources import Video
 from detkit.inference.thresholds import known_classes
 from detkit.names import shown
+from detkit.ops import object_masks
+from detkit.rle import RLE
 from detkit.viz.shown import Shown
 
 SHOWN = 20  # lines of a notebook's table
@@ -91,6 +93,18 @@ class ImageDetections(Batched, Shown):
         """The class of each detection."""
         return [self.classes[label] for label in self.labels.tolist()]
 
+    @property
+    def masks(self) -> Tensor | None:
+        """(n, height, width) bool, the pixels of each object; None of a detector that finds none."""
+        if "masks" not in self.extra:
+            return None
+        return object_masks(self.extra["masks"], self.boxes, self.size)
+
+    def run_lengths(self) -> list[RLE] | None:
+        """Return the masks as COCO's run lengths, as JSON has them; None of a detector that finds none."""
+        masks = self.masks
+        return None if masks is None else [rle.to_json(mask) for mask in rle.encode(masks.numpy())]
+
     def filter(self, *, score: float | None = None, classes: str | Collection[str] | None = None) -> Self:
         """Return the detections whose score is above `score`, and whose class is, or is among, `classes`.
 
@@ -120,9 +134,11 @@ class ImageDetections(Batched, Shown):
     def to_dict(self) -> dict[str, Any]:
         """Return the image's entry in detections.json: plain values, rounded as `rows` has them.
 
-        file (null for an image in memory), frame and seconds of a frame, width, height, detections: class, score, box.
+        file (null for an image in memory), frame and seconds of a frame, width, height, detections: class, score, box,
+        and mask, COCO's run lengths, of a detector that finds such.
         """
         found = [{"class": self.classes[label], "score": score, "box": box} for label, score, box in self.rows()]
+        found = [one | ({} if mask is None else {"mask": mask}) for one, mask in self._with_masks(found)]
         height, width = self.size
         return {"file": self._name(), **self.moment(), "width": width, "height": height, "detections": found}
 
@@ -133,7 +149,8 @@ class ImageDetections(Batched, Shown):
     def to_coco(
         self, image_id: int | str | None = None, category_ids: Sequence[int | str] | None = None
     ) -> list[dict[str, Any]]:
-        """Return an entry of COCO's results for each: image_id, category_id, bbox (left, top, width, height), score.
+        """Return an entry of COCO's results for each: image_id, category_id, bbox (left, top, width, height), score;
+        and segmentation, run lengths, of a detector that finds masks.
 
         image_id: by default what the file's name is without its suffix, a number where it is one, as COCO's are; an
         image that is no file needs one. category_ids: of each class, such as a COCO data set's `category_ids`; by
@@ -146,7 +163,7 @@ class ImageDetections(Batched, Shown):
         category_ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
         if len(category_ids) != len(self.classes):
             raise UserError(f"to_coco: {len(category_ids)} category_ids for {len(self.classes)} classes")
-        return [
+        found = [
             {
                 "image_id": image_id,
                 "category_id": category_ids[label],
@@ -155,6 +172,11 @@ class ImageDetections(Batched, Shown):
             }
             for label, score, (left, top, right, bottom) in self.rows()
         ]
+        return [one | ({} if mask is None else {"segmentation": mask}) for one, mask in self._with_masks(found)]
+
+    def _with_masks(self, entries: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], RLE | None]]:
+        """Pair the entry of each detection with its mask, None where there is none."""
+        return zip(entries, self.run_lengths() or [None] * len(entries))
 
     def to_pandas(self) -> Any:
         """Return a DataFrame of file, frame (None for images), class, score, left, top, right, bottom; needs pandas."""
@@ -164,12 +186,15 @@ class ImageDetections(Batched, Shown):
         return pandas.DataFrame({**columns, **edges}, index=range(len(self)))
 
     def to_supervision(self) -> Any:
-        """Return supervision's Detections, the names of classes as `data["class_name"]`; needs supervision."""
+        """Return supervision's Detections, with masks if there are any, and the names of classes as
+        `data["class_name"]`; needs supervision."""
         supervision = _optional("supervision", "to_supervision")
+        masks = self.masks
         return supervision.Detections(
             xyxy=self.boxes.numpy().copy(),
             confidence=self.scores.numpy().copy(),
             class_id=self.labels.numpy().copy(),
+            mask=None if masks is None else masks.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -194,8 +219,8 @@ class ImageDetections(Batched, Shown):
         return pixels
 
     def plot(self) -> np.ndarray:
-        """Return the image with its boxes, names and scores, (H, W, 3) RGB uint8."""
-        return viz.draw(self.pixels, self.boxes, self.labels, self.classes, scores=self.scores)
+        """Return the image with its boxes, masks, names and scores, (H, W, 3) RGB uint8."""
+        return viz.draw(self.pixels, self.boxes, self.labels, self.classes, scores=self.scores, masks=self.masks)
 
     def __repr__(self) -> str:
         return f"<ImageDetections {self._title()}>"

@@ -5,6 +5,7 @@ from typing import Any
 from detkit.models import (
     fast_rcnn,
     faster_rcnn,
+    mask_rcnn,
     rcnn,
     retinanet,
     rfcn,
@@ -38,7 +39,20 @@ __all__ = [
 ]
 
 # importing a file registers its names
-PAPERS = (fast_rcnn, faster_rcnn, rcnn, retinanet, rfcn, sppnet, ssd, torchvision_ssd, yolov1, yolov2, yolov3)
+PAPERS = (
+    fast_rcnn,
+    faster_rcnn,
+    mask_rcnn,
+    rcnn,
+    retinanet,
+    rfcn,
+    sppnet,
+    ssd,
+    torchvision_ssd,
+    yolov1,
+    yolov2,
+    yolov3,
+)
 
 
 def model_config_type(name: str) -> type:

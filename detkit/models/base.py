@@ -187,8 +187,9 @@ class Detector(nn.Module):
 
     config_type: the dataclass of its config. paper: where it was published, None for one that was not. kind: `dense`
     detectors classify fixed places of an image, `region` detectors classify regions. takes_proposals: whether these
-    come with the images. supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`).
-    class_layers: how the names begin of the weights whose meaning depends on the classes.
+    come with the images. takes_masks: whether it learns objects' masks, and finds those of its detections.
+    supports_svd: whether its fully connected layers may be pairs of thinner ones (`model.svd`). class_layers: how the
+    names begin of the weights whose meaning depends on the classes.
     classes: the names behind labels 0..C-1. input: how images must arrive.
     experiment: the whole config of the checkpoint that it was loaded from, if it was. best_scores: the thresholds that
     the checkpoint has, see `Thresholds`. backend: what computes its networks, for people. fixed_nms: settings of the
@@ -200,6 +201,7 @@ class Detector(nn.Module):
     paper: ClassVar[Paper | None] = None
     kind: ClassVar[str] = "dense"
     takes_proposals: ClassVar[bool] = False
+    takes_masks: ClassVar[bool] = False
     supports_svd: ClassVar[bool] = False
     class_layers: ClassVar[tuple[str, ...]]
     classes: tuple[str, ...]

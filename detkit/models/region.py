@@ -5,7 +5,7 @@ which head classifies and moves it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -238,12 +238,25 @@ class RegionDetector(Detector):
 
     def region_losses(self, prepared: Any, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         """Return the head's losses of regions sampled from the proposals, which are constants."""
-        sampled = sample_regions(proposals, targets, len(self.classes), self.config)
+        return self.sampled_losses(
+            prepared, sample_regions(proposals, targets, len(self.classes), self.config), targets
+        )
+
+    def sampled_losses(self, prepared: Any, sampled: SampledRegions, targets: Targets) -> dict[str, Tensor]:
+        """Return the losses of sampled regions."""
         return self.head.losses(self.features.pool(prepared, sampled.boxes), sampled)
 
     def predict(self, images: Images) -> Predictions:
         prepared = self.features.prepare(images, self)
-        return self.predict_regions(prepared, self.propose(images, prepared))
+        predictions = self.predict_regions(prepared, self.propose(images, prepared))
+        return replace(predictions, features=self.kept_features(images, prepared))
+
+    def kept_features(self, images: Images, prepared: Any) -> Any:
+        """Return what `refine` reads of these images; by default nothing.
+
+        prepared: of `features.prepare`.
+        """
+        return None
 
     def predict_regions(
         self, prepared: Any, proposals: Proposals, watch: Callable[[Tensor], None] | None = None
@@ -372,6 +385,7 @@ class RegionDetector(Detector):
             crops = self.features.crops(prepared, proposals.boxes[:, index])
             return None if crops is None else crops[0]
 
+        predictions = replace(predictions, features=self.kept_features(images, prepared))
         regions, scores = proposals.boxes[0], predictions.scores[0].amax(1)
         pooled = self.features.squares(torch.cat(means, 1)[0])
         scales = self.features.short_sides(proposals.boxes, images.sizes)

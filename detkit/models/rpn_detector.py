@@ -1,6 +1,7 @@
 """What the region detectors share that find their own proposals, with an RPN on the image's maps."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -86,7 +87,8 @@ class RPNDetector(RegionDetector):
             outputs = [*parts["-rpn"](pixels=images.pixels, sizes=images.sizes)]
             output = RPNOutput(*(outputs[kind * count : (kind + 1) * count] for kind in range(3)))
             proposals = self.rpn.propose(output, images, training=False)
-            return self.predict_regions(outputs[3 * count :], proposals)
+            maps = outputs[3 * count :]
+            return replace(self.predict_regions(maps, proposals), features=self.kept_features(images, maps))
 
         self.predict = predict
 

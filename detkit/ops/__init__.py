@@ -32,6 +32,7 @@ from detkit.ops.losses import (
     world_mean,
     world_size,
 )
+from detkit.ops.masks import mask_targets, object_masks, pack_masks, paste_masks, unpack_masks
 from detkit.ops.matching import BACKGROUND, IGNORED, Match, match_regions, match_rpn, match_ssd
 from detkit.ops.nms import nms, nms_dense, nms_suppressors
 from detkit.ops.places import AnchorMap, PlaceMatch, Places, anchor_boxes, assign_places, decode_places, lay_places
@@ -81,6 +82,7 @@ __all__ = [
     "iou_kmeans",
     "lay_places",
     "letterbox",
+    "mask_targets",
     "match_regions",
     "match_rpn",
     "match_ssd",
@@ -88,8 +90,11 @@ __all__ = [
     "nms",
     "nms_dense",
     "nms_suppressors",
+    "object_masks",
     "ohem_loss",
+    "pack_masks",
     "paired_iou",
+    "paste_masks",
     "psroi_pool",
     "pyramid_pool",
     "region_loss",
@@ -112,6 +117,7 @@ __all__ = [
     "sppnet_scale",
     "torchvision_anchors",
     "truncated_svd",
+    "unpack_masks",
     "world_mean",
     "world_size",
     "xyxy_to_cxcywh",

@@ -26,6 +26,7 @@ PALETTE: tuple[Colour, ...] = (
     *((95, 205, 130), (200, 30, 110), (70, 170, 255), (215, 195, 30), (125, 110, 255)),
     *((20, 200, 80), (255, 120, 100), (60, 100, 200), (190, 230, 60), (240, 110, 240)),
 )
+TINT = 0.45  # how much of its class's colour a mask has
 INK: Colour = (20, 20, 20)
 PAPER: Colour = (255, 255, 255)
 
@@ -58,11 +59,13 @@ def draw(
     classes: Sequence[str],
     scores: Any = None,
     ignore: Any = None,
+    masks: Any = None,
 ) -> NDArray[np.uint8]:
     """Return a copy of the image with its boxes, each with the name of its class and its score.
 
     image: (H, W, 3) uint8 RGB. boxes: (N, 4); labels: (N,), -1 = padding, not drawn; scores: (N,), the best is drawn
-    on top; ignore: (N,) bool, those boxes are dashed and their names dimmed. Tensors on any device, arrays or lists.
+    on top; ignore: (N,) bool, those boxes are dashed and their names dimmed; masks: (N, H, W) bool, of the boxes'
+    objects, which are tinted with an edge. Tensors on any device, arrays or lists.
     """
     from PIL import Image, ImageDraw
 
@@ -70,14 +73,17 @@ def draw(
     labels = as_array(labels, np.int64).reshape(-1)
     values = None if scores is None else as_array(scores, np.float64).reshape(-1)
     dashed = np.zeros(len(labels), bool) if ignore is None else as_array(ignore, bool).reshape(-1)
-    canvas = Image.fromarray(np.ascontiguousarray(as_array(image, np.uint8)))
+    shown = [row for row in range(len(labels)) if labels[row] >= 0]
+    if values is not None:
+        shown.sort(key=lambda row: values[row])
+    pixels = np.ascontiguousarray(as_array(image, np.uint8))
+    if masks is not None:
+        pixels = tint(pixels, as_array(masks, bool)[shown], [colour(int(labels[row])) for row in shown])
+    canvas = Image.fromarray(pixels)
     pen = ImageDraw.Draw(canvas)
     line = max(1, round(math.hypot(*canvas.size) / 300))
     font = font_of(max(11, round(math.hypot(*canvas.size) / 42)))
 
-    shown = [row for row in range(len(labels)) if labels[row] >= 0]
-    if values is not None:
-        shown.sort(key=lambda row: values[row])
     for row in shown:
         outline(pen, boxes[row], line, colour(int(labels[row])), bool(dashed[row]))
     placed: list[Box] = []
@@ -87,6 +93,18 @@ def draw(
         text = name if values is None else f"{name} {values[row]:.2f}"
         write_name(pen, text, boxes[row], line, font, colour(int(labels[row])), bool(dashed[row]), placed)
     return np.array(canvas)
+
+
+def tint(image: NDArray[np.uint8], masks: NDArray[np.bool_], colours: Sequence[Colour]) -> NDArray[np.uint8]:
+    """Return a copy of an image (H, W, 3) with masks (N, H, W) laid over it, the last on top, their edges opaque."""
+    import cv2
+
+    image = image.copy()
+    for mask, shade in zip(masks, colours):
+        edge = mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
+        image[mask] = np.round(image[mask] * (1 - TINT) + np.array(shade) * TINT)
+        image[edge] = shade
+    return image
 
 
 def as_array(values: Any, dtype: Any) -> NDArray:

@@ -28,6 +28,7 @@ from detkit.checkpoints.torchvision_files import (
     faster_rcnn_config,
     from_state,
     is_state,
+    mask_rcnn_config,
     retinanet_config,
     ssd_config,
 )
@@ -375,6 +376,7 @@ CONFIGS = Path(__file__).parents[2] / "configs/custom"
     [
         ("ssd300_coco", ssd_config()),
         ("faster_rcnn_coco", faster_rcnn_config()),
+        ("mask_rcnn_coco", mask_rcnn_config()),
         ("retinanet_coco", retinanet_config()),
     ],
 )

@@ -88,7 +88,7 @@ def test_boxes_become_edges_in_float64() -> None:
     ("changes", "words"),
     [
         (5, "5 is not a mapping with image_id, category_id, bbox, score"),
-        ({"bbox": None, "segmentation": {}}, "no 'bbox' in it; masks and keypoints are not scored"),
+        ({"bbox": None, "segmentation": {}}, "no 'bbox' in it; keypoints, and masks without boxes, are not scored"),
         ({"score": None, "image_id": None}, "no 'image_id' and no 'score' in it"),
         ({"image_id": [1]}, "image_id [1] is neither a whole number nor a text"),
         ({"image_id": True}, "image_id true is neither"),

@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fast_rcnn scales": {"scales": [64, 96], "longest": 130},
     "faster_rcnn fpn": FPN,
 }
-REGION = ("fast_rcnn", "fast_rcnn scales", "faster_rcnn", "faster_rcnn fpn", "rcnn", "sppnet")
+REGION = ("fast_rcnn", "fast_rcnn scales", "faster_rcnn", "faster_rcnn fpn", "mask_rcnn", "rcnn", "sppnet")
 REGION_STEPS = [PooledStep, RegressionStep]
 RPN_STEPS = [AnchorStep, ObjectnessStep, ProposalNMSStep, *REGION_STEPS]
 STEPS: dict[str, list[type[Step]]] = {
@@ -47,6 +47,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "fast_rcnn scales": [ProposalStep, *REGION_STEPS],
     "faster_rcnn": RPN_STEPS,
     "faster_rcnn fpn": RPN_STEPS,
+    "mask_rcnn": RPN_STEPS,
     "rfcn": [AnchorStep, ObjectnessStep, ProposalNMSStep, PositionStep, RegressionStep],
     "rcnn": [ProposalStep, *REGION_STEPS],
     "retinanet": [AnchorStep, MapStep],

@@ -30,8 +30,9 @@ DRAWS_MASKS = (
 OWN = {kind.__name__: kind for kind in (PhotometricDistort, Expand, IoUCrop, RandomInterpolationResize, Mosaic, MixUp)}
 
 Seed = tuple[int, ...]
-# Draws another image of the data set: (H, W, 3) uint8, its boxes (N, 4) as fractions, how many of them are objects
-Other = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, int]]
+# Draws another image of the data set: (H, W, 3) uint8, its boxes (N, 4) as fractions, how many of them are objects, and
+# their masks (N, H, W) where there are any
+Other = Callable[[np.random.Generator], tuple[Any, ...]]
 
 
 class Chain:
@@ -53,19 +54,36 @@ class Chain:
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, seed: Seed, objects: int, other: Other | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the image, the boxes (M, 4) that remain and their rows (M,), objects before proposals.
+        """Return the image, the boxes (M, 4) that remain and their rows (M,), see `run`, which has masks as well."""
+        return self.run(image, boxes, None, seed, objects, other)[:3]
 
-        From row `objects` on boxes are proposals, whose rows come back as -1 - row. other: where a combination of
-        images gets others from; their boxes are numbered on, in the order in which they were got.
+    def run(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        masks: np.ndarray | None,
+        seed: Seed,
+        objects: int,
+        other: Other | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the image, the boxes (M, 4) that remain, their rows (M,), objects before proposals, and their masks.
+
+        masks: (N, H, W) uint8, of objects without proposals; those that are returned are (M, h, w). From row `objects`
+        on boxes are proposals, whose rows come back as -1 - row. other: where a combination of images gets others
+        from; their boxes are numbered on, in the order in which they were got.
         """
         count = 0
 
-        def begin(image: np.ndarray, boxes: np.ndarray, objects: int) -> dict[str, Any]:
+        def begin(
+            image: np.ndarray, boxes: np.ndarray, objects: int, masks: np.ndarray | None = None
+        ) -> dict[str, Any]:
             nonlocal count
             rows = np.arange(count, count + len(boxes), dtype=np.float64)
             rows[objects:] = -1 - rows[objects:]  # so that transforms tell them from objects, see `only_objects`
             count += len(boxes)
-            return {"image": image, "bboxes": _tidy(np.concatenate([boxes, rows[:, None]], 1))}
+            # a mask stays where its row says, whatever boxes are dropped; albumentations takes no empty list
+            known = {} if masks is None or not len(masks) else {"masks": masks}
+            return {"image": image, "bboxes": _tidy(np.concatenate([boxes, rows[:, None]], 1)), **known}
 
         def run(stages: Sequence[Any], data: dict[str, Any], seed: Seed) -> dict[str, Any]:
             for number, stage in enumerate(stages, 1):
@@ -82,8 +100,11 @@ class Chain:
                     data["bboxes"] = _tidy(data["bboxes"])
             return data
 
-        data = run(self.stages, begin(image, boxes, objects), seed)
-        return data["image"], data["bboxes"][:, :4], data["bboxes"][:, 4].astype(np.int64)
+        data = run(self.stages, begin(image, boxes, objects, masks), seed)
+        image, rows = data["image"], data["bboxes"][:, 4].astype(np.int64)
+        if masks is not None:
+            masks = data["masks"][rows] if "masks" in data else np.zeros((0, *image.shape[:2]), np.uint8)
+        return image, data["bboxes"][:, :4], rows, masks
 
 
 class _Transforms:

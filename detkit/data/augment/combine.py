@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 
 from detkit.data.augment.ssd import Size, at_most, from_pixels, interval, to_pixels
-from detkit.data.transforms import resize
+from detkit.data.transforms import resize, resize_masks
 
-Pixels = tuple[np.ndarray, np.ndarray]  # an image, and its boxes (N, 5) in its pixels, as `Sample`s have them in shares
+# An image, its boxes (N, 5) in its pixels, as `Sample`s have them in shares, and all masks that it came with, [] or one
+# array (M, H, W)
+Pixels = tuple[np.ndarray, np.ndarray, list[np.ndarray]]
 
 
 class Combination(ABC):
@@ -29,21 +31,22 @@ class Combination(ABC):
 
     def __call__(self, samples: Sequence[dict[str, Any]], random: np.random.Generator) -> dict[str, Any]:
         """Return one sample of those of the images, the one at hand first: {"image", "bboxes"}, see `Chain`."""
-        image, parts = self.combine(samples, random)
+        image, parts, masks = self.combine(samples, random)
         boxes = np.concatenate(parts)
         # objects first; proposals, best first in each image, in turn, so that none of an image's are cut before others
         rank = np.concatenate([(np.cumsum(part[:, 4] < 0) - 1) * (part[:, 4] < 0) for part in parts])
         boxes = boxes[np.lexsort((rank, boxes[:, 4] < 0))]
-        return {"image": image, "bboxes": from_pixels(boxes, image.shape[:2], (0, 0))}
+        bboxes = from_pixels(boxes, image.shape[:2], (0, 0))
+        return {"image": image, "bboxes": bboxes, **({"masks": np.concatenate(masks)} if masks else {})}
 
     @abstractmethod
     def combine(
         self, samples: Sequence[dict[str, Any]], random: np.random.Generator
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the image, and the boxes (N, 5) of each sample in its pixels."""
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Return the image, and the boxes (N, 5) and masks (M, H, W) of the samples, in their order, in its pixels."""
 
     def window(self, sample: dict[str, Any], size: Size, zoom: float, random: np.random.Generator) -> Pixels:
-        """Return a random part of an image, resized to `size` (height, width), which it covers, and its boxes.
+        """Return a random part of an image, resized to `size` (height, width), which it covers; its boxes and masks.
 
         zoom: how many times as large as it must be to cover it the image is shown.
         """
@@ -59,7 +62,8 @@ class Combination(ABC):
         clipped[:, :4] = boxes[:, :4].clip(0, (size[1], size[0]) * 2)
         left_over = _area(clipped)
         keep = (left_over > 0) & ((left_over >= self.min_visible * _area(boxes) - 1e-6) | (boxes[:, 4] < 0))
-        return part, clipped[keep]
+        masks = [resize_masks(whole[:, top : top + height, left : left + width], size) for whole in _masks_of(sample)]
+        return part, clipped[keep], masks
 
 
 class Mosaic(Combination):
@@ -82,21 +86,25 @@ class Mosaic(Combination):
 
     def combine(
         self, samples: Sequence[dict[str, Any]], random: np.random.Generator
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         height, width = samples[0]["image"].shape[:2]
         y, x = (round(side * random.uniform(*self.centre)) for side in (height, width))
-        canvas, parts = np.empty((height, width, 3), np.uint8), []
+        canvas, parts, masks = np.empty((height, width, 3), np.uint8), [], []
         quarters = ((0, 0, y, x), (0, x, y, width), (y, 0, height, x), (y, x, height, width))
         for sample, number in zip(samples, random.permutation(4).tolist()):
             top, left, bottom, right = quarters[number]
+            masks += [np.zeros((len(whole), height, width), np.uint8) for whole in _masks_of(sample)]
             if top == bottom or left == right:  # of images of a pixel, or a centre at the edge
                 parts.append(np.zeros((0, 5)))
                 continue
             size = (bottom - top, right - left)
-            canvas[top:bottom, left:right], boxes = self.window(sample, size, random.uniform(*self.zoom), random)
+            part, boxes, seen = self.window(sample, size, random.uniform(*self.zoom), random)
+            canvas[top:bottom, left:right] = part
+            for whole in seen:
+                masks[-1][:, top:bottom, left:right] = whole
             boxes[:, :4] += (left, top) * 2
             parts.append(boxes)
-        return canvas, parts
+        return canvas, parts, masks
 
 
 class MixUp(Combination):
@@ -116,12 +124,16 @@ class MixUp(Combination):
 
     def combine(
         self, samples: Sequence[dict[str, Any]], random: np.random.Generator
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         first, second = samples
         share = random.beta(self.alpha, self.alpha)
-        image, boxes = self.window(second, first["image"].shape[:2], 1.0, random)
+        image, boxes, masks = self.window(second, first["image"].shape[:2], 1.0, random)
         mixed = cv2.addWeighted(first["image"], share, image, 1 - share, 0)
-        return mixed, [to_pixels(first["bboxes"], mixed.shape), boxes]
+        return mixed, [to_pixels(first["bboxes"], mixed.shape), boxes], [*_masks_of(first), *masks]
+
+
+def _masks_of(sample: dict[str, Any]) -> list[np.ndarray]:
+    return [sample["masks"]] if "masks" in sample else []
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from detkit.data.augment.ssd import (
     only_objects,
     to_pixels,
 )
+from detkit.data.transforms import resize_masks
 
 
 class Sample(A.DualTransform):
@@ -27,7 +28,7 @@ class Sample(A.DualTransform):
     very same. With both, the image's edges are rounded to whole pixels of the output, and the boxes with them.
     """
 
-    _targets = (Targets.IMAGE, Targets.BBOXES)
+    _targets = (Targets.IMAGE, Targets.BBOXES, Targets.MASK)
 
     def __init__(
         self,
@@ -102,6 +103,21 @@ class Sample(A.DualTransform):
         if self.expand is None:
             return part
         return self.expand.cut(part, (rows[0], columns[0]), (0, 0, out[1], out[0]))
+
+    def apply_to_masks(self, masks: np.ndarray, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (top, left), (x0, y0, x1, y1), seen = params["offset"], params["window"], params["seen"]
+        width, height = seen[2] - seen[0], seen[3] - seen[1]
+        out = (y1 - y0, x1 - x0) if self.resize is None else self.resize.spec.size
+        canvas = np.zeros((len(masks), *out), np.uint8)
+        if width > 0 and height > 0:
+            above, before = max(y0 - top, 0), max(x0 - left, 0)
+            part = masks[:, above : above + height, before : before + width]
+            columns, rows = (seen[0], seen[2]), (seen[1], seen[3])
+            if self.resize is not None:
+                columns, rows = self._spans(params)
+            size = (rows[1] - rows[0], columns[1] - columns[0])
+            canvas[:, rows[0] : rows[1], columns[0] : columns[1]] = resize_masks(part, size)
+        return canvas
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         window, seen = params["window"], params["seen"]

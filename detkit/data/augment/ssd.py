@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from albumentations.core.type_definitions import Targets
 
+from detkit.data.transforms import resize_masks
 from detkit.structures import InputSpec
 
 TRIALS = 50  # SSD, batch_sampler: max_trials
@@ -102,7 +103,7 @@ class Expand(A.DualTransform):
     fill: RGB; by default the mean that the network subtracts.
     """
 
-    _targets = (Targets.IMAGE, Targets.BBOXES)
+    _targets = (Targets.IMAGE, Targets.BBOXES, Targets.MASK)
 
     def __init__(
         self, ratio: Sequence[float] = (1.0, 4.0), fill: Sequence[float] | None = None, p: float = 0.5
@@ -149,6 +150,12 @@ class Expand(A.DualTransform):
     def apply_to_bboxes(self, bboxes: np.ndarray, canvas: Size, offset: Size, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         return from_pixels(to_pixels(bboxes, params["shape"]), canvas, offset)
 
+    def apply_to_masks(self, masks: np.ndarray, canvas: Size, offset: Size, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (top, left), (height, width) = offset, masks.shape[1:]
+        out = np.zeros((len(masks), *canvas), np.uint8)
+        out[:, top : top + height, left : left + width] = masks
+        return out
+
 
 class IoUCrop(A.DualTransform):
     """SSD's crop (section 2.2; Caffe's batch_sampler), which Expand usually comes before.
@@ -159,7 +166,7 @@ class IoUCrop(A.DualTransform):
     clipped to it.
     """
 
-    _targets = (Targets.IMAGE, Targets.BBOXES)
+    _targets = (Targets.IMAGE, Targets.BBOXES, Targets.MASK)
 
     def __init__(
         self,
@@ -221,6 +228,10 @@ class IoUCrop(A.DualTransform):
     def apply_to_bboxes(self, bboxes: np.ndarray, window: tuple[int, int, int, int], **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.keep(to_pixels(bboxes, params["shape"]), window)
 
+    def apply_to_masks(self, masks: np.ndarray, window: tuple[int, int, int, int], **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x0, y0, x1, y1 = window
+        return masks[:, y0:y1, x0:x1]
+
     @staticmethod
     def keep(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
         """Boxes (N, 5) in pixels whose centre is in the window, and all proposals -> fractions of the window, clipped.
@@ -236,7 +247,7 @@ class IoUCrop(A.DualTransform):
 class RandomInterpolationResize(A.DualTransform):
     """SSD's stretch to the network's size by one of cv2's five interpolations, chosen evenly (Caffe's resize_param)."""
 
-    _targets = (Targets.IMAGE, Targets.BBOXES)
+    _targets = (Targets.IMAGE, Targets.BBOXES, Targets.MASK)
     spec: InputSpec
 
     def __init__(self, p: float = 1.0) -> None:
@@ -256,6 +267,9 @@ class RandomInterpolationResize(A.DualTransform):
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         return bboxes
+
+    def apply_to_masks(self, masks: np.ndarray, **params: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return resize_masks(masks, self.spec.size)
 
 
 def only_objects(bboxes: np.ndarray) -> np.ndarray:

@@ -94,7 +94,19 @@ def test_missing_proposals_are_made_and_timed(toys: Path, tmp_path: Path, monkey
 
 
 def test_the_papers_order(tmp_path: Path):
-    papers = ["rcnn", "sppnet", "fast_rcnn", "faster_rcnn", "yolov1", "ssd", "rfcn", "yolov2", "retinanet", "yolov3"]
+    papers = [
+        "rcnn",
+        "sppnet",
+        "fast_rcnn",
+        "faster_rcnn",
+        "yolov1",
+        "ssd",
+        "rfcn",
+        "yolov2",
+        "mask_rcnn",
+        "retinanet",
+        "yolov3",
+    ]
     for name in papers:
         shutil.copy(Path(__file__).parents[3] / "configs" / "shapes" / f"{name}.yaml", tmp_path)
     assert [entry.name for entry in find_entries([str(tmp_path)], [], tmp_path / "out")] == papers
