@@ -138,13 +138,6 @@ class Source(ABC):
             "SegmentationObject have them"
         )
 
-    def mask_faults(self, row: int) -> list[Problem]:
-        """Return what is wrong with the masks of an image; UserError where none can be read."""
-        numbers = self.index.objects.number[self.index.first[row] : self.index.first[row + 1]].tolist()
-        width, height = self.sizes[row].tolist()
-        faults = faults_of(numbers, self.masks(row, numbers, (height, width)))
-        return [Problem(self.file(row), one.number, "broken mask", one.text, self.unit) for one in faults]
-
     def faults(self, row: int) -> list[Problem]:
         """Return what is wrong with the annotations of an image."""
         faults = [*self.index.faults(row), *self._faults.get(row, ())]

@@ -247,6 +247,7 @@ def test_yolos_responsible_boxes_are_those_that_its_loss_has_a_gradient_for() ->
 def test_sampled_regions_are_those_that_the_head_is_trained_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector: Any = build(case)
     images, targets = one_image(detector)
+    targets = zoo.with_masks(detector, targets)
     seen: list[SampledRegions] = []
     losses = detector.head.losses
 
@@ -345,7 +346,7 @@ def test_exported_networks_take_their_inputs_and_give_what_they_name(case: str) 
     detector = build(case)
     parts = detector.export_parts()
     crops = isinstance(getattr(detector, "features", None), CropFeatures)
-    assert len(parts) == (1 if detector.kind == "dense" or crops else 2)
+    assert len(parts) == (1 if detector.kind == "dense" or crops else 2) + detector.takes_masks
     for part in parts.values():
         for inputs in part.inputs.values():
             assert inputs.example.dtype == inputs.probe.dtype
