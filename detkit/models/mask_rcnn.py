@@ -89,7 +89,7 @@ class MaskRCNN(FasterRCNN):
 
     def __init__(self, config: MaskRCNNConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config, classes)
-        c, maps = config, self.map_info[: self.pooled_maps]
+        c, maps = config, self.map_info[self.pooled_maps]
         assert isinstance(self.features, MapFeatures)
         offset = self.features.pooling.offset
         self.mask_features = MapFeatures(maps, c.pool, c.mask_pool_size, c.canonical_scale, offset)
@@ -116,7 +116,7 @@ class MaskRCNN(FasterRCNN):
     # 3 inference: masks of the detections
 
     def kept_features(self, images: Images, prepared: list[Tensor]) -> ImageFeatures:
-        return ImageFeatures(tuple(prepared[: self.pooled_maps]), images.sizes)
+        return ImageFeatures(tuple(prepared[self.pooled_maps]), images.sizes)
 
     def refine(self, images: Images, detections: Detections, features: ImageFeatures) -> Detections:
         """Add `masks` to the detections: (B, D, M, M), how probable it is that a cell of the box is the object's."""
