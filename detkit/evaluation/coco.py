@@ -221,8 +221,8 @@ def _mask_pairs(detections: DetectionSet, order: Tensor, group: Tensor, truth: T
     for kind, numbers in enumerate((group, truth.image * len(truth.classes) + truth.labels)):
         for row, key in enumerate(numbers.tolist()):
             members[key][kind].append(row)
-    found: Sequence[rle.RLE] = detections.masks or ()
-    known: Sequence[rle.RLE] = truth.masks or ()
+    found: list[rle.RLE] = [*(detections.masks or ())]
+    known: list[rle.RLE] = [*(truth.masks or ())]
     crowd = truth.ignore.tolist()
     place = order.tolist()
     none = group[:0]
