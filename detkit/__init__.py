@@ -105,7 +105,8 @@ def train(
     if resume is not None and out is not None:
         raise UserError("train: resume goes on in its folder; leave out away")
     folders = [None if path is None else str(path) for path in (out, resume)]
-    given, named = None, dict[str, Any]()
+    given: dict[str, Any] | None = None
+    named: dict[str, Any] = {}
     if data is not None and not isinstance(data, str | os.PathLike | Mapping):
         given = {"train": data, "val": val, "test": test}
     elif val is not None or test is not None:

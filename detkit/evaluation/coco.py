@@ -4,7 +4,6 @@ They are those of pycocotools.cocoeval, its order of ties and its floats include
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
