@@ -26,6 +26,10 @@ MISFITS = {
     ("torchvision_ssd", "alexnet"): "wants 2 to 6 maps of stride 8 and up, and AlexNet gives 1",
     ("torchvision_ssd", "zfnet"): "wants 2 to 6 maps of stride 8 and up, and ZFNet gives 1",
     ("torchvision_ssd", "inception_v3"): "model.size: 300 pixels a side are too few for InceptionV3; 336 are enough",
+    (
+        "retinanet",
+        "resnet50_reduced",
+    ): "model.features: c3 and c4 have one stride, 8, and a pyramid wants one map of each",
 }
 # detectors that cannot predict without values, and what these are needed for
 NEEDS_VALUES = {

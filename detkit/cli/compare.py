@@ -55,9 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the comparison's folder (default runs/compare-NAME)")
     parser.add_argument(
-        "--compile", action="store_true", help="detect.compile=true: networks as torch.compile makes them, once trained"
-    )
-    parser.add_argument(
         "--rounds", type=whole(), default=10, help="times that each detector runs for its speed (default %(default)s)"
     )
     parser.add_argument("--split", help="with .onnx files: what to detect on, train, val or test (default test)")

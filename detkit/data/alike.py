@@ -42,7 +42,11 @@ def group_alike(paths: Sequence[str]) -> np.ndarray:
 
 def _signs(path: str) -> np.ndarray | None:
     """The bits (SIDE * SIDE / 8,) uint8 of an image, None where there is none, or nothing to see in it."""
-    image = cv2.imread(path, cv2.IMREAD_REDUCED_GRAYSCALE_4) if os.path.isfile(path) else None
+    try:  # by its bytes: OpenCV ends the process at a path that is no UTF-8
+        content = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_REDUCED_GRAYSCALE_4)
+    except (OSError, cv2.error):
+        return None
     if image is None:
         return None
     small = cv2.resize(image, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)

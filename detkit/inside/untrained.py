@@ -13,7 +13,7 @@ from detkit.inside.network import Network
 def untrained(network: Network, seed: int = 0) -> Network:
     """Return a copy of a network whose every weight is drawn anew, by torch's own rules."""
     whole = deepcopy(network.body if network.detector is None else network.detector)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in whole.modules():
             if hasattr(module, "reset_parameters"):  # torch's layers

@@ -1,6 +1,7 @@
 """Feature pyramids: a neck between a backbone's maps and the heads, and the region head's layers above it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detkit.backbones import FeatureInfo, fully_connected
+from detkit.errors import UserError
 
 MAX_WIDTH = 1024  # FPN, section 4.2: of the two fully connected layers, narrower than those of VGG
 
@@ -18,11 +20,17 @@ class FPN(nn.Module):
 
     info: the maps p2, p3, ... that it gives, all with `channels`. norm: batch norm behind each convolution. coarser:
     `pool` takes every second cell of the coarsest map, which the RPN reads; `c5` and `p5` are RetinaNet's two
-    convolutions of stride 2, on the backbone's coarsest map or on the pyramid's.
+    convolutions of stride 2, on the backbone's coarsest map or on the pyramid's. UserError for two maps of one stride.
     """
 
     def __init__(self, info: Sequence[FeatureInfo], channels: int, norm: bool = False, coarser: str = "pool") -> None:
         super().__init__()
+        for fine, coarse in pairwise(info):
+            if fine.stride == coarse.stride:
+                raise UserError(
+                    f"model.features: {fine.name} and {coarse.name} have one stride, {fine.stride}, and a pyramid wants "
+                    "one map of each; name one of them"
+                )
         self.names = [feature.name for feature in info]
         inputs = [feature.channels for feature in info]
         norm_layer = nn.BatchNorm2d if norm else None

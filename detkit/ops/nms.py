@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms as nms_loop
 
 from detkit.ops.boxes import as_float, box_iou, gather_boxes
 from detkit.ops.sorting import argsort_descending, ranked_rows
@@ -249,6 +248,8 @@ def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
 def _loop_rows(boxes: Tensor, valid: Tensor, iou: float, rows: list[int], lengths: list[int], keep: Tensor) -> None:
     """Greedy NMS of rows as in `_greedy`, into `keep`; one after the other, since on a CPU a short row takes less time
     alone than padded among longer ones. lengths: of the rows, up to their last valid box."""
+    from torchvision.ops import nms as nms_loop  # only here: commands that compute no boxes begin without it
+
     boxes = torch.where(valid.unsqueeze(-1), as_float(boxes), 0)  # boxes of no area overlap nothing
     iou = float(torch.tensor(iou, dtype=boxes.dtype))  # as a tensor is compared with it
     width = boxes.shape[1]

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from detkit.errors import UserError
@@ -46,6 +45,8 @@ class Shown:
 
     def _picture(self, suffix: str = ".jpg") -> str:
         """The picture as HTML, or why there is none."""
+        import cv2  # only here: commands that read no image begin without it
+
         try:
             picture = self.plot()
             factor = min(1.0, PAGE_SIDE / max(picture.shape[:2]))  # notebooks keep all that they have shown

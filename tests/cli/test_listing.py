@@ -63,7 +63,9 @@ def test_what_is_known_of_models(hub: Path) -> None:
     assert {name: model.proposals for name, model in models.items() if model.kind == "region"} == {
         "fast_rcnn": "stored",
         "faster_rcnn": "own",
+        "mask_rcnn": "own",
         "rcnn": "stored",
+        "rfcn": "own",
         "sppnet": "stored",
     }
     assert models["ssd"].weights[0].here

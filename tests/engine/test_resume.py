@@ -184,7 +184,7 @@ def test_truncate_drops_later_and_broken_lines(tmp_path: Path) -> None:
         ),
         (["model.width=4", "--resume", "{trained}"], "model.width is 8 in {trained}, and cannot become 4"),
         (["{config}", "--resume", "{trained}"], "model.dropout: 0.0, not 0.2"),
-        (["--out", "{trained}"], "which config"),
+        (["--out", "{trained}"], "on what?"),
         (["{config}", "--out", "{trained}"], "not an empty folder; --resume {trained}"),
         (["{config}", "train.batch=6", "train.accumulate=4"], "train.batch: 6 is not a multiple of train.accumulate 4"),
         (["{config}", "train.device=tpu"], "device 'tpu' is not one of auto, cpu, cuda"),

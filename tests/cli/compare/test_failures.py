@@ -85,7 +85,7 @@ def test_wrong_inputs(
     shutil.copy(compared / "slim" / "config.yaml", tmp_path / "unsaved")
     best = checkpoint.load(compared / "slim" / "best.pt")
     for name, change in (
-        ("triangles", {"classes": ["circle", "triangle"]}),
+        ("triangles", {"classes": ["circle", "triangle"], "best_scores": {"split": "val", "scores": {}}}),
         ("val", {"config": {**best["config"], "data": {**best["config"]["data"], "test": ["one"]}}}),
         ("area", {"config": {**best["config"], "evaluate": {"metric": "voc", "batch": 4}}}),
     ):
