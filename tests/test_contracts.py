@@ -29,7 +29,7 @@ MISFITS = {
     (
         "retinanet",
         "resnet50_reduced",
-    ): "model.features: c3 and c4 have one stride, 8, and a pyramid wants one map of each",
+    ): "c3 and c4 have one stride, 8, and a pyramid wants one map of each",
 }
 # detectors that cannot predict without values, and what these are needed for
 NEEDS_VALUES = {

@@ -28,8 +28,8 @@ class FPN(nn.Module):
         for fine, coarse in pairwise(info):
             if fine.stride == coarse.stride:
                 raise UserError(
-                    f"model.features: {fine.name} and {coarse.name} have one stride, {fine.stride}, and a pyramid wants "
-                    "one map of each; name one of them"
+                    f"model.features: {fine.name} and {coarse.name} have one stride, {fine.stride}, and a pyramid "
+                    "wants one map of each; name one of them"
                 )
         self.names = [feature.name for feature in info]
         inputs = [feature.channels for feature in info]
