@@ -35,7 +35,9 @@ class MaskRCNNConfig(FasterRCNNConfig):
 
     name: str = "mask_rcnn"
     neck: str = "fpn"
+    """`none`: the map that the backbone's tail follows; `fpn`: a feature pyramid."""
     pool: str = "align"
+    """`pool`: RoI pooling; `align`: RoIAlign; `align_v1`: as it was first published, half a cell off."""
     mask_pool_size: int = within("[1, 100]", 14)
     """Cells a side of what the mask branch reads of a region; its masks have twice as many."""
     mask_convs: int = within("[0, 100]", 4)
