@@ -205,7 +205,7 @@ def _say_recipe(name: str, config: Config, images: int) -> None:
     augment = ", ".join(part if isinstance(part, str) else next(iter(part)) for part in config.data.augment)
     say(
         f"recipe: {name} from {start or 'random weights'}, {recipe.iterations} steps of {recipe.batch} images "
-        f"({recipe.iterations * recipe.batch / images:.0f} epochs), augmentation: {augment or 'none'}; "
+        f"(epochs: {recipe.iterations * recipe.batch / images:.1f}), augmentation: {augment or 'none'}; "
         "config.yaml has it, and key=value changes it"
     )
 

@@ -110,7 +110,8 @@ def test_interruption_leaves_whole_files(
     assert detect(weights, source, "--batch", 2, "--score", ".3", *formats) == 130
     assert "interrupted after " in one_error_line(capsys)
     done = len(report()["images"])
-    assert 0 < done < (60 if source == "many" else 7)
+    # of the clip's 7 frames all may be through the network while the third is drawn
+    assert 0 < done < (60 if source == "many" else 8)
     assert len(json.loads(Path("detections/coco_images.json").read_text())["images"]) == done
     for kind in ("voc", "yolo"):
         assert len(opened(kind)) == done

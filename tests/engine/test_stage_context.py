@@ -90,5 +90,5 @@ def test_a_stage_trains_on_all_proposals_of_its_own_store(
     expected = (["other.npz"], 7) if store is None else ([str(run.folder / store)], None)
     assert (data.proposals, data.proposal_count) == expected
     assert (recipe.workers, recipe.batch) == (1, run.config.train.batch)
-    assert keys == {"start": 3, "stop": 9, "rank": 0, "world": 1}
+    assert keys == {"start": 3, "stop": 9, "rank": 0, "world": 1, "masks": False}
     assert (run.config.data.proposals, run.config.train.workers) == (["other.npz"], 0), "the run's config is its own"
