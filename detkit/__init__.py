@@ -98,7 +98,9 @@ def train(
     from detkit.errors import UserError
     from detkit.experiment import override_texts
 
-    if (resume is None) == (config is None) and (resume is not None or not isinstance(data, str | os.PathLike)):
+    is_root = isinstance(data, str | os.PathLike)
+    own = config is None and resume is None and is_root
+    if (resume is None) == (config is None) and not own:
         raise UserError(
             "train: give a config, such as 'shapes/ssd', data, a folder of images, or resume, the folder of a run"
         )
@@ -107,17 +109,17 @@ def train(
     folders = [None if path is None else str(path) for path in (out, resume)]
     given: dict[str, Any] | None = None
     named: dict[str, Any] = {}
-    if data is not None and not isinstance(data, str | os.PathLike | Mapping):
+    if data is not None and not is_root and not isinstance(data, Mapping):
         given = {"train": data, "val": val, "test": test}
     elif val is not None or test is not None:
         raise UserError("train: val and test are data sets in Python, and so must data be; or name splits in a dict")
     elif isinstance(data, Mapping):
         named = {"data": data}
-    elif config is not None and data is not None:
+    elif is_root and not own:
         named = {"data": {"root": data, "format": "auto"}}
     if classes is not None:
         named["data.classes"] = list(classes)
-    if config is None and resume is None:
+    if own:
         model = overrides.pop("model") if isinstance(overrides.get("model"), str) else None
         texts = override_texts({**overrides, **named})
         return TrainedRun(own_data.train(str(data), model, texts, folders[0], callbacks))

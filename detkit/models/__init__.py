@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from detkit.models import (
+# importing a file registers its names
+from detkit.models import (  # noqa: F401
     fast_rcnn,
     faster_rcnn,
     mask_rcnn,
@@ -37,22 +38,6 @@ __all__ = [
     "model_config_type",
     "postprocess",
 ]
-
-# importing a file registers its names
-PAPERS = (
-    fast_rcnn,
-    faster_rcnn,
-    mask_rcnn,
-    rcnn,
-    retinanet,
-    rfcn,
-    sppnet,
-    ssd,
-    torchvision_ssd,
-    yolov1,
-    yolov2,
-    yolov3,
-)
 
 
 def model_config_type(name: str) -> type:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def here(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("JPEGImages", "Annotations"):
         shutil.copytree(toys / name, tmp_path / "mine" / name)
     return tmp_path
+
+
+class Hearing(detkit.Callback):
+    def __init__(self, heard: list[int]) -> None:
+        self.heard = heard
+
+    def on_step(self, iteration: int, values: Mapping[str, float]) -> None:
+        self.heard.append(iteration)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -78,7 +87,9 @@ def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[s
     assert main(["detect", str(run / "best.pt"), image, "--score", "best"]) == 0
     assert main(["train", "--resume", str(run)]) == 0
     # once more it is a new run, by the same split
-    own = detkit.train(data="mine", **{"train.lr": 0.02})
+    heard: list[int] = []
+    own = detkit.train(data="mine", callbacks=[Hearing(heard)], **{"train.lr": 0.02})
+    assert heard
     assert own.folder == Path("runs/mine-ssd_lite-2")
     assert json.loads((own.folder / "splits.json").read_text()) == parts
     assert own.metrics["mAP"] == json.loads((run / "metrics.json").read_text())["mAP"]
