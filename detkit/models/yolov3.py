@@ -301,6 +301,7 @@ class YOLOv3(DenseDetector):
 
     def map_shapes(self, raw: YOLOv3Output) -> list[MapShape]:
         """Return the maps; they cover the canvas, whose corner lies outside the image."""
+        # waits for the device: of a trace, of one image
         left, top = (-side for side in self.shift(raw)[0, 0, :2].tolist())
         maps = self.places(raw).maps
         return [MapShape(rows, columns, high, wide, top, left) for rows, columns, (wide, high), *_ in maps]

@@ -240,7 +240,7 @@ def _greedy(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
         keep[rows, :width] = _greedy_rows(boxes[rows, :width], valid[rows, :width], iou, block)
         first += len(rows)
     lengths = [length for length in lengths[first:] if length]
-    if lengths and cpu:
+    if lengths and cpu:  # so that the rows' numbers wait for no device
         _loop_rows(boxes, valid, iou, longest_first[first : first + len(lengths)].tolist(), lengths, keep)
     return keep
 

@@ -17,6 +17,7 @@ from detkit.data.convert import convert
 from detkit.data.opening import open_dataset
 from detkit.engine import own_data
 from detkit.engine.recipe import Size, choose_recipe
+from detkit.errors import UserError
 from detkit.experiment import load_config
 from tests.engine.test_resume import assert_same_run
 from tests.toys.toy import Toy
@@ -90,6 +91,8 @@ def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[s
     heard: list[int] = []
     own = detkit.train(data="mine", callbacks=[Hearing(heard)], **{"train.lr": 0.02})
     assert heard
+    with pytest.raises(UserError, match="nowhere"):
+        detkit.train(resume=own.folder, data="nowhere")
     assert own.folder == Path("runs/mine-ssd_lite-2")
     assert json.loads((own.folder / "splits.json").read_text()) == parts
     assert own.metrics["mAP"] == json.loads((run / "metrics.json").read_text())["mAP"]
