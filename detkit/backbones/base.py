@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from detkit.errors import UserError
 
@@ -127,6 +128,14 @@ def initialise(network: nn.Module, slope: float = 0.0, mode: Literal["fan_in", "
             nn.init.kaiming_normal_(layer.weight, slope, mode)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+class GlobalAveragePool(nn.Module):
+    """(R, C, h, w) -> (R, C), the mean of each map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # not a mean or AdaptiveAvgPool2d: their gradient has no memory format, so that the layers before it are slow
+        return avg_pool2d(x, x.shape[-2:]).flatten(1)
 
 
 def fully_connected(inputs: int, width: int, dropout: float = 0.0) -> nn.Sequential:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detkit.backbones.base import Backbone, dilate
+from detkit.backbones.base import Backbone, GlobalAveragePool, dilate
 from detkit.errors import UserError
 
 
@@ -47,7 +47,7 @@ class SequentialBackbone(Backbone):
         end = self._ends[[info.name for info in self.info].index(self.region)]
         deep = self.features[end:]
         self.truncate(self.region)
-        return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(deep, GlobalAveragePool())
 
     def dilate(self) -> None:
         names = [info.name for info in self.info]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import FeatureInfo, initialise
+from detkit.backbones.base import FeatureInfo, GlobalAveragePool, initialise
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 
@@ -99,7 +99,7 @@ class Darknet(SequentialBackbone):
         """The layers behind c4 and global average pooling; they halve the size at each pool."""
         stages = list(self.layers)
         self.truncate(self.region)
-        return nn.Sequential(*stages[len(self.layers) :], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(*stages[len(self.layers) :], GlobalAveragePool())
 
 
 for _name, _stages in (("darknet_yolov1", YOLOV1), ("darknet_yolov1_tiny", YOLOV1_TINY)):

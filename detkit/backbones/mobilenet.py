@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision import models
 
-from detkit.backbones.base import FeatureInfo
+from detkit.backbones.base import FeatureInfo, GlobalAveragePool
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 
@@ -37,7 +37,7 @@ class MobileNet(SequentialBackbone):
         block = self.blocks[self.region]
         deep = (self._inner_layers(block)[1:], self.features[block + 1 :])
         self.truncate(self.region)
-        return nn.Sequential(*deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(*deep, GlobalAveragePool())
 
     def _between(self, index: int) -> Sequence[nn.Module]:
         block = self.blocks[self.info[index].name]

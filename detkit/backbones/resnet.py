@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision import models
 
-from detkit.backbones.base import FeatureInfo
+from detkit.backbones.base import FeatureInfo, GlobalAveragePool
 from detkit.backbones.classic import SequentialBackbone
 from detkit.backbones.registry import BACKBONES
 
@@ -30,7 +30,7 @@ class ResNet(SequentialBackbone):
         """conv5 and global average pooling (He et al., 2016, appendix A); it halves the size."""
         deep = self.layer4
         self.truncate(self.region)
-        return nn.Sequential(deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(deep, GlobalAveragePool())
 
 
 class ReducedResNet(ResNet):

@@ -20,6 +20,7 @@ from detkit.engine.run import Batch, Run
 from detkit.engine.state import State
 from detkit.models import SGD, Detector
 from detkit.runtime import distributed
+from detkit.runtime.depthwise import mark_strided_depthwise
 from detkit.runtime.device import autocast, images_to_device, to_device
 from detkit.runtime.signals import Interrupt, Stopped
 from detkit.structures import Images, Targets
@@ -36,6 +37,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     evaluate_every = evaluation_interval(recipe, len(run.train) * stage.iterations_factor)
     device, before = run.device, run.before
     to_device(detector, device, recipe.channels_last)
+    mark_strided_depthwise(detector)
     detector.train()
     optimizer = build_optimizer(detector, recipe)
     scaler = GradScaler(device.type, enabled=recipe.amp == "fp16")

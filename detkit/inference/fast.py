@@ -20,10 +20,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from detkit.backbones import Backbone
 from detkit.errors import in_a_line
 from detkit.models import Detector
+from detkit.runtime.depthwise import StridedDepthwise
 from detkit.runtime.screen import complain
 from detkit.structures import Images
 
 NORMS = nn.BatchNorm2d, FrozenBatchNorm2d
+LEAVES = *NORMS, StridedDepthwise
 RELUS = F.relu, torch.relu, torch.relu_, "relu", "relu_"
 SUMS = operator.add, operator.iadd, torch.add
 # the name and the numbers that oneDNN has for an activation behind a convolution
@@ -87,7 +89,7 @@ class _Tracer(fx.Tracer):
             return ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not _is_known(m) or isinstance(m, NORMS) or super().is_leaf_module(m, module_qualified_name)
+        return not _is_known(m) or isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -95,7 +97,9 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _is_plain(layer: object) -> bool:
-    return type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if not isinstance(layer, nn.Conv2d) or type(layer) not in (nn.Conv2d, StridedDepthwise):
+        return False
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _graph(network: nn.Module) -> fx.GraphModule | None:

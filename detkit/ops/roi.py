@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detkit.ops.align_gradient import RoIAlignOnCPU, pays
 from detkit.ops.boxes import as_float
 
 # The kernel finds a bin's edge as i * (cells / level), rounded in float32: exact up to here, off by a cell beyond it.
@@ -52,7 +53,9 @@ def roi_align(
     """
     features = as_float(features)
     rois = _rois(features, boxes)
-    return _per_image(_kernels().roi_align(features, rois, size, 1 / stride, sampling, aligned), boxes)
+    in_order = boxes.ndim == 3
+    align: Any = RoIAlignOnCPU.apply if in_order and pays(features, sampling) else _kernels().roi_align
+    return _per_image(align(features, rois, size, 1 / stride, sampling, aligned), boxes)
 
 
 def pyramid_pool(

@@ -139,6 +139,44 @@ def test_roi_align_equals_the_slow_loop(sampling: int, aligned: bool, device: to
             torch.testing.assert_close(out[image, row].double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling", [1, 2, 3])
+@pytest.mark.parametrize("cells", [(9, 13), (1, 1), (2, 40)])
+def test_the_gradient_by_products_is_the_kernels(sampling: int, aligned: bool, cells: tuple[int, int]) -> None:
+    """Also of regions that leave the map, by less and by more than a cell, and of those without an area."""
+    features = torch.randn(2, 3, *cells, dtype=torch.float64, requires_grad=True)
+    boxes = random_boxes(2, 30, size=600, side=300).double() - 150
+    boxes[:, 0, 2:] = boxes[:, 0, :2]
+    boxes[:, 1] = torch.tensor([-16.0, -16, 0, 0])  # samples exactly one cell off the map
+    rois = torch.cat((torch.arange(2.0).repeat_interleave(30).unsqueeze(1).double(), boxes.view(-1, 4)), 1)
+    theirs = torchvision.ops.roi_align(features, rois, 5, 1 / 16, sampling, aligned)
+    ours = ops.roi_align(features, boxes, 5, 16, sampling, aligned)
+    assert "RoIAlignOnCPU" in type(ours.grad_fn.next_functions[0][0]).__name__
+    assert torch.equal(ours.flatten(0, 1), theirs)
+    weights = torch.randn_like(theirs)
+    (expected,) = torch.autograd.grad((theirs * weights).sum(), features)
+    (gradient,) = torch.autograd.grad((ours.flatten(0, 1) * weights).sum(), features)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_keeps_float32_and_the_layout_within_autocast() -> None:
+    features = torch.randn(2, 4, 6, 7).to(memory_format=torch.channels_last).requires_grad_()
+    boxes = random_boxes(2, 5)
+    (expected,) = torch.autograd.grad(ops.roi_align(features, boxes, 3, 16).square().sum(), features)
+    with torch.autocast("cpu", torch.bfloat16):
+        (gradient,) = torch.autograd.grad(ops.roi_align(features, boxes, 3, 16).square().sum(), features)
+    assert torch.equal(gradient, expected)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_large_maps_are_left_to_the_kernel() -> None:
+    features = torch.randn(1, 1, 51, 50, requires_grad=True)
+    assert (
+        "RoIAlignOnCPU"
+        not in type(ops.roi_align(features, random_boxes(1, 3), 3, 16).grad_fn.next_functions[0][0]).__name__
+    )
+
+
 def test_roi_align_defaults_are_two_samples_aligned() -> None:
     features, boxes = torch.randn(1, 2, 8, 8), random_boxes(1, 5)
     rois = torch.cat((torch.zeros(5, 1), boxes[0]), 1)
