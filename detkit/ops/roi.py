@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.ops.align_gradient import RoIAlignOnCPU, pays
+from detkit.ops.align_cpu import RoIAlignOnCPU, suits
 from detkit.ops.boxes import as_float
 
 # The kernel finds a bin's edge as i * (cells / level), rounded in float32: exact up to here, off by a cell beyond it.
@@ -53,9 +53,7 @@ def roi_align(
     """
     features = as_float(features)
     rois = _rois(features, boxes)
-    in_order = boxes.ndim == 3
-    align: Any = RoIAlignOnCPU.apply if in_order and pays(features, sampling) else _kernels().roi_align
-    return _per_image(align(features, rois, size, 1 / stride, sampling, aligned), boxes)
+    return _per_image(_align(features, rois, size, 1 / stride, sampling, aligned), boxes)
 
 
 def pyramid_pool(
@@ -74,14 +72,11 @@ def pyramid_pool(
     """
     features = [as_float(x) for x in maps]
     rois, level = _rois(features[0], boxes), level.flatten()
-    pooled = features[0].new_zeros(len(rois), features[0].shape[1], size, size)
-    kernels = _kernels()
-    pool = partial(kernels.roi_align, sampling_ratio=2, aligned=aligned) if align else kernels.roi_pool
-    for number, (x, stride) in enumerate(zip(features, strides)):
-        # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
-        rows = (level == number).nonzero().squeeze(1)
-        pooled = pooled.index_copy(0, rows, pool(x, rois[rows], size, 1 / stride))
-    return _per_image(pooled, boxes)
+    pool = partial(_align, sampling=2, aligned=aligned) if align else _kernels().roi_pool
+    # A host sync a map: pooling every box from every map would need none, but costs as many times the work.
+    rows = [(level == number).nonzero().squeeze(1) for number in range(len(features))]
+    parts = [pool(x, rois[part], size, 1 / stride) for x, stride, part in zip(features, strides, rows)]
+    return _per_image(torch.cat(parts)[torch.cat(rows).argsort()], boxes)
 
 
 def psroi_pool(features: Tensor, boxes: Tensor, size: int, stride: float) -> Tensor:
@@ -151,6 +146,12 @@ def _kernels() -> Any:
     import torchvision  # not at the top: scoring detections needs box_iou, and no torchvision
 
     return torchvision.ops
+
+
+def _align(features: Tensor, rois: Tensor, size: int, scale: float, sampling: int, aligned: bool) -> Tensor:
+    """(B, C, H, W) and (K, 5) -> (K, C, size, size)."""
+    align: Any = RoIAlignOnCPU.apply if suits(features, sampling) else _kernels().roi_align
+    return align(features, rois, size, scale, sampling, aligned)
 
 
 def _rois(features: Tensor, boxes: Tensor) -> Tensor:
