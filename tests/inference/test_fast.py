@@ -126,6 +126,30 @@ def test_what_stands_behind_a_convolution() -> None:
         assert_near(graph(x), network(x))
 
 
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fully_connected_layers(slow: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "MKL_IS_SLOW", slow)
+    plain = nn.Linear(40, 30, bias)
+    other = fast.Linear(plain)
+    with torch.inference_mode():
+        for shape in ((50, 40), (3, 40), (2, 20, 40), (40,)):
+            assert_near(other(x := torch.randn(shape)), plain(x))
+        assert_near(other(x := torch.randn(40, 50).T), plain(x))
+        assert other(torch.zeros(0, 40)).shape == (0, 30)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(other(x), plain(x))
+
+
+def test_fully_connected_layers_run_fast_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "MKL_IS_SLOW", True)
+    for name in ("fast_rcnn", "rcnn", "yolov1"):
+        detector = zoo.trained(name)
+        detector.fast = Fast(detector)
+        layers = sum(type(layer) is nn.Linear for layer in detector.modules())
+        assert count_of(detector, fast.Linear) == layers > 0
+
+
 def test_sums() -> None:
     """A sum goes inside where what is added is there by then, of the same shape, and nothing changes in between."""
 
