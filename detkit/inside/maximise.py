@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from detkit.inside.fields import Field
 from detkit.inside.network import Network
-from detkit.inside.rectify import rectified
+from detkit.inside.rectify import open_last_rectifiers
 
 STEPS = 64
 RATE = 0.1  # of Adam, in the units of the normalised input
@@ -28,8 +28,8 @@ def maximise(
 ) -> tuple[Tensor, Tensor]:
     """Return an image (U, 3, h, w), 0 to 255, for each unit of a layer, and the units' values (U,) in them.
 
-    What is raised is the unit's value in the layer's middle cell; the images are cut to its field. The same seed gives
-    the same images.
+    What is raised is the unit's value in the layer's middle cell, before its rectifier; the images are cut to its
+    field. The same seed gives the same images.
     """
     for unit in units:
         network.check(layer, unit)
@@ -47,15 +47,14 @@ def maximise(
 
     def values(seen: Tensor) -> Tensor:
         maps = network.record_seen(seen, [layer])[layer]
+        open_last_rectifiers(maps)
         return maps[own, index, maps.shape[2] // 2, maps.shape[3] // 2]
 
     # a field of a few pixels would be moved out of, and blurred away
     jitter = int(min(JITTER, field.size.min() // 8))
     for step in range(steps):
         down, right = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
-        with rectified(network.body, "redirected"):
-            score = values(x.roll((down, right), (2, 3)))
-        x.grad = -torch.autograd.grad(score.sum(), x)[0]
+        x.grad = -torch.autograd.grad(values(x.roll((down, right), (2, 3))).sum(), x)[0]
         ascent.step()
         with torch.no_grad():
             x.mul_(1 - DECAY)

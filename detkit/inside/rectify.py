@@ -12,9 +12,12 @@ from torch.overrides import TorchFunctionMode
 from detkit.errors import UserError
 from detkit.inside.network import NORMS, RECTIFIERS, Network
 
-Rule = Literal["deconvnet", "guided", "redirected"]
+Rule = Literal["deconvnet", "guided"]
 RELUS: tuple[Callable[..., Tensor], ...] = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 BOUNDED: tuple[Callable[..., Tensor], ...] = (F.relu6, F.hardtanh)
+# nodes of autograd's graph
+RECTIFYING = "Relu", "Hardtanh", "Hardswish", "LeakyRelu", "Silu"
+WEIGHTED = "Convolution", "NativeBatchNorm", "CudnnBatchNorm", "Addmm", "Mm"
 
 
 class _Rule(torch.autograd.Function):
@@ -31,8 +34,6 @@ class _Rule(torch.autograd.Function):
         upward = grad.clamp(min=0)
         if ctx.rule == "guided":
             upward = upward * passed
-        elif ctx.rule == "redirected":
-            upward = torch.where(passed, grad, upward)
         return upward, None, None
 
 
@@ -56,8 +57,8 @@ def rectified(body: nn.Module, rule: Rule) -> Iterator[None]:
     """Within, what goes back through a rectifier of what is computed is, for a signal g that comes from above:
 
     deconvnet: max(g, 0), whatever the rectifier let through (Zeiler and Fergus). guided: the same where it let
-    something through, else 0 (Springenberg et al.). redirected: g there, else max(g, 0), so that units that are silent
-    can be woken. Response normalisation lets all signals through as they are: the papers invert none.
+    something through, else 0 (Springenberg et al.). Response normalisation lets all signals through as they are: the
+    papers invert none.
     """
     through = lambda _module, inputs, output: inputs[0] + (output - inputs[0]).detach()  # noqa: E731
     hooks = [module.register_forward_hook(through) for module in body.modules() if isinstance(module, NORMS)]
@@ -67,6 +68,22 @@ def rectified(body: nn.Module, rule: Rule) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def open_last_rectifiers(maps: Tensor) -> None:
+    """Let the gradient of a layer's maps, yet to be asked for, be that of its values before their own rectifiers.
+
+    A unit that is silent has no gradient behind its rectifier; before it, it can be woken.
+    """
+    waiting = [maps.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or type(node).__name__.startswith(WEIGHTED):
+            continue  # what lies deeper belongs to other layers
+        if type(node).__name__.startswith(RECTIFYING):
+            node.register_hook(lambda _, above: above)
+        else:
+            waiting += [source for source, _ in node.next_functions]
 
 
 def check_rectifiers(network: Network, method: str, known: tuple[type[nn.Module], ...]) -> None:

@@ -93,7 +93,8 @@ def _first_layer(network: Network) -> list[Section]:
     weak = int((lengths < 0.1 * lengths.max()).sum())
     text = (
         f"The {count} filters of {side[1]} x {side[0]} pixels, stride {first.stride[0]}, that the network begins with, "
-        f"grey for 0. {weak} are shorter than a tenth of the longest: dead, or nearly."
+        "in grey where a weight is 0; "
+        f"{weak or 'none'} shorter than a tenth of the longest, which would be as good as dead."
     )
     if not network.trained:
         text += " No weights were loaded: they are as initialised."
@@ -131,7 +132,7 @@ def _looks(network: Network, wanted: Wanted, number: int) -> list[Section]:
         Panel(heat_over(image, saliency(one), one.box), f"saliency of the {one.title.split(': ')[1]}") for one in sides
     ]
     text = (
-        f"What {subject} depends on in {name}. The number behind `untrained` is the rank correlation with the map of "
+        f"What {subject} depends on in {name}. The number behind “untrained” is the rank correlation with the map of "
         f"the same network with random weights: near 1, and the map says nothing of what was learnt. {' '.join(notes)}"
     )
     title = f"Where it looks: {asked.title}" + (f", {name}" if len(wanted.images) > 1 else "")
@@ -146,6 +147,11 @@ def _heat(what: str, heat: Tensor, bare: Tensor, asked: Asked) -> Panel:
 
 def _text(value: float) -> str:
     return f"{value:.2f}" if value == value else "–"
+
+
+def _short(value: float) -> str:
+    """A unit's value, to three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _stretched(picture: Picture, image: Picture) -> Picture:
@@ -180,7 +186,7 @@ def _layer(network: Network, wanted: Wanted, name: str, field: Field, inputs: Se
     panels += [
         Panel(
             resized(as_picture(image), 288, round(288 * image.shape[-2] / image.shape[-1])),
-            f"unit {unit}: what it can learn, value {value:.3g}",
+            f"unit {unit}: what it can learn, value {_short(value)}",
         )
         for unit, image, value in zip(shown, learnt, values.tolist())
     ]
@@ -243,7 +249,7 @@ def _patches(
         if projected:
             projections.append(coloured(_within(deconvnet(network, name, pixels, unit, [cell]), field, cell)))
     high, low = best.values[unit][alive][[0, -1]].tolist()
-    panels = [Panel(tiled(patches, TILE, 3), f"unit {unit}: strongest patches, {high:.3g} to {low:.3g}")]
+    panels = [Panel(tiled(patches, TILE, 3), f"unit {unit}: strongest patches, {_short(high)} to {_short(low)}")]
     if projected:
         panels.append(Panel(tiled(projections, TILE, 3), f"unit {unit}: what the deconvnet projects of them"))
     return panels

@@ -153,6 +153,20 @@ def test_maximised_images_raise_their_units_and_follow_the_seed() -> None:
     assert values.sum() > 1.5 * start.sum()  # of random units some can't rise
 
 
+def test_silent_units_are_woken() -> None:
+    """Behind its rectifier a unit that is silent on noise has no gradient."""
+    whole = network(side=48)
+    fire = whole.body.get_submodule("3")
+    with torch.no_grad():
+        for layer in (fire.small, fire.large):
+            layer.bias -= 0.5
+    field = receptive_fields(whole, ["3"])["3"]
+    _, start = maximise(whole, "3", range(6), field, seed=1, steps=1)
+    _, values = maximise(whole, "3", range(6), field, seed=1, steps=100)
+    assert (start == 0).all()
+    assert (values > 0).sum() >= 5  # one of six can see nothing that it likes
+
+
 def test_features_move_as_the_image_does() -> None:
     whole = network(side=48)
     shift, scale, turn = invariance(whole, whole.pixels(image(48)), ["1", "3"])
