@@ -116,7 +116,7 @@ def _looks(network: Network, wanted: Wanted, number: int) -> list[Section]:
         (asked, *sides), found = detection_scores(network, image, wanted.detection)
         row, label = int(found.source[wanted.detection - 1]), int(found.labels[wanted.detection - 1])
         other = place_scores(bare, image, row, label, asked.title)[0]  # the same place or region
-        subject = f"the score of detection {asked.title}, before NMS"
+        subject = f"the score of detection {asked.title} (before NMS)"
     panels = [_heat("saliency", saliency(asked), saliency(other), asked)]
     notes = []
     try:
@@ -195,9 +195,9 @@ def _layer(network: Network, wanted: Wanted, name: str, field: Field, inputs: Se
         f"{units} units of {columns} x {rows} cells, {field.stride[1]:g} pixels apart; each cell sees {size} of the "
         f"input's {inputs[0].shape[-1]} x {inputs[0].shape[-2]}. "
     )
-    chosen = "their largest of the data set" if best is not None else "all others"
     if wanted.unit is None:
-        text += f"Shown are the units that respond most to {wanted.images[0][0]}, beside {chosen}. "
+        measure = ", as a share of their largest value in the data set" if best is not None else ""
+        text += f"Shown are the units that respond most to {wanted.images[0][0]}{measure}. "
     return [Section(f"layer-{name.replace('.', '-')}", f"Layer {name}", (text + notes).strip(), panels)]
 
 
