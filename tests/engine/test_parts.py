@@ -171,7 +171,9 @@ def test_tune_can_be_repeated() -> None:
     tune()
 
 
-@pytest.mark.parametrize(("capabilities", "expected"), [({"amx_bf16": True}, "bf16"), ({}, "none")])
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({}, "none")]
+)
 def test_auto_is_bf16_where_the_processor_is_made_for_it(monkeypatch, capabilities: dict, expected: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     cpu = torch.device("cpu")
