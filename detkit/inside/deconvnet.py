@@ -23,7 +23,7 @@ def check_deconvnet(network: Network) -> None:
             f"deconvnet needs max pooling, whose switches it unpools by, and {network.name} has "
             f"{', '.join(sorted(kinds))}; guided backpropagation works"
         )
-    check_rectifiers(network, "deconvnet", (nn.ReLU,))
+    check_rectifiers(network, network.body, "deconvnet", (nn.ReLU,))
 
 
 def deconvnet(network: Network, layer: str, pixels: Tensor, unit: int, cells: Sequence[Sequence[int]]) -> Tensor:

@@ -16,8 +16,9 @@ def guided_backpropagation(network: Network, asked: Asked) -> Tensor:
 
     UserError for a network whose rectifiers are neither ReLU nor ReLU6.
     """
-    check_rectifiers(network, "guided backpropagation", (nn.ReLU, nn.ReLU6))
+    whole = network.body if network.detector is None else network.detector
+    check_rectifiers(network, whole, "guided backpropagation", (nn.ReLU, nn.ReLU6))
     pixels = asked.pixels.clone().requires_grad_()
-    with rectified(network.body if network.detector is None else network.detector, "guided"):
+    with rectified(whole, "guided"):
         score = asked.score(pixels).sum()
     return torch.autograd.grad(score, pixels)[0][0]

@@ -86,9 +86,9 @@ def open_last_rectifiers(maps: Tensor) -> None:
             waiting += [source for source, _ in node.next_functions]
 
 
-def check_rectifiers(network: Network, method: str, known: tuple[type[nn.Module], ...]) -> None:
-    """Raise UserError, which says what there is and what works, where rectifiers are of another kind."""
-    module = network.body if network.detector is None else network.detector
+def check_rectifiers(network: Network, module: nn.Module, method: str, known: tuple[type[nn.Module], ...]) -> None:
+    """Raise UserError, which says what there is and what works, where the rectifiers of `module`, which the signal
+    passes, are of another kind."""
     others = {type(one).__name__ for one in module.modules() if isinstance(one, RECTIFIERS) and type(one) not in known}
     if others:
         wanted = " or ".join(one.__name__ for one in known)

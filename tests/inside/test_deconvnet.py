@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import detkit
+from detkit.config import Config
 from detkit.errors import UserError
-from detkit.inside import Asked, deconvnet, guided_backpropagation, open_network
+from detkit.inside import Asked, deconvnet, guided_backpropagation, of_detector, open_network
 from tests.inside.small import Fire, asked, classifier, image, network
 
 
@@ -87,6 +89,18 @@ def test_networks_of_another_kind_are_refused_in_a_line(name: str, reason: str) 
     with pytest.raises(UserError, match=reason) as caught:
         deconvnet(whole, whole.layers[0], torch.zeros(1, 3, 64, 64), 0, [(0, 0)])
     assert "\n" not in str(caught.value)
+
+
+def test_a_detector_s_head_is_no_hindrance() -> None:
+    """YOLO's own convolutions have leaky rectifiers, which no signal from a layer of the backbone passes."""
+    detector = detkit.create_model("yolov1", backbone="alexnet", classes=["a"], size=64, feature="conv5", head="conv")
+    whole = of_detector(detector.eval(), Config(model=detector.config), "yolov1")
+    pixels = whole.pixels(image(64))
+    assert deconvnet(whole, whole.layers[0], pixels, 0, [(2, 2)]).shape == pixels.shape
+    with pytest.raises(
+        UserError, match="guided backpropagation needs the rectifier ReLU or ReLU6, and yolov1 has Leaky"
+    ):
+        guided_backpropagation(whole, Asked("a", image(64), pixels, lambda changed: changed.sum((1, 2, 3))))
 
 
 def test_guided_backpropagation_is_captum_s_where_that_has_it() -> None:
