@@ -7,11 +7,12 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkit.ops import box_iou, nms
+from detkit.ops import box_iou, nms, roi_align
 from detkit.runtime.race import Benchmark, Job, Runner, Setting
 
 IMAGES = 16
 BOXES, CLASSES = 10_000, 20
+REGIONS = 500
 THRESHOLD = 0.45
 
 
@@ -46,6 +47,26 @@ def nms_torchvision(images: int, setting: Setting) -> Job:
     return lambda: [torchvision.ops.batched_nms(*image, THRESHOLD) for image in batch]
 
 
+def align(pool: Callable[[Tensor, Tensor], Tensor], gradient: bool, setting: Setting) -> Job:
+    """RoIAlign of REGIONS regions of an FPN's finest map, and its gradient."""
+    torch.manual_seed(0)
+    maps = torch.randn(1, 256, 200, 250, device=setting.device).contiguous(memory_format=torch.channels_last)
+    boxes = random_boxes(REGIONS, setting.device)
+    if not gradient:
+        return torch.inference_mode()(lambda: pool(maps, boxes))
+    pooled = pool(maps.requires_grad_(), boxes)
+    weights = torch.randn_like(pooled)
+    return lambda: torch.autograd.grad(pooled, maps, weights, retain_graph=True)
+
+
+def align_detkit(maps: Tensor, boxes: Tensor) -> Tensor:
+    return roi_align(maps, boxes.unsqueeze(0), 7, 4)
+
+
+def align_torchvision(maps: Tensor, boxes: Tensor) -> Tensor:
+    return torchvision.ops.roi_align(maps, [boxes], 7, 1 / 4, 2, aligned=True)
+
+
 def beside_torchvision(name: str, ours: Callable[[Setting], Job], theirs: Callable[[Setting], Job]) -> Benchmark:
     return Benchmark(name, (Runner("detkit", ours, True), Runner("torchvision", theirs)))
 
@@ -59,6 +80,13 @@ BENCHMARKS = (
         for name, images in (
             (f"nms, {CLASSES} classes, {BOXES} boxes", 1),
             (f"nms, the same for {IMAGES} images", IMAGES),
+        )
+    ),
+    *(
+        beside_torchvision(name, partial(align, align_detkit, gradient), partial(align, align_torchvision, gradient))
+        for name, gradient in (
+            (f"roi_align, {REGIONS} regions of a map of 256 channels", False),
+            ("the gradient of that", True),
         )
     ),
 )
