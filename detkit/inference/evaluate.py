@@ -22,7 +22,7 @@ from detkit.inference.tta import predict_views
 from detkit.models import Detector, postprocess
 from detkit.rle import RLE
 from detkit.runtime import distributed
-from detkit.runtime.device import autocast, images_to_device
+from detkit.runtime.device import autocast, images_to_device, one_thread
 from detkit.runtime.stopwatch import Timed, untimed
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
@@ -132,10 +132,12 @@ def detect_batch(
     count, fast = len(images), detector.fast
     images = images_to_device(images if fast is None else fast.filled(images), device, config.train.channels_last)
     running = nullcontext if fast is None else fast.running
+    # the threads of another program still spin, and torch's would wait for them
+    alone = nullcontext if detector.backend == "torch" else one_thread
     with running():
         with timed("network"), autocast(device, config.train.amp):
             predictions = predict_views(detector, images, config.detect)
-        with timed("post-processing"):
+        with timed("post-processing"), alone():
             detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
         with timed("network"), autocast(device, config.train.amp):
             detections = detector.refine(images, detections, predictions.features)

@@ -1,6 +1,7 @@
 """Where tensors live and how they are laid out there."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -55,6 +56,17 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """The autocast context of `amp`: none, auto, bf16 or fp16."""
     amp = resolve_amp(device, amp)
     return torch.autocast(device.type, AMP_TYPES.get(amp), enabled=amp != "none")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def to_device(detector: nn.Module, device: torch.device, channels_last: bool) -> None:

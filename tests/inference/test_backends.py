@@ -19,6 +19,7 @@ from detkit.export.onnx import export_onnx
 from detkit.inference import backends
 from detkit.inference.backends import onnx_file, open_detector
 from detkit.inference.backends.runtimes import OpenVINO
+from detkit.models import postprocess
 from tests import zoo
 from tests.backends import INSTALLED, check_backends
 from tests.builders import few_regions, random_image, save_checkpoint
@@ -52,6 +53,26 @@ def test_a_checkpoint_on_a_backend(name: str, backend: str, tmp_path: Path, monk
         for found, expected in pairs:
             assert len(expected) > 0
             assert_same_detections(found.image(0), expected.image(0), score=0.2, iou=0.45, keep=200)
+
+
+def test_torch_takes_one_thread_behind_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_checkpoint(tmp_path / "best.pt", zoo.trained("yolov1"))
+    used: list[int] = []
+
+    def spy(*arguments: Any) -> Any:
+        used.append(torch.get_num_threads())
+        return postprocess(*arguments)
+
+    monkeypatch.setattr("detkit.inference.evaluate.postprocess", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for backend in ("torch", INSTALLED[0]):
+            detkit.load(path, "cpu", backend).detect([np.zeros((64, 64, 3), np.uint8)])
+        assert used == [2, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_auto_is_the_fastest_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
