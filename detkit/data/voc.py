@@ -46,6 +46,11 @@ class Layout:
     images: list[str]
     lists: dict[str, str]
 
+    @property
+    def stems(self) -> list[str]:
+        """The names of the XML files without their suffix."""
+        return [name[:-4] for name in self.names]
+
     def splits(self) -> list[str]:
         """Names of the splits: of the lists, where there are none of the folders."""
         folders = {name.partition("/")[0] for name in self.names if "/" in name}
@@ -223,7 +228,7 @@ class VOCSource(Source):
 
     def __init__(self, opened: VOCRoot, split: str) -> None:
         rows, missing, listed = opened.rows_of(split)
-        self._folder, self._names = opened.layout.folder, opened.layout.names
+        self._folder, self._names, self._stems = opened.layout.folder, opened.layout.names, opened.layout.stems
         self._masks_folder = opened.masks
         problems = [
             Problem(f"Annotations/{name}.xml", 0, "missing file", f"no annotation, which split {split!r} lists")
@@ -236,7 +241,7 @@ class VOCSource(Source):
     def find_masks(self) -> Masks:
         if self._masks_folder is None:
             return super().find_masks()
-        masks = VOCMasks(self._masks_folder, [name[:-4] for name in self._names])
+        masks = VOCMasks(self._masks_folder, self._stems)
         for row in self.rows.tolist():
             if not masks.path(row).is_file():
                 raise UserError(
