@@ -12,7 +12,6 @@ from detkit.data.annotations import Annotations
 from detkit.data.dataset import DetectionDataset
 from detkit.data.formats import find_format, find_splits, open_root
 from detkit.data.index import texts
-from detkit.data.masks import VOCMasks
 from detkit.data.voc import VOCRoot
 from detkit.data.voc_index import parse_annotation
 from detkit.errors import UserError, did_you_mean
@@ -77,10 +76,9 @@ def _in_voc(opened: VOCRoot, image: Path, classes: Sequence[str], masks: bool) -
         if os.path.basename(path) == image.name and os.path.realpath(path) == str(image) and not index.faults(row):
             objects = index.objects.take(slice(index.first[row], index.first[row + 1]))
             width, height = opened.sizes[row].tolist()
-            found = None
-            if masks and opened.masks is not None:
-                numbers = objects.number.tolist()
-                found = _known(partial(VOCMasks(opened.masks, layout.stems), row, numbers, (height, width)))
+            read, found = opened.open_masks() if masks else None, None
+            if read is not None:
+                found = _known(partial(read, row, objects.number.tolist(), (height, width)))
             origin = f"{layout.folder}/{layout.names[row]}"
             return _truth(objects, index.classes.tolist(), classes, (width, height), origin, found)
     return None
