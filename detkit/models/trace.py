@@ -79,6 +79,7 @@ class AnchorChoiceStep(Step):
 
     anchors: (K, 2) width and height; on_map: (M, K) bool, which of them each map has. sides: (N, 2) width and height of
     the objects. place: (M, N) where each one's anchor is in `boxes`, (A, 4), the anchors of all maps; -1 for none.
+    left_out: (A,) bool, which boxes without an object overlap one by more than `ignore_iou`, as they are predicted.
     """
 
     anchors: Tensor
@@ -86,6 +87,8 @@ class AnchorChoiceStep(Step):
     sides: Tensor
     place: Tensor
     boxes: Tensor
+    left_out: Tensor
+    ignore_iou: float
     maps: list[MapShape]
 
 

@@ -17,6 +17,7 @@ from detkit.models.trace import (
     FocalStep,
     GridStep,
     MapStep,
+    MaskStep,
     ObjectnessStep,
     PooledStep,
     PositionStep,
@@ -47,7 +48,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "fast_rcnn scales": [ProposalStep, *REGION_STEPS],
     "faster_rcnn": RPN_STEPS,
     "faster_rcnn fpn": RPN_STEPS,
-    "mask_rcnn": RPN_STEPS,
+    "mask_rcnn": [*RPN_STEPS, MaskStep],
     "rfcn": [AnchorStep, ObjectnessStep, ProposalNMSStep, PositionStep, RegressionStep],
     "rcnn": [ProposalStep, *REGION_STEPS],
     "retinanet": [AnchorStep, MapStep],
@@ -192,17 +193,25 @@ def test_retinanets_focal_weights_are_those_of_its_loss(gamma: float) -> None:
     assert torch.equal(learned.level, step.level[step.positive])
 
 
-def test_yolov3s_choices_are_the_anchors_that_its_loss_has_a_gradient_for() -> None:
-    detector: Any = build("yolov3")
+@pytest.mark.parametrize("name", ["yolov2", "yolov3"])
+@pytest.mark.parametrize("ignore_iou", [0.1, 0.3])
+def test_choices_are_the_anchors_that_the_loss_has_a_gradient_for(name: str, ignore_iou: float) -> None:
+    detector: Any = zoo.build(name, ignore_iou=ignore_iou).eval()
     images, targets = one_image(detector)
     step = step_of(detector.trace(images, targets), AnchorChoiceStep)
     raw = detector.compute(images.pixels, images.sizes)
     values = raw.raw.detach().requires_grad_()
     losses = detector.loss(raw._replace(raw=values), detector.assign(raw, targets), targets)
-    (gradient,) = torch.autograd.grad(losses["centre"] + losses["side"], values)
+    (gradient,) = torch.autograd.grad(losses["centre"] + losses["side"], values, retain_graph=True)
     learned = (gradient[0].abs().sum(-1) > 0).nonzero().flatten().tolist()
     assert sorted(step.place[step.place >= 0].tolist()) == learned
     assert len(learned) == 2
+    (gradient,) = torch.autograd.grad(losses["no_object"], values)
+    silent = gradient[0, :, 4] == 0
+    silent[learned] = False
+    assert torch.equal(step.left_out, silent)
+    assert step.left_out.any()
+    assert step.ignore_iou == ignore_iou
     for index, place in enumerate(step.place.amax(0).tolist()):
         sides = step.boxes[place, 2:] - step.boxes[place, :2]
         assert torch.equal(sides, step.anchors[shape_iou(step.sides[index : index + 1], step.anchors).argmax()])
