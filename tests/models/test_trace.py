@@ -141,6 +141,11 @@ def check_step(step: Step, predicted: int, images: Images) -> None:
             maps, pooled = parts(predicted - 1, 1)
             assert maps.shape[:2] == pooled.shape == (3, 3)
             assert scores.shape == (predicted, 2)
+        case MaskStep(scores=scores, of_boxes=of_boxes):
+            assert scores.shape == (predicted, 2)
+            masks = of_boxes(torch.tensor([[4.0, 6, 60, 50], [0, 0, 20, 30], [2, 2, 3, 3]]))
+            assert masks.shape == (3, 2, 8, 8)
+            assert ((masks > 0) & (masks < 1)).all()
         case RegressionStep(regions=regions):
             assert regions.shape == (predicted, 4)
             assert ((regions >= 0) & (regions <= limit)).all()
