@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetch.add_argument("--mirror", metavar="URL", help="a folder on another server that holds the official files")
 
     about = {
-        "check": "name each broken box, missing file, unknown class and duplicate; exit status 1 if there are any",
+        "check": "name each broken box or mask, missing file, unknown class and duplicate; exit status 1 for any",
         "show": "write an image of what the loader feeds the network",
         "stats": "count images, objects and sizes of each class",
         "anchors": "find the shapes that the objects' are most like, by k-means with IoU, as YOLOv2's and v3's anchors",

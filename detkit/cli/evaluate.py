@@ -216,7 +216,8 @@ def _score_checkpoint(arguments: argparse.Namespace) -> Scored:
         protocol["backend"] = detector.backend
 
     def explain(path: Path, index: int, score: float) -> None:
-        truth, name = truth_of(dataset, index, detector.classes), dataset.path(index).name
+        truth = truth_of(dataset, index, detector.classes, detector.takes_masks)
+        name = dataset.path(index).name
         page, *_ = explain_image(detector, config, dataset.image(index), truth, score, name, arguments.checkpoint)
         write_file(path, page)
 

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     detector, config = load_detector(arguments.checkpoint, device)
     to_device(detector, device, config.train.channels_last)
-    truth = _find_truth(arguments.truth, path, image, detector.classes)
+    truth = _find_truth(arguments.truth, path, image, detector)
     inside = INSIDE if (arguments.out / INSIDE).is_file() else None
     given = (truth, score, path.name, arguments.checkpoint, inside)
     page, sections, lines = explain_image(detector, config, image, *given)
@@ -124,11 +124,12 @@ def _one_image(names: list[str]) -> Path:
     return sources[0]
 
 
-def _find_truth(xml: Path | None, path: Path, image: "np.ndarray", classes: tuple[str, ...]) -> "Truth | None":
+def _find_truth(xml: Path | None, path: Path, image: "np.ndarray", detector: "Detector") -> "Truth | None":
     """The objects in the file that is named, or where the image's data set has them."""
     from detkit.data.image_truth import find_truth, read_truth
 
-    truth = find_truth(path, classes) if xml is None else read_truth(xml, classes)
+    classes = detector.classes
+    truth = find_truth(path, classes, detector.takes_masks) if xml is None else read_truth(xml, classes)
     height, width = image.shape[:2]
     if truth is None or truth.size in ((0, 0), (width, height)):
         return truth

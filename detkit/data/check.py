@@ -44,7 +44,9 @@ def check_root(
     format, see `find_format`. A problem is: a split that is missing, empty or lists an image twice; a missing or
     unreadable annotation or image; labels without an image; a class that is not in `classes`; a box that is no box, has
     no area or reaches beyond the image; an object twice in a file; an image of another size than its annotation says;
-    the same image under two names. Raises UserError where `root` is no data set at all.
+    the same image under two names; and of a data set that has masks, an
+    object without one, a mask that cannot be read, is empty, reaches beyond the image or is not where its box is, and
+    one of no object. Raises UserError where `root` is no data set at all.
     """
     kind = DATASETS[find_format(root, format_name)]
     splits = tuple(splits) if splits is not None else tuple(find_splits(root, format_name))
@@ -70,6 +72,7 @@ def check_root(
     for known in images.values():
         for source, row in {source.file(row): (source, row) for source, row in known}.values():
             _check_objects(source, row, classes, problems)
+    _check_masks(images, problems)
     unreadable = _check_images(root, images, problems, progress)
     objects = sum(int(np.diff(source.index.first[row : row + 2])[0]) for (source, row), *_ in images.values())
     if images and not objects and not any(len(source.broken()) for source in sources):
@@ -116,6 +119,23 @@ def _check_box(
         if side and (high > side + source.slack or low >= side):
             faults.append(f"{axis}max {high:g} is beyond the image's {side} pixels")
     return [Problem(file, number, "box outside", f"{name}: {text}", source.unit) for text in faults]
+
+
+def _check_masks(images: dict[str, list[tuple[Source, int]]], problems: set[Problem]) -> None:
+    """Problems of masks, where a data set has any."""
+    pairs = {source.file(row): (source, row) for known in images.values() for source, row in known}
+    checks = {id(source): source.mask_check() for source, _ in pairs.values()}
+    looked = [(file, source, row) for file, (source, row) in pairs.items() if checks[id(source)] is not None]
+
+    def look(pair: tuple[str, Source, int]) -> list[Problem]:
+        file, source, row = pair
+        check = checks[id(source)]
+        assert check is not None
+        return [Problem(file, number, kind, text, source.unit) for number, kind, text in check(row)]
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # files are decoded, which releases the interpreter lock
+        for found in pool.map(look, looked):
+            problems.update(found)
 
 
 def _check_images(

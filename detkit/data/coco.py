@@ -21,7 +21,7 @@ from detkit.data.coco_index import COCOIndex, from_json, read_coco_index
 from detkit.data.dataset import DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
-from detkit.data.masks import COCOMasks
+from detkit.data.masks import COCOMasks, MaskCheck
 from detkit.data.values import as_path, path_below
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet
@@ -93,6 +93,12 @@ class COCOSource(Source):
 
     def find_masks(self) -> COCOMasks:
         return COCOMasks(self.root, self.path, self.sizes)
+
+    def mask_check(self) -> MaskCheck | None:
+        if not self.index.masked:
+            return None
+        masks = self.find_masks()
+        return lambda row: masks.check(*self.annotated(row), self.slack)
 
     def _find(self, finder: Finder, names: list[str]) -> list[str]:
         """The paths of images."""

@@ -25,13 +25,15 @@ class COCOIndex(Index):
     """The index of one JSON file; classes in the order of their category ids.
 
     image_ids: (F,) and category_ids: (C,) texts, the ids as JSON, see `from_json`. general: (K,) lines that say what is
-    wrong with the file as a whole. notes: (N,) lines on what was left out.
+    wrong with the file as a whole. notes: (N,) lines on what was left out. masked: () int64, how many objects have
+    a mask.
     """
 
     image_ids: np.ndarray
     category_ids: np.ndarray
     general: np.ndarray
     notes: np.ndarray
+    masked: np.ndarray
 
 
 def from_json(ids: np.ndarray) -> list[int | str]:
@@ -114,6 +116,7 @@ def build_coco_index(content: dict[str, Any], source: str) -> COCOIndex:
         category_ids=texts([json.dumps(key) for key in category_ids]),
         general=texts(general),
         notes=texts(notes),
+        masked=np.array(sum(bool(annotation.get("segmentation")) for annotation in content["annotations"])),
     )
 
 

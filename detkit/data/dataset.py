@@ -20,7 +20,7 @@ import torch
 from detkit.data.annotations import Annotations, Fault
 from detkit.data.image_file import decode_image
 from detkit.data.index import Index
-from detkit.data.masks import Masks, faults_of
+from detkit.data.masks import MaskCheck, Masks, faults_of
 from detkit.data.sample import Sample
 from detkit.data.values import MAX_SIDE, path_below
 from detkit.errors import UserError, did_you_mean
@@ -137,6 +137,16 @@ class Source(ABC):
             f"{self.root}: it has no masks of objects, which this detector learns; COCO's annotations and VOC's "
             "SegmentationObject have them"
         )
+
+    def mask_check(self) -> MaskCheck | None:
+        """Return what checks the masks of an image's objects, by its row; None where the root has none."""
+        return None
+
+    def annotated(self, row: int) -> tuple[list[int], np.ndarray, tuple[int, int]]:
+        """Return the numbers and boxes (N, 4) of an image's objects, as annotated, and its height and width."""
+        own = slice(self.index.first[row], self.index.first[row + 1])
+        width, height = self.sizes[row].tolist()
+        return self.index.objects.number[own].tolist(), self.index.objects.boxes[own], (height, width)
 
     def faults(self, row: int) -> list[Problem]:
         """Return what is wrong with the annotations of an image."""

@@ -18,7 +18,7 @@ from detkit.files import write_atomic
 from detkit.verified import verify_zip
 
 INDEX_NAME = ".detkit-index.npz"
-INDEX_VERSION = 6
+INDEX_VERSION = 7
 ENDS = ".ends"  # ends the name of where the texts of an array end in a file
 OBJECTS = "objects."  # begins the names of the objects' arrays in a file
 

@@ -20,7 +20,7 @@ from detkit.data.dataset import EVERYTHING, DetectionDataset, Problem, Source
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index
-from detkit.data.masks import Masks, VOCMasks
+from detkit.data.masks import MaskCheck, MaskFault, Masks, VOCMasks
 from detkit.data.values import lines_of, path_below
 from detkit.data.voc_index import read_index
 from detkit.errors import UserError, did_you_mean
@@ -120,13 +120,11 @@ def how_to_get(root: Path) -> str:
 
 
 class VOCRoot:
-    """The annotations and images of a root in VOC's format, of whatever split. paths, sizes, faults: see Source.
-    masks: the folder of masks, if there is one."""
+    """The annotations and images of a root in VOC's format, of whatever split. paths, sizes, faults: see Source."""
 
     def __init__(self, root: Path) -> None:
         self.root, self._finder = root, Finder(root)
         self.layout = check_layout(root, self._finder)
-        self.masks = self._finder.folder("SegmentationObject")
         self.index: Index = read_index(self._finder, self.layout.folder, self.layout.names)
         self.faults: dict[int, list[Fault]] = {}
         self.paths: list[str] = []
@@ -139,6 +137,18 @@ class VOCRoot:
             if fault:
                 self.faults[row] = [Fault(0, fault)]
         self.sizes = image_sizes(self._finder, "", self.paths)
+
+    def open_masks(self) -> VOCMasks | None:
+        """Return the masks of the images, None where there is no folder of such."""
+        folder = self._finder.folder("SegmentationObject")
+        return None if folder is None else VOCMasks(folder, [name[:-4] for name in self.layout.names])
+
+    def segmented(self) -> set[int] | None:
+        """Return the rows of the images that lists say to have masks; None where there is no such list."""
+        lists = [path for split, path in self.layout.lists.items() if split.startswith(SEGMENTED)]
+        by_id = self.index.rows_by_id()
+        names = {line.strip() for path in lists for line in lines_of(read_text(path))}
+        return {by_id[name] for name in names if name in by_id} if lists else None
 
     def _find(self, name: str, stated: str) -> tuple[str, str]:
         """The image of an annotation: of its name, else of its <filename>; and what is wrong, "" where nothing is."""
@@ -223,8 +233,7 @@ class VOCSource(Source):
 
     def __init__(self, opened: VOCRoot, split: str) -> None:
         rows, missing, listed = opened.rows_of(split)
-        self._folder, self._names = opened.layout.folder, opened.layout.names
-        self._masks_folder = opened.masks
+        self._opened = opened
         problems = [
             Problem(f"Annotations/{name}.xml", 0, "missing file", f"no annotation, which split {split!r} lists")
             for name in dict.fromkeys(missing)
@@ -234,9 +243,9 @@ class VOCSource(Source):
         )
 
     def find_masks(self) -> Masks:
-        if self._masks_folder is None:
+        masks = self._opened.open_masks()
+        if masks is None:
             return super().find_masks()
-        masks = VOCMasks(self._masks_folder, [name[:-4] for name in self._names])
         for row in self.rows.tolist():
             if not masks.path(row).is_file():
                 raise UserError(
@@ -245,8 +254,21 @@ class VOCSource(Source):
                 )
         return masks
 
+    def mask_check(self) -> MaskCheck | None:
+        masks = self._opened.open_masks()
+        if masks is None:
+            return None
+        listed = self._opened.segmented()
+
+        def check(row: int) -> list[MaskFault]:
+            refused = [fault.number for fault in self.index.faults(row)]
+            return masks.check(row, *self.annotated(row), refused, listed is None or row in listed)
+
+        return check
+
     def file(self, row: int) -> str:
-        return path_below(f"{self._folder}/{self._names[row]}", self.root)
+        layout = self._opened.layout
+        return path_below(f"{layout.folder}/{layout.names[row]}", self.root)
 
 
 class VOCDataset(DetectionDataset):

@@ -46,18 +46,22 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """One step of a detector, drawn. name: fit for a file; text: what happened, in numbers of this image."""
+    """One step of a detector, drawn.
+
+    name: fit for a file; text: what happened, in numbers of this image. wide: whether each panel has a row to itself.
+    """
 
     name: str
     title: str
     text: str
     panels: list[Panel]
     legend: list[Key] = field(default_factory=list)
+    wide: bool = False
 
     def sheet(self) -> NDArray[np.uint8]:
         """Return all of it as one image: panels with their captions, the legend below."""
         drawings, captions = zip(*((panel.drawing, panel.caption) for panel in self.panels))
-        columns = min(3, math.ceil(math.sqrt(len(drawings))))
+        columns = 1 if self.wide else min(3, math.ceil(math.sqrt(len(drawings))))
         drawing = drawings[0] if len(drawings) == 1 else mosaic(drawings, captions, columns)
         return _with_legend(drawing, self.legend)
 

@@ -20,12 +20,13 @@ def draw_choices(step: AnchorChoiceStep, explanation: Explanation) -> list[Secti
     count = len(explanation.truth.labels)  # without padding
     sides, anchors, on_map = (part.cpu().numpy() for part in (step.sides[:count], step.anchors, step.on_map))
     iou = shape_iou(step.sides[:count], step.anchors).cpu().numpy()
-    place, answers = step.place[:, :count].cpu().numpy(), []
+    place, answers, first = step.place[:, :count].cpu().numpy(), [], 0
     for index, anchor in enumerate(iou.argmax(1).tolist()):
         wide, high = anchors[anchor]
         maps = " and ".join(f"map {level + 1}" for level in np.flatnonzero(place[:, index] >= 0))
         shape = f"{wide:.0f} x {high:.0f} on {maps or 'no map'}, IoU {iou[index, anchor]:.2f}"
         answers.append(f"{object_name(explanation, index)}: {shape}")
+    each = on_map.sum(1).tolist()  # anchors of a cell
     panels = [Panel(_chart(sides, anchors, on_map, explanation), f"{len(anchors)} anchors and the objects, by shape")]
     for level, shape in enumerate(step.maps):
         canvas, extent = Canvas(explanation.image, panel_side(len(step.maps)), DARK), map_extent(explanation, shape)
@@ -38,11 +39,14 @@ def draw_choices(step: AnchorChoiceStep, explanation: Explanation) -> list[Secti
             canvas.fill(corner, shade, 0.5)
             canvas.box(box, shade, 1.5)
             canvas.truth(explanation.truth.boxes[index], object_name(explanation, index))
-        caption = ", ".join(map(letter, learned)) or "no object"
-        panels.append(Panel(canvas.drawing(), f"{map_title(level, shape)} learns {caption}"))
+        caption, last = ", ".join(map(letter, learned)) or "no object", first + shape.rows * shape.columns * each[level]
+        left_out, first = int(step.left_out[first:last].sum()), last
+        panels.append(Panel(canvas.drawing(), f"{map_title(level, shape)} learns {caption}; {left_out} left out"))
     text = (
         "Of an object training learns one box: that of the anchor which is most like it in shape, on the map that has "
-        f"this anchor, in the cell of the object's centre. {'; '.join(answers)}."
+        f"this anchor, in the cell of the object's centre. {'; '.join(answers)}. All other boxes learn that nothing is "
+        f"there, but for the {int(step.left_out.sum())} that overlap an object by more than IoU {step.ignore_iou:g} as "
+        "they are predicted now: these are left out."
     )
     maps = [Key(SHADES[level % len(SHADES)], "solid", f"anchors of map {level + 1}") for level in range(len(step.maps))]
     legend = [

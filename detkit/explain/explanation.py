@@ -14,7 +14,8 @@ from detkit.data.transforms import build_test
 from detkit.inference.predict import proposal_method
 from detkit.models import Detector, postprocess
 from detkit.models.trace import Step
-from detkit.ops import clip, nms_suppressors, scale
+from detkit.ops import clip, nms_suppressors, pack_masks, scale
+from detkit.rle import decode
 from detkit.runtime.device import autocast, images_to_device
 from detkit.structures import Images, Predictions, Targets
 
@@ -136,12 +137,20 @@ def _targets(detector: Detector, image: np.ndarray, truth: Truth, config: Config
 
     An object that is too small for training becomes padding: all others keep their index.
     """
-    _, kept_boxes, rows = build_test(detector.input)(image, truth.boxes)
+    known = truth.masks if detector.takes_masks else None
+    masks = None if known is None else decode(known.tolist(), image.shape[:2])
+    _, kept_boxes, rows, masks = build_test(detector.input).run(image, truth.boxes, masks)
     count = len(truth.labels)
     boxes, labels = np.zeros((count, 4), np.float32), np.full(count, -1)
     boxes[rows], labels[rows] = kept_boxes, truth.labels[rows]
     ignore = truth.crowd if config.data.difficult else truth.crowd | truth.difficult
-    return Targets.pad([(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(ignore & (labels >= 0)))])
+    objects = [(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(ignore & (labels >= 0)))]
+    if masks is None:
+        return Targets.pad(objects)
+    packed = pack_masks(masks)
+    of_all = np.zeros((count, *packed.shape[1:]), np.uint8)
+    of_all[rows] = packed
+    return Targets.pad(objects, [{"masks": torch.from_numpy(of_all)}])
 
 
 def _class_suppression(predictions: Predictions, size: Tensor, settings: DetectConfig, factors: Tensor) -> Suppression:

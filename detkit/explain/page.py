@@ -47,7 +47,7 @@ def explain_page(
 
 def section_html(number: int, section: Section) -> str:
     """Return a section's HTML: its text, images and legend."""
-    size = " one" if len(section.panels) == 1 else " small" if len(section.panels) > 6 else ""
+    size = " one" if section.wide or len(section.panels) == 1 else " small" if len(section.panels) > 6 else ""
     figures = "".join(map(_figure, section.panels))
     legend = "".join(
         f'<li><i class="{key.kind}" style="--c:{hex_code(key.shade)}"></i>{escape(key.text)}</li>'

@@ -26,9 +26,9 @@ def draw_pooled(step: PooledStep, explanation: Explanation) -> list[Section]:
     levels = [level[rows].cpu().numpy() for level in step.pooled[:LEVELS]]
     crops = step.crop(rows)
     if crops is not None:
-        images = [_tile(crop) for crop in crops.permute(0, 2, 3, 1).round().clamp(0, 255).byte().cpu().numpy()]
+        images = [tile(crop) for crop in crops.permute(0, 2, 3, 1).round().clamp(0, 255).byte().cpu().numpy()]
     else:
-        images = [_tile(explanation.image, box) for box in explanation.in_image(step.regions[rows])]
+        images = [tile(explanation.image, box) for box in explanation.in_image(step.regions[rows])]
     gap = np.full((TILE, GAP, 3), 255, np.uint8)
     panels = []
     for number, (region, image) in enumerate(zip(shown.tolist(), images)):
@@ -62,7 +62,7 @@ def shown_regions(step: PooledStep, explanation: Explanation) -> np.ndarray:
     return np.array([*detected, *others.tolist()][:SHOWN], np.int64)
 
 
-def _tile(image: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
+def tile(image: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
     """An image, or the part of it in a box, stretched to a square as pooling does."""
     drawing = Image.fromarray(np.ascontiguousarray(image))
     part = None

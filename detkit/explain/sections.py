@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 # Each of these registers the drawings of some steps
-from detkit.explain import anchors, choices, grid, positions, proposals, regions, samples  # noqa: F401
+from detkit.explain import anchors, choices, grid, masks, positions, proposals, regions, samples  # noqa: F401
 from detkit.explain.canvas import DARK, PROPOSAL, TRUTH, Canvas, Key, Panel, Section, panel_side, square_around
 from detkit.explain.drawing import class_legend, detection_name, draw, plural
 from detkit.explain.explanation import Explanation
@@ -16,8 +16,11 @@ WINNERS = 12  # detections whose suppression has a panel of its own
 @torch.inference_mode()
 def draw_sections(explanation: Explanation) -> list[Section]:
     """Return the sections in the order in which the detector goes through its steps; see `Section`."""
-    sections = [section for step in explanation.steps for section in draw(step, explanation)]
-    return [*sections, _candidates(explanation), _suppression(explanation), _detections(explanation)]
+    before, after = (
+        [section for step in explanation.steps if step.refines is refines for section in draw(step, explanation)]
+        for refines in (False, True)
+    )
+    return [*before, _candidates(explanation), _suppression(explanation), _detections(explanation), *after]
 
 
 def _candidates(explanation: Explanation) -> Section:

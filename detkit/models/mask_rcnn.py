@@ -24,9 +24,10 @@ from detkit.models.parts import ExportPart, Function, PartRun, regions_input
 from detkit.models.region import SampledRegions
 from detkit.models.region_features import MapFeatures
 from detkit.models.registry import MODELS
+from detkit.models.trace import MaskStep, MaskTargetStep, Step, Trace
 from detkit.ops import mask_targets, scale
 from detkit.ops.masks import THRESHOLD
-from detkit.structures import Detections, Images, Targets
+from detkit.structures import Detections, Images, Proposals, Targets
 
 
 @dataclass
@@ -143,6 +144,23 @@ class MaskRCNN(FasterRCNN):
         boxes = self.rpn(maps).anchors[0][:5].expand(len(images), -1, -1)
         masks = self.mask_head(self.mask_features.pool(maps, boxes).flatten(0, 1))
         return [*super().raw_outputs(images), masks.unflatten(0, boxes.shape[:2])]
+
+    def trace(self, images: Images, targets: Targets | None = None) -> Trace:
+        trace = super().trace(images, targets)
+        maps = [of_level.float() for of_level in trace.predictions.features.maps]  # read outside autocast
+
+        def of_boxes(boxes: Tensor) -> Tensor:
+            return self.mask_head(self.mask_features.pool(maps, boxes[None])[0]).sigmoid()
+
+        return replace(trace, steps=[*trace.steps, MaskStep(trace.predictions.scores[0], of_boxes, THRESHOLD)])
+
+    def learned_steps(self, prepared: list[Tensor], proposals: Proposals, targets: Targets) -> list[Step]:
+        sampled = self.sample_step(prepared, proposals, targets)
+        positive = sampled.matched_gt_index >= 0
+        regions, matched = sampled.boxes[positive], sampled.matched_gt_index[positive]
+        packed, side = targets.extra.get("masks"), 2 * self.config.mask_pool_size
+        masks = None if packed is None else mask_targets(packed, regions[None], matched[None], side)[0]
+        return [sampled, MaskTargetStep(regions, matched, masks)]
 
     def export_parts(self) -> dict[str, ExportPart]:
         side = 2 * self.config.mask_pool_size

@@ -379,7 +379,7 @@ class RegionDetector(Detector):
         means: list[Tensor] = []
         predictions = self.predict_regions(prepared, proposals, lambda pooled: means.append(pooled.float().mean(2)))
         if targets is not None:
-            steps.append(self.sample_step(prepared, proposals, targets))
+            steps += self.learned_steps(prepared, proposals, targets)
 
         def crop(index: Tensor) -> Tensor | None:
             crops = self.features.crops(prepared, proposals.boxes[:, index])
@@ -396,6 +396,10 @@ class RegionDetector(Detector):
         """Return the regions that are classified, and the steps that led to them."""
         proposals = self.propose(images, prepared)
         return proposals, [ProposalStep(proposals.boxes[0][proposals.valid[0]], self.takes_proposals)]
+
+    def learned_steps(self, prepared: Any, proposals: Proposals, targets: Targets) -> list[Step]:
+        """Return what training would learn of one image, see `sample_step`."""
+        return [self.sample_step(prepared, proposals, targets)]
 
     def sample_step(self, prepared: Any, proposals: Proposals, targets: Targets) -> SampleStep:
         """The regions of one image that training would learn from."""

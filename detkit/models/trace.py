@@ -6,7 +6,7 @@ kind needs a drawing of its own, see `detkit/explain/drawing.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -26,7 +26,9 @@ class MapShape(NamedTuple):
 
 
 class Step:
-    """One step of a detector."""
+    """One step of a detector. refines: whether it comes after NMS, as `Detector.refine` does."""
+
+    refines: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class AnchorChoiceStep(Step):
 
     anchors: (K, 2) width and height; on_map: (M, K) bool, which of them each map has. sides: (N, 2) width and height of
     the objects. place: (M, N) where each one's anchor is in `boxes`, (A, 4), the anchors of all maps; -1 for none.
+    left_out: (A,) bool, which boxes without an object overlap one by more than `ignore_iou`, as they are predicted.
     """
 
     anchors: Tensor
@@ -84,6 +87,8 @@ class AnchorChoiceStep(Step):
     sides: Tensor
     place: Tensor
     boxes: Tensor
+    left_out: Tensor
+    ignore_iou: float
     maps: list[MapShape]
 
 
@@ -201,3 +206,30 @@ class RegressionStep(Step):
     """Regions (R, 4), of the rows of the predictions, before the head moved them."""
 
     regions: Tensor
+
+
+@dataclass(frozen=True)
+class MaskTargetStep(Step):
+    """What a mask branch would learn of the image.
+
+    regions: (K, 4), the positive ones of those that are sampled; matched_gt_index: (K,) the object of each. masks:
+    (K, M, M), of the objects where the regions are, from 0 to 1; None where nobody knows the objects' masks.
+    """
+
+    regions: Tensor
+    matched_gt_index: Tensor
+    masks: Tensor | None
+
+
+@dataclass(frozen=True)
+class MaskStep(Step):
+    """The masks of detections.
+
+    scores: (R, C) of the rows of the predictions. of_boxes: takes boxes (P, 4), returns how probable it is that a cell
+    of each is the object's, for every class, (P, C, M, M). threshold: from which on it is.
+    """
+
+    refines = True
+    scores: Tensor
+    of_boxes: Callable[[Tensor], Tensor]
+    threshold: float

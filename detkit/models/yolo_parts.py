@@ -1,4 +1,4 @@
-"""What YOLOv2 and YOLOv3 share beside places: checks of their configs, and training on images of many sizes."""
+"""What YOLOv2 and YOLOv3 share beside places: checks of configs, training on images of many sizes, and a trace."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.errors import UserError
+from detkit.models.trace import AnchorChoiceStep, AnchorStep
+from detkit.ops import BACKGROUND, PlaceMatch
 from detkit.structures import Targets
 
 
@@ -56,3 +58,13 @@ def at_random_size(pixels: Tensor, targets: Targets, sides: Sequence[int]) -> tu
 def pool_same(x: Tensor) -> Tensor:
     """A 2x2 max pool of stride 1 that keeps a map's sides, as in Tiny YOLO: the last windows are cut off."""
     return F.max_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+
+
+def anchor_choice(
+    match: PlaceMatch, targets: Targets, anchors: Tensor, slots: Tensor, laid: AnchorStep, ignore_iou: float
+) -> AnchorChoiceStep:
+    """Return which anchors (K, 2) answer for the objects of one image; slots: (M, K), see AnchorMap."""
+    sides = targets.boxes[0, :, 2:] - targets.boxes[0, :, :2]
+    left_out = (match.index[0] == BACKGROUND) & (match.iou[0] > ignore_iou)
+    boxes, place = torch.cat(laid.boxes), match.place[0]
+    return AnchorChoiceStep(anchors, slots >= 0, sides, place, boxes, left_out, ignore_iou, laid.maps)

@@ -27,8 +27,9 @@ from detkit.models.base import Paper
 from detkit.models.dense import DenseConfig, DenseDetector, has_batch_norm
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
-from detkit.models.trace import AnchorStep, MapShape
+from detkit.models.trace import AnchorStep, MapShape, Step
 from detkit.models.yolo_parts import (
+    anchor_choice,
     at_random_size,
     check_anchors,
     check_convolutions,
@@ -40,6 +41,7 @@ from detkit.models.yolov1 import IMAGENET, UNIT
 from detkit.ops import (
     AnchorMap,
     Match,
+    PlaceMatch,
     Places,
     anchor_boxes,
     assign_places,
@@ -203,7 +205,7 @@ class YOLOv2(DenseDetector):
         raw = self.network(pixels)
         return self.loss(raw, self.assign(raw, targets), targets)
 
-    def assign(self, raw: YOLOv2Output, targets: Targets) -> Match:
+    def assign(self, raw: YOLOv2Output, targets: Targets) -> PlaceMatch:
         """Which object each place learns; of several at a place one at random, drawn anew at every visit."""
         priority = torch.rand(targets.labels.shape, device=targets.labels.device)
         places = self.places(raw)
@@ -237,3 +239,7 @@ class YOLOv2(DenseDetector):
         rows, columns, (width, height), *_ = places.maps[0]
         note = "their shapes are those that k-means found among the objects of a data set"
         return AnchorStep([anchor_boxes(places)], [MapShape(rows, columns, height, width)], "anchors", note)
+
+    def learned_steps(self, raw: YOLOv2Output, targets: Targets, level: Tensor) -> list[Step]:
+        match, anchors, slots = self.assign(raw, targets), self.places(raw).maps[0].anchors, self.slots.unsqueeze(0)
+        return [anchor_choice(match, targets, anchors, slots, self.anchor_step(raw), self.config.ignore_iou)]

@@ -31,8 +31,9 @@ from detkit.models.dense import DenseConfig, DenseDetector, has_batch_norm
 from detkit.models.map_anchors import sides_of
 from detkit.models.registry import MODELS
 from detkit.models.shape_checks import check_pixels
-from detkit.models.trace import AnchorChoiceStep, AnchorStep, MapShape, Step
+from detkit.models.trace import AnchorStep, MapShape, Step
 from detkit.models.yolo_parts import (
+    anchor_choice,
     at_random_size,
     check_anchors,
     check_convolutions,
@@ -307,10 +308,8 @@ class YOLOv3(DenseDetector):
         return [MapShape(rows, columns, high, wide, top, left) for rows, columns, (wide, high), *_ in maps]
 
     def learned_steps(self, raw: YOLOv3Output, targets: Targets, level: Tensor) -> list[Step]:
-        sides = targets.boxes[0, :, 2:] - targets.boxes[0, :, :2]
-        place, on_map = self.assign(raw, targets).place[0], self.slots >= 0
-        boxes = torch.cat(self.anchor_step(raw).boxes)
-        return [AnchorChoiceStep(self.anchors, on_map, sides, place, boxes, self.map_shapes(raw))]
+        match = self.assign(raw, targets)
+        return [anchor_choice(match, targets, self.anchors, self.slots, self.anchor_step(raw), self.config.ignore_iou)]
 
 
 def shared_out(count: int, scales: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 
-from detkit.backbones.describe import count_parameters
+from detkit.backbones.describe import count_flops, count_parameters
 from detkit.checkpoints.torchvision_files import from_state, mask_rcnn_config
 from detkit.models import build_detector
 from detkit.models.mask_rcnn import MaskRCNN
@@ -122,6 +122,20 @@ def test_losses_and_gradients_equal_torchvision(pair: tuple[nn.Module, MaskRCNN]
     for name, gradient in trained.items():
         assert gradient is not None
         assert (gradient - expected[name]).norm() <= 1e-2 * expected[name].norm(), name
+
+
+def test_as_many_operations_as_published() -> None:
+    """In multiply-adds of an image of 800x800 and 1000 regions, and of the masks of a detection."""
+    with torch.device("meta"):
+        ours = build_detector(mask_rcnn_config(), tuple(f"class{number}" for number in range(90)))
+        assert isinstance(ours, MaskRCNN)
+        flops = ours.flops(800, 800)
+        masks = count_flops(lambda: ours.mask_head(torch.empty(1, 256, 14, 14)))
+    assert flops is not None
+    assert flops.region is not None
+    published = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["_ops"]
+    assert (flops.image + 1000 * flops.region) / 2e9 == pytest.approx(published, abs=0.01)
+    assert masks / 2e9 == pytest.approx(0.53, abs=0.005)
 
 
 def test_as_many_parameters_as_published_and_eighty_classes() -> None:

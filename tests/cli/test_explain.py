@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from detkit import rle
 from detkit.checkpoints import checkpoint
 from detkit.cli import run_command
 from detkit.config import Config, DataConfig, DetectConfig, TrainConfig
@@ -16,6 +17,7 @@ from detkit.data.image_truth import find_truth
 from detkit.explain import draw_sections, explain, explain_page
 from tests import zoo
 from tests.data.roots import make_root, xml
+from tests.data.test_masks import POLYGONS, coco_root
 from tests.explain.test_explain import TRUTH, build, image
 from tests.pages import Page, data_of, needs_browser, run_in_browser
 
@@ -24,17 +26,21 @@ REGIONS = ["proposals", "regions", "pooled", "regression", *LAST]
 SECTIONS = {
     "ssd": ["default-boxes", "matching", "maps", *LAST],
     "retinanet": ["anchors", "matching", "focal", "maps", *LAST],
-    "yolov2": ["anchors", "matching", "maps", *LAST],
+    "yolov2": ["anchors", "choice", "maps", *LAST],
     "yolov3": ["anchors", "choice", "maps", *LAST],
     "yolov1": ["class-map", "boxes", "responsible", *LAST],
     "faster_rcnn": ["anchors", "anchor-matching", "objectness", *REGIONS],
     "rfcn": ["anchors", "anchor-matching", "objectness", "proposals", "regions", "positions", "regression", *LAST],
+    "mask_rcnn": [
+        *("anchors", "anchor-matching", "objectness", "proposals", "regions", "mask-targets", "pooled", "regression"),
+        *(*LAST, "masks"),
+    ],
     "fast_rcnn": REGIONS,
     "rcnn": REGIONS,
     "sppnet": REGIONS,
     "torchvision_ssd": LAST,
 }
-TRAINING = {"matching", "choice", "focal", "responsible", "anchor-matching", "regions"}
+TRAINING = {"matching", "choice", "focal", "responsible", "anchor-matching", "regions", "mask-targets"}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +78,12 @@ def test_every_detector_has_its_sections(name: str, known: bool) -> None:
         sheet = section.sheet()
         assert sheet.dtype == np.uint8
         assert sheet.ndim == 3
-        assert max(sheet.shape) >= 900
+        assert max(sheet.shape) >= 850
     page = Page(explain_page(explanation, sections, "title", "protocol"))
     names = [section.name for section in sections]
-    assert [name for name in page.ids if name in {*names, "steps"}] == [*names[:-1], "steps", "detections"]
+    after_nms = names.index("nms") + 1
+    shown = [name for name in page.ids if name in {*names, "steps"}]
+    assert shown == [*names[:after_nms], "steps", *names[after_nms:]]
     drawings = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(drawings) == sum(len(section.panels) for section in sections)
     assert all(attributes["alt"] for attributes in drawings)
@@ -165,9 +173,37 @@ def test_truth_is_found_or_left_out(root: Path) -> None:
     assert found.labels.tolist() == [1, 0]
     assert found.boxes.tolist() == [[4, 4, 30, 30], [19, 9, 55, 38]]
     assert find_truth(root / "JPEGImages/2.jpg", ("a", "b")) is None  # of a class that the detector does not know
+    assert found.masks is None
     loose = Path("loose.jpg")
     shutil.copy(root / "JPEGImages/1.jpg", loose)
     assert find_truth(loose, ("a", "b")) is None
+
+
+def test_masks_are_found_with_the_objects(root: Path) -> None:
+    path, folder = root / "JPEGImages/1.jpg", root / "SegmentationObject"
+    assert known_masks(path) is None
+    folder.mkdir()
+    assert known_masks(path) is None
+    numbers = np.zeros((40, 60), np.uint8)
+    numbers[4:30, 4:30] = 1
+    cv2.imwrite(str(folder / "1.png"), numbers)
+    assert known_masks(path) is None  # of the second object there is none
+    numbers[9:38, 30:55] = 2
+    cv2.imwrite(str(folder / "1.png"), numbers)
+    masks = known_masks(path)
+    assert masks is not None
+    np.testing.assert_array_equal(rle.decode(masks.tolist(), (40, 60)), [numbers == 1, numbers == 2])
+
+    coco = coco_root(Path("coco").resolve(), [POLYGONS])
+    assert known_masks(coco / "train/a.png", "cat") is not None
+    coco = coco_root(Path("without").resolve(), [None])
+    assert known_masks(coco / "train/a.png", "cat") is None
+
+
+def known_masks(path: Path, *classes: str) -> np.ndarray | None:
+    found = find_truth(path, classes or ("a", "b"), masks=True)
+    assert found is not None
+    return found.masks
 
 
 @pytest.mark.parametrize(

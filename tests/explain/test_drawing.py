@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from detkit.errors import UserError
 from detkit.explain import Canvas, Explanation, Panel, Section, draw, draw_sections, explain
+from detkit.explain.masks import RANGE
 from detkit.explain.proposals import draw_proposals, proposal_suppression
-from detkit.explain.regions import shown_regions
+from detkit.explain.regions import heat, shown_regions
 from detkit.models.dense import DenseDetector
 from detkit.models.trace import (
     AnchorStep,
     GridStep,
     MapStep,
+    MaskStep,
+    MaskTargetStep,
     PooledStep,
     ProposalNMSStep,
     ProposalStep,
@@ -147,6 +150,45 @@ def test_regions_of_high_score_follow_those_of_detections() -> None:
     nms = replace(explanation.nms, source=np.array([3, 4]))
     explanation = replace(explanation, source=np.array([4]), nms=nms)
     assert shown_regions(replace(step, scores=scores), explanation).tolist() == [4, 2, 0]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c", "d"])
+def test_the_mask_of_the_class_stands_first_and_behind_it_those_that_scored_next(name: str) -> None:
+    _, explanation = explained("mask_rcnn")
+    label = "abcd".index(name)
+    explanation = replace(explanation, classes=("a", "b", "c", "d"), labels=np.array([label]), source=np.array([1]))
+    explanation = replace(explanation, boxes=np.array([[10.0, 20, 50, 40]]), scores=np.array([0.75]))
+    given: list[list[float]] = []
+
+    def of_boxes(boxes: Tensor) -> Tensor:
+        given.extend(explanation.in_image(boxes).tolist())
+        return torch.linspace(0, 1, 4).view(1, 4, 1, 1).expand(1, 4, 8, 8)
+
+    scores = torch.tensor([[0.0] * 4, [0.1, 0.3, 0.0, 0.2]])
+    (section,) = draw(MaskStep(scores, of_boxes, 0.5), explanation)
+    np.testing.assert_allclose(given, explanation.boxes, rtol=1e-5)
+    others = [other for other in "bdac" if other != name][:2]
+    (panel,) = section.panels
+    expected = f"1 {name} 0.75: mask of {name}; of {' and '.join(others)}, not taken; "
+    assert panel.caption.startswith(expected)
+    # the mask is about as large as the box where it is above a half, and else nothing
+    pixels = int(panel.caption.removeprefix(expected).removesuffix(" pixels above 0.5"))
+    assert (700 < pixels < 1000) if label > 1 else pixels == 0
+    red = [heat(np.full((1, 1), "abcd".index(one) / 3), RANGE, 1)[0, 0, 0] for one in (name, *others)]
+    assert panel.drawing[140, [140 + 286 * number for number in (1, 2, 3)], 0].tolist() == red
+
+
+def test_without_detections_or_masks_a_line_says_so() -> None:
+    _, explanation = explained("mask_rcnn")
+    nothing = replace(explanation, boxes=explanation.boxes[:0], labels=explanation.labels[:0])
+    (section,) = draw(step_of(explanation, MaskStep), nothing)
+    assert section.text.startswith("No detection, and so no mask")
+
+    (section,) = draw(step_of(explanation, MaskTargetStep), explanation)
+    assert [panel.caption[:9] for panel in section.panels] == ["a a: a re", "b b: a re"]
+    _, explanation = explained("mask_rcnn", replace(TRUTH, masks=None))
+    (section,) = draw(step_of(explanation, MaskTargetStep), explanation)
+    assert section.text.startswith("The objects' masks are not known here")
 
 
 # a detector and a step of a user's own

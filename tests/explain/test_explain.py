@@ -21,6 +21,8 @@ from detkit.models.trace import (
     AnchorStep,
     GridStep,
     MapStep,
+    MaskStep,
+    MaskTargetStep,
     ObjectnessStep,
     PooledStep,
     ProposalNMSStep,
@@ -28,7 +30,7 @@ from detkit.models.trace import (
     ResponsibleStep,
     SampleStep,
 )
-from detkit.ops import box_iou, match_ssd
+from detkit.ops import box_iou, match_ssd, scale
 from tests.explain.explained import BOXES, FACTORS, MODELS, TRUTH, build, explained, image, step_of
 
 
@@ -253,7 +255,8 @@ def test_a_weak_detector_shows_its_best_and_says_so(name: str) -> None:
     np.testing.assert_array_equal(nms.scores, every.nms.scores[: len(nms.scores)])
     assert threshold < nms.scores[last] <= threshold + 0.02 * abs(threshold)
     assert len(explanation.boxes) > 0
-    assert f"above {threshold:g}" in draw_sections(explanation)[-3].text
+    (candidates,) = (section for section in draw_sections(explanation) if section.name == "candidates")
+    assert f"above {threshold:g}" in candidates.text
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -294,3 +297,34 @@ def test_each_size_of_anchors_has_a_colour() -> None:
     side = np.array([92, 91, 128, 181, 183, 363])  # rounded to pixels, as authors' anchors are
     boxes = np.stack((-side / 2, -side / 2, side / 2, side / 2), 1)
     assert anchor_shades(boxes) == [SHADES[size] for size in (0, 0, 0, 1, 1, 2)]
+
+
+def test_masks_are_those_that_detect_takes() -> None:
+    detector, explanation = explained("mask_rcnn")
+    found = detector.detect(image(), score=0.0)[0].extra["masks"]
+    step = step_of(explanation, MaskStep)
+    boxes = scale(torch.from_numpy(explanation.boxes), 1 / explanation.factors)
+    rows = torch.arange(len(boxes))
+    masks = step.of_boxes(boxes)[rows, torch.from_numpy(explanation.labels)]
+    assert len(boxes) > 5
+    torch.testing.assert_close(masks, found, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(explanation.scores, step.scores[explanation.source, explanation.labels])
+
+
+def test_what_a_mask_is_to_be_is_the_object_where_the_region_is() -> None:
+    _, explanation = explained("mask_rcnn")
+    step, sample = step_of(explanation, MaskTargetStep), step_of(explanation, SampleStep, "regions")
+    positive = sample.matched_gt_index >= 0
+    assert torch.equal(step.regions, sample.boxes[positive])
+    assert torch.equal(step.matched_gt_index, sample.matched_gt_index[positive])
+    regions = explanation.in_image(step.regions)
+    assert {*step.matched_gt_index.tolist()} == {0, 1}
+    for region, index, mask in zip(regions, step.matched_gt_index.tolist(), step.masks):
+        (left, top, right, bottom), side = BOXES[index], mask.shape[0]
+        centre = (np.arange(side) + 0.5) / side
+        x, y = (region[axis] + centre * (region[axis + 2] - region[axis]) for axis in (0, 1))
+        inside = ((y > top) & (y < bottom))[:, None] & ((x > left) & (x < (left + right) / 2))
+        # but for the cells at its edge
+        assert (np.abs(mask.numpy() - inside) > 0.5).sum() <= 4 * side
+        assert 0 <= mask.min() <= mask.max() <= 1
+        assert inside.any()

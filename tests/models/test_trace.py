@@ -17,6 +17,7 @@ from detkit.models.trace import (
     FocalStep,
     GridStep,
     MapStep,
+    MaskStep,
     ObjectnessStep,
     PooledStep,
     PositionStep,
@@ -47,7 +48,7 @@ STEPS: dict[str, list[type[Step]]] = {
     "fast_rcnn scales": [ProposalStep, *REGION_STEPS],
     "faster_rcnn": RPN_STEPS,
     "faster_rcnn fpn": RPN_STEPS,
-    "mask_rcnn": RPN_STEPS,
+    "mask_rcnn": [*RPN_STEPS, MaskStep],
     "rfcn": [AnchorStep, ObjectnessStep, ProposalNMSStep, PositionStep, RegressionStep],
     "rcnn": [ProposalStep, *REGION_STEPS],
     "retinanet": [AnchorStep, MapStep],
@@ -140,6 +141,11 @@ def check_step(step: Step, predicted: int, images: Images) -> None:
             maps, pooled = parts(predicted - 1, 1)
             assert maps.shape[:2] == pooled.shape == (3, 3)
             assert scores.shape == (predicted, 2)
+        case MaskStep(scores=scores, of_boxes=of_boxes):
+            assert scores.shape == (predicted, 2)
+            masks = of_boxes(torch.tensor([[4.0, 6, 60, 50], [0, 0, 20, 30], [2, 2, 3, 3]]))
+            assert masks.shape == (3, 2, 8, 8)
+            assert ((masks > 0) & (masks < 1)).all()
         case RegressionStep(regions=regions):
             assert regions.shape == (predicted, 4)
             assert ((regions >= 0) & (regions <= limit)).all()
@@ -192,17 +198,25 @@ def test_retinanets_focal_weights_are_those_of_its_loss(gamma: float) -> None:
     assert torch.equal(learned.level, step.level[step.positive])
 
 
-def test_yolov3s_choices_are_the_anchors_that_its_loss_has_a_gradient_for() -> None:
-    detector: Any = build("yolov3")
+@pytest.mark.parametrize("name", ["yolov2", "yolov3"])
+@pytest.mark.parametrize("ignore_iou", [0.1, 0.3])
+def test_choices_are_the_anchors_that_the_loss_has_a_gradient_for(name: str, ignore_iou: float) -> None:
+    detector: Any = zoo.build(name, ignore_iou=ignore_iou).eval()
     images, targets = one_image(detector)
     step = step_of(detector.trace(images, targets), AnchorChoiceStep)
     raw = detector.compute(images.pixels, images.sizes)
     values = raw.raw.detach().requires_grad_()
     losses = detector.loss(raw._replace(raw=values), detector.assign(raw, targets), targets)
-    (gradient,) = torch.autograd.grad(losses["centre"] + losses["side"], values)
+    (gradient,) = torch.autograd.grad(losses["centre"] + losses["side"], values, retain_graph=True)
     learned = (gradient[0].abs().sum(-1) > 0).nonzero().flatten().tolist()
     assert sorted(step.place[step.place >= 0].tolist()) == learned
     assert len(learned) == 2
+    (gradient,) = torch.autograd.grad(losses["no_object"], values)
+    silent = gradient[0, :, 4] == 0
+    silent[learned] = False
+    assert torch.equal(step.left_out, silent)
+    assert step.left_out.any()
+    assert step.ignore_iou == ignore_iou
     for index, place in enumerate(step.place.amax(0).tolist()):
         sides = step.boxes[place, 2:] - step.boxes[place, :2]
         assert torch.equal(sides, step.anchors[shape_iou(step.sides[index : index + 1], step.anchors).argmax()])
