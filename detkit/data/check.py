@@ -45,8 +45,8 @@ def check_root(
     unreadable annotation or image; labels without an image; a class that is not in `classes`; a box that is no box, has
     no area or reaches beyond the image; an object twice in a file; an image of another size than its annotation says;
     the same image under two names; and of a data set that has masks, an object without one, a mask that cannot be read,
-    is empty, reaches beyond the image or is not where its box is, and one of no object. Raises UserError where `root` is
-    no data set at all.
+    is empty, reaches beyond the image or is not where its box is, and one of no object. Raises UserError where `root`
+    is no data set at all.
     """
     kind = DATASETS[find_format(root, format_name)]
     splits = tuple(splits) if splits is not None else tuple(find_splits(root, format_name))
