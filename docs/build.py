@@ -1,8 +1,8 @@
 """Build the documentation into build/docs: `python docs/build.py`, with detkit's extra `docs`.
 
-Writes docs/config.md from the config's dataclasses and a page of each notebook, then runs Zensical, strictly: a page, an
-anchor or a name of the API that a link leads to and that does not exist ends the build with status 1. Then says in each
-page where lines may break.
+Writes docs/config.md from the config's dataclasses and a page of each notebook, then runs Zensical, strictly: a page,
+an anchor or a name of the API that a link leads to and that does not exist ends the build with status 1. Then says in
+each page where lines may break.
 """
 
 import ast
@@ -139,7 +139,7 @@ def finished(page: str) -> str:
         if piece.startswith(("<code", "<pre")):
             piece = re.sub(r"(?<![\w.&;-])(--?[a-z][\w-]*)", r'<span class="whole">\1</span>', piece)
             if re.fullmatch(r"<code>[\w./]{25,}</code>", piece):
-                piece = re.sub(r"(?<=[\w][./])(?=\w)", "<wbr>", piece)
+                piece = re.sub(r"(?<=\w[./])(?=\w)(?!(?:yaml|json|py)<)", "<wbr>", piece)
         elif not piece.startswith("<"):
             piece = re.sub(rf"(?<=\d)\s(?=(?:{UNITS})(?!\w))", "\N{NO-BREAK SPACE}", piece)
             piece = piece.replace("R-CNN", '<span class="whole">R-CNN</span>')

@@ -10,6 +10,8 @@ from typing import Any
 
 import griffe
 
+CODE = ("    ", ">>> ")  # how such a paragraph begins
+
 
 def with_lists(text: str, names: Iterable[str]) -> str:
     """Return a docstring in which sentences such as `boxes: (N, 4) float32.`, of one of `names`, are items of a list.
@@ -20,8 +22,8 @@ def with_lists(text: str, names: Iterable[str]) -> str:
     item = re.compile(rf"(?:^|(?<=[.;:)`\]\"] )|(?<=\n))({one}(?:(?:, | and ){one})*):\s")
     paragraphs = []
     for paragraph in text.split("\n\n"):
-        before, *parts = item.split(paragraph) if not paragraph.startswith("    ") else [paragraph]
-        paragraphs += [before.rstrip().removesuffix(";")] if before.strip() else []
+        before, *parts = item.split(paragraph) if not paragraph.startswith(CODE) else [paragraph]
+        paragraphs += [re.sub(";$", ".", before.rstrip())] if before.strip() else []
         raised = ""
         if parts:
             parts[-1], *rest = re.split(r"(?<=[.)])\s(?=Raises )", parts[-1], maxsplit=1)
@@ -33,13 +35,21 @@ def with_lists(text: str, names: Iterable[str]) -> str:
 
 
 def with_room(text: str) -> str:
-    """Return a docstring with an empty line in front of each list, and its examples indented, as code is."""
-    text = re.sub(r"^>>> .*?(?=\n\n|\Z)", lambda lines: textwrap.indent(lines[0], " " * 4), text, flags=re.DOTALL | re.M)
+    """Return a docstring with an empty line in front of each list."""
     return re.sub(r"^(?!- )(\S.*\n)(?=- )", r"\1\n", text, flags=re.MULTILINE)
 
 
+def with_code(text: str) -> str:
+    """Return a docstring whose indented paragraphs and examples are marked as Python, as they are below a list, too."""
+    paragraphs = text.split("\n\n")
+    for index, paragraph in enumerate(paragraphs):
+        if paragraph.startswith(CODE):
+            paragraphs[index] = f"```python\n{textwrap.dedent(paragraph)}\n```"
+    return "\n\n".join(paragraphs).replace("\n```\n\n```python\n", "\n\n")
+
+
 def named(keys: str) -> str:
-    return re.sub(r"[\w*]+(?<!and)", lambda name: f"`{name[0]}`", keys)
+    return re.sub(r"(?<!\w)(?!and\b)[\w*]+", lambda name: f"`{name[0]}`", keys)
 
 
 def explained(item: Any) -> list[str]:
@@ -69,4 +79,4 @@ class Lists(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         for item in documented(pkg):
             text, names = with_room(item.docstring.value), explained(item)
-            item.docstring.value = with_lists(text, names) if names else text
+            item.docstring.value = with_code(with_lists(text, names) if names else text)
