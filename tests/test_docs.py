@@ -299,6 +299,13 @@ def test_pictures_are_small() -> None:
     assert all(name in used for name in sizes)
 
 
+def test_numbers_of_what_there_is() -> None:
+    shipped = [name for name, kind in BACKBONES._entries.items() if not kind.__module__.startswith("tests.")]
+    (number,) = re.findall(r"on (\d+) backbones", PAGES["README.md"])
+    (beside,) = re.findall(r"\[(\d+), and any of timm's\]", PAGES["docs/features.md"])
+    assert int(number) == int(beside) == len(shipped)
+
+
 # your own images
 
 
