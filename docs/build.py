@@ -139,7 +139,7 @@ def finished(page: str) -> str:
         if piece.startswith(("<code", "<pre")):
             piece = re.sub(r"(?<![\w.&;-])(--?[a-z][\w-]*)", r'<span class="whole">\1</span>', piece)
             if re.fullmatch(r"<code>[\w./]{25,}</code>", piece):
-                piece = re.sub(r"(?<=\w[./])(?=\w)(?!(?:yaml|json|py)<)", "<wbr>", piece)
+                piece = re.sub(r"(?<=\w[./])(?=\w)(?!(?:yaml|json|py|caffemodel)<)", "<wbr>", piece)
         elif not piece.startswith("<"):
             piece = re.sub(rf"(?<=\d)\s(?=(?:{UNITS})(?!\w))", "\N{NO-BREAK SPACE}", piece)
             piece = piece.replace("R-CNN", '<span class="whole">R-CNN</span>')
