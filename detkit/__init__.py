@@ -46,9 +46,9 @@ def load(
     """Return the detector of a checkpoint, in evaluation mode, on `device` (auto, cpu, cuda, cuda:N).
 
     `voc`, a small SSD that knows PASCAL VOC's 20 classes, is part of detkit.
-    `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, and
-    `torchvision/retinanet_resnet50_fpn`, trained on COCO, are fetched on first use; a file of such weights stands for a
-    checkpoint, too.
+    `torchvision/ssd300_vgg16`, `torchvision/fasterrcnn_resnet50_fpn` and its `_v2`, `torchvision/maskrcnn_resnet50_fpn`
+    and `torchvision/retinanet_resnet50_fpn`, trained on COCO, are fetched on first use; a file of such weights stands
+    for a checkpoint, too.
     darknet's yolov1.weights, yolov2.weights, yolov3.weights and others of their kinds stand for checkpoints where their
     cfgs lie beside them.
     An .onnx file as `detkit export` writes it stands for its checkpoint, on the fastest of OpenVINO and ONNX Runtime

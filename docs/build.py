@@ -1,13 +1,15 @@
 """Build the documentation into build/docs: `python docs/build.py`, with detkit's extra `docs`.
 
-Writes docs/config.md from the config's dataclasses, then runs Zensical, strictly: a page, an anchor or a name of the
-API that a link leads to and that does not exist ends the build with status 1.
+Writes docs/config.md from the config's dataclasses and a page of each notebook, then runs Zensical, strictly: a page,
+an anchor or a name of the API that a link leads to and that does not exist ends the build with status 1. Then says in
+each page where lines may break.
 """
 
 import ast
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -21,11 +23,14 @@ from detkit.models import list_models, model_config_type
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG_PAGE = REPOSITORY / "docs" / "config.md"
+NOTEBOOKS = REPOSITORY / "docs" / "notebooks"
+SITE = REPOSITORY / "build" / "docs"
 INTRODUCTION = """# Config keys
 
 A config is a YAML file of these keys; the files in `configs/` are examples. Any key can be
 changed on the command line, as in `train.lr=0.01`. A wrong key or value ends with one line that says which.
 """
+UNITS = "ms|s|min|h|M|MB|GB|MiB|GiB|GFLOPs|%|points|pixels|images/s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +92,12 @@ def written(value: Any) -> str:
 
 
 def table(title: str, introduction: str, rows: list[Key]) -> str:
-    lines = [f"## {title}", "", introduction, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [f"## {title}", "", introduction, "", '<div class="config-keys" markdown>', ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key in rows:
         kind = " or ".join("null" if part == "None" else f"`{part}`" for part in key.type.split(" | "))
         lines.append(f"| `{key.path}` | {kind} | {key.default} | {key.meaning} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "</div>", ""])
 
 
 def config_page() -> str:
@@ -114,10 +120,42 @@ def config_page() -> str:
     return "\n".join(page)
 
 
+def notebook_page(notebook: Path) -> str:
+    """Return a notebook's text and code as a page."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook.read_text())["cells"]]
+    title, *parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells]
+    note = f"This is [{notebook.name}]({notebook.name}), a notebook: run it to see what its cells show."
+    return "\n\n".join([title, note, *parts]) + "\n"
+
+
+def finished(page: str) -> str:
+    """Return a page in which names, options, and figures with their units break nowhere else than they should.
+
+    Links to notebooks lead to their pages.
+    """
+    before, start, article = page.partition("<article")
+    pieces = re.split(r"(<pre.*?</pre>|<code.*?</code>|<[^>]*>)", article, flags=re.DOTALL)
+    for index, piece in enumerate(pieces):
+        if piece.startswith(("<code", "<pre")):
+            piece = re.sub(r"(?<![\w.&;-])(--?[a-z][\w-]*)", r'<span class="whole">\1</span>', piece)
+            if re.fullmatch(r"<code>[\w./]{25,}</code>", piece):
+                piece = re.sub(r"(?<=\w[./])(?=\w)(?!(?:yaml|json|py|caffemodel)<)", "<wbr>", piece)
+        elif not piece.startswith("<"):
+            piece = re.sub(rf"(?<=\d)\s(?=(?:{UNITS})(?!\w))", "\N{NO-BREAK SPACE}", piece)
+            piece = piece.replace("R-CNN", '<span class="whole">R-CNN</span>')
+        pieces[index] = re.sub(r'(href="[^":]*notebooks/\w+)\.ipynb"', r'\1.html"', piece)
+    return before + start + "".join(pieces)
+
+
 def main() -> int:
     CONFIG_PAGE.write_text(config_page())
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        notebook.with_suffix(".md").write_text(notebook_page(notebook))
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    return subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+    status = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+    for page in SITE.rglob("*.html") if status == 0 else ():
+        page.write_text(finished(page.read_text()))
+    return status
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
@@ -39,7 +40,7 @@ OTHERS = [REPOSITORY / "configs" / "custom" / "README.md", REPOSITORY / "data" /
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text()
     for path in [README, *sorted(DOCS.rglob("*.md")), *OTHERS]
-    if path != CONFIG_PAGE
+    if path != CONFIG_PAGE and path.parent.name != "notebooks"  # these are generated, too
 }
 EXTENDING = PAGES["docs/extending.md"]
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.\w+)\n(.*?)```", EXTENDING, re.DOTALL))
@@ -265,12 +266,44 @@ def test_listings_are_python_or_yaml(name: str) -> None:
         assert ast.parse(code) if language == "python" else yaml.safe_load(code)
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_lists_begin_behind_an_empty_line(name: str) -> None:
+    """As Markdown has it, where else they are part of the paragraph or follow the listing in front as text."""
+    text = re.sub(r"```\w*\n.*?```", "code", PAGES[name], flags=re.DOTALL)
+    for before, line in zip(text.splitlines(), text.splitlines()[1:]):
+        if re.match(r"(-|\d+\.) ", line):
+            assert re.match(r"(-|\d+\.) |  |#|$", before), f"{name}: {line}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_rows_of_a_table_have_its_columns(name: str) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[name], flags=re.DOTALL)
+    for rows in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        columns = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in rows.splitlines()}
+        assert len(columns) == 1, f"{name}: {rows}"
+
+
+def test_contents_have_every_page() -> None:
+    nav = json.dumps(tomllib.loads((REPOSITORY / "zensical.toml").read_text())["project"]["nav"])
+    listed = re.findall(r'"([^"]+\.md)"', nav)
+    pages = [name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")]
+    notebooks = [f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")]
+    assert sorted(listed) == sorted({*pages, *notebooks, "config.md"})
+
+
 def test_pictures_are_small() -> None:
     sizes = {path.name: path.stat().st_size for path in (DOCS / "images").iterdir()}
     assert all(size < 120_000 for name, size in sizes.items() if name != "shapes_ssd.jpg"), sizes
     assert sum(sizes.values()) < 1_500_000
     used = "".join(PAGES.values())
     assert all(name in used for name in sizes)
+
+
+def test_numbers_of_what_there_is() -> None:
+    shipped = [name for name, kind in BACKBONES._entries.items() if not kind.__module__.startswith("tests.")]
+    (number,) = re.findall(r"on (\d+) backbones", PAGES["README.md"])
+    (beside,) = re.findall(r"\[(\d+), and any of timm's\]", PAGES["docs/features.md"])
+    assert int(number) == int(beside) == len(shipped)
 
 
 # your own images
@@ -293,10 +326,15 @@ def test_own_data_step_by_step(page: Path, data: Path) -> None:
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
     """docs/build.py"""
-    spec = spec_from_file_location("build_docs", DOCS / "build.py")
+    return module_of("build")
+
+
+def module_of(name: str) -> ModuleType:
+    """Return a module of docs."""
+    spec = spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["build_docs"] = module_from_spec(spec)
+    module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -345,6 +383,55 @@ def test_page_of_config_keys_is_complete(build: ModuleType, monkeypatch: pytest.
 def test_key_without_a_meaning_ends_the_build(build: ModuleType) -> None:
     with pytest.raises(SystemExit, match=r"Undocumented\.size has no docstring"):
         build.keys(Undocumented, "model")
+
+
+def test_what_may_not_break_in_a_page(build: ModuleType) -> None:
+    page = (
+        '<title>R-CNN 5 s</title><article id="a-b"><p>Fast R-CNN in 10.9 s and 3\nmin of 4 models: '
+        '<a href="../notebooks/ssd.ipynb">one</a>, <code>tools/x.py a-b --out DIR -map</code></p>'
+        "<pre><code>x --fp16</code></pre><td><code>detkit.models.region_head.RegionHead</code></td>"
+        "<code>configs/custom/mask_rcnn_coco.yaml</code><code>--a-long-option-of-some-tool</code></article>"
+    )
+    whole = '<span class="whole">{}</span>'.format
+    expected = (
+        f'<title>R-CNN 5 s</title><article id="a-b"><p>Fast {whole("R-CNN")} in 10.9\N{NO-BREAK SPACE}s and '
+        '3\N{NO-BREAK SPACE}min of 4 models: <a href="../notebooks/ssd.html">one</a>, '
+        f"<code>tools/x.py a-b {whole('--out')} DIR {whole('-map')}</code></p>"
+        f"<pre><code>x {whole('--fp16')}</code></pre>"
+        "<td><code>detkit.<wbr>models.<wbr>region_head.<wbr>RegionHead</code></td>"
+        f"<code>configs/<wbr>custom/<wbr>mask_rcnn_coco.yaml</code><code>{whole('--a-long-option-of-some-tool')}</code></article>"
+    )
+    assert build.finished(page) == expected
+
+
+def test_notebooks_become_pages(build: ModuleType) -> None:
+    for notebook in (DOCS / "notebooks").glob("*.ipynb"):
+        page = build.notebook_page(notebook)
+        assert page.startswith("# ")
+        assert f"[{notebook.name}]({notebook.name})" in page
+        cells = json.loads(notebook.read_text())["cells"]
+        listings = re.findall(r"```python\n(.*?)\n```\n", page, re.DOTALL)
+        assert listings == ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        for target in re.findall(r"\]\(([^)#:\s]+)\)", page):
+            assert (notebook.parent / target).is_file(), target
+
+
+def test_docstrings_become_pages() -> None:
+    pytest.importorskip("griffe")
+    docstrings = module_of("docstrings")
+    text = docstrings.with_lists(
+        "Cut boxes (B, 4); sizes: (B, 2).\n\n    a: b\n\n"
+        "map, index: (B,);\n*rest: of a kind: two. Raises UserError for none.",
+        ["sizes", "map", "index", "rest", "a"],
+    )
+    assert text == (
+        "Cut boxes (B, 4).\n\n- `sizes`: (B, 2).\n\n    a: b\n\n- `map`, `index`: (B,)\n- `*rest`: of a kind: two.\n\n"
+        "Raises UserError for none."
+    )
+    assert docstrings.named("a and b, **keys") == "`a` and `b`, `**keys`"
+    assert docstrings.with_room("What:\n- a\n  b\n- c\n\n- d\n") == "What:\n\n- a\n  b\n- c\n\n- d\n"
+    code = docstrings.with_code("As in\n\n    x = 1\n\n    y = 2\n\n- x\n\n>>> f()\n1")
+    assert code == "As in\n\n```python\nx = 1\n\ny = 2\n```\n\n- x\n\n```python\n>>> f()\n1\n```"
 
 
 @dataclasses.dataclass

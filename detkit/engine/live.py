@@ -47,6 +47,7 @@ class LivePage(Callback):
         if run.start < done < run.iterations and not ended:
             left = (time.monotonic() - self._begun) / (done - run.start) * (run.iterations - done)
         state = state or f"As of {datetime.now():%H:%M:%S}; the page renews itself."
-        page = live_page(run.folder.name, self._records, run.iterations, left=left, state=state, ended=ended)
+        val = run.config.data.val != []  # null: what the root holds
+        page = live_page(run.folder.name, self._records, run.iterations, left=left, state=state, ended=ended, val=val)
         write_atomic(run.folder / "live.html", page)
         self._written = time.monotonic()

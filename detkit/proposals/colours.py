@@ -16,7 +16,7 @@ def hsv(image: np.ndarray) -> np.ndarray:
 
 
 def lab(image: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* of sRGB: 2.55 L, a + 128, b + 128."""
+    """CIE `L*a*b*` of sRGB: 2.55 L, a + 128, b + 128."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB))
 
 

@@ -20,11 +20,13 @@ def live_page(
     left: float | None = None,
     state: str = "",
     ended: bool = False,
+    val: bool = True,
 ) -> str:
     """Return the page.
 
     name: of the run. records: those of log.jsonl. iterations: steps in all. left: seconds until they are done. state:
-    a line of HTML on the run. ended: whether nothing more is to come; else a browser keeps reading the page.
+    a line of HTML on the run. ended: whether nothing more is to come; else a browser keeps reading the page. val:
+    whether there may be a split to evaluate on meanwhile.
     """
     curves = training_curves(records)
     done = max((int(record["iteration"]) for record in records), default=0)
@@ -39,6 +41,7 @@ def live_page(
     if len(curves.mAP):
         facts["best mAP on val"] = f"{curves.mAP.max():.4f}"
     nothing = "<p>Nothing yet.</p>"
+    unscored = nothing if val and not ended else "<p>Not evaluated on val.</p>"
     of_map = plots.training_plot({"mAP": (curves.evaluated, curves.mAP)}, end, "mAP", highest=1.0, marks=True)
     return fill(
         resource("live.html"),
@@ -49,7 +52,7 @@ def live_page(
         facts=terms(facts),
         state=state,
         losses=figure(plots.training_plot(losses, end, "loss"), legend(losses)) if losses else nothing,
-        scores=figure(of_map, "") if len(curves.mAP) else nothing,
+        scores=figure(of_map, "") if len(curves.mAP) else unscored,
         rates=figure(plots.training_plot({"lr": (curves.steps, curves.rates)}, end, "learning rate"), "")
         if losses
         else nothing,

@@ -92,9 +92,7 @@ def write_report(
             f"Precision against recall at IoU .5, mAP {digits(curves.mAP)}, of the classes that are switched "
             f"on below.{_legend(curves)}",
         ),
-        loss=figure(loss, f"Loss ({_key('loss', 'line')}) and mAP on val ({_key('map', 'dots')}, from 0 to 1).")
-        if loss
-        else "",
+        loss=figure(loss, _loss_caption(records)) if loss else "",
         confusion=_confusion(analysis),
         groups=_groups(analysis),
         scores=_scores(analysis),
@@ -114,6 +112,12 @@ def write_report(
     )
     write_atomic(folder / "report.html", html)
     return folder / "report.html"
+
+
+def _loss_caption(records: Sequence[Mapping[str, Any]]) -> str:
+    scored = any(record.get("mAP") is not None for record in records)
+    dots = f" and mAP on val ({_key('map', 'dots')}, from 0 to 1)" if scored else ""
+    return f"Loss ({_key('loss', 'line')}){dots}."
 
 
 def _score(analysis: Analysis) -> str:

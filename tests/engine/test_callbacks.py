@@ -15,6 +15,7 @@ from detkit.engine.callbacks import Beginning
 from detkit.engine.log import read_log
 from detkit.engine.trained import TrainedRun
 from detkit.errors import Incomplete, UserError
+from detkit.report.live import live_page
 from detkit.runtime.signals import Stopped
 from tests.pages import check_alone, data_of
 
@@ -126,6 +127,19 @@ def test_live_page_has_the_curves_and_stops_renewing_at_the_end(config: Path) ->
     assert {"loss", "map", "rate", "speed"} <= set(after.ids)
     assert after.text.count("at step") == 3  # one dot an evaluation
     assert '<a href="report.html">' in page
+
+
+def test_live_page_without_a_val_split_awaits_none(config: Path) -> None:
+    class Peek(detkit.Callback):
+        def on_step(self, iteration: int, values: Mapping[str, float]) -> None:
+            self.page = Path("run/live.html").read_text()
+
+    peek = Peek()
+    detkit.train(config, data={"val": []}, out="run", train=SHORT, callbacks=[peek])
+    assert "Not evaluated on val." in check_alone(peek.page).text
+    assert "Not evaluated on val." in Path("run/live.html").read_text()
+    assert "Nothing yet." in live_page("run", [], 24)
+    assert "Not evaluated on val." in live_page("run", [], 24, ended=True)
 
 
 # loggers

@@ -247,7 +247,10 @@ def test_margins_and_a_training_log(tmp_path: Path, root: Path):
     assert "Scores are no probabilities" in text
     assert "Loss over 1999 iterations, 9 at first, 0.0045 at last" in text
     assert "AP50" in text
+    assert "and mAP on val" in text
     assert json.loads((tmp_path / "errors.json").read_text())["calibration"] is None
+    path = write_report(tmp_path, score(found, truth, "coco"), found, truth, dataset, protocol={}, records=log[:-1])
+    assert "mAP on val" not in path.read_text()  # without a val split
 
 
 def test_a_report_finds_a_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
