@@ -296,19 +296,20 @@ def test_the_detector_stays_as_it_is(tmp_path) -> None:
         assert_near(twin.detect(image, score=0.1)[0].scores, found[0].scores)
 
 
-def test_other_number_formats(tmp_path) -> None:
-    """Under autocast and in half precision it runs as the detector does, with the norms inside."""
+def test_other_number_formats() -> None:
+    """In bf16 the detector's own layers run: norms within convolutions lose too much in so few digits."""
     detector = zoo.trained("ssd")
+    spread_norms(detector)
     images = zoo.sample_images(detector)
     config = Config(model=detector.config, train=TrainConfig(iterations=1, amp="bf16"))
     with torch.inference_mode():
         expected = detect_batch(detector, images, config, torch.device("cpu"))
         detector.fast = Fast(detector)
         found = detect_batch(detector, images, config, torch.device("cpu"))
+    assert len(expected.scores) > 0
     for one in fields(expected):
-        if isinstance(value := getattr(expected, one.name), Tensor) and one.name == "scores":
-            torch.testing.assert_close(getattr(found, one.name), value, rtol=0, atol=0.05)
-    assert count_of(detector, nn.BatchNorm2d) == 0
+        if isinstance(value := getattr(expected, one.name), Tensor):
+            assert torch.equal(getattr(found, one.name), value)
 
 
 def test_compile(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
