@@ -239,7 +239,7 @@ def test_it_finds_what_it_was_trained_on() -> None:
     detector = build_detector(
         tiny_faster_rcnn_config(neck="fpn", channels=32, scales=[3.0], canonical_scale=64.0, pool="align"), ("a", "b")
     )
-    overfit(detector.train(), images, objects, 100)
+    overfit(detector.train(), images, objects, 200)
     detector.eval()
     with torch.inference_mode():
         found, _ = postprocess(detector.predict(images), images, DetectConfig(score_threshold=0.5, nms_iou=0.3))
