@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PR_AXES: dict[str, Any] = {"xlabel": "recall", "ylabel": "precision", "xlim": (0, 1.01), "ylim": (0, 1.02)}
 GREY = "#666666"
+MARK = 6  # pixels from a detector's mark to its side
+NAME_OFFSETS = 9, -17, 22, -30, 35, -43  # of a name from its mark, points
 
 
 def _new_figure(width: float, height: float) -> "Figure":
@@ -201,7 +203,6 @@ def speed_plot(points: Sequence[SpeedPoint], path: str | Path, title: str) -> No
             axes.plot([point.slower, point.speed], [point.mAP] * 2, ":", color=shade, linewidth=1.2)
             axes.plot(point.slower, point.mAP, "o", color=shade, markerfacecolor="none", markersize=8)
         axes.plot(point.speed, point.mAP, "o", color=shade, markersize=8)
-        axes.annotate(point.name, (point.speed, point.mAP), (0, 9), textcoords="offset points", ha="center", fontsize=9)
     if any(point.slower is not None for point in points):
         axes.plot([], [], "o", color=GREY, label="detector alone, proposals stored")
         axes.plot([], [], "o", color=GREY, markerfacecolor="none", label="with the making of its proposals")
@@ -211,4 +212,23 @@ def speed_plot(points: Sequence[SpeedPoint], path: str | Path, title: str) -> No
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_title(title, fontsize=9)
+    _write_names(axes, points)
     _save(figure, path)
+
+
+def _write_names(axes: Any, points: Sequence[SpeedPoint]) -> None:
+    """Write names by their points, where none covers another or a mark: above, else below, else further off."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # now places are known
+    marks = [axes.transData.transform((point.speed, point.mAP)) for point in points]
+    taken = [Bbox.from_extents(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
+    for point in sorted(points, key=lambda point: point.speed):
+        text = axes.annotate(
+            point.name, (point.speed, point.mAP), (0, 0), textcoords="offset points", ha="center", fontsize=9
+        )
+        for offset in NAME_OFFSETS:
+            text.set_position((0, offset))
+            if not any(text.get_window_extent().overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())

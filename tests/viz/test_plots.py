@@ -1,5 +1,6 @@
 """Loss curves, precision and recall: what is drawn, read back from matplotlib's figures."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 
 from detkit import viz
 from detkit.evaluation import VOCResult, voc_ap
-from detkit.viz.curves import loss_names, precision_envelope, smooth
+from detkit.viz.curves import SpeedPoint, loss_names, precision_envelope, smooth
 from tests.evaluation.sets import detection_set, truth_set
 
 
@@ -230,3 +231,14 @@ def test_without_pyplot_and_without_matplotlib_until_it_is_needed(tmp_path: Path
         "viz.loss_plot([], sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "loss.png")], check=True)
+
+
+def test_names_of_a_speed_plot_cover_neither_each_other_nor_marks(figures: list[Figure], tmp_path: Path) -> None:
+    points = [SpeedPoint(f"detector {number}", 0.5 + number % 2 / 500, 50.0 + number) for number in range(4)]
+    viz.speed_plot([*points, SpeedPoint("another", 0.1, 5.0)], tmp_path / "speed.png", "title")
+    (axes,) = figures[0].axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 5
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    marks = [axes.transData.transform((point.speed, point.mAP)) for point in points]
+    assert not any(box.contains(*mark) for box in boxes for mark in marks)
