@@ -107,7 +107,7 @@ SSD = Network(build_ssd, build_torchvision_ssd, (300, 300), 3, 1e-4, 5e-4)
 FASTER_RCNN = Network(build_faster_rcnn, build_torchvision_faster_rcnn, (600, 800), 6, 1e-6, 1e-4)
 
 
-def detection(detector: Detector, images: Images, settings: DetectConfig, device: str) -> Job:
+def detection(detector: Detector, images: Images, settings: DetectConfig, device: str, amp: str = "none") -> Job:
     """Return the job from pixels to detections, as detkit's commands do it."""
     to_device(detector.eval(), torch.device(device), channels_last=True)
     images = images_to_device(images, torch.device(device), channels_last=True)
@@ -115,7 +115,7 @@ def detection(detector: Detector, images: Images, settings: DetectConfig, device
 
     @torch.inference_mode()
     def job() -> object:
-        with fast.running():
+        with fast.running(amp):
             return postprocess(detector.predict(images), images, settings)
 
     return job

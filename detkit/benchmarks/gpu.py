@@ -117,7 +117,7 @@ NETWORKS = {
 
 def detect(network: Network, batch: int, amp: str, setting: Setting) -> Job:
     detector, settings = network.build()
-    job = detection(detector, whole_images(network.pixels(batch, "cpu")), settings, setting.device)
+    job = detection(detector, whole_images(network.pixels(batch, "cpu")), settings, setting.device, amp)
     return lambda: _within(amp, setting, job)
 
 

@@ -19,10 +19,5 @@ class StridedDepthwise(nn.Conv2d):
 def mark_strided_depthwise(network: nn.Module) -> None:
     """Make each strided depthwise convolution of a network a `StridedDepthwise`, in place, parameters and all."""
     for layer in network.modules():
-        if (
-            type(layer) is nn.Conv2d
-            and layer.groups > 1
-            and layer.groups == layer.in_channels
-            and max(layer.stride) > 1
-        ):
+        if type(layer) is nn.Conv2d and 1 < layer.groups == layer.in_channels and max(layer.stride) > 1:
             layer.__class__ = StridedDepthwise  # a new layer would have to be put into whatever holds the old one
