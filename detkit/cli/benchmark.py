@@ -17,11 +17,17 @@ from detkit.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-BENCHMARKS = ("ops", "data", "detect", "path", "regions", "train", "svm", "evaluate", "proposals")
+BENCHMARKS = ("ops", "data", "detect", "path", "backends", "regions", "train", "steps", "svm", "evaluate", "proposals")
+# what each cannot do without
+NEEDS = {
+    "path": ("images", "path is of a folder of images: give --images DIR"),
+    "backends": ("images", "backends detect on images: give --images DIR"),
+    "steps": ("config", "steps are those of a config: give --config CONFIG"),
+}
 
 GPU = "gpu"  # by its own name alone
 
-LINE = "{:2}{:38}{:>12}{:>12}{:>15}"
+LINE = "{:2}{:38}{:>12}{:>12}{:>17}"
 GPU_LINE = "{:2}{:24}{:>12}{:>12}{:>12}{:>12}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
@@ -31,6 +37,8 @@ round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
   detkit benchmark path --checkpoint best.pt --images data/VOCdevkit/VOC2007/JPEGImages --rounds 3
+  detkit benchmark backends --checkpoint best.pt --images images
+  detkit benchmark steps --config voc07/ssd_mobilenet_v2 data.root=data/VOCdevkit/VOC2007
   detkit benchmark gpu --out gpu.json
   detkit benchmark proposals --contrib contrib/bin/python --root data/VOCdevkit/VOC2007 --split test
 
@@ -45,12 +53,18 @@ recall`; "equal": of each image, both have as many boxes as the one with fewer. 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default all; or gpu")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"any of {', '.join(BENCHMARKS)}; or gpu; default all that need no path",
+    )
     parser.add_argument("--rounds", type=whole(), default=10, help="times that each runs (default 10)")
     parser.add_argument("--threads", type=whole(), help="CPU threads of each; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--images", metavar="DIR", help="of path: the folder that `detect` reads; without, no path")
-    parser.add_argument("--checkpoint", metavar="CHECKPOINT", help="of path: what detects (default voc)")
+    parser.add_argument("--images", metavar="DIR", help="of path and backends: the folder to detect on")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", help="of path and backends: what detects (default voc)")
+    parser.add_argument("--config", metavar="CONFIG", help="of steps: as of `detkit train`, key=value among the names")
     parser.add_argument(
         "--contrib", metavar="PYTHON", help="of proposals: beside opencv-contrib, which this Python has"
     )
@@ -72,14 +86,19 @@ def run(arguments: argparse.Namespace) -> None:
     if GPU in arguments.names or any(gpu.values()):
         wrong = ", ".join(name for name, value in gpu.items() if value) or f"{GPU} beside others"
         raise UserError(f"{wrong}: goes with `benchmark gpu` alone")
+    arguments.overrides = [name for name in arguments.names if "=" in name]
+    arguments.names = [name for name in arguments.names if "=" not in name]
+    if arguments.overrides and arguments.config is None:
+        raise UserError(f"{arguments.overrides[0]} changes a config: give --config CONFIG")
     for name in arguments.names:
         if name not in BENCHMARKS:
             raise UserError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
         raise UserError("--rounds and --threads are at least 1")
     _check_proposals(arguments)
-    if "path" in arguments.names and arguments.images is None:
-        raise UserError("path is of a folder of images: give --images DIR")
+    for name, (option, text) in NEEDS.items():
+        if name in arguments.names and getattr(arguments, option) is None:
+            raise UserError(text)
 
     from rich.console import Console
 
@@ -90,9 +109,9 @@ def run(arguments: argparse.Namespace) -> None:
     setting = Setting(str(device), arguments.threads or os.cpu_count() or 1, arguments.rounds)
     console = Console(stderr=arguments.json, highlight=False)
     console.print(_machine(setting))
-    console.print(LINE.format("", "runner", "best ms", "median ms", "times detkit"))
+    console.print(LINE.format("", "runner", "best ms", "median ms", "times the first"))
     rows = []
-    default = [name for name in BENCHMARKS if name != "path" or arguments.images is not None]
+    default = [name for name in BENCHMARKS if name not in NEEDS or getattr(arguments, NEEDS[name][0]) is not None]
     for name in arguments.names or default:
         for benchmark in _benchmarks(name, arguments):
             with console.status(benchmark.name):
@@ -202,6 +221,14 @@ def _benchmarks(name: str, arguments: argparse.Namespace):
         from detkit.cli.path_benchmark import path_benchmarks
 
         return path_benchmarks(arguments.checkpoint or "voc", arguments.images)
+    if name == "backends":
+        from detkit.benchmarks.backends import backend_benchmarks
+
+        return backend_benchmarks(arguments.checkpoint or "voc", arguments.images)
+    if name == "steps":
+        from detkit.benchmarks.steps import step_benchmarks
+
+        return step_benchmarks(arguments.config, arguments.overrides)
     if name in ("detect", "train"):
         return getattr(import_module("detkit.benchmarks.detectors"), name.upper())
     return import_module(f"detkit.benchmarks.{name}").BENCHMARKS

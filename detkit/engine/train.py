@@ -1,29 +1,21 @@
 """Training: gradient descent on a detector's losses, the loop on one screen."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import TrainConfig
-from detkit.engine.ema import ModelEMA
 from detkit.engine.length import due, evaluation_interval
 from detkit.engine.log import Log
 from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.nonfinite import stop_nonfinite
-from detkit.engine.optimizer import build_optimizer, learning_rate, set_rate
-from detkit.engine.run import Batch, Run
+from detkit.engine.optimizer import learning_rate, set_rate
+from detkit.engine.run import Run
 from detkit.engine.state import State
+from detkit.engine.step import Step
 from detkit.models import SGD, Detector
 from detkit.runtime import distributed
-from detkit.runtime.depthwise import mark_strided_depthwise
-from detkit.runtime.device import autocast, images_to_device, to_device
 from detkit.runtime.signals import Interrupt, Stopped
-from detkit.structures import Images, Targets
 
 
 def fit(detector: Detector, run: Run, stage: SGD) -> None:
@@ -36,14 +28,10 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     recipe = stage_recipe(run.recipe, stage)
     evaluate_every = evaluation_interval(recipe, len(run.train) * stage.iterations_factor)
     device, before = run.device, run.before
-    to_device(detector, device, recipe.channels_last)
-    mark_strided_depthwise(detector)
-    detector.train()
-    optimizer = build_optimizer(detector, recipe)
-    scaler = GradScaler(device.type, enabled=recipe.amp == "fp16")
-    average = ModelEMA(detector, recipe.ema) if recipe.ema else None
+    step = Step(detector, recipe, device)
+    average = step.average
     meter = Meter(device)
-    state = State(detector, optimizer, scaler, average, meter)
+    state = State(detector, step.optimizer, step.scaler, average, meter)
     start = state.restore(resumed, run.last, recipe.iterations) if (resumed := run.take_resumed()) else 0
     start = recipe.iterations if run.stalled else start
     # an augmentation that cannot be is refused here, before anything is written
@@ -54,20 +42,14 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
     if recipe.compile:
         detector.compile_network()
     model = distributed.wrap(detector, device)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     told = {"writes": run.writes, "best": run.best, "callbacks": run.callbacks}
     log = Log(run.folder, before + start, before + recipe.iterations, **told)
     with Interrupt() as interrupt, log:
         for iteration, (images, targets) in enumerate(meter.timed(batches), start):
             torch.manual_seed(step_seed(recipe.seed, before + iteration, distributed.rank()))
-            set_rate(optimizer, rate := learning_rate(recipe, iteration))
-            parts: list[dict[str, Tensor]] = []
-            for micro_images, micro_targets in micro_batches(images, targets, recipe.accumulate):
-                micro_images = images_to_device(micro_images, device, recipe.channels_last)
-                with synchronised(model, len(parts) + 1 == recipe.accumulate), autocast(device, recipe.amp):
-                    parts.append(model(micro_images, micro_targets.to(device)))
-                    scaler.scale(total(parts[-1]) / recipe.accumulate).backward()
+            set_rate(step.optimizer, rate := learning_rate(recipe, iteration))
+            parts = step.backward(model, images, targets)
             meter.add(iteration, parts)
 
             done = iteration + 1
@@ -81,15 +63,7 @@ def fit(detector: Detector, run: Run, stage: SGD) -> None:
                 if distributed.all_reduce_max(bad is not None):
                     stop_nonfinite(run, stage, detector.train_input, bad)
 
-            if recipe.clip is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(trained, recipe.clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            if average is not None:
-                average.update(iteration)
-
+            step.update(iteration)
             log.step(before + done)
             if logging:
                 images = done * (recipe.batch // stage.iterations_factor)
@@ -118,21 +92,3 @@ def stage_recipe(recipe: TrainConfig, stage: SGD) -> TrainConfig:
 def step_seed(seed: int, iteration: int, rank: int) -> int:
     """The seed of a step's random numbers (dropout): another for every iteration and process, nothing to save."""
     return (seed * 1_000_003 + iteration) * 4099 + rank
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """The sum that training minimises."""
-    return torch.stack(list(losses.values())).sum()
-
-
-def micro_batches(images: Images, targets: Targets, count: int) -> Iterator[Batch]:
-    """Cut a batch into `count` equal parts; the loss of each is normalised by the objects in it alone."""
-    size = len(images) // count
-    for first in range(0, len(images), size):
-        rows = slice(first, first + size)
-        yield images.part(rows), targets.part(rows)
-
-
-def synchronised(model: nn.Module, last: bool) -> AbstractContextManager:
-    """Let DDP average gradients with the last micro-batch only."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()

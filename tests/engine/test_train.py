@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from detkit.checkpoints import checkpoint
 from detkit.engine.length import due
 from detkit.engine.meter import LOG_EVERY, Meter
-from detkit.engine.train import micro_batches, step_seed, total
+from detkit.engine.step import micro_batches, total
+from detkit.engine.train import step_seed
 from detkit.inference.evaluate import Evaluation, evaluate
 from detkit.structures import Images, Targets
 from tests.toys.fixtures import Train

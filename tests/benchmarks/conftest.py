@@ -1,0 +1,1 @@
+from tests.toys.fixtures import *  # noqa: F403 (fixtures)
