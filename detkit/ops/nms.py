@@ -9,6 +9,7 @@ all to the largest would cost far more than what it saves: on a GPU, reading the
 batch, marked below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,9 @@ from detkit.ops.sorting import argsort_descending, ranked_rows
 # blocks compare fewer boxes that are dropped anyway, many pairs at once make fewer calls.
 CPU_BLOCK, CPU_PAIRS = 128, 1 << 22
 GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
-# On a CPU so many of the best candidates are settled first for each that may stay: most often they are enough.
-CPU_FIRST = 6
+# On a CPU so many of the best candidates are settled first for each that may stay: of SSD300's on VOC, at scores from
+# .01 on, they are enough in nineteen of twenty images.
+CPU_FIRST = 12
 CPU_LOOP = 400  # boxes of a group up to which torchvision's loop, one group after the other, beats blocks on a CPU
 
 
@@ -71,7 +73,14 @@ def nms(
     over all classes. A box is dropped when its IoU with a better one that stays in its class is > `iou`. Of equal
     scores the lower index is better. Boxes with a coordinate that is not finite are dropped.
     """
-    return _suppress(_candidates(boxes, scores, labels, score, valid), iou, top_k, max_out)[0]
+    takes_part = _taking_part(boxes, scores, labels, score, valid).unsqueeze(-1)
+    scores = scores.unsqueeze(-1)
+    _check_iou(iou)
+
+    def all_of(images: Tensor | slice) -> Candidates:
+        return _flat(takes_part[images], boxes[images], scores[images], None if labels is None else labels[images])
+
+    return _suppress(all_of, takes_part, boxes, scores, labels, iou, top_k, max_out)[0]
 
 
 @torch.no_grad()
@@ -84,7 +93,13 @@ def nms_dense(
     the label (B, max_out), best first, both padded with -1. The same as `nms` of the A * C boxes laid flat.
     score: one for all classes, or (C,), one for each.
     """
-    index, label = _suppress(topk_candidates(boxes, scores, top_k, score), iou, top_k, max_out)
+    _check_iou(iou)
+    _check_dense(boxes, scores)
+
+    def all_of(images: Tensor | slice) -> Candidates:
+        return topk_candidates(boxes[images], scores[images], top_k, score)
+
+    index, label = _suppress(all_of, scores > score, boxes, scores, None, iou, top_k, max_out)
     return index, label
 
 
@@ -105,7 +120,8 @@ def nms_suppressors(
     that stays in its class and overlaps it more than `iou`, the first that greedy suppression compares it with. No part
     took what the threshold, `valid` or `top_k` leave out, and boxes with a coordinate that is not finite.
     """
-    candidates = _candidates(boxes, scores, labels, score, valid)
+    takes_part = _taking_part(boxes, scores, labels, score, valid).unsqueeze(-1)
+    candidates = _flat(takes_part, boxes, scores.unsqueeze(-1), labels)
     removed_by = candidates.index.new_full(scores.shape, -1)
     if len(candidates.scores) == 0 or top_k <= 0:
         return removed_by
@@ -122,12 +138,8 @@ def nms_suppressors(
 def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
     """Return what of a detector's raw output, see `nms_dense`, is above its threshold and may be among the best top_k
     of its class in its image."""
-    batch, anchors, classes = scores.shape
-    if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
-        raise ValueError(
-            f"nms_dense: expected boxes ({batch}, {anchors}, 4) or ({batch}, {anchors}, {classes}, 4) for scores "
-            f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
-        )
+    _check_dense(boxes, scores)
+    anchors = scores.shape[1]
     takes_part = scores > score
     if 0 < top_k < anchors:
         # Sorting is spared to all but the best of a crowded class. What equals the last score stays for now, since
@@ -141,8 +153,22 @@ def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Te
     return _flat(takes_part, boxes, scores)
 
 
-def _candidates(boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None) -> Candidates:
-    """Return the boxes that take part, see `nms`; there is one class more than their largest label."""
+def _check_iou(iou: float) -> None:
+    if not 0 <= iou <= 1:
+        raise ValueError(f"nms: iou {iou} is not between 0 and 1")
+
+
+def _check_dense(boxes: Tensor, scores: Tensor) -> None:
+    batch, anchors, classes = scores.shape
+    if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
+        raise ValueError(
+            f"nms_dense: expected boxes ({batch}, {anchors}, 4) or ({batch}, {anchors}, {classes}, 4) for scores "
+            f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
+        )
+
+
+def _taking_part(boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None) -> Tensor:
+    """Return which boxes take part (B, N), see `nms`; there is one class more than their largest label."""
     batch, count = scores.shape
     if boxes.shape != (batch, count, 4):
         raise ValueError(f"nms: expected boxes ({batch}, {count}, 4) for scores ({batch}, {count}), got {boxes.shape}")
@@ -151,17 +177,20 @@ def _candidates(boxes: Tensor, scores: Tensor, labels: Tensor | None, score: flo
         takes_part &= valid
     if labels is not None:
         takes_part &= labels >= 0
-    return _flat(takes_part.unsqueeze(-1), boxes, scores.unsqueeze(-1), labels)
+    return takes_part
 
 
-def _flat(takes_part: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None = None) -> Candidates:
+def _flat(
+    takes_part: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None = None, pair: Tensor | None = None
+) -> Candidates:
     """Return what takes part, (B, A, C) bool; boxes and scores as in `nms_dense`.
 
-    labels: (B, A), in place of the columns of `scores`, of which there is one then.
+    labels: (B, A), in place of the columns of `scores`, of which there is one then. pair: (M,) int64, the flat indices
+    of what is returned, where that is not all.
     """
     images, anchors, classes = scores.shape
     # flat indices, since gathering by one is quicker than by three
-    pair = takes_part.flatten().nonzero().squeeze(1)  # host sync
+    pair = takes_part.flatten().nonzero().squeeze(1) if pair is None else pair  # host sync
     box = pair if classes == 1 else pair // max(classes, 1)
     image = box // max(anchors, 1)
     if labels is None or len(pair) == 0:
@@ -180,42 +209,71 @@ def _flat(takes_part: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | No
     )
 
 
-def _suppress(candidates: Candidates, iou: float, top_k: int, max_out: int) -> Tensor:
-    """NMS of candidates; of equal scores the earlier one is better.
+def _suppress(
+    all_of: Callable[[Tensor | slice], Candidates],
+    takes_part: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    iou: float,
+    top_k: int,
+    max_out: int,
+) -> Tensor:
+    """NMS of what takes part, see `_flat`; of equal scores the earlier one is better.
 
-    Returns the index and the label of those that stay, (2, B, max_out), best first, padded with -1.
+    all_of: what may stay of some images. Returns the index and the label of those that stay, (2, B, max_out), best
+    first, padded with -1.
+
+    On a CPU each image's best candidates are settled first, since what is worse can't change which of them stay: where
+    `max_out` do, or an image has no others, that is the result. A GPU would have to wait for the answer, and compares
+    all.
     """
-    if not 0 <= iou <= 1:
-        raise ValueError(f"nms: iou {iou} is not between 0 and 1")
+    if not scores.numel() or top_k <= 0 or max_out <= 0:
+        return torch.full((2, len(scores), max_out), -1, device=scores.device)
+    if scores.device.type != "cpu":
+        candidates = all_of(slice(None))
+        return _best(candidates, _kept(candidates, iou, top_k), max_out)
+    candidates, whole = _first(takes_part, boxes, scores, labels, CPU_FIRST * max_out)
+    kept = _kept(candidates, iou, top_k)
+    found = _best(candidates, kept, max_out)
+    enough = torch.bincount(candidates.image[kept], minlength=len(scores)) >= max_out
+    left = (~(whole | enough)).nonzero().squeeze(1)
+    if len(left):
+        candidates = all_of(left)
+        found[:, left] = _best(candidates, _kept(candidates, iou, top_k), max_out)
+    return found
+
+
+def _first(
+    takes_part: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None, first: int
+) -> tuple[Candidates, Tensor]:
+    """Return each image's `first` best candidates, and what equals the last; and (B,) bool: whether those are all."""
+    pair = takes_part.flatten().nonzero().squeeze(1)
+    counts = torch.bincount(pair // scores[0].numel(), minlength=len(scores))
+    whole = counts <= first
+    if not whole.all():
+        # image by image: how many candidates one has differs by orders of magnitude
+        stays = [
+            some >= some.topk(min(first, len(some)), sorted=False).values.amin()
+            for some in scores.flatten()[pair].split(counts.tolist())
+            if len(some)
+        ]
+        pair = pair[torch.cat(stays)]
+    return _flat(takes_part, boxes, scores, labels, pair), whole
+
+
+def _best(candidates: Candidates, kept: Tensor, max_out: int) -> Tensor:
+    """Return the index and label of the best `max_out` that stay, see `_suppress`. kept: best first in each image."""
     out = candidates.index.new_full((2, candidates.images, max_out), -1)
-    if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
-        return out
-    best_first = argsort_descending(candidates.scores)
-    best_kept = _first_kept(candidates, best_first, iou, top_k, max_out)
-    if best_kept is None:
-        best_kept = _kept(candidates, best_first, iou, top_k)
-    rows, filled = ranked_rows(candidates.image, candidates.images, best_kept, max_out)
+    rows, filled = ranked_rows(candidates.image, candidates.images, kept, max_out)
     kept, rank = rows[filled], filled.nonzero()[:, 1]  # host syncs: how many stay is data
     out[:, candidates.image[kept], rank] = torch.stack((candidates.index[kept], candidates.label[kept]))
     return out
 
 
-def _first_kept(candidates: Candidates, best_first: Tensor, iou: float, top_k: int, max_out: int) -> Tensor | None:
-    """Return what stays of each image's best candidates, where that is `max_out` or all: what is worse can't matter.
-
-    None where it is not, and on a GPU, which has to wait for the answer and compares all the same.
-    """
-    first = CPU_FIRST * max_out
-    if best_first.device.type != "cpu" or len(best_first) <= first:
-        return None
-    rows, filled = ranked_rows(candidates.image, candidates.images, best_first, first)
-    kept = _kept(candidates, rows[filled], iou, top_k)
-    counts = torch.bincount(candidates.image[kept], minlength=candidates.images)
-    return kept if bool(((counts >= max_out) | ~filled[:, -1]).all()) else None
-
-
-def _kept(candidates: Candidates, best_first: Tensor, iou: float, top_k: int) -> Tensor:
-    """Return those of `best_first` that stay, best first in each image."""
+def _kept(candidates: Candidates, iou: float, top_k: int) -> Tensor:
+    """Return which candidates stay, best first in each image."""
+    best_first = argsort_descending(candidates.scores)
     rows, filled = candidates.rows(best_first, top_k)
     keep = _greedy(candidates.boxes[rows], filled, iou)
     stays = torch.zeros(len(candidates.scores), dtype=torch.bool, device=best_first.device)
