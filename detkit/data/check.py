@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.dataset import Problem, Source
 from detkit.data.formats import DATASETS, find_format, find_splits
 from detkit.data.image_file import decode_image
+from detkit.data.source import Problem, Source
 from detkit.data.values import path_below
 from detkit.errors import UserError, did_you_mean
 

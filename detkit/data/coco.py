@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from detkit.data.coco_index import COCOIndex, from_json, read_coco_index
-from detkit.data.dataset import DetectionDataset, Problem, Source
+from detkit.data.dataset import DetectionDataset
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.masks import COCOMasks, MaskCheck
+from detkit.data.source import Problem, Source
 from detkit.data.values import as_path, path_below
 from detkit.errors import UserError, did_you_mean
 from detkit.structures import TruthSet

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from detkit.data.annotations import FLAGS, AnnotatedImage, AnnotatedObject, Fault
-from detkit.data.dataset import DetectionDataset, Source
+from detkit.data.dataset import DetectionDataset
 from detkit.data.finding import Finder
 from detkit.data.formats import DATASETS
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index, make_index
+from detkit.data.source import Source
 from detkit.errors import UserError, did_you_mean
 
 Object = AnnotatedObject

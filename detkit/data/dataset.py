@@ -8,22 +8,22 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import torch
 
-from detkit.data.annotations import Annotations, Fault
+from detkit.data.annotations import Annotations
 from detkit.data.image_file import decode_image
 from detkit.data.index import Index
-from detkit.data.masks import MaskCheck, Masks, faults_of
+from detkit.data.masks import faults_of
 from detkit.data.sample import Sample
-from detkit.data.values import MAX_SIDE, path_below
-from detkit.errors import UserError, did_you_mean
+from detkit.data.source import Source, and_more
+from detkit.data.source_objects import read_objects
+from detkit.errors import UserError
 from detkit.rle import RLE
 from detkit.structures import TruthSet
 
@@ -43,138 +43,6 @@ class Record:
     annotations: Annotations
     width: int
     height: int
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One thing that is wrong in `file`, relative to its root; object: its number there, 0 where no single is meant.
-
-    unit: what such a number counts.
-    """
-
-    file: str
-    object: int
-    kind: str
-    text: str
-    unit: str = field(default="object", compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.file}: " + (f"{self.unit} {self.object}: " if self.object else "") + self.text
-
-
-class Source(ABC):
-    """One split of one root, opened. Opening raises UserError only where there is nothing to open.
-
-    index: the annotations. rows: (n,) int64 the images that the split lists, in its order. paths: of all F images of
-    the index, whether they are there or not. sizes: (F, 2) int64 width and height of the upright images, as stated
-    where they cannot be read, 0 where that says nothing. listed: the file or folder that lists the split's images.
-    problems: what is wrong with the list itself. faults: of images, by row, beside those of the index. notes: lines on
-    what was read otherwise than as written.
-
-    unit: what the files call an object. slack: how many pixels a box may reach beyond its image before a check says so.
-    origin: how the files number the first pixel. states_size: whether an annotation should say how large its image is.
-    """
-
-    unit = "object"
-    slack = 0.0
-    origin = 0
-    states_size = True
-
-    def __init__(
-        self,
-        root: Path,
-        split: str,
-        index: Index,
-        rows: Sequence[int] | np.ndarray,
-        paths: list[str],
-        sizes: np.ndarray,
-        listed: str,
-        problems: Sequence[Problem] = (),
-        faults: Mapping[int, Sequence[Fault]] | None = None,
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.root, self.split, self.index, self.paths = root, split, index, paths
-        self.rows = np.asarray(rows, dtype=np.int64)
-        self.notes, self._faults, self._own = tuple(notes), faults or {}, sizes
-        self.sizes = sizes.copy()
-        for row in np.flatnonzero((sizes == 0).all(1)).tolist():
-            self.sizes[row] = _as_stated(index.stated[row])
-        counts = Counter(self.paths[row] for row in self.rows.tolist())
-        twice = [
-            Problem(listed, 0, "duplicate image", f"image {path_below(path, root)} is listed {_times(count)}")
-            for path, count in counts.items()
-            if count > 1
-        ]
-        self.problems = (*problems, *twice)
-
-    @abstractmethod
-    def file(self, row: int) -> str:
-        """Return what holds the annotations of an image of the index, relative to the root."""
-
-    def image_path(self, row: int) -> Path:
-        """Return the path of an image of the index, whether it is there or not."""
-        return Path(self.paths[row])
-
-    def keep(self, ids: Sequence[str]) -> None:
-        """Keep the images of these ids alone, in their order; UserError where one is not there."""
-        row_of = {str(self.index.ids[row]): row for row in self.rows.tolist()}
-        if missing := [name for name in ids if name not in row_of]:
-            raise UserError(f"{self.root} has no image {missing[0]}, which its list names{_more(len(missing) - 1)}")
-        self.rows = np.array([row_of[name] for name in ids], dtype=np.int64)
-
-    def strays(self) -> list[Problem]:
-        """Return the annotations that lie among this split's and belong to no image."""
-        return []
-
-    @cached_property
-    def masks(self) -> Masks:
-        """The masks of the objects, found at first use; UserError where there are none."""
-        return self.find_masks()
-
-    def find_masks(self) -> Masks:
-        """See `masks`; for formats that have any."""
-        raise UserError(
-            f"{self.root}: it has no masks of objects, which this detector learns; COCO's annotations and VOC's "
-            "SegmentationObject have them"
-        )
-
-    def mask_check(self) -> MaskCheck | None:
-        """Return what checks the masks of an image's objects, by its row; None where the root has none."""
-        return None
-
-    def annotated(self, row: int) -> tuple[list[int], np.ndarray, tuple[int, int]]:
-        """Return the numbers and boxes (N, 4) of an image's objects, as annotated, and its height and width."""
-        own = slice(self.index.first[row], self.index.first[row + 1])
-        width, height = self.sizes[row].tolist()
-        return self.index.objects.number[own].tolist(), self.index.objects.boxes[own], (height, width)
-
-    def faults(self, row: int) -> list[Problem]:
-        """Return what is wrong with the annotations of an image."""
-        faults = [*self.index.faults(row), *self._faults.get(row, ())]
-        kinds = ("broken file", "broken box")
-        return [Problem(self.file(row), one.number, kinds[one.number > 0], one.text, self.unit) for one in faults]
-
-    def broken(self) -> np.ndarray:
-        """Return the rows, in the split's order, of which `faults` says something."""
-        return self.rows[np.isin(self.rows, [*self.index.fault_image.tolist(), *self._faults])]
-
-    def other_sizes(self) -> dict[int, str]:
-        """Return the rows of images whose annotations state another size than they have, and a line on each."""
-        pairs = zip(self.rows.tolist(), self._own[self.rows].tolist(), self.index.stated[self.rows].tolist())
-        return {
-            row: f"the image is {width}x{height}, its annotation says {stated}"
-            for row, (width, height), stated in pairs
-            if stated and width and stated != f"{width}x{height}"
-        }
-
-
-def _as_stated(stated: str) -> tuple[int, int]:
-    width, height = map(int, stated.split("x")) if stated else (0, 0)
-    return (width, height) if max(width, height) < MAX_SIDE else (0, 0)
-
-
-def _times(count: int) -> str:
-    return "twice" if count == 2 else f"{count} times"
 
 
 class DetectionDataset(ABC):
@@ -217,7 +85,7 @@ class DetectionDataset(ABC):
             if ids is not None:
                 source.keep(ids)
             if source.problems:
-                raise UserError(f"{source.root}/{source.problems[0]}{_more(len(source.problems) - 1)}")
+                raise UserError(f"{source.root}/{source.problems[0]}{and_more(len(source.problems) - 1)}")
             if not len(source.rows):
                 raise UserError(f"{source.root}: the split {source.split} is empty")
         if classes is None:
@@ -231,7 +99,7 @@ class DetectionDataset(ABC):
         self.ids: tuple[str, ...] = tuple(self._name_images())
         # (len, 2) int64 width and height of each upright image, see Source
         self.sizes = np.concatenate([source.sizes[source.rows] for source in self.opened])
-        parts = [_read_objects(source, self.classes) for source in self.opened]
+        parts = [read_objects(source, self.classes) for source in self.opened]
         self._annotations = Annotations.concatenate([annotations for annotations, _ in parts])
         self._counts = np.concatenate([counts for _, counts in parts])
         self._first = np.concatenate([[0], np.cumsum(self._counts)])
@@ -417,60 +285,3 @@ def parse_splits(root: str | Path, splits: Sequence[str]) -> list[tuple[Path, st
         folder, _, split = spec.rpartition("/")
         sources.append((root / folder if folder else root, split))
     return sources
-
-
-def _read_objects(source: Source, classes: tuple[str, ...]) -> tuple[Annotations, np.ndarray]:
-    """Return the objects of a source's images, image by image, and how many (n,) each image has.
-
-    Boxes are clipped, labels index `classes`, objects without area, in float32 as well, are left out. Raises UserError
-    for what is broken.
-    """
-    index, rows = source.index, source.rows
-    _refuse_problems(source)
-    objects, image = index.objects_of(rows)
-    boxes = index.objects.boxes[objects]
-    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    objects, image = objects[has_area], image[has_area]
-    annotations = index.objects.take(objects)
-
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of.get(name, -1) for name in index.classes.tolist()], dtype=np.int64)[annotations.labels]
-
-    def first(wrong: np.ndarray) -> tuple[int, str]:
-        """The first wrong object, and what a message calls it."""
-        i = int(wrong.argmax())
-        return i, f"{source.root}/{source.file(int(rows[image[i]]))}: {source.unit} {annotations.number[i]}"
-
-    if (labels < 0).any():
-        i, where = first(labels < 0)
-        name = str(index.classes[annotations.labels[i]])
-        raise UserError(f"{where}: class {name!r} is not in data.classes{did_you_mean(name, classes)}")
-    boxes, outside = _clip_boxes(annotations.boxes, source.sizes[rows][image])
-    if outside.any():
-        i, where = first(outside)
-        raise UserError(f"{where}: the box of this {classes[labels[i]]} lies outside the image")
-    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    counts = np.bincount(image[has_area], minlength=len(rows))
-    return replace(annotations, boxes=boxes, labels=labels).take(np.flatnonzero(has_area)).with_areas(), counts
-
-
-def _refuse_problems(source: Source) -> None:
-    """Raise UserError, in one line, where the annotations of an image of a source are broken."""
-    broken = source.broken()
-    if len(broken):
-        raise UserError(f"{source.root}/{source.faults(int(broken[0]))[0]}{_more(len(broken) - 1)}")
-
-
-def _more(count: int) -> str:
-    return f" ({count} more such problems)" if count else ""
-
-
-def _clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clip continuous xyxy boxes (N, 4) to images of `sizes` (N, 2) width, height; -> float32.
-
-    Also returns (N,) bool, True where nothing of a box is inside. A size of 0 is unknown and does not bound.
-    """
-    low = np.maximum(boxes[:, :2], 0)
-    high = np.minimum(boxes[:, 2:], np.where(sizes > 0, sizes, np.inf))
-    outside = np.any(high <= low, axis=1)
-    return np.concatenate([low, high], 1).astype(np.float32), outside

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from detkit.data.annotations import AnnotatedImage, AnnotatedObject, Annotations
-from detkit.data.dataset import DetectionDataset, Record, Source
+from detkit.data.dataset import DetectionDataset, Record
 from detkit.data.index import Index, make_index
+from detkit.data.source import Source
 from detkit.errors import UserError, in_a_line
 
 SLACK = 1.0  # pixels that a box may reach beyond its image; it is clipped

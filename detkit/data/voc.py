@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detkit.data.annotations import Fault
-from detkit.data.dataset import EVERYTHING, DetectionDataset, Problem, Source
+from detkit.data.dataset import EVERYTHING, DetectionDataset
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index
 from detkit.data.masks import MaskCheck, MaskFault, Masks, VOCMasks
+from detkit.data.source import Problem, Source
 from detkit.data.values import lines_of, path_below
 from detkit.data.voc_index import read_index
 from detkit.errors import UserError, did_you_mean

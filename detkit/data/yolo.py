@@ -20,10 +20,11 @@ import numpy as np
 import yaml
 
 from detkit.data.annotations import Fault
-from detkit.data.dataset import EVERYTHING, DetectionDataset, Problem, Source
+from detkit.data.dataset import EVERYTHING, DetectionDataset
 from detkit.data.finding import Finder, is_image, spellings
 from detkit.data.image_sizes import image_sizes
 from detkit.data.index import Index, texts
+from detkit.data.source import Problem, Source
 from detkit.data.values import as_name, as_whole, lines_of, path_below
 from detkit.data.yolo_index import MAX_CLASSES, label_name, read_yolo_index, to_pixels
 from detkit.errors import UserError, did_you_mean
