@@ -97,7 +97,7 @@ class Comparison:
 
     def _row(self, entry: Entry, truth: TruthSet, clocked: float | None) -> Compared:
         """All that is known of a detector but its speed in detection. clocked: seconds of its training, where known."""
-        result, detections = evaluate_entry(entry, self.dataset, self.out)
+        result, detections, masks = evaluate_entry(entry, self.dataset, self.out)
         cost = measure_cost(entry.config, entry.best, self.setting.device)
         errors = analyse_errors(detections, truth, result.metric)
         score = operating_score(errors, detections.scores)
@@ -105,7 +105,7 @@ class Comparison:
         working = analyse_errors(detections.part(detections.scores >= score), truth, result.metric)
         images_per_second, logged = training_log(entry.folder, entry.config.train.batch)
         training = Training(images_per_second, logged if clocked is None else clocked, clocked is not None)
-        return Compared(entry, result, detections, errors, groups, score, working, cost, training)
+        return Compared(entry, result, detections, errors, groups, score, working, cost, training, masks=masks)
 
     def _with_speed(self, rows: list[Compared], say: Say, update: Update) -> list[Compared]:
         entries = [row.entry for row in rows]

@@ -12,10 +12,10 @@ from detkit.comparison.entries import Entry
 from detkit.data.dataset import DetectionDataset
 from detkit.engine.log import read_log
 from detkit.errors import UserError
-from detkit.evaluation import Result, read_detections, score, write_detections
+from detkit.evaluation import COCOResult, Result, coco_ap, read_detections, score, write_detections
 from detkit.experiment import to_plain
 from detkit.files import write_atomic
-from detkit.inference.evaluate import evaluate
+from detkit.inference.evaluate import Evaluation, evaluate
 from detkit.runtime.device import choose_device, to_device
 from detkit.runtime.race import Benchmark, Runner, Setting, race
 from detkit.structures import DetectionSet
@@ -25,8 +25,10 @@ SEARCH_ROUNDS = 3  # of proposals, at most: they take seconds an image, and vary
 Progress = Callable[[int, int], None]
 
 
-def evaluate_entry(entry: Entry, dataset: DetectionDataset, out: Path) -> tuple[Result, DetectionSet]:
-    """Score best.pt on the test split by its config's metric, as `detkit evaluate` does.
+def evaluate_entry(
+    entry: Entry, dataset: DetectionDataset, out: Path
+) -> tuple[Result, DetectionSet, COCOResult | None]:
+    """Score best.pt on the test split by its config's metric, and its masks, if it has any, as `detkit evaluate` does.
 
     The detections are kept in DIR/evaluations, and scored again where they are of the same weights, config and images.
     """
@@ -38,21 +40,24 @@ def evaluate_entry(entry: Entry, dataset: DetectionDataset, out: Path) -> tuple[
     if stored.is_file() and stamp.is_file() and stamp.read_bytes() == expected.encode():
         detections = read_detections(stored)
         if detections.ids == dataset.ids:
-            return score(detections, dataset.ranked_truth(), entry.config.evaluate.metric), detections
-    result, detections = _evaluate(entry, dataset)
+            masked = detections.masks is not None
+            truth = dataset.ranked_truth(masks=masked)
+            masks = coco_ap(detections, truth, masks=True) if masked else None
+            return score(detections, truth, entry.config.evaluate.metric), detections, masks
+    evaluation = _evaluate(entry, dataset)
+    detections = evaluation.detections.to("cpu")
     stamp.unlink(missing_ok=True)  # the two belong together
     write_detections(stored, detections)
     write_atomic(stamp, expected)
-    return result, detections
+    return evaluation.result, detections, evaluation.masks
 
 
-def _evaluate(entry: Entry, dataset: DetectionDataset) -> tuple[Result, DetectionSet]:
+def _evaluate(entry: Entry, dataset: DetectionDataset) -> Evaluation:
     config = entry.config
     detector = load_best(config, entry.best)
     device = choose_device(config.train.device)
     to_device(detector, device, config.train.channels_last)
-    evaluation = evaluate(detector, dataset, config, device)
-    return evaluation.result, evaluation.detections.to("cpu")
+    return evaluate(detector, dataset, config, device)
 
 
 def speeds(entries: Sequence[Entry], setting: Setting, progress: Progress) -> list[dict[int, float]]:

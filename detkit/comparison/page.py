@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detkit.comparison.rows import Compared, by_group, cells
+from detkit.comparison.rows import Compared, by_group, cells, finds_masks
 from detkit.comparison.side_by_side import side_by_side
 from detkit.data.dataset import DetectionDataset
 from detkit.evaluation.errors import KINDS, STATES
@@ -52,6 +52,7 @@ def write_comparison(
         facts=_facts(rows),
         failures="".join(f"<p class=note>{escape(text)}</p>" for text in failures.values()),
         table=_numbers(rows),
+        masks="Mask AP is COCO’s: the mean over IoU .5 to .95 of masks. " if finds_masks(rows) else "",
         speed=_speed(points),
         parts=_parts(rows),
         classes=_classes(rows),
@@ -89,9 +90,10 @@ def _row(number: int, compared: Compared, cells: Iterable[str]) -> str:
 
 def _numbers(rows: Sequence[Compared]) -> str:
     """The main table, one row a detector."""
-    lines, titles = [], [*cells(rows[0])]
+    masks = finds_masks(rows)
+    lines, titles = [], [*cells(rows[0], masks)]
     for number, compared in enumerate(rows):
-        shown = cells(compared)
+        shown = cells(compared, masks)
         values = {title: text.replace(",", "") for title, text in shown.items()}
         seconds = compared.training.seconds
         values["training"] = "" if seconds is None else str(seconds)

@@ -37,7 +37,8 @@ class Compared:
 
     groups: of objects by size, crowding and flags. score: where F1 is best; working: the errors from there on.
     images_per_second: in detection, by images at once, proposals stored; empty where it was not measured. proposals:
-    seconds an image that making them takes, None where there are none or it is not known.
+    seconds an image that making them takes, None where there are none or it is not known. masks: their result, by
+    COCO's rules; None of a detector that finds none.
     """
 
     entry: Entry
@@ -51,6 +52,7 @@ class Compared:
     training: Training
     images_per_second: Mapping[int, float] = field(default_factory=dict)
     proposals: float | None = None
+    masks: COCOResult | None = None
 
     @property
     def end_to_end(self) -> dict[int, float]:
@@ -79,6 +81,8 @@ class Compared:
             "mAP": result["mAP"],
             **curves,
             "AP": result["AP"],
+            "mask_AP": None if self.masks is None else self.masks.to_dict()["mAP"],
+            "mask_AP50": None if self.masks is None else self.masks.to_dict()["AP50"],
             "images_per_second": {str(batch): self.images_per_second.get(batch) for batch in BATCHES},
             "takes_proposals": self.entry.takes_proposals,
             "proposals_seconds_per_image": self.proposals,
@@ -116,13 +120,17 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def cells(row: Compared) -> dict[str, str]:
-    """Return what the tables on screen and on the page show of a detector, by column."""
+def cells(row: Compared, masks: bool) -> dict[str, str]:
+    """Return what the tables on screen and on the page show of a detector, by column.
+
+    masks: whether they show masks' AP.
+    """
     costs, training = row.cost, row.training
     making = _three(row.proposals) if row.proposals is not None else "unknown" if row.entry.takes_proposals else "none"
     seconds = "–" if training.seconds is None else ("" if training.clocked else "~") + clock(training.seconds)
     return {
         "mAP": digits(row.result.mAP),
+        **({"mask AP": "–" if row.masks is None else digits(row.masks.mAP)} if masks else {}),
         **{f"images/s, batch {batch}": _three(row.images_per_second.get(batch)) for batch in BATCHES},
         "proposals, s/image": making,
         "images/s, training": _three(training.images_per_second),
@@ -133,6 +141,11 @@ def cells(row: Compared) -> dict[str, str]:
     }
 
 
+def finds_masks(rows: Sequence[Compared]) -> bool:
+    """Whether any of the detectors finds masks."""
+    return any(row.masks is not None for row in rows)
+
+
 def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
     table = Table(
@@ -141,7 +154,8 @@ def screen_table(rows: Sequence[Compared], caption: str) -> Table:
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(escape(shown(row.entry.label)), justify="right", overflow="fold")
-    for title, *texts in zip(cells(rows[0]), *(cells(row).values() for row in rows)):
+    masks = finds_masks(rows)
+    for title, *texts in zip(cells(rows[0], masks), *(cells(row, masks).values() for row in rows)):
         table.add_row(title, *texts)
     table.add_section()
     for kind, kind_costs in zip(KINDS, zip(*(row.errors.cost.tolist() for row in rows))):
