@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole(), help="CPU threads of each; default all cores")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--images", metavar="DIR", help="of path and backends: the folder to detect on")
-    parser.add_argument("--checkpoint", metavar="CHECKPOINT", help="of path and backends: what detects (default voc)")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="of path and backends: what detects, an .onnx file of backends, too (default voc)",
+    )
     parser.add_argument("--config", metavar="CONFIG", help="of steps: as of `detkit train`, key=value among the names")
     parser.add_argument(
         "--contrib", metavar="PYTHON", help="of proposals: beside opencv-contrib, which this Python has"

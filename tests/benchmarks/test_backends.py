@@ -6,6 +6,7 @@ import pytest
 
 from detkit.benchmarks import backends
 from detkit.cli import main
+from detkit.export.onnx import export_onnx
 from detkit.files import write_image
 from detkit.runtime.race import Setting
 from detkit.structures import Detections
@@ -33,6 +34,11 @@ def test_the_rows(tmp_path: Path) -> None:
         lowest = detections.scores[detections.valid].min()
         assert (lowest >= 0.5) == name.endswith("0.5")
     assert all(found[name] is not None for name in alone)
+
+    export_onnx(Path(checkpoint), tmp_path / "net.onnx")
+    one, _ = backends.backend_benchmarks(str(tmp_path / "net.onnx"), str(tmp_path / "images"))
+    assert [runner.name for runner in one.runners] == alone + own[:-2]  # all but torch
+    assert all(runner.setup(Setting("cpu", 1, 1))() is not None for runner in one.runners)
 
 
 def test_a_detector_of_two_files_has_no_rows_alone(tmp_path: Path) -> None:
