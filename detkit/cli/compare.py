@@ -148,6 +148,7 @@ def _work(job: "Comparison") -> int:
         try:
             files = job.write(rows, attempt)
         finally:  # a full disk costs the files, and not what the screen shows
-            Console(highlight=False).print(job.table(rows))
+            console = Console(highlight=False)
+            console.print(*job.tables(rows, console.width))
         say(f"{job.out}: {', '.join(files)}")
         return FAILED if job.failures else 0

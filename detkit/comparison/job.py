@@ -16,7 +16,7 @@ from detkit.comparison.detecting import IMAGES, measure_cost
 from detkit.comparison.entries import Entry
 from detkit.comparison.measure import evaluate_entry, proposal_seconds, speeds, training_log
 from detkit.comparison.page import write_comparison
-from detkit.comparison.rows import Compared, Training, screen_table, to_csv
+from detkit.comparison.rows import Compared, Training, screen_tables, to_csv
 from detkit.comparison.stores import missing_stores
 from detkit.comparison.times import read_times, timed
 from detkit.comparison.training import log_path, part, train_entry
@@ -141,15 +141,15 @@ class Comparison:
             write_comparison(path, rows, points, self.dataset, protocol=protocol, failures=self.failures)
         return files
 
-    def table(self, rows: Sequence[Compared]) -> Table:
-        """Return the table for the screen."""
+    def tables(self, rows: Sequence[Compared], width: int) -> list[Table]:
+        """Return the tables for a screen of `width` characters."""
         protocol = self.protocol(rows)
         caption = f"{protocol['dataset']}: {protocol['images']} images, {protocol['metric']}\n{protocol['machine']}"
         caption += "\nimages/s: detection, from decoded pixels, proposals stored"
         caption += "\nkinds of errors: mAP at IoU .5 to gain; sizes and crowding: AP at IoU .5"
         if any(not row.training.clocked for row in rows):
             caption += "\n~ training: steps and evaluations, by the run's log"
-        return screen_table(rows, caption)
+        return screen_tables(rows, caption, width)
 
     def protocol(self, rows: Sequence[Compared]) -> dict[str, Any]:
         """Return what the numbers are of."""

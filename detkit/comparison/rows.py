@@ -20,6 +20,8 @@ from detkit.report.markup import digits
 from detkit.structures import DetectionSet
 from detkit.viz.curves import SpeedPoint
 
+TITLE, COLUMN = 21, 9  # characters of the tables on screen: titles of the lines, and a detector's numbers
+
 
 @dataclass(frozen=True)
 class Training:
@@ -146,15 +148,26 @@ def finds_masks(rows: Sequence[Compared]) -> bool:
     return any(row.masks is not None for row in rows)
 
 
-def screen_table(rows: Sequence[Compared], caption: str) -> Table:
-    """Return a rich table, one column a detector, which six fit on a screen of 80 characters."""
+def screen_tables(rows: Sequence[Compared], caption: str, width: int) -> list[Table]:
+    """Return rich tables, one column a detector, in each as many as fit on a screen of `width` characters."""
+    count = -(-len(rows) // max(1, (width - TITLE) // COLUMN))
+    size = -(-len(rows) // count)
+    masks, groups = finds_masks(rows), by_group(rows)
+    tables = []
+    for first in range(0, len(rows), size):
+        part = slice(first, first + size)
+        own = [(name, *of_each[part]) for name, *of_each in groups]
+        tables.append(_screen_table(rows[part], own, masks, caption if first + size >= len(rows) else ""))
+    return tables
+
+
+def _screen_table(rows: Sequence[Compared], groups: Sequence[tuple[Any, ...]], masks: bool, caption: str) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(caption), caption_justify="left", caption_style=""
     )
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(escape(shown(row.entry.label)), justify="right", overflow="fold")
-    masks = finds_masks(rows)
     for title, *texts in zip(cells(rows[0], masks), *(cells(row, masks).values() for row in rows)):
         table.add_row(title, *texts)
     table.add_section()
@@ -162,8 +175,8 @@ def screen_table(rows: Sequence[Compared], caption: str) -> Table:
         gains = (f"{cost:+.4f}" if cost == cost else "–" for cost in kind_costs)
         table.add_row(kind, *gains)
     table.add_section()
-    for name, *groups in by_group(rows):
-        table.add_row(name, *(digits(group.ap) for group in groups))
+    for name, *of_each in groups:
+        table.add_row(name, *(digits(group.ap) for group in of_each))
     return table
 
 

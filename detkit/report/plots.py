@@ -1,7 +1,7 @@
 """Small plots as inline SVG, coloured by the page's style sheet."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -27,6 +27,7 @@ from detkit.viz.draw import hex_colour
 WIDTH, HEIGHT = 520, 320
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 12, 46
 LETTER, LINE = 9.5, 20  # at most, in the style sheet's larger letters of narrow screens
+MARK = 6  # half the side of a point, and a little
 POINTS = 160  # of a curve
 
 
@@ -73,7 +74,7 @@ def speed_plot(points: Sequence[SpeedPoint]) -> str:
         return _x(float(np.interp(math.log10(speed), np.log10(speeds), (0, 1))))
 
     body = "".join(_tick(across(speed), speed) for speed in ticks)
-    names = []
+    names: list[tuple[float, float, str]] = []
     for index, point in sorted(enumerate(points), key=lambda pair: pair[1].speed):
         x, y = across(point.speed), _y((point.mAP - bottom) / (top - bottom))
         style = f'style="--shade:{hex_colour(index)}"'
@@ -97,19 +98,45 @@ def _tick(x: float, value: float) -> str:
 
 
 def _labels(points: Sequence[tuple[float, float, str]]) -> str:
-    """Write names by their points, where none covers another: above, else below, else further off."""
-    taken: list[tuple[float, float, float]] = []
+    """Write names by their points, where none covers another or a point: above, below, beside, else further off, with a
+    line to its point."""
+    taken = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y, _ in points]
     text = ""
     for x, y, name in points:
         half = LETTER / 2 * len(name)
-        x = min(max(x, LEFT + half), WIDTH - RIGHT - half)
-        near = [other for middle, other, wide in taken if abs(x - middle) <= half + wide]
-        rows = [spot for k in range(HEIGHT // LINE) for spot in (y - 10 - k * LINE, y + LINE + 4 + k * LINE)]
-        inside = [spot for spot in rows if TOP + LINE < spot < HEIGHT - BOTTOM]
-        spot = next((spot for spot in inside if all(abs(spot - other) >= LINE for other in near)), inside[0])
-        taken.append((x, spot, half))
-        text += f'<text class="name" x="{x:.1f}" y="{spot:.1f}" text-anchor="middle">{escape(name)}</text>'
+        inside = [spot for spot in _spots(x, y, half) if _fits(spot, half)]
+        free = (spot for spot in inside if not any(_overlap(_box(spot, half), other) for other in taken))
+        middle, base, steps = spot = next(free, inside[0])
+        taken.append(_box(spot, half))
+        if steps:
+            end = base + 2 if base < y else base - LETTER
+            text += f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{middle:.1f}" y2="{end:.1f}"/>'
+        text += f'<text class="name" x="{middle:.1f}" y="{base:.1f}" text-anchor="middle">{escape(name)}</text>'
     return text
+
+
+def _spots(x: float, y: float, half: float) -> Iterator[tuple[float, float, int]]:
+    """Yield places for a name, the best first: its middle, its base line, how many lines it is off."""
+    inside = min(max(x, LEFT + half), WIDTH - RIGHT - half)
+    beside = [x + MARK + 4 + half, x - MARK - 4 - half]
+    for steps in range(HEIGHT // LINE):
+        far = steps * LINE
+        yield from ((inside, y - 10 - far, steps), (inside, y + LINE + 4 + far, steps))
+        yield from ((middle, y + 5 + up * far, steps) for up in (-1, 1) for middle in beside)
+
+
+def _box(spot: tuple[float, float, int], half: float) -> tuple[float, float, float, float]:
+    middle, base, _ = spot
+    return middle - half, base - LINE + 5, middle + half, base + 4
+
+
+def _fits(spot: tuple[float, float, int], half: float) -> bool:
+    left, top, right, bottom = _box(spot, half)
+    return left + 0.01 >= LEFT and top >= TOP and right <= WIDTH - RIGHT + 0.01 and bottom <= HEIGHT - BOTTOM
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def loss_plot(records: Sequence[Mapping[str, Any]]) -> str | None:

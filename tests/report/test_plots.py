@@ -1,6 +1,7 @@
 """The plots of a page: what they draw, read back from the SVG."""
 
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -135,10 +136,37 @@ def test_ticks_are_round(top: int, log: bool, ticks: str):
     ]
 
 
-def test_no_name_of_a_detector_covers_another():
-    """Of many at one place, each keeps its own line; letters are at most of the size that narrow screens have."""
-    drawn = speed_plot([SpeedPoint(f"faster_rcnn-{number}", 0.5, 10.0 + number / 9) for number in range(9)])
-    places = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)"', drawn)
-    heights = sorted(float(y) for _, y in places)
-    assert len(heights) == 9
-    assert min(np.diff(heights)) >= 17
+ELEVEN = (
+    "rcnn .554 34, sppnet .285 67, fast_rcnn .431 92, faster_rcnn .605 79, yolov1 .514 318, ssd .718 250, "
+    "rfcn .491 154, yolov2 .480 261, mask_rcnn .669 56, retinanet .625 145, yolov3 .680 264"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [ELEVEN, ", ".join(f"faster_rcnn-{number} .5 {10 + number / 9}" for number in range(9))],
+    ids=["eleven detectors", "nine at one place"],
+)
+def test_names_cover_neither_each_other_nor_points(text: str):
+    """Letters are at most of the size that narrow screens have; what is further off has a line to its point."""
+    rows = [row.split() for row in text.split(", ")]
+    drawn = speed_plot([SpeedPoint(name, float(mAP), float(speed)) for name, mAP, speed in rows])
+    names = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="middle">(.*?)<', drawn)
+    marks = re.findall(r'class="mark".*?cx="([\d.]+)" cy="([\d.]+)" r="5"><title>(.*?):', drawn)
+    lines = re.findall(r'class="leader" x1="([\d.]+)" y1="([\d.]+)"', drawn)
+    assert len(names) == len(marks) == len(rows)
+    boxes = {}
+    for x, y, name in names:
+        half = 9.5 / 2 * len(name)
+        boxes[name] = (float(x) - half, float(y) - 13, float(x) + half, float(y) + 4)
+    near = 0
+    for x, y, name in marks:
+        left, top, right, bottom = boxes[name]
+        aside = max(left - float(x), 0, float(x) - right), max(top - float(y), 0, float(y) - bottom)
+        near += max(aside) <= 12
+        assert max(aside) <= 12 or (x, y) in lines
+        boxes[f"mark {name}"] = float(x) - 5, float(y) - 5, float(x) + 5, float(y) + 5
+    assert near >= (9 if text == ELEVEN else 1)
+    for (name, a), (other, b) in combinations(boxes.items(), 2):
+        both_marks = name.startswith("mark") and other.startswith("mark")
+        assert both_marks or not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]), (name, other)
