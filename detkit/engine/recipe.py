@@ -12,6 +12,11 @@ IMAGES, EPOCHS = 300, 30  # what the lengths in configs/custom are for: so many 
 USUAL_OBJECTS = 2.5  # in an image; where there are more, each image teaches more
 MANY = 1000  # images, from which on each is seen less often
 CACHED = 10**9  # bytes of decoded images that are kept in memory, at most
+# upright: neither turned nor upside down; the sides cut or padded by up to a fifth
+UPRIGHT = [
+    {"CropAndPad": {"percent": [-0.2, 0.2], "keep_size": False, "border_mode": 1, "p": 1.0}},
+    "PhotometricDistort",
+]
 SIDED = re.compile(r"(^|[^a-z])(left|right)([^a-z]|$)", re.IGNORECASE)  # classes that a mirror exchanges
 
 
@@ -56,7 +61,6 @@ def choose_recipe(size: Size, base: Config, *, has_val: bool, has_length: bool) 
         "train.ema": round(min(0.9998, max(0.9, 1 - 6 / iterations)), 4),
         "train.evaluate_every": 0.1 if has_val else 0,
         "train.save_every": max(20, iterations // 20),
-        # upright: neither turned nor upside down
-        "data.augment": ["PhotometricDistort", *([] if any(map(SIDED.search, size.classes)) else ["HorizontalFlip"])],
+        "data.augment": [*UPRIGHT, *([] if any(map(SIDED.search, size.classes)) else ["HorizontalFlip"])],
         "data.cache": base.data.cache and 3 * size.pixels <= CACHED,
     }

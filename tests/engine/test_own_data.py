@@ -16,7 +16,7 @@ from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.convert import convert
 from detkit.data.opening import open_dataset
 from detkit.engine import own_data
-from detkit.engine.recipe import Size, choose_recipe
+from detkit.engine.recipe import UPRIGHT, Size, choose_recipe
 from detkit.errors import UserError
 from detkit.experiment import load_config
 from tests.engine.test_resume import assert_same_run
@@ -74,7 +74,7 @@ def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[s
     config = load_config(run / "config.yaml")
     assert config.data.split_file == "runs/mine-ssd_lite-1/splits.json"
     assert (config.train.lr, config.train.evaluate_every, config.data.train) == (0.02, 0.1, None)
-    assert config.data.augment == ["PhotometricDistort", "HorizontalFlip"]
+    assert config.data.augment == [*UPRIGHT, "HorizontalFlip"]
     parts = json.loads((run / "splits.json").read_text())
     ids = {use: open_dataset(config.data, use).ids for use in ("train", "val", "test")}
     assert {use: list(names) for use, names in ids.items()} == {use: parts[use] for use in ids}
