@@ -8,7 +8,7 @@ from detkit.config import Config
 from detkit.data.dataset import DetectionDataset
 from detkit.engine.length import in_steps
 
-IMAGES, EPOCHS = 300, 30  # what the lengths in configs/custom are for: so many images, each seen about so often
+IMAGES = 300  # which the lengths in configs/custom are for
 USUAL_OBJECTS = 2.5  # in an image; where there are more, each image teaches more
 MANY = 1000  # images, from which on each is seen less often
 CACHED = 10**9  # bytes of decoded images that are kept in memory, at most
@@ -36,10 +36,10 @@ class Size:
         return cls(len(dataset), objects, int(dataset.sizes.prod(1).sum()), dataset.classes)
 
     @property
-    def epochs(self) -> float:
-        """How often each image is to be seen: fewer times where there are many, or many objects in each."""
+    def repeats(self) -> float:
+        """How often each image is to be seen, 1 being usual: less where there are many, or many objects in each."""
         crowded = (USUAL_OBJECTS * self.images / max(1, self.objects)) ** (1 / 3)
-        return EPOCHS * min(1.0, max(0.5, crowded)) * min(1.0, (MANY / self.images) ** 0.35)
+        return min(1.0, max(0.5, crowded)) * min(1.0, (MANY / self.images) ** 0.35)
 
 
 def choose_recipe(size: Size, base: Config, *, has_val: bool, has_length: bool) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def choose_recipe(size: Size, base: Config, *, has_val: bool, has_length: bool) 
     if has_length:
         iterations = in_steps(train, size.images).iterations
     else:
-        factor = max(0.5, size.epochs * size.images / (EPOCHS * IMAGES))
+        factor = max(0.5, size.repeats * size.images / IMAGES)
         iterations = keys["train.iterations"] = max(1, round(train.iterations * factor))
     return {
         **keys,
