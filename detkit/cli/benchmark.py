@@ -27,13 +27,13 @@ NEEDS = {
 
 GPU = "gpu"  # by its own name alone
 
-LINE = "{:2}{:38}{:>12}{:>12}{:>17}"
+LINE = "{:2}{:36}{:>12}{:>12}{:>17}"
 GPU_LINE = "{:2}{:24}{:>12}{:>12}{:>12}{:>12}"
 ROW = "{:2}{:30}{:>7}{:>9}{:>9}{:>9}{:>9}"
 
 DESCRIPTION = "Time detkit beside torchvision and others."
-EPILOG = """Each runner has a process of its own; every round runs each once, in turn. The figure is the fastest
-round, the ratio that of the fastest rounds. examples:
+EPILOG = """Each runner has a process of its own; every round runs each once, in turn, or several times where that takes
+less than .3 s. The figure is the fastest round, the ratio that of the fastest rounds. examples:
   detkit benchmark
   detkit benchmark ops train --rounds 20 --json
   detkit benchmark path --checkpoint best.pt --images data/VOCdevkit/VOC2007/JPEGImages --rounds 3

@@ -165,11 +165,11 @@ def _sources(
 ) -> tuple[list[tuple[Path, str]], list[str] | None, str]:
     """Return the (root, split) pairs that were asked for, and class list and format of the config.
 
-    uses: of a config's splits, which of them.
+    uses: of a config's splits, which of them. A root without splits is looked at as a whole.
     """
-    from detkit.data.dataset import parse_splits
+    from detkit.data.dataset import EVERYTHING, parse_splits
     from detkit.data.drawn import written_format
-    from detkit.data.formats import find_splits
+    from detkit.data.formats import DATASETS, find_format
     from detkit.data.opening import split_names
 
     config = _config(arguments)
@@ -179,7 +179,10 @@ def _sources(
         data = config.data
         splits = dict.fromkeys(name for use in uses for name in split_names(data, use))
         return parse_splits(data.root, list(splits)), data.classes, written_format(data.format)
-    splits = arguments.split or find_splits(arguments.root, arguments.format)
+    splits = arguments.split
+    if not splits:
+        kind = DATASETS[find_format(arguments.root, arguments.format)]
+        splits = kind.splits(Path(arguments.root)) or [EVERYTHING]
     return parse_splits(arguments.root, splits), None, arguments.format
 
 
@@ -204,7 +207,8 @@ def _check(arguments: argparse.Namespace) -> int:
         if report.problems:
             counts = sorted(Counter(problem.kind for problem in report.problems).items())
             print_table(("problem", "count"), ((name, str(count)) for name, count in counts), texts=2)
-        what = f"{report.images} images, {report.objects} objects, splits {', '.join(report.splits)}"
+        names = f"splits {', '.join(report.splits)}" if any(report.splits) else "no splits"
+        what = f"{report.images} images, {report.objects} objects, {names}"
         say(f"{root}: {what}: {len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)}")
         found += len(report.problems)
     return 1 if found else 0

@@ -93,7 +93,7 @@ class DetectionDataset(ABC):
         if len(set(classes)) != len(classes):
             raise UserError(f"data.classes: a class is named twice in {', '.join(classes)}")
         self.classes: tuple[str, ...] = tuple(classes)
-        self.name = name or "+".join(f"{source.root.name}/{source.split}" for source in opened)
+        self.name = name or "+".join(f"{source.root.name}/{source.split}".removesuffix("/") for source in opened)
         self._source = np.repeat(np.arange(len(self.opened)), [len(source.rows) for source in self.opened])
         self._row = np.concatenate([source.rows for source in self.opened])
         self.ids: tuple[str, ...] = tuple(self._name_images())

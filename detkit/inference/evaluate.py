@@ -130,17 +130,16 @@ def detect_batch(
     `postprocess`. timed: takes the time of `network` and `post-processing`.
     """
     count, fast = len(images), detector.fast
-    images = images_to_device(images if fast is None else fast.filled(images), device, config.train.channels_last)
-    running = nullcontext() if fast is None else fast.running(resolve_amp(device, config.train.amp))
-    # the threads of another program still spin, and torch's would wait for them
-    alone = nullcontext if detector.backend == "torch" else one_thread
-    with running:
-        with timed("network"), autocast(device, config.train.amp):
-            predictions = predict_views(detector, images, config.detect)
-        with timed("post-processing"), alone():
-            detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
-        with timed("network"), autocast(device, config.train.amp):
-            detections = detector.refine(images, detections, predictions.features)
+    # the threads of another program still spin, and torch's would wait for them, or they for torch's
+    with nullcontext() if detector.backend == "torch" else one_thread():
+        images = images_to_device(images if fast is None else fast.filled(images), device, config.train.channels_last)
+        with nullcontext() if fast is None else fast.running(resolve_amp(device, config.train.amp)):
+            with timed("network"), autocast(device, config.train.amp):
+                predictions = predict_views(detector, images, config.detect)
+            with timed("post-processing"):
+                detections, _ = postprocess(predictions, images, config.detect, score_thresholds)
+            with timed("network"), autocast(device, config.train.amp):
+                detections = detector.refine(images, detections, predictions.features)
     return detections if count == len(images) else detections.part(slice(count))
 
 

@@ -87,6 +87,14 @@ def test_exit_status_of_check(small_root, broken_root, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: which data set?")
 
 
+def test_a_root_without_splits_is_checked_and_counted_as_a_whole(small_root, capsys):
+    shutil.rmtree(small_root / "ImageSets")
+    assert run_command("dataset", ["check", "--root", str(small_root)]) == 0
+    assert f"{small_root}: 9 images, 12 objects, no splits: no problems" in capsys.readouterr().out
+    assert run_command("dataset", ["stats", "--root", str(small_root)]) == 0
+    assert "small: 9 images" in capsys.readouterr().out
+
+
 def test_every_root_is_checked_in_its_own_format(broken_root, tmp_path, capsys):
     """Also where one before it has problems."""
     for name in ("a", "b"):
