@@ -20,6 +20,7 @@ from detkit.inference import backends
 from detkit.inference.backends import onnx_file, open_detector
 from detkit.inference.backends.runtimes import OpenVINO
 from detkit.models import postprocess
+from detkit.runtime.device import images_to_device
 from tests import zoo
 from tests.backends import INSTALLED, check_backends
 from tests.builders import few_regions, random_image, save_checkpoint
@@ -59,17 +60,21 @@ def test_torch_takes_one_thread_behind_another_program(tmp_path: Path, monkeypat
     path = save_checkpoint(tmp_path / "best.pt", zoo.trained("yolov1"))
     used: list[int] = []
 
-    def spy(*arguments: Any) -> Any:
-        used.append(torch.get_num_threads())
-        return postprocess(*arguments)
+    def watched(work: Any) -> Any:
+        def spy(*arguments: Any) -> Any:
+            used.append(torch.get_num_threads())
+            return work(*arguments)
 
-    monkeypatch.setattr("detkit.inference.evaluate.postprocess", spy)
+        return spy
+
+    for work in (images_to_device, postprocess):
+        monkeypatch.setattr(f"detkit.inference.evaluate.{work.__name__}", watched(work))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         for backend in ("torch", INSTALLED[0]):
             detkit.load(path, "cpu", backend).detect([np.zeros((64, 64, 3), np.uint8)])
-        assert used == [2, 1]
+        assert used == [2, 2, 1, 1]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
