@@ -93,12 +93,13 @@ def test_who_interrupts_it_learns_how_to_go_on(root, capsys, monkeypatch):
     def interrupted(*_: object, **keys: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("detkit.runtime.progress.Progress.update", interrupted)
     command = ["proposals", "make", "--root", str(root), "--split", "test", "--workers", "1"]
-    assert main([*command, "--out", "a.npz"]) == 130
+    with monkeypatch.context() as patch:  # whose end leaves the folder as it is
+        patch.setattr("detkit.runtime.progress.Progress.update", interrupted)
+        assert main([*command, "--out", "a.npz"]) == 130
     assert capsys.readouterr().err == "interrupted; 1 of 3 images are done; the same command goes on from there\n"
-    monkeypatch.undo()
     assert main([*command, "--out", "a.npz"]) == 0
+    assert Path("a.npz").is_file()
 
 
 def test_what_a_process_leaves_that_is_killed_at_its_end_is_cleared(root):
