@@ -174,12 +174,12 @@ def test_the_file_is_parsed_once(tmp_path, monkeypatch):
     write(tmp_path, [annotation(area=5)])
     before = read(tmp_path)
     assert list(tmp_path.glob(index.INDEX_NAME.replace(".npz", "-*")))
-    monkeypatch.setattr("detkit.data.coco_index.load_coco", lambda path: pytest.fail("parsed again"))
-    after = read(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("detkit.data.coco_index.load_coco", lambda path: pytest.fail("parsed again"))
+        after = read(tmp_path)
     assert after.truth().boxes.equal(before.truth().boxes)
     assert (after.image_ids, after.category_ids) == (before.image_ids, before.category_ids)
     assert after.truth().area.tolist() == [5]
-    monkeypatch.undo()
     write(tmp_path, [])
     assert len(read(tmp_path).truth().area) == 0
 
