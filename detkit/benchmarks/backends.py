@@ -88,10 +88,10 @@ def _trace(end: str, part: ExportPart, checkpoint: str) -> bytes:
 def batch(detector: Detector, paths: list[Path], count: int) -> Images:
     """Return the first `count` images, from the beginning again where there are fewer."""
     transform = build_test(detector.input)
-    pictures = [decode_image(paths[number % len(paths)]) for number in range(count)]
+    decoded = [decode_image(paths[number % len(paths)]) for number in range(count)]
     none = torch.zeros(0, 4).numpy()
-    pixels = [transform(picture, none)[0] for picture in pictures]
-    return make_batch(pixels, [picture.shape[:2] for picture in pictures])
+    pixels = [transform(image, none)[0] for image in decoded]
+    return make_batch(pixels, [image.shape[:2] for image in decoded])
 
 
 def openvino_alone(content: bytes, pixels: Tensor, setting: Setting) -> Job:

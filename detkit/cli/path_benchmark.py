@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
+from detkit.benchmarks.backends import batch
 from detkit.cli import main
 from detkit.cli.detect import FORMATS
-from detkit.data.batch import make_batch
-from detkit.data.image_file import decode_image
-from detkit.data.transforms import build_test
 from detkit.errors import UserError
 from detkit.inference.backends import open_detector
 from detkit.inference.evaluate import detect_batch
@@ -52,17 +50,12 @@ def network(checkpoint: str, images: str, setting: Setting) -> Job:
     quiet()
     detector, config = open_detector(checkpoint, setting.device)
     paths = [source for source in find_sources([images]) if isinstance(source, Path)]
-    transform = build_test(detector.input)
-    pictures = [decode_image(path) for path in paths[:BATCH]]
-    none = torch.zeros(0, 4).numpy()
-    batch = make_batch(
-        [transform(picture, none)[0] for picture in pictures], [picture.shape[:2] for picture in pictures]
-    )
+    ready = batch(detector, paths, min(BATCH, len(paths)))
 
     @torch.inference_mode()
     def job() -> None:
         for first in range(0, len(paths), BATCH):
-            part = batch.part(slice(min(BATCH, len(paths) - first)))
+            part = ready.part(slice(min(BATCH, len(paths) - first)))
             detect_batch(detector, part, config, torch.device(setting.device)).to("cpu")
 
     return job

@@ -237,7 +237,7 @@ def _suppress(
     kept = _kept(candidates, iou, top_k)
     found = _best(candidates, kept, max_out)
     enough = torch.bincount(candidates.image[kept], minlength=len(scores)) >= max_out
-    left = (~(whole | enough)).nonzero().squeeze(1)
+    left = (~(whole | enough)).nonzero().squeeze(1)  # on a CPU: nothing waits
     if len(left):
         candidates = all_of(left)
         found[:, left] = _best(candidates, _kept(candidates, iou, top_k), max_out)
