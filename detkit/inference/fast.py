@@ -21,6 +21,7 @@ from detkit.backbones import Backbone
 from detkit.errors import in_a_line
 from detkit.models import Detector
 from detkit.runtime.depthwise import StridedDepthwise
+from detkit.runtime.device import AMP_TYPES, resolve_amp
 from detkit.runtime.screen import complain
 from detkit.structures import Images
 
@@ -40,6 +41,8 @@ ACTIVATIONS: dict[type, Callable[[Any], tuple[str, list[float]]]] = {
 # MKL, torch's own for fully connected layers, leaves much of AMD's processors unused
 _CPU = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
 MKL_IS_SLOW = "AMD" in _CPU and torch.backends.mkldnn.is_available()
+# what oneDNN's operators run in: bfloat16 where the processor multiplies it
+FORMATS = (torch.float32, *[torch.bfloat16] * (resolve_amp(torch.device("cpu"), "auto") == "bf16"))
 FEW_ROWS = 8  # below, reading the weights is all the time
 # Packages whose networks take the same way for every image: a graph, drawn once, is all of them. Those of a user's own
 # may not; only their rows of layers become graphs.
@@ -60,22 +63,29 @@ class Convolution(nn.Module):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
         self.reorders = on_cpu and torch.backends.mkldnn.is_available()
-        self.reordered: dict[bool, Tensor] = {}  # for one image, and for several, whose best order may be another
+        # in each number format, for one image, and for several, whose best order may be another
+        self.reordered: dict[tuple[bool, torch.dtype], Tensor] = {}
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """added: what the result is added to, before the activation."""
         padding, stride, dilation, groups = self.geometry
-        plain = not self.reorders or x.dtype != torch.float32 or not x.numel() or torch.is_autocast_enabled("cpu")
-        if plain or (added is not None and added.shape != self._shape(x)):  # which may be broadcast
+        if self.reorders and torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        plain = not self.reorders or x.dtype not in FORMATS or not x.numel()
+        # a sum of other shapes is broadcast, one of other number formats takes the finer
+        if plain or (added is not None and (added.shape, added.dtype) != (self._shape(x), x.dtype)):
             result = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             return self.activation(result if added is None else result + added)
-        several, onednn = len(x) > 1, torch.ops.mkldnn
-        if several not in self.reordered:
+        kind, onednn = (len(x) > 1, x.dtype), torch.ops.mkldnn
+        if kind not in self.reordered:
             layout = padding, stride, dilation, groups, x.shape
-            self.reordered[several] = onednn._reorder_convolution_weight(self.weight, *layout)
-        weight, (name, numbers) = self.reordered[several], ACTIVATIONS[type(self.activation)](self.activation)
+            self.reordered[kind] = onednn._reorder_convolution_weight(self.weight.to(x.dtype), *layout)
+        weight, (name, numbers) = self.reordered[kind], ACTIVATIONS[type(self.activation)](self.activation)
         if added is None:
             return onednn._convolution_pointwise(x, weight, self.bias, *self.geometry, name, numbers, "")
+        if x.dtype != torch.float32:  # a sum inside would want the bias, and so the norm's shift, in that format
+            result = onednn._convolution_pointwise(x, weight, self.bias, *self.geometry, "none", [], "")
+            return self.activation(result.add_(added))
         last = None if name == "none" else name, numbers, ""
         return onednn._convolution_pointwise.binary(x, added, weight, self.bias, *self.geometry, "add", 1, *last)
 
@@ -202,10 +212,13 @@ class Fast:
     def running(self, amp: str = "none") -> Iterator[None]:
         """Let the detector's layers be the fast ones.
 
-        amp: the number format, see `resolve_amp`. In bf16 and fp16 its own run, but for compiled ones: rounding weights
-        that hold a norm to so few digits cost up to .015 of mAP.
+        amp: the number format, `none`, `bf16` or `fp16`. Where it is not oneDNN's, as on a GPU, the detector's own run,
+        but for compiled ones: a norm's shift within a bias of so few digits costs up to .015 of mAP. oneDNN's biases
+        are float32 in bf16, too.
         """
-        if torch.is_grad_enabled() or (amp != "none" and not self.compiled):
+        on_cpu = next(self._detector.parameters()).device.type == "cpu"
+        has_it = amp == "none" or (on_cpu and AMP_TYPES[amp] in FORMATS)
+        if torch.is_grad_enabled() or not (has_it or self.compiled):
             yield
             return
         if self._instead is None or self._state() != self._made_of:

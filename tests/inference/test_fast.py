@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import pairwise
 from typing import Any
@@ -296,8 +297,59 @@ def test_the_detector_stays_as_it_is(tmp_path) -> None:
         assert_near(twin.detect(image, score=0.1)[0].scores, found[0].scores)
 
 
-def test_other_number_formats() -> None:
-    """In bf16 the detector's own layers run: norms within convolutions lose too much in so few digits."""
+BF16 = pytest.mark.skipif(torch.bfloat16 not in fast.FORMATS, reason="the processor has no bfloat16")
+
+
+@BF16
+@pytest.mark.parametrize("images", [1, 3])
+def test_bf16_rounds_once_behind_a_convolution(images: int) -> None:
+    """Sums and the norm's shift are float32: of weights that bf16 holds exactly, the result alone is rounded."""
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(16, 8, 3, 2, bias=False), nn.BatchNorm2d(8, eps=0.0)
+    x = torch.randint(0, 4, (images, 16, 9, 9)).float().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.randint(0, 4, convolution.weight.shape))
+        norm.running_mean = convolution(x).mean((0, 2, 3)) + 0.3  # hundreds, much larger than what is left
+    layer, instead = nn.Sequential(convolution, norm, nn.ReLU()).eval(), Convolution(convolution, norm, nn.ReLU())
+    exact = copy.deepcopy(layer).double()
+    with torch.inference_mode():
+        shifted = exact[:2](x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            found, own = instead(x), layer(x)
+            found_sum = instead(x, torch.ones_like(found))
+    assert found.dtype == torch.bfloat16
+    expected = shifted.relu()
+    assert_rounded(found, expected)
+    assert_rounded(found_sum, (shifted.bfloat16().double() + 1).relu())
+    assert (own.double() - expected).abs().max() > 4 * (found.double() - expected).abs().max()
+
+
+def assert_rounded(found: Tensor, expected: Tensor) -> None:
+    """bf16 has 8 digits, and float32 leaves some 1e-4 of hundreds."""
+    assert ((found.double() - expected).abs() <= expected.abs() * 2.0**-8 + 3e-4).all()
+
+
+@BF16
+@pytest.mark.parametrize("name", ["ssd", "faster_rcnn", "yolov3"])
+def test_bf16_is_as_near_to_float32_as_the_detectors_own_layers(name: str) -> None:
+    detector = zoo.trained(name)
+    spread_norms(detector)
+    images = zoo.sample_images(detector)
+    layers, distances = Fast(detector), []
+    pixels = detector.normalise(images.pixels, images.sizes)
+    with torch.inference_mode():
+        expected = detector.backbone(pixels)
+        for context in (nullcontext(), layers.running("bf16")):
+            with context, torch.autocast("cpu", torch.bfloat16):
+                found = detector.backbone(pixels)
+            distances.append([float((found[key].float() - expected[key]).norm()) for key in expected])
+    assert any(type(layer) is Convolution for _, _, layer in layers._instead or ())
+    assert all(0 < fast <= 1.2 * own for own, fast in zip(*distances))
+
+
+def test_other_number_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN has no bf16 the detector's own layers run: norms within convolutions lose too much then."""
+    monkeypatch.setattr(fast, "FORMATS", (torch.float32,))
     detector = zoo.trained("ssd")
     spread_norms(detector)
     images = zoo.sample_images(detector)
