@@ -63,7 +63,7 @@ class BackboneConfig:
     name: str = MISSING
     """One of `detkit backbones`."""
     weights: str | None = None
-    """`imagenet`, the path of a checkpoint, or null for random ones."""
+    """`imagenet`, the path of a checkpoint, `voc`, of the detector in the box, or null for random ones."""
     channels: str | None = None
     """Order of the colours that a file's first layer reads: `rgb`, or `bgr` as in weights from Caffe, whose first layer
     is turned round; null: `bgr` for a `.caffemodel`, else `rgb`. `model.mean` and `model.std` are RGB in any case."""

@@ -16,6 +16,7 @@ from detkit.backbones.base import Backbone
 from detkit.backbones.caffe_file import read_caffemodel
 from detkit.backbones.darknet_file import is_other_kind, read_weights
 from detkit.backbones.registry import BACKBONES
+from detkit.bundled import find_bundled
 from detkit.errors import UserError
 from detkit.names import shown
 from detkit.verified import nonfinite, read_torch
@@ -67,7 +68,7 @@ def torchvision_source(name: str) -> Source:
 
 
 def load_weights(backbone: Backbone, weights: str, channels: str | None = None) -> None:
-    """Load `imagenet` or a file into a backbone and print what fitted.
+    """Load `imagenet`, a file or the backbone of a detector of detkit's own, by its name, and print what fitted.
 
     A file may hold torchvision's keys, any of them nested under a common wrapper; or be a detkit checkpoint, whose
     backbone is taken, with those of its layers that are a region head's tail; or one of darknet's files, `.weights` or
@@ -83,8 +84,10 @@ def load_weights(backbone: Backbone, weights: str, channels: str | None = None) 
         raise UserError(WRONG_ORDER.format(weights))
     if weights == "imagenet":
         source, state = backbone.published() or _torchvisions(backbone)
+    elif (bundled := find_bundled(weights)) is not None:
+        source, state = weights, _inside(backbone, _read(bundled, bgr))
     elif not Path(weights).is_file():
-        raise UserError(f"model.backbone.weights: no file {weights}; give a path, or imagenet, or null")
+        raise UserError(f"model.backbone.weights: no file {weights}; give a path, imagenet, voc or null")
     elif DARKNET.search(weights):
         source, state = weights, _read_darknet(backbone, Path(weights))
     elif weights.endswith(CAFFE):

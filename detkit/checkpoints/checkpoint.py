@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from detkit.checkpoints.bundled import BUNDLED, find_bundled
+from detkit.bundled import BUNDLED, find_bundled
 from detkit.checkpoints.content import FORMAT, check_content
 from detkit.checkpoints.darknet_files import load_darknet
 from detkit.checkpoints.torchvision_files import download, from_state, is_state
@@ -71,7 +71,7 @@ def write(path: str | Path, content: dict[str, Any]) -> None:
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint onto `device`; UserError, naming the file, for anything that is none.
 
-    Other trained detectors stand for a checkpoint, too: detkit's own by name, as `voc`, see checkpoints/bundled.py;
+    Other trained detectors stand for a checkpoint, too: detkit's own by name, as `voc`, see bundled.py;
     torchvision's by name, as `torchvision/ssd300_vgg16`, or as a file of their weights, see
     checkpoints/torchvision_files.py.
     """

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from detkit.backbones.describe import count_parameters
 from detkit.backbones.weights import Source, torchvision_source
-from detkit.checkpoints.bundled import BUNDLED, FOLDER
+from detkit.bundled import BUNDLED, FOLDER
 from detkit.checkpoints.torchvision_files import NETWORKS, PREFIX
 from detkit.models.base import Paper
 from detkit.models.registry import MODELS

@@ -35,7 +35,7 @@ error; 128 and the signal's number after Ctrl-C (130) or SIGTERM (143), with all
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="a YAML file, or the name of one of detkit's, such as shapes/ssd")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config: train.lr=0.01")
-    models = "ssd_lite (default), ssd, yolov1, yolov2, faster_rcnn, retinanet, ..."
+    models = "ssd (default), ssd_lite, yolov1, yolov2, faster_rcnn, retinanet, ..."
     default = "runs/CONFIG-NUMBER; with --data runs/FOLDER-MODEL-NUMBER"
     parser.add_argument("--data", metavar="FOLDER", help="your own images, in place of a config: see below")
     parser.add_argument("--model", metavar="NAME", help=f"with --data: {models}")

@@ -34,17 +34,19 @@ from detkit.runtime import lock
 from detkit.runtime.progress import Progress
 from detkit.runtime.screen import say
 
-MODEL = "ssd_lite"
+MODEL = "ssd"
+WEIGHTS = "model.backbone.weights"
+START = "voc"  # whose backbone training starts from, which knows more than ImageNet's, and need not be downloaded
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 SEED = 0  # of the split
 FOLDER = "custom/"  # of the configs that are changed
-BACKBONE = "_mobilenet_v2"  # which the names of models leave out
+BACKBONE = "mobilenet_v2"  # of the models, whose names leave it out
 
 
 def own_models() -> dict[str, str]:
     """Return the models that train on a folder, and the config of each."""
     names = [name for name in known_configs() if name.startswith(FOLDER)]
-    return {name.removeprefix(FOLDER).removesuffix(BACKBONE): name for name in names}
+    return {name.removeprefix(FOLDER).removesuffix(f"_{BACKBONE}"): name for name in names}
 
 
 def train(
@@ -87,7 +89,13 @@ def train(
 
 def _config(name: str, root: Path, keys: dict[str, Any], overrides: Sequence[str]) -> Config:
     splits = dict.fromkeys(f"data.{use}" for use in USES)  # which some configs name
-    return load_config(name, [*override_texts({"data.root": root, **splits, **keys}), *overrides])
+    texts = override_texts({"data.root": root, **splits, **keys})
+    config = load_config(name, [*texts, *overrides])
+    backbone = getattr(config.model, "backbone", None)
+    given = any(text.startswith(WEIGHTS) for text in overrides)
+    if backbone is not None and backbone.name == BACKBONE and backbone.weights == "imagenet" and not given:
+        return load_config(name, [*texts, f"{WEIGHTS}={START}", *overrides])
+    return config
 
 
 def _unfinished(name: str, asked: Config, overrides: Sequence[str], out: str | None, run: str) -> Path | None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,9 @@ evaluate: {batch: 4}
 
 @pytest.fixture
 def here(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with `mine`, a data set in VOC layout without splits; the model `ssd_lite` is a toy."""
+    """A working folder with `mine`, a data set in VOC layout without splits; the model `ssd` is a toy."""
     (tmp_path / "toy.yaml").write_text(CONFIG)
-    models = {"ssd_lite": "toy.yaml", "rcnn": "custom/rcnn_mobilenet_v2"}
+    models = {"ssd": "toy.yaml", "rcnn": "custom/rcnn_mobilenet_v2"}
     monkeypatch.setattr(own_data, "own_models", lambda: models)
     monkeypatch.chdir(tmp_path)
     for name in ("JPEGImages", "Annotations"):
@@ -64,15 +65,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(here / "mine")
     assert main(["train", "--data", "mine", "train.lr=0.02"]) == 0
-    said, run = capsys.readouterr().out, here / "runs" / "mine-ssd_lite-1"
+    said, run = capsys.readouterr().out, here / "runs" / "mine-ssd-1"
     assert "mine: voc, no splits: 42 images, divided at random, every class alike (seed 0): train " in said
-    assert said.endswith("next: detkit detect runs/mine-ssd_lite-1/best.pt IMAGE --score best\n")
+    assert said.endswith("next: detkit detect runs/mine-ssd-1/best.pt IMAGE --score best\n")
     assert files(here / "mine") == before
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "best.pt", "metrics.json", "report.html", "splits.json"} <= names
     # an ordinary config, of which the splits are shared out
     config = load_config(run / "config.yaml")
-    assert config.data.split_file == "runs/mine-ssd_lite-1/splits.json"
+    assert config.data.split_file == "runs/mine-ssd-1/splits.json"
     assert (config.train.lr, config.train.evaluate_every, config.data.train) == (0.02, 0.1, None)
     assert config.data.augment == [*UPRIGHT, "HorizontalFlip"]
     parts = json.loads((run / "splits.json").read_text())
@@ -93,7 +94,7 @@ def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[s
     assert heard
     with pytest.raises(UserError, match="nowhere"):
         detkit.train(resume=own.folder, data="nowhere")
-    assert own.folder == Path("runs/mine-ssd_lite-2")
+    assert own.folder == Path("runs/mine-ssd-2")
     assert json.loads((own.folder / "splits.json").read_text()) == parts
     assert own.metrics["mAP"] == json.loads((run / "metrics.json").read_text())["mAP"]
 
@@ -101,7 +102,7 @@ def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("out", [[], ["--out", "there"]])
 def test_the_same_command_goes_on(here: Path, out: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "--data", "mine", "model.dropout=0.2", *out]
-    folder = Path(out[1] if out else "runs/mine-ssd_lite-1")
+    folder = Path(out[1] if out else "runs/mine-ssd-1")
     Toy.signal_at = Toy.calls + 7, signal.SIGTERM
     assert main(command) == 143
     Toy.signal_at = None
@@ -122,12 +123,12 @@ def test_another_command_is_another_run(here: Path) -> None:
     assert main(["train", "--data", "mine"]) == 143
     Toy.signal_at = None
     assert main(["train", "--data", "mine", "train.lr=0.5"]) == 0
-    assert load_config("runs/mine-ssd_lite-2/config.yaml").train.lr == 0.5
+    assert load_config("runs/mine-ssd-2/config.yaml").train.lr == 0.5
     Toy.signal_at = Toy.calls + 3, signal.SIGTERM
     assert main(["train", "--data", "mine", "train.iterations=9"]) == 143
     Toy.signal_at = None
     assert main(["train", "--data", "mine"]) == 0  # of the command before it nothing is left
-    assert load_config("runs/mine-ssd_lite-4/config.yaml").train.iterations == 12
+    assert load_config("runs/mine-ssd-4/config.yaml").train.iterations == 12
 
 
 @pytest.mark.parametrize("layout", ["coco", "yolo"])
@@ -163,7 +164,7 @@ def test_problems_are_said_in_short_and_fatal_ones_stop(here: Path, capsys: pyte
         r"note: \d+ duplicate image, 1 size, such as .*; detkit dataset check --root mine names each\n", said
     )
     assert re.search(r"test \d+; \d+ copies, or nearly, stay together", said)
-    parts = json.loads(Path("runs/mine-ssd_lite-1/splits.json").read_text())
+    parts = json.loads(Path("runs/mine-ssd-1/splits.json").read_text())
     assert any({"val000", "val001"} <= set(ids) for use, ids in parts.items() if use != "of")
     (here / "mine/JPEGImages/val000.jpg").write_bytes(b"")
     (here / "mine/JPEGImages/val002.jpg").unlink()
@@ -185,8 +186,8 @@ def test_what_cannot_be_is_one_line(here: Path, capsys: pytest.CaptureFixture[st
     Path("empty").mkdir()
     assert "empty is no data set; looked for" in refused(capsys, "--data", "empty")
     assert "no data set at nowhere" in refused(capsys, "--data", "nowhere")
-    assert "no model 'ssd_light' for one's own images; did you mean 'ssd_lite'?" in refused(
-        capsys, "--data", "mine", "--model", "ssd_light"
+    assert "no model 'sdd' for one's own images; did you mean 'ssd'?" in refused(
+        capsys, "--data", "mine", "--model", "sdd"
     )
     assert "rcnn classifies regions that are made before" in refused(capsys, "--data", "mine", "--model", "rcnn")
     assert "leave toy.yaml out, or name the folder as data.root=FOLDER" in refused(capsys, "toy.yaml", "--data", "mine")
@@ -257,5 +258,19 @@ def test_sides_are_not_exchanged(name: str, flips: bool) -> None:
 
 def test_models_are_the_configs_for_own_images() -> None:
     models = own_data.own_models()
-    assert models["ssd_lite"] == "custom/ssd_lite_mobilenet_v2"
-    assert {"ssd", "yolov1", "yolov2", "faster_rcnn", "retinanet", "ssd300_coco"} <= models.keys()
+    assert models["ssd"] == "custom/ssd_mobilenet_v2"
+    assert {"ssd_lite", "yolov1", "yolov2", "faster_rcnn", "retinanet", "ssd300_coco"} <= models.keys()
+
+
+def test_the_backbone_starts_from_the_detector_in_the_box(tmp_path: Path) -> None:
+    """Nothing is downloaded, but where a user asks for other weights, or for a backbone that it does not have."""
+
+    def weights_of(model: str, *overrides: str) -> Any:
+        config: Any = own_data._config(own_data.own_models()[model], tmp_path, {}, overrides)
+        return config.model.backbone.weights
+
+    assert [weights_of(model) for model in ("ssd", "yolov1", "faster_rcnn", "retinanet")] == ["voc"] * 4
+    assert weights_of("ssd", "model.backbone.weights=imagenet") == "imagenet"
+    assert weights_of("ssd", "model.backbone.weights=null") is None
+    assert weights_of("ssd", "model.backbone.name=resnet18") == "imagenet"
+    assert weights_of("ssd_lite") is weights_of("ssd300_coco") is None  # of a whole detector

@@ -9,10 +9,12 @@ import torch
 from matplotlib.cbook import get_sample_data
 
 import detkit
+from detkit.backbones import create_backbone
+from detkit.bundled import BUNDLED, FOLDER, find_bundled
 from detkit.checkpoints import checkpoint
-from detkit.checkpoints.bundled import BUNDLED, FOLDER, find_bundled
 from detkit.checkpoints.describe import published_weights
 from detkit.cli import main
+from detkit.config import BackboneConfig
 from detkit.data.formats import open_root
 from detkit.data.voc import VOC_CLASSES
 from detkit.errors import UserError
@@ -88,6 +90,18 @@ def test_training_starts_from_it(tmp_path: Path, capsys) -> None:
     for name, tensor in detector.state_dict().items():
         if not name.startswith(detector.class_layers):
             assert torch.equal(tensor, content["model"][name].to(tensor.dtype)), name
+
+
+def test_a_backbone_starts_from_it(capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = create_backbone(BackboneConfig("mobilenet_v2", "voc"))
+    assert "tensors from voc" in capsys.readouterr().err
+    expected = checkpoint.load("voc")["model"]
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, expected[f"backbone.{name}"].to(tensor.dtype)), name
+    with pytest.raises(UserError, match=r"^voc: .*; the file belongs to mobilenet_v2$"):
+        create_backbone(BackboneConfig("resnet18", "voc"))
+    with pytest.raises(UserError, match=r"model.backbone.channels: bgr, but the first layer of .*voc.* reads RGB"):
+        create_backbone(BackboneConfig("mobilenet_v2", "voc", "bgr"))
 
 
 def test_a_name_that_is_none(tmp_path: Path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = Path(__file__).parent / "checkpoints" / "weights"
 BUNDLED = {"voc": "ssd"}
 """Name, which is that of its file, to model. docs/voc.md says how each was trained, and what it cannot do."""
 
