@@ -22,7 +22,7 @@ from detkit.config import BackboneConfig, DetectConfig
 from detkit.inference.fast import Fast
 from detkit.models import DenseDetector, Detector, build_detector, postprocess
 from detkit.models.ssd import SSDConfig
-from detkit.runtime.device import images_to_device, to_device
+from detkit.runtime.device import autocast, images_to_device, resolve_amp, to_device
 from detkit.runtime.race import Benchmark, Job, Runner, Setting, against_torchvision
 from detkit.structures import Images, Targets
 
@@ -116,12 +116,14 @@ def detection(detector: Detector, images: Images, settings: DetectConfig, device
     @torch.inference_mode()
     def job() -> object:
         with fast.running(amp):
-            return postprocess(detector.predict(images), images, settings)
+            with autocast(images.pixels.device, amp):
+                predictions = detector.predict(images)
+            return postprocess(predictions, images, settings)
 
     return job
 
 
-def network_alone(batch: int, how: str, setting: Setting) -> Job:
+def network_alone(batch: int, how: str, amp: str, setting: Setting) -> Job:
     """Return the job of SSD300 on MobileNetV2 without decoding: as detection runs it, as torch does, or compiled."""
     device = torch.device(setting.device)
     config = SSDConfig(backbone=BackboneConfig("mobilenet_v2"))
@@ -130,11 +132,11 @@ def network_alone(batch: int, how: str, setting: Setting) -> Job:
     pixels = SSD.pixels(batch, setting.device).float().contiguous(memory_format=torch.channels_last)
     assert isinstance(detector, DenseDetector)
     network = torch.compile(detector.network, options={"freezing": True}) if how == "compile" else detector.network
-    running = Fast(detector).running if how == "detkit" else nullcontext
+    fast = Fast(detector)
 
     @torch.inference_mode()
     def job() -> object:
-        with running():
+        with fast.running(amp) if how == "detkit" else nullcontext(), autocast(device, amp):
             return network(detector.normalise(pixels))
 
     return job
@@ -159,15 +161,21 @@ def whole_images(pixels: Tensor) -> Images:
     return Images(pixels, sizes, sizes, tuple(map(str, range(len(pixels)))))
 
 
-def detect_detkit(network: Network, batch: int, setting: Setting) -> Job:
+def detect_detkit(network: Network, batch: int, amp: str, setting: Setting) -> Job:
     detector, settings = network.build()
-    return detection(detector, whole_images(network.pixels(batch, "cpu")), settings, setting.device)
+    return detection(detector, whole_images(network.pixels(batch, "cpu")), settings, setting.device, amp)
 
 
-def detect_torchvision(network: Network, batch: int, setting: Setting) -> Job:
+def detect_torchvision(network: Network, batch: int, amp: str, setting: Setting) -> Job:
     model = network.build_torchvision().eval().to(setting.device)
     pixels = network.pixels(batch, setting.device)
-    return torch.inference_mode()(lambda: model([image / 255 for image in pixels]))
+
+    @torch.inference_mode()
+    def job() -> object:
+        with autocast(torch.device(setting.device), amp):
+            return model([image / 255 for image in pixels])
+
+    return job
 
 
 def train_detkit(network: Network, batch: int, setting: Setting) -> Job:
@@ -186,18 +194,24 @@ def train_torchvision(network: Network, batch: int, setting: Setting) -> Job:
     return training(lambda: model([image / 255 for image in pixels], targets), model, network, fused=False)
 
 
+# what the names of lines end with, and the number format: bfloat16, too, where the processor multiplies it
+FORMATS = {"": "none"} | ({", bf16": "bf16"} if resolve_amp(torch.device("cpu"), "auto") == "bf16" else {})
 NETWORK = tuple(
     Benchmark(
-        f"SSD300 on MobileNetV2, network alone, {batch} image{'s' * (batch > 1)}",
+        f"SSD300 on MobileNetV2, network alone, {batch} image{'s' * (batch > 1)}{end}",
         tuple(
-            Runner(name, partial(network_alone, batch, how), True)
+            Runner(name, partial(network_alone, batch, how, amp), True)
             for name, how in (("detkit", "detkit"), ("torch, layer by layer", ""), ("torch.compile, frozen", "compile"))
         ),
     )
+    for end, amp in FORMATS.items()
     for batch in (1, 8)
 )
 DETECT = NETWORK + tuple(
-    against_torchvision(name, partial(detect_detkit, network, batch), partial(detect_torchvision, network, batch))
+    against_torchvision(
+        f"{name}{end}", partial(detect_detkit, network, batch, amp), partial(detect_torchvision, network, batch, amp)
+    )
+    for end, amp in FORMATS.items()
     for name, network, batch in (
         ("ssd300_vgg16, 1 image", SSD, 1),
         ("ssd300_vgg16, 8 images", SSD, 8),

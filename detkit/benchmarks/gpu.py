@@ -27,8 +27,8 @@ from detkit.benchmarks.detectors import (
     FASTER_RCNN,
     SSD,
     Network,
+    detect_detkit,
     detect_torchvision,
-    detection,
     train_torchvision,
     training,
     whole_images,
@@ -113,17 +113,6 @@ NETWORKS = {
     "fasterrcnn_resnet50_fpn": FASTER_RCNN,
     "yolov1": YOLO,
 }
-
-
-def detect(network: Network, batch: int, amp: str, setting: Setting) -> Job:
-    detector, settings = network.build()
-    job = detection(detector, whole_images(network.pixels(batch, "cpu")), settings, setting.device, amp)
-    return lambda: _within(amp, setting, job)
-
-
-def detect_peer(network: Network, batch: int, amp: str, setting: Setting) -> Job:
-    job = detect_torchvision(network, batch, setting)
-    return lambda: _within(amp, setting, job)
 
 
 def train(network: Network, batch: int, amp: str, setting: Setting) -> Job:
@@ -221,7 +210,7 @@ def ops(sizes: Sizes) -> Iterator[Race]:
 def detecting(sizes: Sizes) -> Iterator[Race]:
     for name, network in NETWORKS.items():
         for batch in sizes.detect:
-            runners = {"detkit": detect, "torchvision": detect_peer}
+            runners = {"detkit": detect_detkit, "torchvision": detect_torchvision}
             if network.build_torchvision is nn.Module:
                 del runners["torchvision"]
             forms = {
@@ -244,7 +233,7 @@ def stepping(sizes: Sizes) -> Iterator[Race]:
 
 
 def published(sizes: Sizes) -> Iterator[Race]:
-    for what, function, batches in zip(("detection", "training"), (detect, train), sizes.published):
+    for what, function, batches in zip(("detection", "training"), (detect_detkit, train), sizes.published):
         for batch in batches:
             known = PUBLISHED[what].get(batch)
             runner = partial(function, NVIDIA, batch, AMP)
