@@ -99,6 +99,10 @@ def test_auto_is_the_fastest_that_is_there(tmp_path: Path, monkeypatch: pytest.M
     assert started == ["openvino", "onnxruntime"]
     missing.clear()
     assert open_detector(path)[0].backend == "torch", "a checkpoint's weights are there already"
+    for capable, expected in ((True, "torch"), (False, "openvino")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)  # noqa: B023
+        assert open_detector(path, "cpu", "auto", ["train.amp=bf16"])[0].backend == expected
+        assert open_detector(path, "cpu", "auto", ["train.amp=none"])[0].backend == "openvino"
     peer = save_checkpoint(tmp_path / "peer.pt", zoo.build("torchvision_ssd"))
     assert open_detector(peer, "cpu", "auto")[0].backend == "torch", "it can't be exported"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
