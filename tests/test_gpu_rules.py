@@ -24,7 +24,14 @@ from tests.toys.fixtures import Train
 
 # Where the host waits in a training step. Of `rounds` how often depends on the data: greedy matching and NMS end early.
 ROUNDS = {"matching.py:_bipartite", "nms.py:_settle"}
-NMS = {"nms.py:_flat": 2, "nms.py:_greedy": 1, "nms.py:_kept": 2, "nms.py:_best": 2, "sorting.py:ranked_rows": 4}
+NMS = {
+    "candidates.py:candidates": 1,
+    "candidates.py:at": 1,
+    "nms.py:_greedy": 1,
+    "nms.py:_kept": 2,
+    "nms.py:_best": 2,
+    "sorting.py:ranked_rows": 4,
+}
 TRAINING = {
     "fast_rcnn": {},
     "faster_rcnn": NMS,  # of the RPN's proposals

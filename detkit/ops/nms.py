@@ -3,19 +3,13 @@
 Greedy and exact: in each group (one class in one image) boxes are taken best first, and a box is dropped when its IoU
 with a box that was kept before is above the threshold. Groups are kept apart by their index alone, never by shifting
 coordinates, which rounds boxes and flips decisions.
-
-Candidates are held as flat lists, since how many an image or a class has differs by orders of magnitude and padding
-all to the largest would cost far more than what it saves: on a GPU, reading the sizes is a handful of host syncs a
-batch, marked below.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from detkit.ops.boxes import as_float, box_iou, gather_boxes
+from detkit.ops.candidates import Candidates, ScoredBoxes, score_boxes
 from detkit.ops.sorting import argsort_descending, ranked_rows
 
 # Boxes of a group that are settled at once, and pairs of boxes compared at once (float32: 16 MiB and 256 MiB). Small
@@ -26,27 +20,6 @@ GPU_BLOCK, GPU_PAIRS = 1024, 1 << 26
 # .01 on, they are enough in nineteen of twenty images.
 CPU_FIRST = 12
 CPU_LOOP = 400  # boxes of a group up to which torchvision's loop, one group after the other, beats blocks on a CPU
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """M pairs of box and class of a batch, flat, by image, box and class.
-
-    boxes: (M, 4); scores: (M,). image, index, label: (M,) int64, the image that each belongs to, its index among that
-    image's boxes, its label. images, classes: how many there are.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    image: Tensor
-    index: Tensor
-    label: Tensor
-    images: int
-    classes: int
-
-    def rows(self, best_first: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """Lay them out in rows of `top_k`, one for each class of each image, see `ranked_rows`."""
-        return ranked_rows(self.image * self.classes + self.label, self.images * self.classes, best_first, top_k)
 
 
 @torch.no_grad()
@@ -73,14 +46,8 @@ def nms(
     over all classes. A box is dropped when its IoU with a better one that stays in its class is > `iou`. Of equal
     scores the lower index is better. Boxes with a coordinate that is not finite are dropped.
     """
-    takes_part = _taking_part(boxes, scores, labels, score, valid).unsqueeze(-1)
-    scores = scores.unsqueeze(-1)
     _check_iou(iou)
-
-    def all_of(images: Tensor | slice) -> Candidates:
-        return _flat(takes_part[images], boxes[images], scores[images], None if labels is None else labels[images])
-
-    return _suppress(all_of, takes_part, boxes, scores, labels, iou, top_k, max_out)[0]
+    return _suppress(_one_class_each(boxes, scores, labels, score, valid), iou, top_k, max_out)[0]
 
 
 @torch.no_grad()
@@ -94,12 +61,7 @@ def nms_dense(
     score: one for all classes, or (C,), one for each.
     """
     _check_iou(iou)
-    _check_dense(boxes, scores)
-
-    def all_of(images: Tensor | slice) -> Candidates:
-        return topk_candidates(boxes[images], scores[images], top_k, score)
-
-    index, label = _suppress(all_of, scores > score, boxes, scores, None, iou, top_k, max_out)
+    index, label = _suppress(score_boxes(boxes, scores, score), iou, top_k, max_out)
     return index, label
 
 
@@ -120,8 +82,7 @@ def nms_suppressors(
     that stays in its class and overlaps it more than `iou`, the first that greedy suppression compares it with. No part
     took what the threshold, `valid` or `top_k` leave out, and boxes with a coordinate that is not finite.
     """
-    takes_part = _taking_part(boxes, scores, labels, score, valid).unsqueeze(-1)
-    candidates = _flat(takes_part, boxes, scores.unsqueeze(-1), labels)
+    candidates = _one_class_each(boxes, scores, labels, score, valid).candidates()
     removed_by = candidates.index.new_full(scores.shape, -1)
     if len(candidates.scores) == 0 or top_k <= 0:
         return removed_by
@@ -135,40 +96,15 @@ def nms_suppressors(
     return removed_by.masked_fill_(~boxes.isfinite().all(-1), -1)
 
 
-def topk_candidates(boxes: Tensor, scores: Tensor, top_k: int, score: float | Tensor) -> Candidates:
-    """Return what of a detector's raw output, see `nms_dense`, is above its threshold and may be among the best top_k
-    of its class in its image."""
-    _check_dense(boxes, scores)
-    anchors = scores.shape[1]
-    takes_part = scores > score
-    if 0 < top_k < anchors:
-        # Sorting is spared to all but the best of a crowded class. What equals the last score stays for now, since
-        # topk promises nothing about which of equals it takes; ranked_rows cuts it off in order.
-        image, label = (takes_part.sum(1) > top_k).nonzero(as_tuple=True)  # host sync
-        if len(image):
-            crowded = takes_part[image, :, label]
-            values = scores[image, :, label].masked_fill(~crowded, -torch.inf)
-            last = values.topk(top_k, sorted=False).values.amin(1, keepdim=True)
-            takes_part[image, :, label] = crowded & (values >= last)
-    return _flat(takes_part, boxes, scores)
-
-
 def _check_iou(iou: float) -> None:
     if not 0 <= iou <= 1:
         raise ValueError(f"nms: iou {iou} is not between 0 and 1")
 
 
-def _check_dense(boxes: Tensor, scores: Tensor) -> None:
-    batch, anchors, classes = scores.shape
-    if boxes.shape not in ((batch, anchors, 4), (batch, anchors, classes, 4)):
-        raise ValueError(
-            f"nms_dense: expected boxes ({batch}, {anchors}, 4) or ({batch}, {anchors}, {classes}, 4) for scores "
-            f"({batch}, {anchors}, {classes}), got {tuple(boxes.shape)}"
-        )
-
-
-def _taking_part(boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None) -> Tensor:
-    """Return which boxes take part (B, N), see `nms`; there is one class more than their largest label."""
+def _one_class_each(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, score: float, valid: Tensor | None
+) -> ScoredBoxes:
+    """Return the arguments of `nms`, and which boxes take part."""
     batch, count = scores.shape
     if boxes.shape != (batch, count, 4):
         raise ValueError(f"nms: expected boxes ({batch}, {count}, 4) for scores ({batch}, {count}), got {boxes.shape}")
@@ -177,89 +113,50 @@ def _taking_part(boxes: Tensor, scores: Tensor, labels: Tensor | None, score: fl
         takes_part &= valid
     if labels is not None:
         takes_part &= labels >= 0
-    return takes_part
+    return ScoredBoxes(boxes, scores.unsqueeze(-1), takes_part.unsqueeze(-1), labels)
 
 
-def _flat(
-    takes_part: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None = None, pair: Tensor | None = None
-) -> Candidates:
-    """Return what takes part, (B, A, C) bool; boxes and scores as in `nms_dense`.
+def _suppress(scored: ScoredBoxes, iou: float, top_k: int, max_out: int) -> Tensor:
+    """Return the index and the label of the boxes that stay, (2, B, max_out), best first, padded with -1.
 
-    labels: (B, A), in place of the columns of `scores`, of which there is one then. pair: (M,) int64, the flat indices
-    of what is returned, where that is not all.
-    """
-    images, anchors, classes = scores.shape
-    # flat indices, since gathering by one is quicker than by three
-    pair = takes_part.flatten().nonzero().squeeze(1) if pair is None else pair  # host sync
-    box = pair if classes == 1 else pair // max(classes, 1)
-    image = box // max(anchors, 1)
-    if labels is None or len(pair) == 0:
-        label = pair - box * classes
-    else:
-        label = labels.flatten()[pair]
-        classes = int(label.max()) + 1  # host sync
-    return Candidates(
-        boxes=boxes.reshape(-1, 4)[box if boxes.ndim == 3 else pair],
-        scores=scores.flatten()[pair],
-        image=image,
-        index=box - image * anchors,
-        label=label,
-        images=images,
-        classes=classes,
-    )
-
-
-def _suppress(
-    all_of: Callable[[Tensor | slice], Candidates],
-    takes_part: Tensor,
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor | None,
-    iou: float,
-    top_k: int,
-    max_out: int,
-) -> Tensor:
-    """NMS of what takes part, see `_flat`; of equal scores the earlier one is better.
-
-    all_of: what may stay of some images. Returns the index and the label of those that stay, (2, B, max_out), best
-    first, padded with -1.
+    Of equal scores the earlier box, then the earlier class, is better.
 
     On a CPU each image's best candidates are settled first, since what is worse can't change which of them stay: where
     `max_out` do, or an image has no others, that is the result. A GPU would have to wait for the answer, and compares
     all.
     """
+    scores = scored.scores
     if not scores.numel() or top_k <= 0 or max_out <= 0:
         return torch.full((2, len(scores), max_out), -1, device=scores.device)
     if scores.device.type != "cpu":
-        candidates = all_of(slice(None))
+        candidates = scored.best(top_k).candidates()
         return _best(candidates, _kept(candidates, iou, top_k), max_out)
-    candidates, whole = _first(takes_part, boxes, scores, labels, CPU_FIRST * max_out)
+    candidates, whole = _first(scored, CPU_FIRST * max_out)
     kept = _kept(candidates, iou, top_k)
     found = _best(candidates, kept, max_out)
     enough = torch.bincount(candidates.image[kept], minlength=len(scores)) >= max_out
     left = (~(whole | enough)).nonzero().squeeze(1)  # on a CPU: nothing waits
     if len(left):
-        candidates = all_of(left)
+        candidates = scored.of(left).best(top_k).candidates()
         found[:, left] = _best(candidates, _kept(candidates, iou, top_k), max_out)
     return found
 
 
-def _first(
-    takes_part: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None, first: int
-) -> tuple[Candidates, Tensor]:
+def _first(scored: ScoredBoxes, first: int) -> tuple[Candidates, Tensor]:
     """Return each image's `first` best candidates, and what equals the last; and (B,) bool: whether those are all."""
-    pair = takes_part.flatten().nonzero().squeeze(1)
-    counts = torch.bincount(pair // scores[0].numel(), minlength=len(scores))
+    scores = scored.scores
+    indices = scored.takes_part.flatten().nonzero().squeeze(1)
+    counts = torch.bincount(indices // scores[0].numel(), minlength=len(scores))
     whole = counts <= first
     if not whole.all():
         # image by image: how many candidates one has differs by orders of magnitude
         stays = [
             some >= some.topk(min(first, len(some)), sorted=False).values.amin()
-            for some in scores.flatten()[pair].split(counts.tolist())
+            for some in scores.flatten()[indices].split(counts.tolist())
             if len(some)
         ]
-        pair = pair[torch.cat(stays)]
-    return _flat(takes_part, boxes, scores, labels, pair), whole
+        indices = indices[torch.cat(stays)]
+    return scored.at(indices), whole
 
 
 def _best(candidates: Candidates, kept: Tensor, max_out: int) -> Tensor:

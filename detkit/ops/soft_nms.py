@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops.boxes import box_iou, gather_boxes
-from detkit.ops.nms import topk_candidates
+from detkit.ops.candidates import score_boxes
 from detkit.ops.sorting import argsort_descending, ranked_rows
 
 METHODS = ("linear", "gaussian")
@@ -40,7 +40,7 @@ def soft_nms_dense(
     if method not in METHODS:
         raise ValueError(f"soft_nms: method {method!r} is not one of {', '.join(METHODS)}")
     batch = len(scores)
-    candidates = topk_candidates(boxes, scores, top_k, score)
+    candidates = score_boxes(boxes, scores, score).best(top_k).candidates()
     out = candidates.index.new_full((2, batch, max_out), -1)  # index and label
     out_scores = torch.zeros(batch, max_out, device=scores.device)
     if len(candidates.scores) == 0 or top_k <= 0 or max_out <= 0:
