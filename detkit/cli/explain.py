@@ -61,14 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: a file, not a folder")
 
-    from detkit.checkpoints.checkpoint import load_detector
     from detkit.data.image_file import decode_image
-    from detkit.runtime.device import choose_device, to_device
+    from detkit.inference.backends import open_detector
 
     image = decode_image(path)
-    device = choose_device(arguments.device)
-    detector, config = load_detector(arguments.checkpoint, device)
-    to_device(detector, device, config.train.channels_last)
+    detector, config = open_detector(arguments.checkpoint, arguments.device)
     truth = _find_truth(arguments.truth, path, image, detector)
     inside = INSIDE if (arguments.out / INSIDE).is_file() else None
     given = (truth, score, path.name, arguments.checkpoint, inside)

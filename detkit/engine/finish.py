@@ -14,6 +14,7 @@ from detkit.errors import Attempt, late
 from detkit.evaluation import best_scores, per_class_table
 from detkit.files import save_atomic, write_file
 from detkit.inference.evaluate import Evaluation, evaluate
+from detkit.inference.fast import Fast
 from detkit.models import Thresholds
 from detkit.names import LONGEST, fit_name, plain_name
 from detkit.report import write_report
@@ -35,7 +36,8 @@ def finish(run: Run) -> None:
     if run.test is not None:
         detector, _ = checkpoint.load_detector(best)
         to_device(detector, run.device, run.config.train.channels_last)
-        evaluation = evaluate(detector, run.test, run.config, run.device)
+        with Fast.lent(detector):
+            evaluation = evaluate(detector, run.test, run.config, run.device)
     if not run.writes:
         return
     thresholds = keep_thresholds(run, best, evaluation)

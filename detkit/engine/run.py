@@ -23,6 +23,7 @@ from detkit.evaluation import best_scores
 from detkit.experiment import save_config
 from detkit.files import read_text, write_file
 from detkit.inference.evaluate import evaluate
+from detkit.inference.fast import Fast
 from detkit.models import MODELS, SGD, Detector, Thresholds
 from detkit.models.base import TensorSpec
 from detkit.runtime import distributed
@@ -128,7 +129,8 @@ class Run:
         """Evaluate on val and keep the best as best.pt; without val, or objects in it, the latest is best.pt."""
         better = True
         if self.val is not None:
-            evaluation = evaluate(detector, self.val, self.config, self.device)
+            with Fast.lent(detector):  # as `detkit evaluate` detects
+                evaluation = evaluate(detector, self.val, self.config, self.device)
             self.metrics = {"iteration": iteration, "stage": self.stage, **evaluation.metrics(split="val")}
             self.best_scores = Thresholds("val", best_scores(evaluation.result, self.config.detect.score_threshold))
             value = self.metrics["mAP"]

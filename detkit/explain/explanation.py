@@ -11,6 +11,7 @@ from detkit.config import Config, DetectConfig
 from detkit.data.batch import make_batch
 from detkit.data.image_truth import Truth
 from detkit.data.transforms import build_test
+from detkit.inference.fast import run_fast
 from detkit.inference.predict import proposal_method
 from detkit.models import Detector, postprocess
 from detkit.models.trace import Step
@@ -94,7 +95,7 @@ def explain(detector: Detector, image: np.ndarray, config: Config, truth: Truth 
     targets = None if truth is None else _targets(detector, image, truth, config).to(device)
     training = detector.training
     detector.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), run_fast(detector, device, config.train.amp):
         with autocast(device, config.train.amp):
             trace = detector.trace(images, targets)
         settings, note = _let_some_through(trace.predictions, config.detect)

@@ -17,12 +17,13 @@ from detkit.data.loader import open_proposals, test_loader
 from detkit.data.opening import open_dataset, open_split
 from detkit.errors import UserError
 from detkit.evaluation import METRICS, COCOResult, Result, coco_ap, score
+from detkit.inference.fast import run_fast
 from detkit.inference.masks import take_masks
 from detkit.inference.tta import predict_views
 from detkit.models import Detector, postprocess
 from detkit.rle import RLE
 from detkit.runtime import distributed
-from detkit.runtime.device import autocast, images_to_device, one_thread, resolve_amp
+from detkit.runtime.device import autocast, images_to_device, one_thread
 from detkit.runtime.stopwatch import Timed, untimed
 from detkit.structures import Detections, DetectionSet, Images, Targets
 
@@ -133,7 +134,7 @@ def detect_batch(
     # the threads of another program still spin, and torch's would wait for them, or they for torch's
     with nullcontext() if detector.backend == "torch" else one_thread():
         images = images_to_device(images if fast is None else fast.filled(images), device, config.train.channels_last)
-        with nullcontext() if fast is None else fast.running(resolve_amp(device, config.train.amp)):
+        with run_fast(detector, device, config.train.amp):
             with timed("network"), autocast(device, config.train.amp):
                 predictions = predict_views(detector, images, config.detect)
             with timed("post-processing"):

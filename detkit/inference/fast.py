@@ -8,7 +8,7 @@ while.
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ _CPU = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
 MKL_IS_SLOW = "AMD" in _CPU and torch.backends.mkldnn.is_available()
 # what oneDNN's operators run in: bfloat16 where the processor multiplies it
 FORMATS = (torch.float32, *[torch.bfloat16] * (resolve_amp(torch.device("cpu"), "auto") == "bf16"))
+# of one convolution, the most orders of its weights that are kept, and their bytes
+ORDERS, ORDER_BYTES = 16, 1 << 22
 FEW_ROWS = 8  # below, reading the weights is all the time
 # Packages whose networks take the same way for every image: a graph, drawn once, is all of them. Those of a user's own
 # may not; only their rows of layers become graphs.
@@ -63,8 +65,8 @@ class Convolution(nn.Module):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
         self.reorders = on_cpu and torch.backends.mkldnn.is_available()
-        # in each number format, for one image, and for several, whose best order may be another
-        self.reordered: dict[tuple[bool, torch.dtype], Tensor] = {}
+        # by number format, whether of several images, and size of the map: others may want another order
+        self.reordered: dict[tuple[torch.dtype, bool, torch.Size], Tensor] = {}
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """added: what the result is added to, before the activation."""
@@ -76,11 +78,8 @@ class Convolution(nn.Module):
         if plain or (added is not None and (added.shape, added.dtype) != (self._shape(x), x.dtype)):
             result = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             return self.activation(result if added is None else result + added)
-        kind, onednn = (len(x) > 1, x.dtype), torch.ops.mkldnn
-        if kind not in self.reordered:
-            layout = padding, stride, dilation, groups, x.shape
-            self.reordered[kind] = onednn._reorder_convolution_weight(self.weight.to(x.dtype), *layout)
-        weight, (name, numbers) = self.reordered[kind], ACTIVATIONS[type(self.activation)](self.activation)
+        weight, onednn = self._reordered(x), torch.ops.mkldnn
+        name, numbers = ACTIVATIONS[type(self.activation)](self.activation)
         if added is None:
             return onednn._convolution_pointwise(x, weight, self.bias, *self.geometry, name, numbers, "")
         if x.dtype != torch.float32:  # a sum inside would want the bias, and so the norm's shift, in that format
@@ -88,6 +87,23 @@ class Convolution(nn.Module):
             return self.activation(result.add_(added))
         last = None if name == "none" else name, numbers, ""
         return onednn._convolution_pointwise.binary(x, added, weight, self.bias, *self.geometry, "add", 1, *last)
+
+    def _reordered(self, x: Tensor) -> Tensor:
+        """Return the weights in the order that oneDNN wants for x; it would reorder others at each call.
+
+        Where maps of many sizes come, memory ends that, and those of the first size are taken.
+        """
+        key = *kind, _ = x.dtype, len(x) > 1, x.shape[2:]
+        if key not in self.reordered:
+            first = next((other for other in self.reordered if [*other[:2]] == kind), None)
+            full = (len(self.reordered) + 1) * self.weight.nbytes > ORDER_BYTES or len(self.reordered) == ORDERS
+            if first is not None and full:
+                return self.reordered[first]
+            padding, stride, dilation, groups = self.geometry
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            weight = self.weight.to(x.dtype)
+            self.reordered[key] = reorder(weight, padding, stride, dilation, groups, x.shape)
+        return self.reordered[key]
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         sides = zip(x.shape[2:], self.weight.shape[2:], *self.geometry[:3])
@@ -235,6 +251,19 @@ class Fast:
                 if own is not None:
                     place[name] = own
 
+    @classmethod
+    @contextmanager
+    def lent(cls, detector: Detector) -> Iterator[None]:
+        """Give a detector one for a while, where it runs on torch and has none."""
+        if detector.fast is not None or detector.backend != "torch":
+            yield
+            return
+        detector.fast = cls(detector)
+        try:
+            yield
+        finally:
+            detector.fast = None
+
     def filled(self, images: Images) -> Images:
         """Return a batch as large as the largest so far where that spares the compiler another network: the last image
         again and again."""
@@ -275,6 +304,11 @@ class Fast:
                 return result
 
         return self._detector.__dict__, name, run
+
+
+def run_fast(detector: Detector, device: torch.device, amp: str) -> AbstractContextManager[None]:
+    """Return the context in which a detector's predictions run by its fast layers, where it has such."""
+    return nullcontext() if detector.fast is None else detector.fast.running(resolve_amp(device, amp))
 
 
 def _hooks(module: nn.Module) -> tuple[Any, Any]:

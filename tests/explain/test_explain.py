@@ -17,6 +17,7 @@ from detkit.explain.explanation import suppress
 from detkit.explain.proposals import proposal_suppression
 from detkit.explain.regions import shown_regions
 from detkit.explain.samples import levels_of_objects
+from detkit.inference.fast import Fast
 from detkit.models.trace import (
     AnchorStep,
     GridStep,
@@ -34,9 +35,12 @@ from detkit.ops import box_iou, match_ssd, scale
 from tests.explain.explained import BOXES, FACTORS, MODELS, TRUTH, build, explained, image, step_of
 
 
+@pytest.mark.parametrize("amp", ["none", "bf16"])
 @pytest.mark.parametrize("name", [*MODELS, "torchvision_ssd"])
-def test_its_final_boxes_are_those_of_detect(name: str) -> None:
+def test_its_final_boxes_are_those_of_detect(name: str, amp: str) -> None:
     detector, config = build(name)
+    config.train.amp = amp
+    detector.fast = Fast(detector)
     before = set(vars(detector))
     explanation = explain(detector.train(), image(), config, TRUTH)
     assert detector.training

@@ -297,6 +297,27 @@ def test_the_detector_stays_as_it_is(tmp_path) -> None:
         assert_near(twin.detect(image, score=0.1)[0].scores, found[0].scores)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_weights_are_in_the_order_of_each_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pyramid's maps each its own; where there are too many, those of the first of as many images."""
+    layer = nn.Conv2d(16, 36, 3, padding=1).eval()
+    convolution = Convolution(layer)
+    monkeypatch.setattr(fast, "ORDERS", 3)
+    seen = ((1, 40), (1, 5), (2, 40), (4, 40), (1, 5), (1, 9), (3, 9))
+    kept: list[int] = []
+    with torch.inference_mode():
+        for images, side in seen:
+            x = torch.randn(images, 16, side, side)
+            assert_near(convolution(x), layer(x))
+            kept.append(len(convolution.reordered))
+    assert kept == [1, 2, 3, 3, 3, 3, 3]
+    large = Convolution(nn.Conv2d(1024, 256, 3))
+    with torch.inference_mode():
+        for images, side in seen:
+            large(torch.randn(images, 1024, side, side))
+    assert [images for _, images, _ in large.reordered] == [False, True], "9 MB each"
+
+
 BF16 = pytest.mark.skipif(torch.bfloat16 not in fast.FORMATS, reason="the processor has no bfloat16")
 
 
