@@ -1,6 +1,7 @@
 """`train --data FOLDER`: any layout, split and checked, a recipe by its size, gone on with by the same command."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -9,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import detkit
 from detkit.checkpoints import checkpoint
 from detkit.cli import main
 from detkit.config import Config, DataConfig, TrainConfig
 from detkit.data.convert import convert
+from detkit.data.given import as_dataset
 from detkit.data.opening import open_dataset
 from detkit.engine import own_data
-from detkit.engine.recipe import UPRIGHT, Size, choose_recipe
+from detkit.engine.recipe import CUT_OR_PAD, Size, choose_recipe
 from detkit.errors import UserError
 from detkit.experiment import load_config
 from tests.engine.test_resume import assert_same_run
@@ -75,7 +78,7 @@ def test_a_folder_becomes_a_detector(here: Path, capsys: pytest.CaptureFixture[s
     config = load_config(run / "config.yaml")
     assert config.data.split_file == "runs/mine-ssd-1/splits.json"
     assert (config.train.lr, config.train.evaluate_every, config.data.train) == (0.02, 0.1, None)
-    assert config.data.augment == [*UPRIGHT, "HorizontalFlip"]
+    assert config.data.augment == ["PhotometricDistort", "HorizontalFlip"]  # of objects that are all as large
     parts = json.loads((run / "splits.json").read_text())
     ids = {use: open_dataset(config.data, use).ids for use in ("train", "val", "test")}
     assert {use: list(names) for use, names in ids.items()} == {use: parts[use] for use in ids}
@@ -217,8 +220,16 @@ def test_a_damaged_list_is_one_line(text: str, here: Path, capsys: pytest.Captur
 # the recipe
 
 
-def recipe(images: int, objects: int, *, classes: tuple[str, ...] = ("cat",), side: int = 500, **asked: bool) -> dict:
-    size = Size(images, objects, images * side**2, classes)
+def recipe(
+    images: int,
+    objects: int,
+    *,
+    classes: tuple[str, ...] = ("cat",),
+    side: int = 500,
+    spread: float = 0.5,
+    **asked: bool,
+) -> dict:
+    size = Size(images, objects, images * side**2, classes, spread)
     base = Config(model=None, data=DataConfig(root="", cache=True), train=TrainConfig(iterations=600, batch=16))
     return choose_recipe(size, base, **{"has_val": True, "has_length": False, **asked})
 
@@ -254,6 +265,31 @@ def test_what_goes_with_the_length() -> None:
 @pytest.mark.parametrize(("name", "flips"), [("turn-left", False), ("Right arrow", False), ("bright", True)])
 def test_sides_are_not_exchanged(name: str, flips: bool) -> None:
     assert ("HorizontalFlip" in recipe(20, 20, classes=("a", name))["data.augment"]) == flips
+
+
+def test_sizes_are_varied_where_they_vary() -> None:
+    same, varied = (recipe(20, 20, spread=spread)["data.augment"] for spread in (0.1, 0.3))
+    assert same == ["PhotometricDistort", "HorizontalFlip"]
+    assert varied == [CUT_OR_PAD, *same]
+
+
+def test_how_sizes_vary() -> None:
+    """Within a class, as shares of the image, by factors; of what is trained on."""
+    images = (  # side; sides of objects, their classes, which are crowds
+        (100, [10, 20, 80], [0, 0, 1], [False, False, True]),
+        (200, [40, 4, 8], [0, 1, 1], [False, False, False]),
+    )
+    mine = []
+    for side, sides, labels, crowds in images:
+        boxes = torch.tensor([[0.0, 0, size, size] for size in sides])
+        target = {"boxes": boxes, "labels": torch.tensor(labels), "iscrowd": torch.tensor(crowds)}
+        mine.append((torch.zeros(3, side, side, dtype=torch.uint8), target))
+    size = Size.of(as_dataset(mine, "data", ("a", "b")), use_difficult=False)
+    logs = [math.log(share) for share in (0.1, 0.2, 0.2, 0.02, 0.04)]
+    a, b = sum(logs[:3]) / 3, sum(logs[3:]) / 2
+    expected = (sum((one - a) ** 2 for one in logs[:3]) + sum((one - b) ** 2 for one in logs[3:])) / 5
+    assert size.spread == pytest.approx(expected**0.5, rel=1e-6)
+    assert (size.images, size.objects, size.pixels) == (2, 5, 50_000)
 
 
 def test_models_are_the_configs_for_own_images() -> None:
