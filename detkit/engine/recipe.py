@@ -26,8 +26,8 @@ SIDED = re.compile(r"(^|[^a-z])(left|right)([^a-z]|$)", re.IGNORECASE)  # classe
 class Size:
     """What is known of training data.
 
-    pixels: of all images. spread: the standard deviation, within a class, of the logarithm of an object's side, the root
-    of its share of the image's area.
+    pixels: of all images. spread: the standard deviation, within a class, of the logarithm of an object's side, which
+    is the root of its share of the image's area.
     """
 
     images: int
