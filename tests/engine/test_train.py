@@ -16,6 +16,7 @@ from detkit.engine.meter import LOG_EVERY, Meter
 from detkit.engine.step import micro_batches, total
 from detkit.engine.train import step_seed
 from detkit.inference.evaluate import Evaluation, evaluate
+from detkit.inference.fast import Fast
 from detkit.structures import Images, Targets
 from tests.toys.fixtures import Train
 from tests.toys.toy import CLASSES, Toy
@@ -78,6 +79,24 @@ def test_the_best_on_val_is_kept(
     assert checkpoint.load(folder / "last.pt")["iteration"] == 24
     # the test split is seen by the best alone
     assert json.loads((folder / "metrics.json").read_text())["checkpoint"] == str(folder / "best.pt")
+
+
+def test_what_training_says_is_what_evaluate_says(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On val and test a run's detector has the layers that a checkpoint detects with, and only then."""
+    seen: list[Any] = []
+
+    def watched(detector: Any, *arguments: Any) -> Evaluation:
+        seen.append(detector)
+        assert isinstance(detector.fast, Fast)
+        return evaluate(detector, *arguments)
+
+    for module in ("run", "finish"):
+        monkeypatch.setattr(f"detkit.engine.{module}.evaluate", watched)
+    assert train("--out", tmp_path / "run") == 0
+    assert len(seen) == 4, "three of val, and the test"
+    assert all(detector.fast is None for detector in seen)
 
 
 def test_the_best_by_cocos_metric(train: Train, tmp_path: Path) -> None:
