@@ -93,12 +93,13 @@ class Convolution(nn.Module):
 
         Where maps of many sizes come, memory ends that, and those of the first size are taken.
         """
-        key = *kind, _ = x.dtype, len(x) > 1, x.shape[2:]
+        several, size = len(x) > 1, x.shape[2:]
+        key = x.dtype, several, size
         if key not in self.reordered:
-            first = next((other for other in self.reordered if [*other[:2]] == kind), None)
+            alike = [other for other in self.reordered if other[:2] == (x.dtype, several)]
             full = (len(self.reordered) + 1) * self.weight.nbytes > ORDER_BYTES or len(self.reordered) == ORDERS
-            if first is not None and full:
-                return self.reordered[first]
+            if alike and full:
+                return self.reordered[alike[0]]
             padding, stride, dilation, groups = self.geometry
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             weight = self.weight.to(x.dtype)

@@ -14,7 +14,6 @@ from detkit.data.dataset import DetectionDataset
 from detkit.data.loader import test_loader
 from detkit.data.proposal_store import ProposalStore, make_manifest
 from detkit.errors import UserError
-from detkit.inference.fast import Fast, run_fast
 from detkit.models import Detector
 from detkit.ops import clip
 from detkit.proposals.make import Made, fill_store
@@ -84,17 +83,15 @@ def _propose(
     index_of = {dataset.ids[i]: i for i in images}
     skip = frozenset(range(len(dataset))).difference(images)
     batch, workers = config.evaluate.batch, config.train.workers
-    with Fast.lent(detector):
-        for read, _ in test_loader(dataset, detector.input, batch=batch, workers=workers, skip=skip):
-            batch_images = images_to_device(read, device, config.train.channels_last)
-            fast = run_fast(detector, device, config.train.amp)
-            with torch.inference_mode(), fast, autocast(device, config.train.amp):
-                # waits for the device, once a batch: the store is written on the host
-                proposals = detector.propose_regions(batch_images)
-                boxes, scores, valid = (part.cpu().numpy() for part in _of_image(proposals, batch_images))
-            for row, name in enumerate(batch_images.ids):
-                if name in index_of:
-                    yield index_of[name], boxes[row][valid[row]], scores[row][valid[row]]
+    for read, _ in test_loader(dataset, detector.input, batch=batch, workers=workers, skip=skip):
+        batch_images = images_to_device(read, device, config.train.channels_last)
+        with torch.inference_mode(), autocast(device, config.train.amp):
+            # waits for the device, once a batch: the store is written on the host
+            proposals = detector.propose_regions(batch_images)
+            boxes, scores, valid = (part.cpu().numpy() for part in _of_image(proposals, batch_images))
+        for row, name in enumerate(batch_images.ids):
+            if name in index_of:
+                yield index_of[name], boxes[row][valid[row]], scores[row][valid[row]]
 
 
 def _of_image(proposals: Proposals, images: Images) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
