@@ -217,18 +217,21 @@ def speed_plot(points: Sequence[SpeedPoint], path: str | Path, title: str) -> No
 
 
 def _write_names(axes: Any, points: Sequence[SpeedPoint]) -> None:
-    """Write names by their points, where none covers another or a mark: above, else below, else further off."""
+    """Write names by their points, where none covers another or a mark: above, else below, else further off, by a line."""
     from matplotlib.transforms import Bbox
 
     axes.figure.draw_without_rendering()  # now places are known
     marks = [axes.transData.transform((point.speed, point.mAP)) for point in points]
     taken = [Bbox.from_extents(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
     for point in sorted(points, key=lambda point: point.speed):
-        text = axes.annotate(
-            point.name, (point.speed, point.mAP), (0, 0), textcoords="offset points", ha="center", fontsize=9
-        )
+        mark = point.speed, point.mAP
+        text = axes.annotate(point.name, mark, (0, 0), textcoords="offset points", ha="center", fontsize=9)
         for offset in NAME_OFFSETS:
             text.set_position((0, offset))
             if not any(text.get_window_extent().overlaps(other) for other in taken):
                 break
         taken.append(text.get_window_extent())
+        if offset not in NAME_OFFSETS[:2]:
+            end = 0, offset if offset > 0 else offset + text.get_fontsize()
+            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7}
+            axes.annotate("", mark, end, textcoords="offset points", arrowprops=line, zorder=1)
