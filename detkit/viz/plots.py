@@ -217,7 +217,7 @@ def speed_plot(points: Sequence[SpeedPoint], path: str | Path, title: str) -> No
 
 
 def _write_names(axes: Any, points: Sequence[SpeedPoint]) -> None:
-    """Write names by their points, where none covers another or a mark: above, else below, else further off, by a line."""
+    """Write names where none covers another or a mark: above their points, else below, else further off by a line."""
     from matplotlib.transforms import Bbox
 
     axes.figure.draw_without_rendering()  # now places are known
@@ -231,7 +231,7 @@ def _write_names(axes: Any, points: Sequence[SpeedPoint]) -> None:
             if not any(text.get_window_extent().overlaps(other) for other in taken):
                 break
         taken.append(text.get_window_extent())
-        if offset not in NAME_OFFSETS[:2]:
+        if (offset := text.get_position()[1]) not in NAME_OFFSETS[:2]:
             end = 0, offset if offset > 0 else offset + text.get_fontsize()
             line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7}
             axes.annotate("", mark, end, textcoords="offset points", arrowprops=line, zorder=1)
