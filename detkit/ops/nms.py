@@ -143,7 +143,10 @@ def _suppress(scored: ScoredBoxes, iou: float, top_k: int, max_out: int) -> Tens
 
 
 def _first(scored: ScoredBoxes, first: int) -> tuple[Candidates, Tensor]:
-    """Return each image's `first` best candidates, and what equals the last; and (B,) bool: whether those are all."""
+    """Return each image's `first` best candidates, and what equals the last; and (B,) bool: whether those are all.
+
+    On a CPU alone, where no size that is read waits.
+    """
     scores = scored.scores
     indices = scored.takes_part.flatten().nonzero().squeeze(1)
     counts = torch.bincount(indices // scores[0].numel(), minlength=len(scores))
