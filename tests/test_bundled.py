@@ -62,7 +62,7 @@ def test_voc_from_python_and_from_the_command(tmp_path: Path, monkeypatch, capsy
 
 @needs("voc2012_sample")
 def test_voc_on_other_images() -> None:
-    """110 images, some of which it may have learnt from: no figure, but enough to see that nothing is upside down."""
+    """110 images, some of which it may have learned from: no figure, but enough to see that nothing is upside down."""
     detector = detkit.load("voc")
     dataset = open_root(DATA / "voc2012_sample", ["all"])
     result = evaluate(detector, dataset, detector.experiment, torch.device("cpu")).result

@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "mAP of a checkpoint, or of a file of detections",
     "compare": "train and measure several detectors, side by side",
     "detect": "run a checkpoint on images, folders, videos or a camera",
-    "inside": "what a network's layers have learnt, and where it looks",
+    "inside": "what a network's layers have learned, and where it looks",
     "export": "write a checkpoint as ONNX, or compress it",
     "dataset": "fetch, check, show, convert and split data sets",
     "proposals": "make, measure and convert region proposals",

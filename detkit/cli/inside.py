@@ -1,4 +1,4 @@
-"""detkit inside: what a network's layers have learnt, and where it looks."""
+"""detkit inside: what a network's layers have learned, and where it looks."""
 
 import argparse
 from pathlib import Path

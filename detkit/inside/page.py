@@ -1,4 +1,4 @@
-"""inside.html: what the layers of a network have learnt and where it looks, in one page that stands alone."""
+"""inside.html: what the layers of a network have learned and where it looks, in one page that stands alone."""
 
 from collections.abc import Sequence
 from html import escape

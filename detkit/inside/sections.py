@@ -133,7 +133,7 @@ def _looks(network: Network, wanted: Wanted, number: int) -> list[Section]:
     ]
     text = (
         f"What {subject} depends on in {name}. The number behind “untrained” is the rank correlation with the map of "
-        f"the same network with random weights: near 1, and the map says nothing of what was learnt. {' '.join(notes)}"
+        f"the same network with random weights: near 1, and the map says nothing of what was learned. {' '.join(notes)}"
     )
     title = f"Where it looks: {asked.title}" + (f", {name}" if len(wanted.images) > 1 else "")
     return [
@@ -182,13 +182,13 @@ def _layer(network: Network, wanted: Wanted, name: str, field: Field, inputs: Se
             panels += _patches(network, wanted, name, unit, field, best, projected)
         elif projected:
             panels.append(_projection(network, name, unit, field, inputs[0], maps[0][unit]))
-    learnt, values = maximise(network, name, shown, field)
+    learned, values = maximise(network, name, shown, field)
     panels += [
         Panel(
             resized(as_picture(image), 288, round(288 * image.shape[-2] / image.shape[-1])),
             f"unit {unit}: what it can learn, value {_short(value)}",
         )
-        for unit, image, value in zip(shown, learnt, values.tolist())
+        for unit, image, value in zip(shown, learned, values.tolist())
     ]
     size = "the whole image" if np.isinf(field.size).any() else f"{field.size[1]:g} x {field.size[0]:g} pixels"
     text = (

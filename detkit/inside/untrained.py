@@ -1,4 +1,4 @@
-"""Sanity check (Adebayo et al., 2018): does a map say something of what was learnt, or would any weights give it?"""
+"""Sanity check (Adebayo et al., 2018): does a map say something of what was learned, or would any weights give it?"""
 
 from copy import deepcopy
 from dataclasses import replace

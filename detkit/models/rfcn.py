@@ -76,9 +76,9 @@ class VoteHead(nn.Module):
         return self(pooled)[0]
 
     def losses(self, pooled: Tensor, sampled: SampledRegions) -> dict[str, Tensor]:
-        return ohem_loss(*self.learnt(pooled, sampled), self.hard)
+        return ohem_loss(*self.learned(pooled, sampled), self.hard)
 
-    def learnt(self, pooled: Tensor, sampled: SampledRegions) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def learned(self, pooled: Tensor, sampled: SampledRegions) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return what the loss is of, see `ohem_loss`."""
         logits, deltas = self(pooled)
         return (logits, deltas, sampled.labels, sampled.target_deltas(self.coder), sampled.valid)
@@ -156,7 +156,7 @@ class RFCN(RPNDetector):
             return super().sample_step(prepared, proposals, targets)
         regions = label_regions(proposals, targets, len(self.classes), self.config)
         pooled = self.features.pool(prepared, regions.boxes)
-        _, _, hard = hard_regions(*self.head.learnt(pooled, regions), self.head.hard)
+        _, _, hard = hard_regions(*self.head.learned(pooled, regions), self.head.hard)
         return SampleStep(
             regions.boxes[hard],
             regions.matched_gt_index[hard],

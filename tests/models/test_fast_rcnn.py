@@ -163,7 +163,7 @@ def test_statistics_leave_out_ignored_objects() -> None:
 
 
 def test_normalised_deltas_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of an object, and what the head would have learnt of them: `predict` gives the object's box."""
+    """Regions of an object, and what the head would have learned of them: `predict` gives the object's box."""
     detector = build_detector(tiny_fast_rcnn_config(), ("a", "b"))
     assert isinstance(detector, FastRCNN)
     detector.head.delta_mean.normal_()

@@ -121,11 +121,11 @@ def test_the_svms_are_those_of_all_windows_where_nothing_is_left_out(tmp_path: P
     labels = torch.tensor([[1 if p else -1 if f else 0 for f, p in zip(free, own)] for _, free, own in table])
     weight, bias = fit_svm(scaled, labels, **SVM, tolerance=1e-6)
     found, expected = detector.head.svm(features), scaled @ weight.T + bias
-    learnt = (labels > 0).any(0)
-    torch.testing.assert_close(found[:, learnt], expected[:, learnt], atol=0.02, rtol=0.02)
+    learned = (labels > 0).any(0)
+    torch.testing.assert_close(found[:, learned], expected[:, learned], atol=0.02, rtol=0.02)
     # a class without objects is never detected
-    assert learnt.tolist() == [False, False, True]
-    assert (found[:, ~learnt] < -1e5).all()
+    assert learned.tolist() == [False, False, True]
+    assert (found[:, ~learned] < -1e5).all()
     assert bool(detector.head.svm_fitted)
     assert run.concluded == 1
 
